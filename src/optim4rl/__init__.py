@@ -1,0 +1,1 @@
+"""optim4rl: learned optimizers for reinforcement learning."""
