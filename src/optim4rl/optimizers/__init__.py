@@ -1,1 +1,29 @@
+"""Learned optimizers: the rule, its replay and meta-gradient, its optax form and its files."""
 
+from optim4rl.optimizers.presets import (
+    CLASSICAL as CLASSICAL,
+    LEARNED as LEARNED,
+    classical as classical,
+    learned_spec as learned_spec,
+    optimizer_names as optimizer_names,
+)
+from optim4rl.optimizers.rule import (
+    OptimizerSpec as OptimizerSpec,
+    RuleState as RuleState,
+    init_meta_parameters as init_meta_parameters,
+    init_state as init_state,
+    step as step,
+)
+from optim4rl.optimizers.transform import (
+    learned_optimizer as learned_optimizer,
+    scale_by_learned_rule as scale_by_learned_rule,
+)
+from optim4rl.optimizers.weights import (
+    LearnedOptimizer as LearnedOptimizer,
+    WeightsError as WeightsError,
+    load as load,
+    load_weights as load_weights,
+    save_weights as save_weights,
+    shipped_names as shipped_names,
+    untrained as untrained,
+)

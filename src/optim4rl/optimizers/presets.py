@@ -1,0 +1,64 @@
+"""Named optimizers: the paper's, ours, and the classical ones they are measured against."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import optax
+
+from optim4rl.optimizers.processing import Andrychowicz, RawAndSquare, SignLog
+from optim4rl.optimizers.rule import OptimizerSpec
+from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Linear
+
+# The floor of 1e-8 on |g| puts a zero gradient at log = -18.4; shifted and scaled, [1e-8, 1] reads
+# as about [-0.9, 0.9].
+CENTRED_SIGN_LOG = SignLog(epsilon=1e-8, shift=9.2, scale=0.1)
+
+LEARNED: dict[str, OptimizerSpec] = {
+    # Version A (arXiv version 2), the one the ablation plan speaks of.
+    "optim4rl": OptimizerSpec(),
+    # Version B, the RLC release.
+    "optim4rl-rlc": OptimizerSpec(
+        processing=RawAndSquare(), structure=Adaptive(epsilon=1e-8, signed=False), head_sizes=()
+    ),
+    "linear": OptimizerSpec(structure=Linear()),
+    "l2lgd2": OptimizerSpec(processing=Andrychowicz(), structure=L2L()),
+    "anchored": OptimizerSpec(
+        processing=CENTRED_SIGN_LOG, structure=Anchored(), head_sizes=(), zero_head=True
+    ),
+}
+
+# A learning rate: a number, an array of one, or a function of the update count.
+ScalarOrSchedule: TypeAlias = Any
+CLASSICAL: dict[str, Callable[[Any], optax.GradientTransformationExtraArgs]] = {
+    "adam": optax.adam,
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+    "sign_sgd": optax.sign_sgd,
+}
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """Every optimizer that has a name."""
+    return (*LEARNED, *CLASSICAL)
+
+
+def learned_spec(name: str) -> OptimizerSpec:
+    """The spec of a learned preset.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in LEARNED:
+        raise ValueError(f"optimizer = {name!r}: learned optimizers are {', '.join(LEARNED)}")
+    return LEARNED[name]
+
+
+def classical(name: str, learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    """A classical optimizer with optax's own defaults.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in CLASSICAL:
+        raise ValueError(f"optimizer = {name!r}: classical optimizers are {', '.join(CLASSICAL)}")
+    return CLASSICAL[name](learning_rate)

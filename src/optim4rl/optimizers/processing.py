@@ -1,0 +1,179 @@
+"""Gradient processing: what a learned rule reads of a gradient, and how it writes a magnitude back.
+
+Agent-gradients span many orders of magnitude while their absolute values lie in a tiny range, so a
+network that reads them raw sees almost nothing (Lan et al. 2024, section 4.1). A processing is a
+pair of encodings, for the cell that follows the first moment and the cell that follows the second,
+and the decoding that turns a head's output into a first moment again.
+
+Features lead and coordinates trail: an encoding maps `[*shape]` to `[features, *shape]`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# exp() of anything larger is of no use to an optimizer and overflows float32 in products.
+LOG_DOMAIN_LIMIT = 40.0
+# Squares of anything larger overflow float32.
+SQUARE_LIMIT = 1e15
+
+
+def bounded_exp(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
+    """`exp(x)` with the exponent held to `[-limit, limit]`, so that products of it stay finite."""
+    return jnp.exp(jnp.clip(x, -limit, limit))
+
+
+def bounded_square(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x**2`, finite for every finite float32."""
+    return jnp.square(jnp.clip(x, -SQUARE_LIMIT, SQUARE_LIMIT))
+
+
+@runtime_checkable
+class Processing(Protocol):
+    """How a gradient is shown to the recurrent cells, coordinate by coordinate."""
+
+    name: ClassVar[str]
+    first_features: ClassVar[int]
+    second_features: ClassVar[int]
+
+    def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "features *shape"]:
+        """What the cell of the first moment reads."""
+
+    def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "features *shape"]:
+        """What the cell of the second moment reads."""
+
+    def decode(
+        self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """The first moment that a head's output stands for."""
+
+
+class _SignedMagnitude:
+    """Decoding shared by all but `Raw`: the gradient's sign times a learned magnitude."""
+
+    def decode(
+        self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        return jnp.sign(gradient) * bounded_exp(output, LOG_DOMAIN_LIMIT)
+
+
+@dataclass(frozen=True)
+class SignLog(_SignedMagnitude):
+    """Version A's processing: `[sgn g, log(|g| + epsilon)]` and `2 log(|g| + epsilon)`.
+
+    The paper's form has `epsilon = 1e-18`, `shift = 0`, `scale = 1`. A larger epsilon with
+    `(log(|g| + epsilon) + shift) * scale` keeps the input of a zero gradient near the others.
+    """
+
+    epsilon: float = 1e-18
+    shift: float = 0.0
+    scale: float = 1.0
+
+    name: ClassVar[str] = "sign_log"
+    first_features: ClassVar[int] = 2
+    second_features: ClassVar[int] = 1
+
+    def _log(self, gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return (jnp.log(jnp.abs(gradient) + self.epsilon) + self.shift) * self.scale
+
+    def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
+        return jnp.stack([jnp.sign(gradient), self._log(gradient)])
+
+    def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return 2.0 * self._log(gradient)[None]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """No transformation: `g` in, the first moment linear out."""
+
+    name: ClassVar[str] = "raw"
+    first_features: ClassVar[int] = 1
+    second_features: ClassVar[int] = 1
+
+    def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return gradient[None]
+
+    def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return gradient[None]
+
+    def decode(
+        self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        del gradient
+        return output
+
+
+@dataclass(frozen=True)
+class RawAndSquare(_SignedMagnitude):
+    """Version B's inputs: `g` for the first moment, `g^2` for the second."""
+
+    name: ClassVar[str] = "raw_and_square"
+    first_features: ClassVar[int] = 1
+    second_features: ClassVar[int] = 1
+
+    def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return gradient[None]
+
+    def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return bounded_square(gradient)[None]
+
+
+@dataclass(frozen=True)
+class Symlog(_SignedMagnitude):
+    """Symmetric log: `sgn(g) log(1 + |g| / c)`, continuous through zero; second: twice its size."""
+
+    c: float = 1e-3
+
+    name: ClassVar[str] = "symlog"
+    first_features: ClassVar[int] = 1
+    second_features: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise ValueError(f"Symlog.c = {self.c!r}: the scale c must be positive, e.g. 1e-3")
+
+    def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return (jnp.sign(gradient) * jnp.log1p(jnp.abs(gradient) / self.c))[None]
+
+    def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
+        return 2.0 * jnp.log1p(jnp.abs(gradient) / self.c)[None]
+
+
+@dataclass(frozen=True)
+class Andrychowicz(_SignedMagnitude):
+    """The two-regime input of Andrychowicz et al. 2016 (arXiv 1606.04474, appendix A).
+
+    `(log|g| / p, sgn g)` where `|g| >= exp(-p)`, else `(-1, exp(p) g)`.
+    """
+
+    p: float = 10.0
+
+    name: ClassVar[str] = "andrychowicz"
+    first_features: ClassVar[int] = 2
+    second_features: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if not self.p > 0:
+            raise ValueError(f"Andrychowicz.p = {self.p!r}: p must be positive, e.g. 10")
+
+    def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
+        threshold = jnp.exp(-jnp.float32(self.p))
+        magnitude = jnp.abs(gradient)
+        large = magnitude >= threshold
+        log_magnitude = jnp.log(jnp.maximum(magnitude, threshold)) / self.p
+        # The small branch is computed from a clipped gradient: exp(p) g would overflow the other.
+        small = jnp.clip(gradient, -threshold, threshold) * jnp.exp(jnp.float32(self.p))
+        return jnp.stack(
+            [jnp.where(large, log_magnitude, -1.0), jnp.where(large, jnp.sign(gradient), small)]
+        )
+
+    def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
+        return self.first(bounded_square(gradient))
+
+
+PROCESSINGS: dict[str, type[Processing]] = {
+    cls.name: cls for cls in (SignLog, Raw, Symlog, RawAndSquare, Andrychowicz)
+}
