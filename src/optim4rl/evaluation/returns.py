@@ -1,0 +1,518 @@
+"""Scores of learning curves, and what can honestly be said about differences between them.
+
+Scores are arrays ``[task, meta_seed, seed]``: the same meta-seed is the same learned optimizer on
+every task, the same evaluation seed is used for every meta-seed, and a classical optimizer has one
+meta-seed. Higher is better. NaN is the score of a diverged run: it counts as worse than any number
+and is never dropped or replaced by one.
+
+Sources: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice" (arXiv 2108.13264), for the interquartile mean, the stratified bootstrap and the
+probability of improvement; Owen 2007, "The pigeonhole bootstrap" (arXiv 0712.1111), for
+resampling crossed factors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from optim4rl.evaluation.curves import Curves
+
+MAX_EXACT_SPLITS = 200_000
+MONTE_CARLO_SPLITS = 20_000
+SIGNIFICANCE = 0.05
+# The floor of 4 + 1 meta-seeds, the smallest comparison of a learned with a classical optimizer
+# that is worth a verdict: where chance alone separates two sides more often, nothing is clear.
+COARSEST_FLOOR = 0.2
+
+Statistic = Literal["iqm", "mean"]
+Verdict = Literal["clear", "clear at this resolution", "not clear"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval.
+
+    NaN means "worse than any number": a NaN ``low`` says that diverged runs leave the value
+    unbounded below.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+# Scores of single runs
+
+
+def final_return(curves: Curves, last: int = 20) -> Float[np.ndarray, " run"]:
+    """Returns each run's mean return over its last updates, NaN for a diverged run.
+
+    Args:
+        curves: Learning curves.
+        last: Number of updates; a run shorter than that is averaged whole.
+    """
+    if last < 1:
+        raise ValueError(f"last: {last} must be at least 1")
+    final: Float[np.ndarray, " run"] = curves.returns[:, -last:].mean(axis=1, dtype=np.float64)
+    return final
+
+
+def area_under_curve(curves: Curves) -> Float[np.ndarray, " run"]:
+    """Returns each run's mean return over all updates, NaN for a diverged run."""
+    area: Float[np.ndarray, " run"] = curves.returns.mean(axis=1, dtype=np.float64)
+    return area
+
+
+def normalise(
+    scores: Float[np.ndarray, "*shape"], floor: float, ceiling: float
+) -> Float[np.ndarray, "*shape"]:
+    """Rescales the scores of one task so that `floor` becomes 0 and `ceiling` 1.
+
+    Raises:
+        ValueError: The ceiling is not a finite number above the floor.
+    """
+    if not (math.isfinite(floor) and math.isfinite(ceiling) and ceiling > floor):
+        raise ValueError(f"ceiling: {ceiling} must be finite and above the floor, {floor}")
+    return (scores - floor) / (ceiling - floor)
+
+
+# Rates
+
+
+def failure_rate(curves: Curves) -> Estimate:
+    """Returns the share of diverged runs with its Wilson interval."""
+    return _rate(int(curves.diverged.sum()), curves.diverged.size)
+
+
+def stuck_rate(
+    curves: Curves, floor: float, ceiling: float, threshold: float = 0.9, last: int = 20
+) -> Estimate:
+    """Returns the share of runs that are stuck, with its Wilson interval.
+
+    A run is stuck when its normalised final return is below `threshold`; a diverged run is stuck.
+
+    Args:
+        curves: Learning curves of a short run.
+        floor: Return of the untrained policy on the task.
+        ceiling: Final return of tuned Adam on the task.
+        threshold: Normalised final return that a run has to reach.
+        last: As in `final_return`.
+    """
+    reached = normalise(final_return(curves, last), floor, ceiling) >= threshold
+    return _rate(int((~reached).sum()), reached.size)
+
+
+def _rate(hits: int, count: int) -> Estimate:
+    interval = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    return Estimate(hits / count, float(interval.low), float(interval.high))
+
+
+# Aggregates
+
+
+def interquartile_mean(values: Float[np.ndarray, "*shape"]) -> float:
+    """Returns the mean of the middle half of all values (Agarwal et al. 2021, section 4.3).
+
+    A quarter of the values, rounded down, is cut from either end, as `scipy.stats.trim_mean` does.
+    NaN sorts below every number, so the result is NaN exactly if a diverged run is left in the
+    middle half.
+    """
+    if values.size == 0:
+        raise ValueError("values: empty; an interquartile mean needs at least one score")
+    return float(_interquartile_mean(values.ravel()))
+
+
+def _interquartile_mean(values: np.ndarray) -> Any:
+    cut = values.shape[-1] // 4
+    ordered = np.sort(_worst_first(values), axis=-1)
+    middle = ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return np.where(np.isneginf(middle), np.nan, middle)
+
+
+def _mean(values: np.ndarray) -> Any:
+    return values.mean(axis=-1)
+
+
+_STATISTICS: dict[Statistic, Callable[[np.ndarray], Any]] = {
+    "iqm": _interquartile_mean,
+    "mean": _mean,
+}
+
+
+def bootstrap_interval(
+    scores: Float[np.ndarray, "task meta_seed seed"],
+    *,
+    statistic: Statistic = "iqm",
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns a statistic over all scores with its 95 % percentile bootstrap interval.
+
+    Tasks are strata: they are never resampled. Meta-seeds and evaluation seeds are crossed, every
+    learned optimizer being judged on the same seeds, so they are resampled as crossed factors
+    (Owen 2007): one draw of meta-seeds for all tasks, and one draw of seeds per task for all
+    meta-seeds. Drawing seeds afresh within each meta-seed would treat the luck of a seed as
+    independent between meta-seeds and make the interval too narrow. With one meta-seed the
+    interval speaks of that one optimizer and says nothing about repeating its meta-training.
+    With a handful of meta-seeds any percentile bootstrap is too narrow (on normal scores with 4
+    meta-seeds and 6 seeds this one covers the truth about 90 % of the time, one that draws seeds
+    afresh 64 to 86 %), which is why `compare` asks for a permutation test as well.
+
+    Args:
+        scores: Normalised if there are several tasks; NaN for a diverged run.
+        statistic: "iqm", the interquartile mean over all runs of all tasks, or "mean".
+        resamples: Number of bootstrap resamples.
+        seed: Same seed, same interval.
+    """
+    _check_scores(scores, "scores")
+    apply = _STATISTICS[statistic]
+    rng = np.random.default_rng(seed)
+    tasks, meta_seeds, seeds = scores.shape
+    meta_draw = rng.integers(meta_seeds, size=(resamples, meta_seeds))
+    seed_draw = rng.integers(seeds, size=(resamples, tasks, seeds))
+    resampled = scores[
+        np.arange(tasks)[None, :, None, None],
+        meta_draw[:, None, :, None],
+        seed_draw[:, :, None, :],
+    ]
+    return _percentile_estimate(apply(scores.ravel()), apply(resampled.reshape(resamples, -1)))
+
+
+def probability_of_improvement(
+    x: Float[np.ndarray, "task x_meta_seed x_seed"],
+    y: Float[np.ndarray, "task y_meta_seed y_seed"],
+    *,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns how likely a run of X beats a run of Y, with its 95 % bootstrap interval.
+
+    The mean over tasks of P(X > Y) + P(X = Y) / 2 over all pairs of runs (Agarwal et al. 2021,
+    section 4.3); a diverged run loses against any number and draws against a diverged run.
+    Resampling as in `bootstrap_interval`; if X and Y have equally many evaluation seeds, these are
+    drawn jointly, which is right where the two share their seeds and does no harm where they
+    do not.
+
+    Raises:
+        ValueError: X and Y are not scores of the same number of tasks.
+    """
+    _check_pair(x, y)
+    tasks = x.shape[0]
+    x_runs = _worst_first(x).reshape(tasks, -1, 1)
+    y_runs = _worst_first(y).reshape(tasks, 1, -1)
+    wins = (x_runs > y_runs) + 0.5 * (x_runs == y_runs)
+    x_counts, y_counts = _pair_counts(x.shape, y.shape, resamples, seed)
+    won = np.einsum("tbj,tbj->b", x_counts @ wins, y_counts)
+    return _percentile_estimate(float(wins.mean()), won / wins.size)
+
+
+# Tests
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """The outcome of a permutation test.
+
+    Attributes:
+        p: Two-sided p-value.
+        floor: The smallest p that any data with these counts can reach.
+        difference: Mean of x minus mean of y; NaN if a value is.
+        splits: Number of splits looked at.
+        exact: Whether these are all the splits there are; else they are random draws.
+    """
+
+    p: float
+    floor: float
+    difference: float
+    splits: int
+    exact: bool
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether no data with these counts could give a smaller p."""
+        return self.p <= self.floor * (1 + 1e-9)
+
+
+def permutation_test(
+    x: Float[np.ndarray, " x_unit"], y: Float[np.ndarray, " y_unit"], *, seed: int = 0
+) -> PermutationTest:
+    """Tests whether the means of two groups differ, by re-splitting the pooled values.
+
+    p is the share of the C(n + m, n) splits whose difference of means is, in absolute value, at
+    least the observed one. The observed split is among them, and its mirror too if n = m, so p
+    cannot fall below 1 / C, or 2 / C if n = m. Above 200,000 splits, 20,000 random ones are drawn
+    and p = (1 + hits) / (1 + draws). A NaN has no mean: if there is any, all values are replaced
+    by their mid-ranks, NaN being lowest (an exact Wilcoxon rank-sum test).
+
+    Args:
+        x: One value per independent unit; for learned optimizers a unit is a meta-seed.
+        y: The same for the other group.
+        seed: Of the random splits, where these are needed.
+
+    Raises:
+        ValueError: A group is empty.
+    """
+    if not (x.size and y.size):
+        raise ValueError(f"x, y: sizes {x.size} and {y.size} must both be at least 1")
+    pooled = _worst_first(np.concatenate([x, y]).astype(np.float64))
+    if np.isneginf(pooled).any():
+        pooled = stats.rankdata(pooled)
+    pooled = pooled - pooled.mean()
+    count = math.comb(pooled.size, x.size)
+    exact = count <= MAX_EXACT_SPLITS
+    groups = _all_splits(pooled.size, x.size) if exact else _random_splits(pooled, x.size, seed)
+    # The pooled sum is 0, so a split's difference of means is proportional to its group's sum.
+    distance = np.abs(pooled[groups].sum(axis=1))
+    observed = abs(pooled[: x.size].sum())
+    hits = int((distance >= observed - 1e-9 * np.abs(pooled).max()).sum())
+    return PermutationTest(
+        p=hits / count if exact else (1 + hits) / (1 + len(groups)),
+        floor=(1 + (x.size == y.size)) / count if exact else 1 / (1 + len(groups)),
+        difference=float(x.mean() - y.mean()),
+        splits=len(groups),
+        exact=exact,
+    )
+
+
+def _all_splits(total: int, size: int) -> Int[np.ndarray, "split member"]:
+    members = itertools.chain.from_iterable(itertools.combinations(range(total), size))
+    return np.fromiter(members, dtype=np.int64).reshape(-1, size)
+
+
+def _random_splits(pooled: np.ndarray, size: int, seed: int) -> Int[np.ndarray, "split member"]:
+    order = np.random.default_rng(seed).random((MONTE_CARLO_SPLITS, pooled.size))
+    return np.argpartition(order, size - 1, axis=1)[:, :size]
+
+
+# Verdicts
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the scores of X and Y say about each other.
+
+    Attributes:
+        difference: Mean score of X minus that of Y, with its bootstrap interval; all NaN if a
+            run diverged.
+        improvement: Probability that a run of X beats a run of Y.
+        test: Permutation test over the means of `units` (mean ranks, if a run diverged).
+        units: What was permuted, for example "4 + 4 meta-seeds".
+        diverged: Number of diverged runs of X and of Y.
+        verdict: "clear", "clear at this resolution" or "not clear"; the rule is in `compare`.
+        sentence: The same in words.
+    """
+
+    difference: Estimate
+    improvement: Estimate
+    test: PermutationTest
+    units: str
+    diverged: tuple[int, int]
+    verdict: Verdict
+    sentence: str
+
+
+def compare(
+    x: Float[np.ndarray, "task x_meta_seed x_seed"],
+    y: Float[np.ndarray, "task y_meta_seed y_seed"],
+    name_x: str,
+    name_y: str,
+    *,
+    metric: str = "AUC",
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Comparison:
+    """Says whether X and Y differ, how sure that is, and why.
+
+    The bootstrap interval of the difference of means is judged together with a permutation test
+    over meta-seed means. If both sides have one meta-seed, evaluation seeds are permuted instead,
+    and the verdict is about these two optimizers only; the test then ignores that the two sides
+    share their seeds, which errs on the side of "not clear". The rule:
+
+    - "clear": the interval excludes 0 and p <= 0.05;
+    - "clear at this resolution": the interval excludes 0 and p is at its floor, but the floor
+      itself is above 0.05 (though at most 0.2), so that these counts cannot reach 5 %;
+    - "not clear": anything else.
+
+    If a run diverged, means do not exist and ranks take their place: the interval is that of the
+    probability of improvement and must exclude 0.5, and the permutation test compares the units'
+    mean mid-ranks among all runs of a task, the same quantity in other units.
+
+    Args:
+        x: Scores, higher is better; normalised if there are several tasks.
+        y: Scores on the same tasks.
+        name_x: What the sentence calls X.
+        name_y: What the sentence calls Y.
+        metric: What the sentence calls the score.
+        resamples: Number of bootstrap resamples.
+        seed: Same seed, same result.
+
+    Raises:
+        ValueError: X and Y are not scores of the same number of tasks.
+    """
+    improvement = probability_of_improvement(x, y, resamples=resamples, seed=seed)
+    difference = _difference(x, y, resamples, seed)
+    diverged = (int(np.isnan(x).sum()), int(np.isnan(y).sum()))
+    unit = "meta-seeds" if max(x.shape[1], y.shape[1]) > 1 else "evaluation seeds"
+    averaged = (0, 2) if unit == "meta-seeds" else (0, 1)
+    comparable_x, comparable_y = _mid_ranks(x, y) if any(diverged) else (x, y)
+    x_units, y_units = comparable_x.mean(axis=averaged), comparable_y.mean(axis=averaged)
+    test = permutation_test(x_units, y_units, seed=seed)
+    units = f"{x_units.size} + {y_units.size} {unit}"
+    if any(diverged):
+        interval, null = improvement, 0.5
+        finding = (
+            f"{diverged[0]} of {x.size} runs of {name_x} and {diverged[1]} of {y.size} runs of "
+            f"{name_y} diverged, so there is no difference of mean {metric}; a run of {name_x} "
+            f"beats one of {name_y} with probability {improvement.value:.2g}"
+        )
+    else:
+        interval, null = difference, 0.0
+        finding = _describe_difference(difference.value, name_x, name_y, metric)
+    excludes = interval.low > null or interval.high < null
+    verdict = _verdict(excludes, test)
+    reasons = _reasons(excludes, null, test)
+    sentence = (
+        f"{finding} (95 % interval {_number(interval.low)} to {_number(interval.high)}; "
+        f"{_describe_test(test, units, on_ranks=any(diverged))}): "
+        f"{'; '.join([_describe_verdict(verdict, units), *reasons])}."
+    )
+    return Comparison(difference, improvement, test, units, diverged, verdict, sentence)
+
+
+def _difference(x: np.ndarray, y: np.ndarray, resamples: int, seed: int) -> Estimate:
+    if np.isnan(x).any() or np.isnan(y).any():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    x_counts, y_counts = _pair_counts(x.shape, y.shape, resamples, seed)
+    tasks = x.shape[0]
+    x_means = np.einsum("tbi,ti->b", x_counts, x.reshape(tasks, -1)) / x.size
+    y_means = np.einsum("tbi,ti->b", y_counts, y.reshape(tasks, -1)) / y.size
+    return _percentile_estimate(float(x.mean() - y.mean()), x_means - y_means)
+
+
+def _mid_ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks all runs of X and Y within each task, diverged runs lowest."""
+    tasks = x.shape[0]
+    pooled = _worst_first(np.concatenate([x.reshape(tasks, -1), y.reshape(tasks, -1)], axis=1))
+    ranks = stats.rankdata(pooled, axis=1)
+    x_runs = x[0].size
+    return ranks[:, :x_runs].reshape(x.shape), ranks[:, x_runs:].reshape(y.shape)
+
+
+def _verdict(excludes: bool, test: PermutationTest) -> Verdict:
+    if excludes and test.p <= SIGNIFICANCE:
+        return "clear"
+    if excludes and test.at_floor and test.floor <= COARSEST_FLOOR:
+        return "clear at this resolution"
+    return "not clear"
+
+
+def _describe_difference(difference: float, name_x: str, name_y: str, metric: str) -> str:
+    if difference == 0:
+        return f"{name_x} and {name_y} have the same mean {metric}"
+    direction = "higher" if difference > 0 else "lower"
+    return f"{name_x} is {direction} than {name_y} by {_number(abs(difference))} {metric}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _describe_test(test: PermutationTest, units: str, on_ranks: bool) -> str:
+    kind = "exact permutation test" if test.exact else "permutation test"
+    ranks = " on ranks" if on_ranks else ""
+    drawn = "" if test.exact else f" with {test.splits:,} random splits"
+    at_floor = ", its floor" if test.at_floor else ""
+    return f"{kind}{ranks} over {units}{drawn} p = {test.p:.2g}{at_floor}"
+
+
+def _describe_verdict(verdict: Verdict, units: str) -> str:
+    words = f"clear at the resolution of {units}" if "resolution" in verdict else verdict
+    if units.endswith("evaluation seeds"):
+        return f"{words} for this one optimizer on either side"
+    return words
+
+
+def _reasons(excludes: bool, null: float, test: PermutationTest) -> list[str]:
+    reasons = []
+    if not excludes:
+        reasons.append(f"the interval includes {null:g}")
+    if test.floor > SIGNIFICANCE:
+        reasons.append(
+            "no result of that size can be significant at 5 % "
+            f"(the smallest possible p is {test.floor:.2g})"
+        )
+    elif test.p > SIGNIFICANCE:
+        reasons.append("p is above 0.05")
+    return reasons
+
+
+# Resampling
+
+
+def _pair_counts(
+    x_shape: tuple[int, ...], y_shape: tuple[int, ...], resamples: int, seed: int
+) -> tuple[Float[np.ndarray, "task resample x_run"], Float[np.ndarray, "task resample y_run"]]:
+    """Returns how often each run occurs in each resample.
+
+    Meta-seeds of X and Y are drawn independently, evaluation seeds jointly if equally many.
+    """
+    rng = np.random.default_rng(seed)
+    tasks, x_meta_seeds, x_seeds = x_shape
+    _, y_meta_seeds, y_seeds = y_shape
+    x_meta = _draw_counts(rng, (1, resamples), x_meta_seeds)
+    y_meta = _draw_counts(rng, (1, resamples), y_meta_seeds)
+    x_seed = _draw_counts(rng, (tasks, resamples), x_seeds)
+    y_seed = x_seed if x_seeds == y_seeds else _draw_counts(rng, (tasks, resamples), y_seeds)
+    return _crossed(x_meta, x_seed), _crossed(y_meta, y_seed)
+
+
+def _draw_counts(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Returns how often each of `size` items occurs in `size` draws with replacement."""
+    return rng.multinomial(size, np.full(size, 1 / size), size=shape).astype(np.float64)
+
+
+def _crossed(meta: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    counts: np.ndarray = meta[..., :, None] * seeds[..., None, :]
+    return counts.reshape(*seeds.shape[:2], -1)
+
+
+def _percentile_estimate(value: Any, resampled: np.ndarray) -> Estimate:
+    """Takes order statistics without interpolation, since -inf cannot be interpolated."""
+    ordered = np.sort(_worst_first(resampled))
+    tail = (1 - 0.95) / 2 * (ordered.size - 1)
+    low, high = ordered[math.floor(tail)], ordered[ordered.size - 1 - math.floor(tail)]
+    return Estimate(float(value), _nan_if_worst(low), _nan_if_worst(high))
+
+
+def _worst_first(values: np.ndarray) -> np.ndarray:
+    """Puts -inf, which sorts below every number, in place of every non-finite value."""
+    ordered: np.ndarray = np.where(np.isfinite(values), values, -np.inf)
+    return ordered
+
+
+def _nan_if_worst(value: float) -> float:
+    return float("nan") if np.isneginf(value) else float(value)
+
+
+def _check_scores(scores: np.ndarray, name: str) -> None:
+    if scores.ndim != 3 or 0 in scores.shape:
+        raise ValueError(
+            f"{name}: shape {scores.shape} must be [task, meta_seed, seed], all at least 1"
+        )
+    if np.isinf(scores).any():
+        raise ValueError(f"{name}: holds an infinity; the score of a diverged run is NaN")
+
+
+def _check_pair(x: np.ndarray, y: np.ndarray) -> None:
+    _check_scores(x, "x")
+    _check_scores(y, "y")
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"y: {y.shape[0]} tasks, but x has {x.shape[0]}; compare on the same ones")
