@@ -1,0 +1,181 @@
+"""The truncated meta-gradient: K inner updates forward, then one VJP through the optimizer alone.
+
+The agent's gradient enters the rule as a constant and rollout data are constants everywhere (Lan et
+al. 2024, section 2), so the parameters after K updates depend on the meta-parameters through the K
+directions only: `theta_K = theta_0 - alpha * sum_k d_k(phi)`. Hence
+
+    dL_meta/dphi = sum_k < -alpha * dL_meta/dtheta_{k+1..K}, dd_k/dphi >,
+
+and no rollout is ever differentiated with respect to the meta-parameters.
+"""
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from optim4rl.optimizers.replay import replay_vjp, stream_step
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
+
+Validation = Literal["last", "dense"]
+VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
+
+
+class InnerTask(Protocol):
+    """What meta-training asks of a task: agents to start, and the gradient of a fresh rollout.
+
+    The gradient is that of the whole agent loss; it serves the inner update and, taken on a fresh
+    rollout, the meta-objective. `stats` is a pytree of numbers to report.
+    """
+
+    def init_params(self, key: PRNGKeyArray) -> Any:
+        """Fresh agent parameters, a pytree of float32 arrays."""
+
+    def init_actor(self, key: PRNGKeyArray) -> Any:
+        """Fresh environments and whatever else a rollout carries on, a pytree."""
+
+    def gradient(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
+        """One rollout: (gradient like `params`, the actor after it, stats)."""
+
+
+class Agents(NamedTuple):
+    """M agents of one task, side by side; every array has a leading axis of size M.
+
+    Attributes:
+        params: flattened parameters, `[M, n]`.
+        rule: the optimizer's state.
+        actor: environments and whatever else the task carries on.
+    """
+
+    params: Float[Array, "M n"]
+    rule: RuleState
+    actor: Any
+
+
+class MetaGradient(NamedTuple):
+    """What K inner updates and a validation rollout give.
+
+    Attributes:
+        gradient: the meta-gradient, a mean over agents.
+        agents: the agents after the K updates.
+        stats: the task's stats of all rollouts, leading axes `[K + 1, M]`.
+    """
+
+    gradient: MetaParameters
+    agents: Agents
+    stats: Any
+
+
+def init_agents(
+    spec: OptimizerSpec, task: InnerTask, num_agents: int, key: PRNGKeyArray
+) -> Agents:
+    """M fresh agents."""
+
+    def init(key: PRNGKeyArray) -> Agents:
+        key_params, key_actor = jax.random.split(key)
+        params, _ = ravel_pytree(task.init_params(key_params))
+        return Agents(params, init_state(spec, params.shape), task.init_actor(key_actor))
+
+    return jax.vmap(init)(jax.random.split(key, num_agents))
+
+
+def truncated_meta_gradient(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    task: InnerTask,
+    agents: Agents,
+    key: PRNGKeyArray,
+    *,
+    learning_rate: float,
+    inner_updates: int,
+    validation: Validation,
+) -> MetaGradient:
+    """K inner updates of every agent, a fresh validation rollout, and the meta-gradient of it.
+
+    Args:
+        learning_rate: the inner learning rate alpha of the task.
+        inner_updates: K.
+        validation: "last" is the paper's meta-objective, the loss after all K updates. "dense" is
+            the mean of the losses after each of the K updates; the gradient of every later inner
+            rollout is the validation gradient of the updates before it, so it costs nothing.
+    """
+    before = agents.rule
+    agents, gradients, inner_stats = _inner_updates(
+        spec, meta_parameters, task, agents, key, learning_rate, inner_updates
+    )
+    key_validation = jax.random.fold_in(key, inner_updates)
+    last, actor, validation_stats = _task_gradients(task, agents, key_validation)
+    cotangents = -learning_rate * _validation_gradients(gradients, last, validation)
+    return MetaGradient(
+        _mean_replay(spec, meta_parameters, gradients, before, cotangents),
+        agents._replace(actor=actor),
+        jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), inner_stats, validation_stats),
+    )
+
+
+def _inner_updates(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    task: InnerTask,
+    agents: Agents,
+    key: PRNGKeyArray,
+    learning_rate: float,
+    inner_updates: int,
+) -> tuple[Agents, Float[Array, "K M n"], Any]:
+    def update(agents: Agents, k: Array) -> tuple[Agents, tuple[Array, Any]]:
+        gradients, actor, stats = _task_gradients(task, agents, jax.random.fold_in(key, k))
+        directions, rule = jax.lax.map(
+            lambda x: stream_step(spec, meta_parameters, *x), (gradients, agents.rule)
+        )
+        params = agents.params - learning_rate * directions
+        return Agents(params, rule, actor), (gradients, stats)
+
+    agents, (gradients, stats) = jax.lax.scan(update, agents, jnp.arange(inner_updates))
+    return agents, gradients, stats
+
+
+def _task_gradients(
+    task: InnerTask, agents: Agents, key: PRNGKeyArray
+) -> tuple[Float[Array, "M n"], Any, Any]:
+    """A fresh rollout of every agent: flattened gradients, actors, stats."""
+    _, unravel = ravel_pytree(
+        jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(task.init_params, jax.random.key(0)),
+        )
+    )
+
+    def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Array, Any, Any]:
+        gradient, actor, stats = task.gradient(unravel(params), actor, key)
+        return ravel_pytree(gradient)[0], actor, stats
+
+    keys = jax.random.split(key, agents.params.shape[0])
+    return jax.vmap(one)(agents.params, agents.actor, keys)
+
+
+def _validation_gradients(
+    gradients: Float[Array, "K M n"], last: Float[Array, "M n"], validation: Validation
+) -> Float[Array, "K M n"]:
+    """What each of the K steps in parameter space does to the meta-objective."""
+    if validation == "last":
+        return jnp.broadcast_to(last[None], gradients.shape)
+    after = jnp.concatenate([gradients[1:], last[None]])
+    return jnp.cumsum(after[::-1], axis=0)[::-1] / gradients.shape[0]
+
+
+def _mean_replay(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradients: Float[Array, "K M n"],
+    before: RuleState,
+    cotangents: Float[Array, "K M n"],
+) -> MetaParameters:
+    def add(total: MetaParameters, agent: tuple[Any, ...]) -> tuple[MetaParameters, None]:
+        gradient = replay_vjp(spec, meta_parameters, *agent)
+        return jax.tree.map(jnp.add, total, gradient), None
+
+    by_agent = (gradients.swapaxes(0, 1), before, cotangents.swapaxes(0, 1))
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, meta_parameters), by_agent)
+    return jax.tree.map(lambda x: x / gradients.shape[1], total)

@@ -1,0 +1,310 @@
+"""Meta-training: agents of all ages, the truncated meta-gradient, a meta-optimizer.
+
+The whole state of meta-training is one pytree, so saving it is resuming. Whole chunks of
+meta-iterations run inside jit; the host returns to report, log and save.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from optim4rl.meta.meta_gradient import (
+    VALIDATIONS,
+    Agents,
+    InnerTask,
+    Validation,
+    init_agents,
+    truncated_meta_gradient,
+)
+from optim4rl.meta.resets import RESET_SCHEDULES, ResetSchedule, reset_mask, reset_offsets
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
+
+MetaClip = Literal["value", "norm", "normalise", "none"]
+META_CLIPS: tuple[MetaClip, ...] = ("value", "norm", "normalise", "none")
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Settings of meta-training, apart from the rule and the tasks.
+
+    Attributes:
+        iterations: meta-iterations, each of K inner updates and one update of the rule.
+        agents: agents M of each task.
+        inner_updates: K.
+        resets: reset schedule; "staggered" is pipeline training.
+        reset_interval: I, in meta-iterations: one life is I * K inner updates.
+        validation: "last" (the paper's) or "dense".
+        meta_learning_rate: of Adam, the meta-optimizer.
+        cosine_to: share of the meta-learning rate that a cosine decay ends at; 1 is constant.
+        meta_clip: what happens to each task's meta-gradient: "value" clips it elementwise, "norm"
+            caps its global norm, "normalise" scales it to the limit, "none" leaves it.
+        meta_clip_limit: the limit of that.
+        seed: of everything random in meta-training.
+    """
+
+    iterations: int = 200
+    agents: int = 8
+    inner_updates: int = 4
+    resets: ResetSchedule = "staggered"
+    reset_interval: int = 98
+    validation: Validation = "dense"
+    meta_learning_rate: float = 3e-3
+    cosine_to: float = 1.0
+    meta_clip: MetaClip = "value"
+    meta_clip_limit: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("iterations", "agents", "inner_updates", "reset_interval"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
+        for field, choices in (
+            ("resets", RESET_SCHEDULES),
+            ("validation", VALIDATIONS),
+            ("meta_clip", META_CLIPS),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} = {getattr(self, field)!r}: known values are {', '.join(choices)}"
+                )
+        for field in ("meta_learning_rate", "meta_clip_limit"):
+            value = getattr(self, field)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{field} = {value!r}: a positive finite number is needed")
+        if not 0 <= self.cosine_to <= 1:
+            raise ValueError(f"cosine_to = {self.cosine_to!r}: a share in [0, 1] is needed")
+
+
+@dataclass(frozen=True)
+class MetaTask:
+    """One task of meta-training and the inner learning rate that the rule is used with there."""
+
+    task: InnerTask
+    learning_rate: float
+
+
+class MetaState(NamedTuple):
+    """The whole state of meta-training.
+
+    Attributes:
+        meta_parameters: the rule's weights.
+        meta_optimizer: the meta-optimizer's state.
+        agents: one `Agents` for each task.
+        offsets: the reset index of each agent, one array for each task.
+        key: the random key that every iteration's keys are folded from.
+        iteration: meta-iterations done.
+        stopped: numbers ceased to be finite; this state is the last good one and stays as it is.
+    """
+
+    meta_parameters: MetaParameters
+    meta_optimizer: Any
+    agents: tuple[Agents, ...]
+    offsets: tuple[Int[Array, " M"], ...]
+    key: PRNGKeyArray
+    iteration: Int[Array, ""]
+    stopped: Bool[Array, ""]
+
+
+class Progress(NamedTuple):
+    """What meta-training reports, one entry for each iteration.
+
+    Attributes:
+        meta_gradient_norm: global norm, before clipping, mean over tasks.
+        stats: each task's stats, summed over the rollouts and agents of the iteration.
+    """
+
+    meta_gradient_norm: Float[Array, " iterations"]
+    stats: tuple[Any, ...]
+
+
+class MetaDivergence(RuntimeError):
+    """Meta-training ran out of finite numbers. `state` is the last good one."""
+
+    def __init__(self, state: MetaState) -> None:
+        self.state = state
+        super().__init__(
+            f"meta-training ran out of finite numbers at iteration {int(state.iteration)}; the state "
+            "before it is kept. A smaller meta-learning rate or inner learning rate helps."
+        )
+
+
+def meta_optimizer(config: MetaConfig) -> optax.GradientTransformation:
+    """Adam, with a cosine decay where the config asks for one."""
+    schedule = optax.cosine_decay_schedule(
+        config.meta_learning_rate, config.iterations, alpha=config.cosine_to
+    )
+    return optax.adam(schedule)
+
+
+def clip_meta_gradient(gradient: MetaParameters, clip: MetaClip, limit: float) -> MetaParameters:
+    """One task's meta-gradient, clipped or normalised."""
+    if clip == "value":
+        return jax.tree.map(lambda x: jnp.clip(x, -limit, limit), gradient)
+    if clip == "none":
+        return gradient
+    norm = optax.global_norm(gradient)
+    floor = limit if clip == "norm" else 1e-12
+    return jax.tree.map(lambda x: x * (limit / jnp.maximum(norm, floor)), gradient)
+
+
+def init(
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    config: MetaConfig,
+    meta_parameters: MetaParameters | None = None,
+) -> MetaState:
+    """The state before the first iteration; `meta_parameters` to start from given weights."""
+    key_rule, key_agents, key_offsets, key = jax.random.split(jax.random.key(config.seed), 4)
+    if meta_parameters is None:
+        meta_parameters = init_meta_parameters(spec, key_rule)
+    indices = range(len(tasks))
+    return MetaState(
+        meta_parameters=meta_parameters,
+        meta_optimizer=meta_optimizer(config).init(meta_parameters),
+        agents=tuple(
+            init_agents(spec, tasks[i].task, config.agents, jax.random.fold_in(key_agents, i))
+            for i in indices
+        ),
+        offsets=tuple(
+            reset_offsets(
+                config.resets,
+                config.agents,
+                config.reset_interval,
+                jax.random.fold_in(key_offsets, i),
+            )
+            for i in indices
+        ),
+        key=key,
+        iteration=jnp.zeros((), jnp.int32),
+        stopped=jnp.zeros((), jnp.bool),
+    )
+
+
+def iterate(
+    spec: OptimizerSpec, tasks: tuple[MetaTask, ...], config: MetaConfig, state: MetaState
+) -> tuple[MetaState, Progress]:
+    """One meta-iteration: resets, K inner updates, validation, one update of the rule."""
+    key = jax.random.fold_in(state.key, state.iteration)
+    gradients, agents, norms, stats = [], [], [], []
+    for index, (meta_task, task_agents, offsets) in enumerate(
+        zip(tasks, state.agents, state.offsets, strict=True)
+    ):
+        key_reset, key_inner = jax.random.split(jax.random.fold_in(key, index))
+        mask = reset_mask(state.iteration, offsets, config.reset_interval)
+        task_agents = _reset(spec, meta_task.task, task_agents, mask, key_reset)
+        result = truncated_meta_gradient(
+            spec,
+            state.meta_parameters,
+            meta_task.task,
+            task_agents,
+            key_inner,
+            learning_rate=meta_task.learning_rate,
+            inner_updates=config.inner_updates,
+            validation=config.validation,
+        )
+        norms.append(optax.global_norm(result.gradient))
+        gradients.append(
+            clip_meta_gradient(result.gradient, config.meta_clip, config.meta_clip_limit)
+        )
+        agents.append(result.agents)
+        stats.append(jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), result.stats))
+
+    mean = jax.tree.map(lambda *x: sum(x) / len(tasks), *gradients)
+    updates, optimizer_state = meta_optimizer(config).update(
+        mean, state.meta_optimizer, state.meta_parameters
+    )
+    after = state._replace(
+        meta_parameters=optax.apply_updates(state.meta_parameters, updates),
+        meta_optimizer=optimizer_state,
+        agents=tuple(agents),
+        iteration=state.iteration + 1,
+    )
+    progress = Progress(sum(norms) / len(tasks), tuple(stats))
+    return _keep_last_good(state, after, jnp.isfinite(progress.meta_gradient_norm)), progress
+
+
+def _reset(
+    spec: OptimizerSpec,
+    task: InnerTask,
+    agents: Agents,
+    mask: Bool[Array, " M"],
+    key: PRNGKeyArray,
+) -> Agents:
+    """Replace the agents under the mask by fresh ones; nothing is computed where there are none."""
+
+    def replace(agents: Agents) -> Agents:
+        fresh = init_agents(spec, task, mask.shape[0], key)
+        return jax.tree.map(
+            lambda new, old: jnp.where(mask.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
+            fresh,
+            agents,
+        )
+
+    return jax.lax.cond(jnp.any(mask), replace, lambda agents: agents, agents)
+
+
+def _keep_last_good(before: MetaState, after: MetaState, finite: Bool[Array, ""]) -> MetaState:
+    for leaf in jax.tree.leaves(after.meta_parameters):
+        finite = jnp.logical_and(finite, jnp.all(jnp.isfinite(leaf)))
+    good = jnp.logical_and(finite, jnp.logical_not(before.stopped))
+    kept: MetaState = jax.tree.map(partial(jnp.where, good), after, before)
+    return kept._replace(stopped=jnp.logical_not(good))
+
+
+def train(
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    config: MetaConfig,
+    *,
+    state: MetaState | None = None,
+    chunk: int = 20,
+    report: Callable[[MetaState, Progress], None] = lambda state, progress: None,
+) -> tuple[MetaState, Progress]:
+    """Meta-train from the start, or on from `state`.
+
+    Args:
+        spec: the rule to train.
+        tasks: what its agents learn; the meta-gradients of several tasks are averaged.
+        config: the settings.
+        state: where to go on; None starts afresh.
+        chunk: iterations that run before the host sees progress.
+        report: called after every chunk with the state and that chunk's progress.
+
+    Returns:
+        The final state, and the progress of the iterations done here.
+
+    Raises:
+        MetaDivergence: a meta-gradient or weight ceased to be finite; carries the last good state.
+    """
+    if state is None:
+        state = jax.jit(lambda: init(spec, tasks, config))()
+
+    @partial(jax.jit, static_argnums=1)
+    def run(state: MetaState, iterations: int) -> tuple[MetaState, Progress]:
+        return jax.lax.scan(
+            lambda state, _: iterate(spec, tasks, config, state), state, length=iterations
+        )
+
+    chunks = []
+    while (left := config.iterations - int(state.iteration)) > 0:
+        state, progress = run(state, min(chunk, left))
+        progress = jax.tree.map(np.asarray, progress)
+        chunks.append(progress)
+        report(state, progress)
+        if state.stopped:
+            raise MetaDivergence(state)
+    return state, jax.tree.map(lambda *x: np.concatenate(x), *chunks) if chunks else None
+
+
+def config_to_dict(config: MetaConfig) -> dict[str, Any]:
+    """The settings as plain JSON values."""
+    return dataclasses.asdict(config)
