@@ -1,0 +1,563 @@
+"""Reading ablation plans as language-model planners publish them.
+
+A plan file is Markdown wrapped in HTML: a title, a reasoning trace in prose, and a plan whose
+ablations are fields ("Ablated Part", "Action", "Replacement", "Metrics") below a heading. No two
+files look alike, so the reader keeps to three steps, each one pass over the text:
+
+1. bytes to text, undoing the usual damage (byte-order marks, UTF-16, UTF-8 read as Windows-1252);
+2. HTML to Markdown lines;
+3. lines to sections, and the plan's lines to records of fields.
+
+The HTML is stripped here rather than by ``html.parser`` (alone or below BeautifulSoup): that parser
+takes quadratic time on malformed input such as repeated ``<!--`` or ``<a b='``, and it raises on
+``<![x]>`` and on long character references. A plan needs a dozen tags and no tree.
+"""
+
+import codecs
+import html
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+Action = Literal["ADD", "REMOVE", "REPLACE"]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+class PlanError(ValueError):
+    """A plan that cannot be read, or that asks for what the study cannot do."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One ablation, in the plan's own words.
+
+    Attributes:
+      title: the heading above it; empty where there is none.
+      part: what is ablated; empty where the plan does not say.
+      action: ``None`` where the plan states none, or none of the three.
+      replacements: what takes the part's place; empty where the plan names nothing.
+      metrics: what is to be measured; empty where the plan names nothing.
+    """
+
+    title: str
+    part: str
+    action: Action | None
+    replacements: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A published plan: its title, its reasoning trace as plain Markdown, and its ablations."""
+
+    title: str
+    reasoning: str
+    ablations: tuple[Ablation, ...]
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Reads the plan file at `path`.
+
+    Raises:
+      PlanError: the file cannot be read, is empty, or holds no ablation.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise PlanError(f"plan {str(path)!r} cannot be read: {error}") from error
+    try:
+        return parse_plan(data)
+    except PlanError as error:
+        raise PlanError(f"plan {str(path)!r}: {error}") from None
+
+
+def parse_plan(text: str | bytes) -> Plan:
+    """Reads a plan from its text, or from bytes in whatever encoding they are.
+
+    Takes time linear in the input's length.
+
+    Raises:
+      PlanError: the text is empty, or holds no ablation.
+    """
+    lines = _markdown(_clean(_decode(text) if isinstance(text, bytes) else text)).splitlines()
+    if not any(line.strip() for line in lines):
+        raise PlanError("it is empty; expected a title, a reasoning trace and an ablation plan")
+    title, reasoning, plan_lines = _sections(lines)
+    ablations = _ablations(plan_lines) or _ablations(lines)
+    if not ablations:
+        raise PlanError(
+            "it holds no ablation; expected lines such as 'Ablated Part: …', "
+            "'Action: REPLACE', 'Replacement: …', 'Metrics: …'"
+        )
+    return Plan(title, reasoning, ablations)
+
+
+# --- 1. Bytes to text -----------------------------------------------------------------------------
+
+_BOMS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its prefix
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _cp1252(byte: int) -> str:
+    """Windows-1252, with its five undefined bytes read as Latin-1, as browsers do."""
+    try:
+        return bytes([byte]).decode("cp1252")
+    except UnicodeDecodeError:
+        return chr(byte)
+
+
+# "surrogateescape" marks a byte that is no UTF-8 as U+DC00 + byte: read those as Windows-1252.
+_STRAY_BYTES: Final = {0xDC00 + byte: _cp1252(byte) for byte in range(0x80, 0x100)}
+
+# One UTF-8 sequence that was read as Windows-1252 or Latin-1. Two-byte sequences only of the
+# leads that make Latin-1 and Greek letters: others occur as real text (a capital before a quote).
+_BYTE_OF: Final = {
+    character: byte for byte in range(0x80, 0x100) for character in (_cp1252(byte), chr(byte))
+}
+_TAIL: Final = "[" + "".join(c for c, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
+_MOJIBAKE: Final = re.compile(f"[ÂÃÎÏ]{_TAIL}|[à-ï]{_TAIL}{{2}}|[ð-ô]{_TAIL}{{3}}")
+
+# Control, zero-width and lone surrogate characters say nothing; a no-break space is a space.
+_NOISE: Final[dict[int, str | None]] = {
+    **dict.fromkeys([*range(0x09), *range(0x0E, 0x1C), 0x1F, 0x7F, 0x200B, 0x2060, 0xFEFF], None),
+    **dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"),
+    0xA0: " ",
+}
+
+
+def _decode(data: bytes) -> str:
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return data.decode(encoding, "replace")
+    head = data[:4096]
+    for parity, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if 5 * head[parity::2].count(0) > len(head):  # every second byte of Latin text is zero
+            return data.decode(encoding, "replace")
+    return data.decode("utf-8", "surrogateescape").translate(_STRAY_BYTES)
+
+
+def _repair(match: re.Match[str]) -> str:
+    try:
+        return bytes(_BYTE_OF[character] for character in match[0]).decode("utf-8")
+    except UnicodeDecodeError:
+        return match[0]
+
+
+def _clean(text: str) -> str:
+    return _MOJIBAKE.sub(_repair, text).translate(_NOISE)
+
+
+# --- 2. HTML to Markdown --------------------------------------------------------------------------
+
+# Neither alternative can run past the next "<", so a search over the whole text is linear.
+_TAG: Final = re.compile(r"<!--|<(/?)([A-Za-z][A-Za-z0-9]*+)(?:[\s/][^<>]*+)?>")
+_ENTITY: Final = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_HIDDEN: Final = {
+    "<!--": re.compile("-->"),
+    "style": re.compile(r"</style\s*+>", re.IGNORECASE),
+    "script": re.compile(r"</script\s*+>", re.IGNORECASE),
+}
+_BLOCKS: Final = _words(
+    "address article aside blockquote body br center dd details div dl dt fieldset figcaption "
+    "figure footer form head header hr html main nav p pre section summary table tbody td tfoot "
+    "th thead tr"
+)
+_INLINE: Final = _words(
+    "a abbr cite code em font i img ins kbd link mark meta q s samp small span style script sub "
+    "sup tt u var"
+)
+_HEADINGS: Final = {"title": "# ", **{f"h{level}": "#" * level + " " for level in range(1, 7)}}
+_DEEPEST: Final = 16  # levels of list indentation told apart; keeps deep nesting linear
+_SPACE: Final = re.compile(r"\s*+")
+
+
+def _markdown(text: str) -> str:
+    """Replaces tags by what they mean in Markdown; what is no HTML tag stays as it is."""
+    pieces: list[str] = []
+    unclosed: set[str] = set()
+    start = depth = 0
+    while tag := _TAG.search(text, start):
+        pieces.append(text[start : tag.start()])
+        start = tag.end()
+        closing, name = tag[1] == "/", (tag[2] or tag[0]).lower()
+        if name in _HIDDEN and not closing and name not in unclosed:
+            if end := _HIDDEN[name].search(text, start):
+                start = end.end()
+            else:
+                unclosed.add(name)  # hide nothing rather than all the rest; never search again
+        elif name in ("ul", "ol"):
+            depth = max(0, depth + (-1 if closing else 1))
+            pieces.append("\n")
+        elif name in ("b", "strong"):
+            pieces.append("**")
+        elif name in _HEADINGS or name == "li":
+            indent = "  " * min(depth, _DEEPEST)
+            pieces.append("\n" if closing else "\n" + _HEADINGS.get(name, indent + "- "))
+            if not closing and (space := _SPACE.match(text, start)):
+                start = space.end()
+        elif name in _BLOCKS:
+            pieces.append("\n")
+        elif name not in _INLINE and name not in _HIDDEN:
+            pieces.append(tag[0])
+    pieces.append(text[start:])
+    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), "".join(pieces))
+
+
+# --- 3. Lines -------------------------------------------------------------------------------------
+
+_BULLET: Final = re.compile(r"(?:[-+*–—]\s|[•‣▪◦·])\s*+")
+_NUMBER: Final = re.compile(r"\(?(?:[0-9]{1,3}|[A-Za-z])[.)]\s++")
+_WORD: Final = re.compile(r"[a-z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    indent: int
+    marker: Literal["", "#", "-", "1"]  # prose, heading, bullet, numbered bullet
+    text: str
+    bold: bool  # as a whole
+
+    @property
+    def is_heading(self) -> bool:
+        return self.marker == "#" or self.bold
+
+
+def _line(raw: str) -> _Line | None:
+    """Takes one line apart; None for a blank one, a rule or a code fence."""
+    expanded = raw.expandtabs(4)
+    body = expanded.strip().lstrip("> ")
+    if not body.strip("-=_*|#`~ ") or body.startswith(("```", "~~~")):
+        return None
+    indent = len(expanded) - len(expanded.lstrip("> "))
+    marker: Literal["", "#", "-", "1"] = ""
+    if body.startswith("#"):
+        marker, body = "#", body.strip("# ")
+    elif bullet := _BULLET.match(body):
+        marker, body = "-", body[bullet.end() :]
+    elif number := _NUMBER.match(body):
+        marker, body = "1", body[number.end() :]
+    core = body.rstrip(": ")
+    bold = len(core) > 4 and core[:2] == core[-2:] in ("**", "__") and core[:2] not in core[2:-2]
+    return _Line(indent, marker, body, bold)
+
+
+def _plain(text: str) -> str:
+    return text.replace("**", "").strip(" \t*_`")
+
+
+def _caption(line: _Line) -> str:
+    return _plain(_plain(line.text).rstrip(" :："))
+
+
+_LABELS: Final = {
+    label: name
+    for name, labels in {
+        "part": "ablated part, ablated parts, ablation part, ablated component, ablated module, "
+        "ablation component, ablation target, part to ablate, component to ablate, what to ablate, "
+        "part, component, module, target",
+        "action": "action, action type, ablation action, ablation type, operation, type",
+        "replacements": "replacement, replacements, replacement option, replacement options, "
+        "alternative, alternatives, replace with, replace by, replaced with, replaced by",
+        "metrics": "metric, metrics, evaluation metric, evaluation metrics, measure, measures, "
+        "measured by, metrics to measure, metrics to report, evaluation",
+        "other": "rationale, hypothesis, description, motivation, goal, objective, purpose, "
+        "reason, justification, expected outcome, expected result, expected results, why, "
+        "expected impact, note, notes, setup, experiment setup, experimental setup, details, "
+        "implementation, baseline, baselines, dataset, datasets, environment, environments",
+    }.items()
+    for label in labels.split(", ")
+}
+_SHORT: Final = 60  # characters; no label or section heading is longer
+# Labels only before a colon, and never in headings ("### Component 1: Gradient processing").
+_WEAK: Final = _words(
+    "part component module target type evaluation measure measures setup details baseline dataset "
+    "environment alternative alternatives"
+)
+_LABEL: Final = re.compile(r"([^:：=]{1,40}?)\s*+(?:[:：=]|(?<=\s)[-–—]+(?:\s|$))")
+
+_BOLD_START: Final = re.compile(r"(\*\*|__)(.{1,60}?)\1(.*)")
+
+
+def _label(text: str) -> str:
+    return " ".join(_WORD.findall(text[:_SHORT].lower().replace("(s)", "s")))
+
+
+def _field(line: _Line) -> tuple[str, str] | None:
+    """The (name, value) of a line such as '**Action**: REPLACE'; None for any other line."""
+    plain = _plain(line.text)
+    if match := _LABEL.match(plain):
+        label, value = _label(match[1]), plain[match.end() :]
+        if label in _LABELS and not (line.marker == "#" and label in _WEAK):
+            return _LABELS[label], _plain(value)
+    bold = _BOLD_START.match(line.text)
+    label, value = (_label(bold[2]), bold[3]) if bold and not line.bold else (_label(plain), "")
+    if label in _LABELS and label not in _WEAK and (value or len(plain) <= _SHORT):
+        return _LABELS[label], _plain(value)
+    return None
+
+
+# --- Lines to sections ----------------------------------------------------------------------------
+
+_PLAN_WORDS: Final = _words(
+    "ablation ablations study studies plan plans proposed suggested experiment experiments "
+    "additional new final the our"
+)
+_REASONING_WORDS: Final = _words(
+    "reasoning trace traces thinking thought thoughts process chain of the model planner step by "
+    "steps"
+)
+
+
+def _section(raw: str) -> Literal["plan", "reasoning"] | None:
+    """Whether a line, marked as a heading or not, opens one of a file's two sections."""
+    if len(raw) > 4 * _SHORT or (line := _line(raw)) is None:
+        return None
+    caption = _caption(line)
+    if len(caption) > _SHORT or caption[-1:].isdigit():  # "Ablation study 2" is an ablation's title
+        return None
+    words = frozenset(_WORD.findall(caption.lower()))
+    if words <= _PLAN_WORDS and (
+        words & {"plan", "plans", "ablations"} or ("ablation" in words and len(words) > 1)
+    ):
+        return "plan"
+    if words <= _REASONING_WORDS and words & {"reasoning", "thinking", "thought", "thoughts"}:
+        return "reasoning"
+    return None
+
+
+def _opens_ablation(line: _Line) -> bool:
+    match _field(line):
+        case ("part", _):
+            return True
+        case ("action", value):
+            return _action(value) is not None
+    return False
+
+
+def _first_ablation(lines: Sequence[str]) -> int | None:
+    """Where the first ablation begins: at its heading, or at the first of its fields."""
+    parsed = [_line(raw) for raw in lines]
+    start = next((i for i, line in enumerate(parsed) if line and _opens_ablation(line)), None)
+    for i in range((start or 0) - 1, -1, -1):
+        line = parsed[i]
+        if line is None:
+            continue
+        if _section(lines[i]) or not (line.is_heading or line.marker or _field(line)):
+            break
+        start = i
+        if line.is_heading:
+            break
+    return start
+
+
+def _sections(lines: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Splits a file into its title, its reasoning trace, and the lines of its plan."""
+    marks = [_section(raw) for raw in lines]
+    start = None if "plan" in marks else _first_ablation(lines)
+    sections: dict[str, list[str]] = {"preamble": [], "reasoning": [], "plan": []}
+    current: str = "preamble"
+    for i, (raw, mark) in enumerate(zip(lines, marks, strict=True)):
+        if mark:
+            current = mark
+            continue
+        if i == start:
+            current = "plan"
+        sections[current].append(raw)
+    preamble = sections["preamble"]
+    title, prose = "", preamble
+    for i, raw in enumerate(preamble):
+        if (line := _line(raw)) and line.is_heading:
+            title, prose = _caption(line), preamble[i + 1 :]
+            break
+    return title, _prose(sections["reasoning"] or prose), sections["plan"]
+
+
+def _prose(lines: Iterable[str]) -> str:
+    """Joins lines into paragraphs that one blank line sets apart."""
+    paragraphs: list[list[str]] = [[]]
+    for raw in lines:
+        if raw.strip():
+            paragraphs[-1].append(raw.rstrip())
+        elif paragraphs[-1]:
+            paragraphs.append([])
+    return "\n\n".join("\n".join(paragraph) for paragraph in paragraphs).strip()
+
+
+# --- Lines to ablations ---------------------------------------------------------------------------
+
+_VERBS: Final[dict[Action, str]] = {
+    "ADD": "add adds added adding addition insert include introduce",
+    "REMOVE": "remove removes removed removing removal drop disable eliminate delete omit",
+    "REPLACE": "replace replaces replaced replacing replacement substitute substitution swap",
+}
+_ACTIONS: Final = {verb: action for action, verbs in _VERBS.items() for verb in verbs.split()}
+_FIRST_WORD: Final = re.compile(r"[^A-Za-z]*+([A-Za-z]++)(\s*+(?:[/|,]|(?:or|and)\b))?")
+_SEPARATOR: Final = re.compile(r"[()]|;|,(?!\d)|\s(?:and|or|&)\s", re.IGNORECASE)
+_NOTHING: Final = frozenset({"", "none", "n/a", "na", "null", "nil", "tbd", "not applicable"})
+_Text = list[str]  # the lines that one value is wrapped over
+
+
+@dataclass(slots=True)
+class _Field:
+    """One field of a record while its lines are read."""
+
+    indent: int
+    inline: _Text
+    items: list[_Text] = field(default_factory=list)
+    marker: str = ""
+    item_indent: int = 0
+
+    def takes(self, line: _Line) -> bool:
+        """Whether a bullet is one of this field's items, or a detail below one of them."""
+        if not line.marker or (self.items and line.marker != self.marker and self._is_item(line)):
+            return False
+        return line.indent > self.indent or (not self.inline and line.indent == self.indent)
+
+    def add(self, line: _Line) -> _Text | None:
+        """Adds the item and returns its text; None for a detail, which is left out."""
+        if self.items and not self._is_item(line):
+            return None
+        if not self.items:
+            self.marker, self.item_indent = line.marker, line.indent
+        self.items.append([_plain(line.text)])
+        return self.items[-1]
+
+    def _is_item(self, line: _Line) -> bool:
+        return line.indent <= self.item_indent + 1
+
+
+@dataclass(slots=True)
+class _Record:
+    """One ablation while its lines are read; a field that is given twice has two entries."""
+
+    title: str
+    fields: dict[str, list[_Field]] = field(default_factory=dict)
+
+    def closes_before(self, name: str, value: str) -> bool:
+        """Whether a further field of this name belongs to the next ablation."""
+        if name not in self.fields:
+            return False
+        if name in ("part", "action"):
+            return self._scalar(name) != value
+        return name == next(iter(self.fields))
+
+    def ablation(self) -> Ablation | None:
+        part, action = self._scalar("part"), _action(self._scalar("action"))
+        replacements = tuple(self._values("replacements", split_items=False))
+        metrics = tuple(self._values("metrics", split_items=True))
+        if part or (self.title and (action or replacements)):
+            return Ablation(self.title, part, action, replacements, metrics)
+        return None
+
+    def _scalar(self, name: str) -> str:
+        for entry in self.fields.get(name, ()):
+            for text in (entry.inline, *entry.items):
+                if value := " ".join(text).strip():
+                    return value
+        return ""
+
+    def _values(self, name: str, split_items: bool) -> Iterable[str]:
+        for entry in self.fields.get(name, ()):
+            inline = " ".join(entry.inline)
+            if not (entry.items and inline.endswith(":")):  # not "one of the following:"
+                yield from _split(inline)
+            for item in (" ".join(text) for text in entry.items):
+                yield from _split(item) if split_items else _stated(item)
+
+
+class _Reader:
+    """Collects records from a plan's lines, one line at a time."""
+
+    def __init__(self) -> None:
+        self.ablations: list[Ablation] = []
+        self._record: _Record | None = None
+        self._heading = ""  # waits for the first field below it
+        self._open: _Field | None = None  # takes the bullets that follow
+        self._tail: tuple[int, _Text] | None = None  # takes wrapped lines indented deeper than it
+
+    def read(self, line: _Line | None) -> None:
+        if line is None:
+            self._tail = None
+        elif given := _field(line):
+            self._start_field(*given, line)
+        elif line.marker != "#" and self._open and self._open.takes(line):
+            text = self._open.add(line)
+            self._tail = (line.indent, text) if text else None
+        elif line.is_heading:
+            self.finish()
+            self._heading = _caption(line)
+        elif line.marker:
+            self._open, self._tail, self._heading = None, None, _caption(line)
+        else:
+            self._read_prose(line)
+
+    def finish(self) -> None:
+        """Ends the record that is being read, if any."""
+        if self._record and (ablation := self._record.ablation()):
+            self.ablations.append(ablation)
+        self._record = self._open = self._tail = None
+
+    def _start_field(self, name: str, value: str, line: _Line) -> None:
+        entry = _Field(line.indent, [value] if value else [])
+        self._open, self._tail = entry, (line.indent, entry.inline)
+        if name == "other":
+            return
+        if self._record and self._record.closes_before(name, value):
+            self.finish()
+            self._open, self._tail = entry, (line.indent, entry.inline)
+        if self._record is None:
+            self._record, self._heading = _Record(self._heading), ""
+        self._record.fields.setdefault(name, []).append(entry)
+
+    def _read_prose(self, line: _Line) -> None:
+        if self._tail and line.indent > self._tail[0]:
+            self._tail[1].append(_plain(line.text))
+        elif self._tail and self._open and not self._open.inline:  # a list without bullets
+            self._open.items.append([_plain(line.text)])
+            self._open.item_indent = line.indent
+        else:
+            self._open = self._tail = None
+
+
+def _ablations(lines: Iterable[str]) -> tuple[Ablation, ...]:
+    reader = _Reader()
+    for raw in lines:
+        reader.read(_line(raw))
+    reader.finish()
+    return tuple(reader.ablations)
+
+
+def _action(value: str) -> Action | None:
+    """The one action a value names; None where it names none or leaves several open."""
+    first = _FIRST_WORD.match(value)
+    if first and not first[2] and (action := _ACTIONS.get(first[1].lower())):
+        return action
+    named = {_ACTIONS[word] for word in _WORD.findall(value.lower()) if word in _ACTIONS}
+    return named.pop() if len(named) == 1 else None
+
+
+def _stated(value: str) -> list[str]:
+    """The value without brackets and final punctuation, or nothing where it says 'none'."""
+    value = value.strip(" \t[]\"'").rstrip(".;,").strip()
+    return [] if value.strip("()-–—").lower() in _NOTHING else [_plain(value)]
+
+
+def _split(text: str) -> Iterable[str]:
+    """Splits an enumeration at commas, semicolons and 'and', but not inside parentheses."""
+    depth = start = 0
+    for separator in _SEPARATOR.finditer(text):
+        if separator[0] in "()":
+            depth = max(0, depth + (1 if separator[0] == "(" else -1))
+        elif depth == 0:
+            yield from _stated(text[start : separator.start()])
+            start = separator.end()
+    yield from _stated(text[start:])
