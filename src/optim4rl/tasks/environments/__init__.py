@@ -1,1 +1,1 @@
-
+"""Environments to learn in, all of them gymnax environments."""
