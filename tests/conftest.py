@@ -1,16 +1,15 @@
-"""The test suite's switches: shapes are checked, promotion is strict, two devices are simulated."""
+"""The test suite's switches: shapes are checked, ranks never promote, two devices are simulated."""
 
 import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 # Every annotated shape in the package is checked while the tests run, and only then.
 install_import_hook("optim4rl", "beartype.beartype")
 
 import jax  # noqa: E402
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

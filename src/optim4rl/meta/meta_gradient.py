@@ -68,9 +68,7 @@ class MetaGradient(NamedTuple):
     stats: Any
 
 
-def init_agents(
-    spec: OptimizerSpec, task: InnerTask, num_agents: int, key: PRNGKeyArray
-) -> Agents:
+def init_agents(spec: OptimizerSpec, task: InnerTask, num_agents: int, key: PRNGKeyArray) -> Agents:
     """M fresh agents."""
 
     def init(key: PRNGKeyArray) -> Agents:

@@ -126,14 +126,14 @@ class Progress(NamedTuple):
     stats: tuple[Any, ...]
 
 
-class MetaDivergence(RuntimeError):
+class MetaDivergenceError(RuntimeError):
     """Meta-training ran out of finite numbers. `state` is the last good one."""
 
     def __init__(self, state: MetaState) -> None:
         self.state = state
         super().__init__(
-            f"meta-training ran out of finite numbers at iteration {int(state.iteration)}; the state "
-            "before it is kept. A smaller meta-learning rate or inner learning rate helps."
+            f"meta-training ran out of finite numbers at iteration {int(state.iteration)}; the "
+            "state before it is kept. A smaller meta-learning rate or inner learning rate helps."
         )
 
 
@@ -163,9 +163,26 @@ def init(
     meta_parameters: MetaParameters | None = None,
 ) -> MetaState:
     """The state before the first iteration; `meta_parameters` to start from given weights."""
-    key_rule, key_agents, key_offsets, key = jax.random.split(jax.random.key(config.seed), 4)
+    key = jax.random.key(config.seed)
     if meta_parameters is None:
-        meta_parameters = init_meta_parameters(spec, key_rule)
+        meta_parameters = init_meta_parameters(spec, jax.random.fold_in(key, 0))
+    return _init(spec, tasks, _without_seed(config), meta_parameters, jax.random.fold_in(key, 1))
+
+
+def _without_seed(config: MetaConfig) -> MetaConfig:
+    """The config as a key of compiled programs, which all seeds share."""
+    return dataclasses.replace(config, seed=0)
+
+
+@partial(jax.jit, static_argnames=("spec", "tasks", "config"))
+def _init(
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    config: MetaConfig,
+    meta_parameters: MetaParameters,
+    key: PRNGKeyArray,
+) -> MetaState:
+    key_agents, key_offsets, key = jax.random.split(key, 3)
     indices = range(len(tasks))
     return MetaState(
         meta_parameters=meta_parameters,
@@ -268,7 +285,7 @@ def train(
     state: MetaState | None = None,
     chunk: int = 20,
     report: Callable[[MetaState, Progress], None] = lambda state, progress: None,
-) -> tuple[MetaState, Progress]:
+) -> tuple[MetaState, Progress | None]:
     """Meta-train from the start, or on from `state`.
 
     Args:
@@ -280,31 +297,32 @@ def train(
         report: called after every chunk with the state and that chunk's progress.
 
     Returns:
-        The final state, and the progress of the iterations done here.
+        The final state, and the progress of the iterations done here (None if none were left).
 
     Raises:
-        MetaDivergence: a meta-gradient or weight ceased to be finite; carries the last good state.
+        MetaDivergenceError: numbers ceased to be finite; it carries the last good state.
     """
     if state is None:
-        state = jax.jit(lambda: init(spec, tasks, config))()
-
-    @partial(jax.jit, static_argnums=1)
-    def run(state: MetaState, iterations: int) -> tuple[MetaState, Progress]:
-        return jax.lax.scan(
-            lambda state, _: iterate(spec, tasks, config, state), state, length=iterations
-        )
-
+        state = init(spec, tasks, config)
     chunks = []
     while (left := config.iterations - int(state.iteration)) > 0:
-        state, progress = run(state, min(chunk, left))
+        state, progress = _run(spec, tasks, _without_seed(config), state, min(chunk, left))
         progress = jax.tree.map(np.asarray, progress)
         chunks.append(progress)
         report(state, progress)
         if state.stopped:
-            raise MetaDivergence(state)
+            raise MetaDivergenceError(state)
     return state, jax.tree.map(lambda *x: np.concatenate(x), *chunks) if chunks else None
 
 
-def config_to_dict(config: MetaConfig) -> dict[str, Any]:
-    """The settings as plain JSON values."""
-    return dataclasses.asdict(config)
+@partial(jax.jit, static_argnames=("spec", "tasks", "config", "iterations"))
+def _run(
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    config: MetaConfig,
+    state: MetaState,
+    iterations: int,
+) -> tuple[MetaState, Progress]:
+    return jax.lax.scan(
+        lambda state, _: iterate(spec, tasks, config, state), state, length=iterations
+    )

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
 
-# Coordinates in one block: the working set of a step then stays in a core's second-level cache.
-BLOCK = 512
+# Coordinates in one block: few enough for the working set of a step to stay in cache.
+BLOCK = 2048
 
 
 def stream_step(

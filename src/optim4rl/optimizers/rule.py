@@ -55,8 +55,7 @@ class OptimizerSpec:
     step_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.cell not in CELL_KINDS:
-            raise ValueError(f"cell = {self.cell!r}: known cells are {', '.join(CELL_KINDS)}")
+        _require_cell(self.cell)
         if self.hidden_size < 1 or any(size < 1 for size in self.head_sizes):
             raise ValueError(
                 f"hidden_size = {self.hidden_size!r}, head_sizes = {self.head_sizes!r}: "
@@ -198,6 +197,12 @@ def _require_types(values: Mapping[str, Any]) -> None:
         if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
             wanted = " or ".join(t.__name__ for t in kind)
             raise ValueError(f"{name} = {value!r}: {wanted} is needed")
+    _require_cell(values["cell"])
+
+
+def _require_cell(cell: str) -> None:
+    if cell not in CELL_KINDS:
+        raise ValueError(f"cell = {cell!r}: known cells are {', '.join(CELL_KINDS)}")
 
 
 def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:

@@ -30,8 +30,8 @@ from optim4rl.optimizers.processing import (
 # Bound of a learned factor on a gradient of any size: e^10 = 22,026 either way.
 FACTOR_LIMIT = 10.0
 
-Outputs = tuple[Float[Array, "outputs *shape"], ...]
-Features = tuple[Float[Array, "features *shape"], ...]
+Outputs = tuple[Float[Array, "_ *shape"], ...]
+Features = tuple[Float[Array, "_ *shape"], ...]
 
 
 class NetworkShape(NamedTuple):

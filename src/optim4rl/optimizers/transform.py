@@ -51,8 +51,8 @@ def scale_by_learned_rule(
     Args:
         spec: the rule.
         meta_parameters: its weights, shared by all coordinates and never copied into the state.
-        block: stream leaves of one axis over blocks of this many coordinates, which keeps the
-            working set in cache on a CPU. None treats each leaf at once, keeping its sharding.
+        block: stream larger leaves over blocks of this many coordinates, which keeps the working
+            set in cache on a CPU. None treats each leaf at once, which keeps its sharding.
 
     The state and all arithmetic are float32; updates come back in each gradient's own dtype. An
     infinite gradient is clipped where the spec clips. A NaN stays in its own coordinate, for good;
@@ -78,10 +78,10 @@ def scale_by_learned_rule(
             gradient = jnp.asarray(gradient)
             before = RuleState(leaf.carries, leaf.moments, state.count)
             exact = gradient.astype(jnp.float32)
-            if block is not None and gradient.ndim == 1:
-                direction, after = stream_step(spec, meta_parameters, exact, before, block)
-            else:
+            if block is None or gradient.size <= block:
                 direction, after = step(spec, meta_parameters, exact, before)
+            else:
+                direction, after = _stream_leaf(spec, meta_parameters, exact, before, block)
             return direction.astype(gradient.dtype), LeafState(after.carries, after.moments)
 
         results = jax.tree.map(update_leaf, updates, state.leaves)
@@ -91,6 +91,26 @@ def scale_by_learned_rule(
         return directions, LearnedRuleState(optax.safe_increment(state.count), leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _stream_leaf(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradient: Float[Array, "*shape"],
+    state: RuleState,
+    block: int,
+) -> tuple[Float[Array, "*shape"], RuleState]:
+    """`stream_step` on a leaf of any shape."""
+
+    def flatten(x: Array) -> Array:
+        return x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size) if x.ndim else x
+
+    direction, after = stream_step(
+        spec, meta_parameters, flatten(gradient), jax.tree.map(flatten, state), block
+    )
+    return jax.tree.map(
+        lambda x, like: x.reshape(like.shape), (direction, after), (gradient, state)
+    )
 
 
 def learned_optimizer(

@@ -1,1 +1,10 @@
+"""Tasks: environments, agent networks and inner learners."""
 
+from optim4rl.tasks.a2c import A2CConfig as A2CConfig
+from optim4rl.tasks.task import (
+    Task as Task,
+    TaskConfig as TaskConfig,
+    default_config as default_config,
+    make_task as make_task,
+    task_from_environment as task_from_environment,
+)

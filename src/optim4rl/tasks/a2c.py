@@ -72,8 +72,8 @@ def lambda_returns(
 ) -> Float[Array, "T E"]:
     """TD(lambda) targets `G_t = r + gamma (1 - terminated) ((1 - lam_t) V(s') + lam_t G_{t+1})`.
 
-    `lam_t` is 0 where an episode ends, so that a truncated step bootstraps from the state that it led
-    to and nothing leaks over a reset (Sutton and Barto 2018, section 12.3).
+    `lam_t` is 0 where an episode ends, so that a truncated step bootstraps from the state that it
+    led to and nothing leaks over a reset (Sutton and Barto 2018, section 12.3).
     """
     discount = gamma * (1.0 - terminated.astype(jnp.float32))
     trace = lam * (1.0 - jnp.logical_or(terminated, truncated).astype(jnp.float32))

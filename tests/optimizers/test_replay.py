@@ -1,0 +1,81 @@
+"""Streaming over blocks, and the replay's VJP against plain autodiff."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, random_weights
+
+from optim4rl.optimizers import LEARNED, init_state
+from optim4rl.optimizers.replay import replay_vjp, stream_step, unroll
+
+
+def warm_state(spec, weights, n):
+    gradients = jax.random.normal(jax.random.key(9), (2, n))
+    start = init_state(spec, (n,))
+    return jax.jit(lambda: unroll(spec, weights, gradients, start)[1])()
+
+
+@pytest.mark.parametrize("n", [1, 8, 9, 30])
+@pytest.mark.parametrize("name", LEARNED)
+def test_streaming_changes_nothing(name, n):
+    spec = LEARNED[name]
+    weights = random_weights(spec)
+    state = warm_state(spec, weights, n)
+    gradient = jax.random.normal(jax.random.key(0), (n,))
+    whole, blocks = jax.jit(
+        lambda: tuple(stream_step(spec, weights, gradient, state, block) for block in (64, 8))
+    )()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, blocks)
+
+
+@pytest.mark.parametrize("name", every_spec_slowly())
+def test_the_replay_is_the_gradient_of_the_unrolled_steps(name):
+    spec, n, K = {**EVERY_SPEC, **SPECS}[name], 13, 3
+    weights = random_weights(spec)
+    state = warm_state(spec, weights, n)
+    gradients, cotangents = jax.random.normal(jax.random.key(1), (2, K, n))
+
+    @jax.jit
+    def both(weights):
+        total = lambda w: jnp.sum(unroll(spec, w, gradients, state)[0] * cotangents)  # noqa: E731
+        found = replay_vjp(spec, weights, gradients, state, cotangents, block=5)
+        return found, jax.grad(total)(weights)
+
+    found, expected = both(weights)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
+    )
+
+
+def test_the_replay_of_a_factor_has_a_closed_form():
+    """L2L with zero heads: d = exp(o) g, so the gradient of the head's bias is sum(c * g)."""
+    import dataclasses
+
+    from optim4rl.optimizers import init_meta_parameters
+
+    spec = dataclasses.replace(LEARNED["l2lgd2"], zero_head=True, clip=None)
+    weights = init_meta_parameters(spec, jax.random.key(0))
+    gradients, cotangents = jax.random.normal(jax.random.key(1), (2, 4, 100))
+    found = replay_vjp(spec, weights, gradients, init_state(spec, (100,)), cotangents, block=32)
+    np.testing.assert_allclose(
+        found["network0"]["head2_bias"], [jnp.sum(gradients * cotangents)], rtol=1e-5
+    )
+
+
+def test_replay_memory_does_not_grow_with_the_parameters():
+    spec = LEARNED["optim4rl"]
+    weights = random_weights(spec)
+
+    def temporary_bytes(n):
+        gradients = jax.ShapeDtypeStruct((4, n), jnp.float32)
+        state = jax.eval_shape(lambda: init_state(spec, (n,)))
+        compiled = (
+            jax.jit(lambda w, g, s: replay_vjp(spec, w, g, s, g))
+            .lower(weights, gradients, state)
+            .compile()
+        )
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(400_000) < temporary_bytes(40_000) + 100_000

@@ -1,0 +1,320 @@
+"""The rule: reference formulae, laws, bounds."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optim4rl.optimizers import LEARNED, OptimizerSpec, init_meta_parameters, init_state, step
+from optim4rl.optimizers.processing import PROCESSINGS, Andrychowicz, Raw, SignLog, Symlog
+from optim4rl.optimizers.rule import spec_from_dict, spec_to_dict
+from optim4rl.optimizers.structures import (
+    STRUCTURES,
+    Adaptive,
+    Anchored,
+    NonAdaptive,
+    straight_through_sign,
+)
+
+
+def product(structures, processings, cells):
+    return {
+        f"{structure}/{processing}/{cell}": OptimizerSpec(
+            processing=PROCESSINGS[processing](), structure=STRUCTURES[structure](), cell=cell
+        )
+        for structure in structures
+        for processing in processings
+        for cell in cells
+    }
+
+
+# The presets, and every choice varied by itself; the whole product is a slow test.
+SPECS = {
+    **LEARNED,
+    **product(["adaptive"], [p for p in PROCESSINGS if p != "sign_log"], ["gru"]),
+    **product(["non_adaptive"], ["sign_log"], ["gru", "lstm"]),
+}
+EVERY_SPEC = product(STRUCTURES, PROCESSINGS, ["gru", "lstm"])
+
+
+def every_spec_slowly():
+    return [
+        *SPECS,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in EVERY_SPEC if name not in SPECS),
+    ]
+
+
+def random_weights(spec, seed=0):
+    """Weights that are nowhere zero, so that every path through the rule is live."""
+    weights = init_meta_parameters(spec, jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(weights)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return treedef.unflatten(
+        [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def run(spec, weights, gradients):
+    """Directions of successive steps over `[K, *shape]`."""
+    state = init_state(spec, gradients.shape[1:])
+
+    def body(state, gradient):
+        direction, state = step(spec, weights, gradient, state)
+        return state, direction
+
+    state, directions = jax.lax.scan(body, state, gradients)
+    return directions, state
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def reference_gru(w, x, h):
+    """GRU of one coordinate in numpy, gate by gate (Cho et al. 2014, cuDNN's form)."""
+    n = h.shape[0]
+    w = {k: np.asarray(v, np.float64) for k, v in w.items()}
+    gate = lambda i: slice(i * n, (i + 1) * n)  # noqa: E731
+    pre = [w["input"][gate(i)] @ x + w["bias"][gate(i)] for i in range(3)]
+    rec = [w["hidden"][gate(i)] @ h for i in range(3)]
+    r, z = sigmoid(pre[0] + rec[0]), sigmoid(pre[1] + rec[1])
+    new = np.tanh(pre[2] + r * (rec[2] + w["bias_new"]))
+    return (1 - z) * new + z * h
+
+
+def reference_mlp(w, x):
+    w = {k: np.asarray(v, np.float64) for k, v in w.items()}
+    layers = sorted(k for k in w if k.startswith("head") and not k.endswith("bias"))
+    for i, name in enumerate(layers):
+        x = w[name] @ x + w[f"{name}_bias"]
+        x = np.maximum(x, 0) if i + 1 < len(layers) else x
+    return x
+
+
+def test_version_a_is_the_papers_formula():
+    spec = LEARNED["optim4rl"]
+    weights = random_weights(spec)
+    gradients = np.array([[0.3], [-2e-4], [5.0], [-1e-7]])
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    h1 = h2 = np.zeros(8)
+    for raw, direction in zip(gradients[:, 0], np.asarray(directions)[:, 0], strict=True):
+        g = np.clip(raw, -1, 1)
+        log = np.log(abs(g) + 1e-18)
+        h1 = reference_gru(weights["network0"], np.array([np.sign(g), log]), h1)
+        h2 = reference_gru(weights["network1"], np.array([2 * log]), h2)
+        o11, o12 = reference_mlp(weights["network0"], h1)
+        (o2,) = reference_mlp(weights["network1"], h2)
+        s = 1.0 if np.tanh(o11 + 1) >= 0 else -1.0
+        expected = np.sign(g) * s * np.exp(o12) / np.sqrt(np.exp(o2) + 1e-18)
+        np.testing.assert_allclose(direction, expected, rtol=2e-5)
+
+
+def test_version_b_is_the_releases_formula():
+    spec = LEARNED["optim4rl-rlc"]
+    weights = random_weights(spec)
+    gradients = np.array([[0.3], [-0.02], [0.9]])
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    h1 = h2 = np.zeros(8)
+    for g, direction in zip(gradients[:, 0], np.asarray(directions)[:, 0], strict=True):
+        h1 = reference_gru(weights["network0"], np.array([g]), h1)
+        h2 = reference_gru(weights["network1"], np.array([g * g]), h2)
+        (o1,) = reference_mlp(weights["network0"], h1)
+        (o2,) = reference_mlp(weights["network1"], h2)
+        expected = np.sign(g) * np.exp(o1) / np.sqrt(np.exp(o2) + 1e-8)
+        np.testing.assert_allclose(direction, expected, rtol=2e-5)
+
+
+def test_linear_and_l2l_are_their_formulae():
+    g = 0.4
+    linear, l2l = LEARNED["linear"], LEARNED["l2lgd2"]
+    gradients = jnp.full((1, 1), g)
+    w = random_weights(linear)
+    h = reference_gru(w["network0"], np.array([1.0, np.log(g)]), np.zeros(8))
+    o1, o2, o3 = reference_mlp(w["network0"], h)
+    np.testing.assert_allclose(
+        run(linear, w, gradients)[0], [[np.exp(o1) * g + np.exp(o2) * o3]], rtol=2e-5
+    )
+    w = random_weights(l2l)
+    h = reference_gru(w["network0"], np.array([np.log(g) / 10, 1.0]), np.zeros(8))
+    (o,) = reference_mlp(w["network0"], h)
+    np.testing.assert_allclose(run(l2l, w, gradients)[0], [[np.exp(o) * g]], rtol=2e-5)
+
+
+def test_lstm_is_the_reference_formula():
+    spec = OptimizerSpec(structure=NonAdaptive(signed=False), cell="lstm", head_sizes=())
+    weights = random_weights(spec)
+    w = {k: np.asarray(v, np.float64) for k, v in weights["network0"].items()}
+    gradients = np.array([[0.5], [-0.1]])
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    h, c = np.zeros(8), np.zeros(8)
+    for g, direction in zip(gradients[:, 0], np.asarray(directions)[:, 0], strict=True):
+        x = np.array([np.sign(g), np.log(abs(g))])
+        i, f, n, o = np.split(w["input"] @ x + w["hidden"] @ h + w["bias"], 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(n)
+        h = sigmoid(o) * np.tanh(c)
+        expected = np.sign(g) * np.exp((w["head0"] @ h + w["head0_bias"])[0])
+        np.testing.assert_allclose(direction, expected, rtol=2e-5)
+
+
+def test_andrychowicz_input_is_continuous_at_the_threshold_and_linear_below():
+    processing = Andrychowicz(p=10.0)
+    g = jnp.asarray([0.5, -2e-6, 0.0, 1e30], jnp.float32)
+    first, second = np.asarray(processing.first(g))
+    np.testing.assert_allclose(first, [np.log(0.5) / 10, -1, -1, np.log(1e30) / 10], rtol=1e-5)
+    np.testing.assert_allclose(second, [1, -2e-6 * np.exp(10), 0, 1], rtol=1e-5)
+
+
+def test_symlog_scale_is_public_and_checked():
+    g = jnp.asarray([-0.02, 0.0, 0.5], jnp.float32)
+    for c in (1e-3, 1e-1):
+        expected = np.sign(g) * np.log(1 + np.abs(g) / c)
+        np.testing.assert_allclose(Symlog(c).first(g)[0], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"Symlog\.c = 0.*positive"):
+        Symlog(0.0)
+
+
+def test_raw_is_raw_in_and_linear_out():
+    g = jnp.asarray([0.3, -0.1], jnp.float32)
+    np.testing.assert_array_equal(Raw().first(g)[0], g)
+    np.testing.assert_array_equal(Raw().decode(g, 2.0 * g), 2.0 * g)
+
+
+def test_the_sign_is_minus_or_plus_one_with_the_identitys_gradient():
+    x = jnp.asarray([-0.5, 0.0, 2.0])
+    np.testing.assert_array_equal(straight_through_sign(x), [-1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: straight_through_sign(x).sum())(x), jnp.ones(3)
+    )
+
+
+def test_version_a_starts_with_a_positive_sign():
+    spec = dataclasses.replace(LEARNED["optim4rl"], zero_head=True)
+    weights = init_meta_parameters(spec, jax.random.key(0))
+    gradients = jnp.asarray([[0.3, -0.2, 0.0]])
+    # Zero heads: m = sgn(g), v = 1, so the untrained rule is sign-SGD.
+    np.testing.assert_allclose(run(spec, weights, gradients)[0], [[1.0, -1.0, 0.0]], rtol=1e-6)
+
+
+def test_anchored_starts_as_exactly_adam():
+    import optax
+
+    spec = dataclasses.replace(LEARNED["anchored"], clip=None)
+    gradients = jax.random.normal(jax.random.key(0), (30, 7)) * jnp.logspace(-4, 1, 7)[None]
+    directions, _ = run(spec, init_meta_parameters(spec, jax.random.key(1)), gradients)
+    adam = optax.scale_by_adam()
+    state = adam.init(gradients[0])
+    for gradient, direction in zip(gradients, directions, strict=True):
+        with jax.numpy_dtype_promotion("standard"):
+            expected, state = adam.update(gradient, state)
+        np.testing.assert_allclose(direction, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", every_spec_slowly())
+def test_a_rule_is_coordinate_wise(name):
+    """Permuting, reshaping or splitting commutes with the rule; a NaN stays in its coordinate."""
+    spec = {**EVERY_SPEC, **SPECS}[name]
+    weights = random_weights(spec)
+    gradients = jax.random.normal(jax.random.key(3), (3, 12))
+    whole, _ = run(spec, weights, gradients)
+    order = jax.random.permutation(jax.random.key(4), 12)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6}
+    np.testing.assert_allclose(
+        run(spec, weights, gradients[:, order])[0], whole[:, order], **tolerance
+    )
+    reshaped = run(spec, weights, gradients.reshape(3, 2, 6))[0]
+    np.testing.assert_allclose(reshaped.reshape(3, 12), whole, **tolerance)
+    np.testing.assert_allclose(run(spec, weights, gradients[:, :5])[0], whole[:, :5], **tolerance)
+    poisoned, _ = run(spec, weights, gradients.at[1, 0].set(jnp.nan))
+    assert np.isnan(poisoned[1, 0])
+    np.testing.assert_allclose(poisoned[:, 1:], whole[:, 1:], **tolerance)
+
+
+@pytest.mark.parametrize("name", every_spec_slowly())
+def test_meta_gradients_are_finite_at_the_edges(name):
+    spec = dataclasses.replace({**EVERY_SPEC, **SPECS}[name], clip=None)
+    gradients = jnp.tile(jnp.asarray([0.0, 1e-30, -1e-30, 1e30, -1e30]), (4, 1))
+
+    def total(weights):
+        return jnp.sum(run(spec, weights, gradients)[0] * 1e-30)
+
+    value, gradient = jax.value_and_grad(total)(random_weights(spec))
+    assert np.isfinite(value)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("structure", [Adaptive(), NonAdaptive()])
+@pytest.mark.parametrize("processing", [p for p in PROCESSINGS if p != "raw"])
+def test_sign_based_structures_leave_a_zero_gradient_alone(structure, processing):
+    spec = OptimizerSpec(processing=PROCESSINGS[processing](), structure=structure)
+    directions, _ = run(spec, random_weights(spec), jnp.zeros((3, 4)))
+    np.testing.assert_array_equal(directions, 0.0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 7.0])
+@pytest.mark.parametrize("gradient", [-30.0, -0.5, 0.0, 1e-6, 0.3, 2.0])
+def test_step_scale_and_clip(scale, gradient):
+    spec = OptimizerSpec(clip=0.5)
+    weights = random_weights(spec)
+    g = jnp.full((1, 1), gradient, jnp.float32)
+    plain = run(spec, weights, g)[0]
+    np.testing.assert_array_equal(run(spec, weights, jnp.clip(g, -0.5, 0.5))[0], plain)
+    scaled = run(dataclasses.replace(spec, step_scale=scale), weights, g)[0]
+    np.testing.assert_allclose(scaled, scale * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_specs_survive_json(name):
+    import json
+
+    assert spec_from_dict(json.loads(json.dumps(spec_to_dict(SPECS[name])))) == SPECS[name]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_state_floats_counts_the_state(name):
+    spec = SPECS[name]
+    state = init_state(spec, (5, 2))
+    assert (
+        sum(x.size for x in jax.tree.leaves((state.carries, state.moments)))
+        == 10 * spec.state_floats
+    )
+
+
+def test_the_papers_rule_keeps_sixteen_floats_a_parameter():
+    assert LEARNED["optim4rl"].state_floats == LEARNED["optim4rl-rlc"].state_floats == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell": "rnn"}, "cell = 'rnn'"),
+        ({"hidden_size": 2.5}, "hidden_size = 2.5"),
+        ({"hidden_size": True}, "hidden_size = True"),
+        ({"head_sizes": 16}, "head_sizes = 16"),
+        ({"head_sizes": [16, -1]}, "head_sizes"),
+        ({"clip": -1.0}, "clip = -1.0"),
+        ({"step_scale": "x"}, "step_scale = 'x'"),
+        ({"processing": {"name": "log"}}, "processing = .*sign_log"),
+        ({"processing": {"name": "symlog", "d": 1}}, r"processing\.d = 1.*c \(default"),
+        ({"structure": {"name": "adaptive", "signed": 3}}, r"structure\.signed = 3"),
+        ({"structure": "adaptive"}, "structure = 'adaptive'"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_bad_spec_names_the_field_and_the_value(change, message):
+    with pytest.raises(ValueError, match=message):
+        spec_from_dict({**spec_to_dict(OptimizerSpec()), **change})
+
+
+def test_anchored_decay_rates_are_checked():
+    with pytest.raises(ValueError, match=r"Anchored\.beta2 = 1\.5"):
+        Anchored(beta2=1.5)
+
+
+def test_sign_log_is_shifted_and_scaled():
+    g = jnp.asarray([1e-4, -0.1], jnp.float32)
+    expected = (np.log(np.abs(g) + 1e-8) + 9.2) * 0.1
+    np.testing.assert_allclose(SignLog(1e-8, 9.2, 0.1).first(g)[1], expected, rtol=1e-5)
