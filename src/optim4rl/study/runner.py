@@ -1,0 +1,497 @@
+"""Running a study: from a plan to cells, from cells to results.
+
+The runner decides what has to be known, lets workers find it out, and puts it together. Finished
+cells are in the store, so a study that was stopped goes on where it was.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optim4rl.evaluation.curves import Curves, stack
+from optim4rl.evaluation.returns import final_return, interquartile_mean
+from optim4rl.optimizers.files import write_atomically
+from optim4rl.study.cells import (
+    Cell,
+    CellResult,
+    ClassicalCell,
+    IdentityCell,
+    LearnedCell,
+    cell_to_dict,
+    unpack_curves,
+    unpack_identity,
+)
+from optim4rl.study.components import MappedAblation, map_plan, require_mapped
+from optim4rl.study.plan import Plan, parse_plan
+from optim4rl.study.results import Row, RowKind, StudyResults
+from optim4rl.study.settings import (
+    TUNING_META_SEED,
+    EvaluationSettings,
+    StudySettings,
+    TrainingSettings,
+)
+from optim4rl.study.store import get_result, has_result
+from optim4rl.study.variant import REFERENCE, Variant, describe_change, replace_field
+
+CLASSICAL_BASELINES = {
+    "adam": "Adam, tuned",
+    "rmsprop": "RMSProp, tuned",
+    "sign_sgd": "Sign-SGD, tuned",
+}
+# One thread to a worker: the cells are the parallel work, and results must not depend on the split.
+WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+
+
+class StudyError(RuntimeError):
+    """A study that cannot go on; everything finished is kept."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant that the study runs, and why."""
+
+    key: str
+    label: str
+    kind: RowKind
+    variant: Variant
+    ablation: str | None = None
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that is laid out: the plan, what it maps to, and the settings.
+
+    Attributes:
+        source: the plan file's bytes.
+        plan: the plan as read.
+        mapped: all of its ablations, mapped.
+        comparisons: the variants to run, the reference first.
+        identity: whether the plan asks for the identity experiment.
+        scale: name of the scale the settings started from.
+        settings: the settings.
+        skip_unmapped: whether unmapped parts are left out instead of refused.
+    """
+
+    source: bytes
+    plan: Plan
+    mapped: tuple[MappedAblation, ...]
+    comparisons: tuple[Comparison, ...]
+    identity: bool
+    scale: str
+    settings: StudySettings
+    skip_unmapped: bool
+
+
+# Called when a cell is finished: cells done, cells in all, what it was.
+OnProgress = Callable[[int, int, str], None]
+
+
+def lay_out(
+    source: bytes, scale: str, settings: StudySettings, *, skip_unmapped: bool = False
+) -> Study:
+    """Read a plan and decide what to run.
+
+    Raises:
+        PlanError: the plan cannot be read, or asks for something the study does not know.
+    """
+    plan = parse_plan(source)
+    mapped = map_plan(plan)
+    runnable = require_mapped(mapped, skip_unmapped)
+    comparisons = {"reference": Comparison("reference", "Optim4RL", "reference", REFERENCE)}
+    for entry in runnable:
+        for match in entry.replacements:
+            if match.key is None or entry.component is None:
+                continue
+            field = entry.component.field
+            if getattr(REFERENCE, field) == match.key:
+                continue
+            comparison = Comparison(
+                f"{field}={match.key}",
+                match.text or f"{entry.component.key}: {match.key}",
+                "replacement",
+                replace_field(REFERENCE, field, match.key),
+                entry.ablation.title or entry.ablation.part,
+            )
+            comparisons.setdefault(comparison.key, comparison)
+    no_pipeline = replace_field(REFERENCE, "resets", "never")
+    comparisons.setdefault(
+        "resets=never",
+        Comparison("resets=never", "Without pipeline training", "paper", no_pipeline),
+    )
+    comparisons["untrained"] = Comparison(
+        "untrained", "Optim4RL, untrained", "control", REFERENCE, trained=False
+    )
+    identity = any("identity" in entry.metric_keys for entry in runnable)
+    variants = tuple(comparisons.values())
+    return Study(source, plan, mapped, variants, identity, scale, settings, skip_unmapped)
+
+
+def tuning_cells(study: Study) -> list[LearnedCell]:
+    """The meta-trainings that choose each variant's meta-learning rate; none where there is one."""
+    if len(study.settings.meta_learning_rates) == 1:
+        return []
+    return [
+        _learned_cell(study, comparison, rate, TUNING_META_SEED + seed, tune=True)
+        for comparison in study.comparisons
+        if comparison.trained
+        for rate in study.settings.meta_learning_rates
+        for seed in range(study.settings.tuning_meta_seeds)
+    ]
+
+
+def report_cells(study: Study, rates: Mapping[str, float]) -> list[Cell]:
+    """The cells that the report shows, longest first."""
+    cells: list[Cell] = [IdentityCell(study.settings.identity)] if study.identity else []
+    cells += [
+        ClassicalCell(study.settings.environment, name, study.settings.evaluation)
+        for name in CLASSICAL_BASELINES
+    ]
+    cells += [
+        _learned_cell(study, comparison, rates[comparison.key], seed)
+        for comparison in study.comparisons
+        for seed in range(study.settings.meta_seeds)
+    ]
+    return cells
+
+
+def _learned_cell(
+    study: Study, comparison: Comparison, rate: float, seed: int, *, tune: bool = False
+) -> LearnedCell:
+    settings = study.settings
+    return LearnedCell(
+        settings.environment,
+        comparison.variant,
+        settings.training,
+        settings.evaluation,
+        rate,
+        seed,
+        purpose="tune" if tune else "report",
+        trained=comparison.trained,
+    )
+
+
+def choose_meta_learning_rates(study: Study, folder: Path) -> dict[str, float]:
+    """Each variant's meta-learning rate: the best by the mean of its tuning meta-seeds' scores.
+
+    A rate at which a meta-training diverged, or an agent did, is chosen last.
+    """
+    candidates = study.settings.meta_learning_rates
+    if len(candidates) == 1:
+        return {comparison.key: candidates[0] for comparison in study.comparisons}
+    scores: dict[tuple[Variant, float], list[float]] = {}
+    for cell in tuning_cells(study):
+        score = get_result(folder, cell).info.get("score", -np.inf)
+        scores.setdefault((cell.variant, cell.meta_learning_rate), []).append(score)
+    return {
+        comparison.key: max(
+            candidates, key=lambda rate: float(np.mean(scores[comparison.variant, rate]))
+        )
+        for comparison in study.comparisons
+    }
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    command: str,
+    jobs: int = 2,
+    on_progress: OnProgress = lambda done, total, what: None,
+) -> StudyResults:
+    """Run all that is not yet done, and collect the results.
+
+    Args:
+        study: what to run.
+        folder: where results go, and where finished ones are found.
+        command: the command to record in the report.
+        jobs: worker processes.
+        on_progress: called before the first cell and after each one.
+
+    Raises:
+        StudyError: a cell failed; all others that were started are kept.
+    """
+    _record(study, folder, command)
+    first = tuning_cells(study)
+    # The number of cells does not depend on the rates that are chosen.
+    rates = dict.fromkeys((c.key for c in study.comparisons), study.settings.meta_learning_rates[0])
+    total = len(first) + len(report_cells(study, rates))
+    _run_cells(first, folder, jobs, lambda done, what: on_progress(done, total, what))
+    rates = choose_meta_learning_rates(study, folder)
+    _run_cells(
+        report_cells(study, rates),
+        folder,
+        jobs,
+        lambda done, what: on_progress(len(first) + done, total, what),
+    )
+    results = collect(study, folder)
+    write_table(results, folder / "runs.parquet")
+    return results
+
+
+def _run_cells(
+    cells: Sequence[Cell], folder: Path, jobs: int, on_progress: Callable[[int, str], None]
+) -> None:
+    """Run the cells that are not in the store, `jobs` at a time, each in a worker process."""
+    waiting = [cell for cell in cells if not has_result(folder, cell)]
+    done = len(cells) - len(waiting)
+    on_progress(done, "")
+    queue, lock = iter(waiting), threading.Lock()
+    failures: list[tuple[Cell, str]] = []
+
+    def serve() -> None:
+        nonlocal done
+        with _worker(folder) as worker:
+            while True:
+                with lock:
+                    cell = next(queue, None) if not failures else None
+                if cell is None:
+                    return
+                error = _ask(worker, cell)
+                with lock:
+                    if error:
+                        failures.append((cell, error))
+                    else:
+                        done += 1
+                        on_progress(done, describe_cell(cell))
+
+    threads = [threading.Thread(target=serve) for _ in range(min(jobs, len(waiting)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        cell, error = failures[0]
+        raise StudyError(f"{describe_cell(cell)} failed; finished results are kept.\n{error}")
+
+
+def _worker(folder: Path) -> subprocess.Popen[str]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_FLAGS}".strip()
+    return subprocess.Popen(
+        [sys.executable, "-m", "optim4rl.study.worker", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags},
+    )
+
+
+def _ask(worker: subprocess.Popen[str], cell: Cell) -> str | None:
+    """Let a worker run a cell; what went wrong, if anything did."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    assert worker.stderr is not None
+    try:
+        worker.stdin.write(json.dumps(cell_to_dict(cell)) + "\n")
+        worker.stdin.flush()
+        answer = worker.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    if not answer:
+        return f"its worker died with exit code {worker.wait()}\n{worker.stderr.read()}"
+    return json.loads(answer).get("error")
+
+
+def describe_cell(cell: Cell) -> str:
+    """A cell in a few words, for people."""
+    if isinstance(cell, IdentityCell):
+        return "identity experiment"
+    if isinstance(cell, ClassicalCell):
+        return f"tuned {cell.name}"
+    change = describe_change(cell.variant) or ("reference" if cell.trained else "untrained")
+    verb = "tuning" if cell.purpose == "tune" else "meta-seed"
+    return f"{change}, {verb} {cell.meta_seed}"
+
+
+def collect(study: Study, folder: Path) -> StudyResults:
+    """The results of a study whose cells are all in the store."""
+    rates = choose_meta_learning_rates(study, folder)
+    learned = [
+        _learned_row(study, comparison, rates[comparison.key], folder)
+        for comparison in study.comparisons
+    ]
+    classical = [
+        _classical_row(study, name, label, folder) for name, label in CLASSICAL_BASELINES.items()
+    ]
+    record = json.loads((folder / "study.json").read_text())
+    identity = None
+    if study.identity:
+        info = get_result(folder, IdentityCell(study.settings.identity)).info
+        identity = unpack_identity(info["identity"])
+    return StudyResults(
+        plan=study.plan,
+        mapped=study.mapped,
+        rows=(*learned, *classical),
+        floor=_floor(classical),
+        ceiling=max(interquartile_mean(final_return(row.curves[0])) for row in classical),
+        identity=identity,
+        task=study.settings.environment,
+        scale={"name": study.scale, **dataclasses.asdict(study.settings)},
+        command=record["command"],
+        versions=record["versions"],
+        started=record["started"],
+    )
+
+
+def _floor(classical: Sequence[Row]) -> float:
+    """The untrained policy's return: what the first rollout gives, before any update."""
+    return float(np.nanmean([row.curves[0].returns[:, 0] for row in classical]))
+
+
+def _learned_row(study: Study, comparison: Comparison, rate: float, folder: Path) -> Row:
+    results = {
+        seed: get_result(folder, _learned_cell(study, comparison, rate, seed))
+        for seed in range(study.settings.meta_seeds)
+    }
+    good = [result for result in results.values() if "failure" not in result.info]
+    settings = {
+        "meta-learning rate": rate if comparison.trained else None,
+        "step scale": [
+            float(f"{result.info['rate'] / study.settings.training.learning_rate:.3g}")
+            for result in good
+        ],
+    }
+    return Row(
+        key=comparison.key,
+        label=comparison.label,
+        kind=comparison.kind,
+        change=describe_change(comparison.variant)
+        or ("the method as it is" if comparison.trained else "meta-training: yes → no"),
+        ablation=comparison.ablation,
+        curves=tuple(unpack_curves("curves", result.arrays) for result in good),
+        stress=_stress(study.settings.evaluation, good),
+        failures={
+            seed: result.info["failure"]
+            for seed, result in results.items()
+            if "failure" in result.info
+        },
+        settings=settings,
+        seconds=sum(result.info["seconds"] for result in results.values()),
+    )
+
+
+def _classical_row(study: Study, name: str, label: str, folder: Path) -> Row:
+    evaluation = study.settings.evaluation
+    result = get_result(folder, ClassicalCell(study.settings.environment, name, evaluation))
+    grid = ", ".join(f"{rate:g}" for rate in evaluation.classical_rates)
+    edge = ", at the edge of the grid" if result.info.get("at_edge") else ""
+    return Row(
+        key=name,
+        label=label,
+        kind="baseline",
+        change=f"learning rate {result.info['rate']:g}, best of {grid}{edge}",
+        ablation=None,
+        curves=(unpack_curves("curves", result.arrays),),
+        stress=_stress(evaluation, [result]),
+        settings={"learning rate": result.info["rate"]},
+        seconds=result.info["seconds"],
+    )
+
+
+def _stress(settings: EvaluationSettings, results: Sequence[CellResult]) -> dict[float, Curves]:
+    return {
+        scale: stack([unpack_curves(f"stress/{scale:g}", result.arrays) for result in results])
+        for scale in settings.stress_scales
+        if results
+    }
+
+
+def _record(study: Study, folder: Path, command: str) -> None:
+    """Keep what the study was asked to do, so that its report can be made again."""
+    record = {
+        "command": command,
+        "scale": study.scale,
+        "settings": dataclasses.asdict(study.settings),
+        "skip_unmapped": study.skip_unmapped,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+    }
+    write_atomically(folder / "plan.md", study.source)
+    write_atomically(folder / "study.json", json.dumps(record, indent=1).encode())
+
+
+def load_study(folder: Path) -> Study:
+    """The study that was run in a folder.
+
+    Raises:
+        StudyError: no study was run there.
+    """
+    try:
+        record = json.loads((folder / "study.json").read_text())
+        source = (folder / "plan.md").read_bytes()
+        settings = settings_from_dict(record["settings"])
+        return lay_out(
+            source, record["scale"], settings, skip_unmapped=bool(record["skip_unmapped"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{folder}: no study can be read there ({error})") from error
+
+
+def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:
+    """The settings from plain JSON values."""
+
+    def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
+
+    return StudySettings(
+        **{
+            **tuples(values),
+            "training": TrainingSettings(**tuples(values["training"])),
+            "evaluation": EvaluationSettings(**tuples(values["evaluation"])),
+        }
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("optim4rl", "jax", "jaxlib", "numpy", "optax", "equinox", "gymnax", "scipy")
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{name: metadata.version(name) for name in names}}
+
+
+def write_table(results: StudyResults, path: Path) -> None:
+    """One Parquet file with every run: one row a run, its curve in a list column."""
+    import io
+
+    import polars as pl
+
+    buffer = io.BytesIO()
+    pl.DataFrame(list(_table_rows(results))).write_parquet(buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _table_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
+    from optim4rl.evaluation.returns import area_under_curve
+
+    for row in results.rows:
+        runs = [("evaluation", 1.0, seed, curves) for seed, curves in enumerate(row.curves)]
+        runs += [("stress", scale, -1, curves) for scale, curves in row.stress.items()]
+        for purpose, scale, meta_seed, curves in runs:
+            finals, areas = final_return(curves), area_under_curve(curves)
+            for run in range(len(curves.returns)):
+                yield {
+                    "optimizer": row.key,
+                    "kind": row.kind,
+                    "change": row.change,
+                    "purpose": purpose,
+                    "step_scale": scale,
+                    "meta_seed": meta_seed,
+                    "run": run,
+                    "final_return": float(finals[run]),
+                    "auc": float(areas[run]),
+                    "diverged_at": int(curves.diverged_at[run]),
+                    "env_steps": curves.env_steps.tolist(),
+                    "returns": curves.returns[run].tolist(),
+                }
