@@ -1,16 +1,120 @@
 """The identity experiment: can a small RNN reproduce the gradients that it is shown?
 
-Lan et al. 2024, section 4.1: a recurrent network learns `y = x` on agent-gradients, with and without
-gradient processing. The paper's figure confounds input processing with output form, counts exact
-zeros as hits and measures while training; this module separates all of these.
+Lan et al. 2024, section 4.1: a recurrent network learns `y = x` on agent-gradients, with and
+without gradient processing. The paper's figure confounds input processing with output form, counts
+exact zeros as hits and measures while training; this module separates all of these.
+
+- A prediction is right if it is within 10 % of its target. Hence it has the target's sign, and a
+  target of exactly zero needs exactly zero.
+- Coordinates are split, not times: half of them to train on, a quarter to choose the learning rate
+  by, a quarter held out. The draw is random, because recorded coordinates lie on a stride already,
+  and a second stride would single out a few units of a layer.
+- Online accuracy is that of the predictions on the training coordinates, each made before its
+  window's update, in the last pass over them. Frozen accuracy is that of the trained network over
+  the held-out coordinates, from a zero state, without updates.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
+from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
+
+# The two factors crossed, so that they are not confounded, and the symmetric log with two outputs.
+NETWORKS: tuple[tuple[str, str], ...] = (
+    ("raw", "linear"),
+    ("raw", "sign_exp"),
+    ("sign_log", "linear"),
+    ("sign_log", "sign_exp"),
+    ("symlog", "sign_exp"),
+    ("symlog", "symexp"),
+)
+SCHEDULES = ("constant", "annealed")
+
+_AnyArray = Array | np.ndarray
+# Every network reads this many features; one with fewer gets zeros. One program then serves all.
+_FEATURES = 2
+_CURVE_POINTS = 200
+_HISTOGRAM_EDGES = np.linspace(-12.0, 1.0, 53)
+
+
+@dataclass(frozen=True)
+class IdentityConfig:
+    """Sizes and settings of the experiment.
+
+    Attributes:
+        updates: updates of the agent that gradients are recorded at.
+        every: every which parameter is recorded; the paper's is 100.
+        max_coordinates: recorded coordinates beyond this many are left out, at random.
+        passes: how often the networks train on all recorded updates, each time from a zero state.
+        seeds: seeds of the networks' weights; the recording is the same for all.
+        learning_rates: of Adam, for the networks; the best is reported.
+        adam_epsilon: of Adam, for the networks. Many gradients of the squared error are smaller
+            than optax's default of 1e-8, with which Adam would not be scale-free here.
+        recording_learning_rate: of RMSProp, for the agent and the supervised network.
+        window: steps of truncated back-propagation; the state is carried over windows.
+        hidden_size: units of the LSTM.
+        head_sizes: hidden layers of the MLP.
+        networks: the (input, output) pairs to compare.
+        seed: of everything random in the experiment.
+
+    Raises:
+        ValueError: a size is not a positive whole number, a grid is empty, a learning rate is
+            negative or not finite, a network is unknown.
+    """
+
+    updates: int
+    every: int
+    max_coordinates: int
+    passes: int
+    seeds: int
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4, 1e-4)
+    adam_epsilon: float = 1e-16
+    recording_learning_rate: float = 3e-3
+    window: int = 5
+    hidden_size: int = 8
+    head_sizes: tuple[int, ...] = (16, 16)
+    networks: tuple[tuple[str, str], ...] = NETWORKS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in (
+            "updates",
+            "every",
+            "max_coordinates",
+            "passes",
+            "seeds",
+            "window",
+            "hidden_size",
+        ):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
+        for field in ("learning_rates", "networks"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty: name at least one")
+        if self.max_coordinates < 4:
+            raise ValueError(f"max_coordinates = {self.max_coordinates!r}: at least 4 are needed")
+        for rate in (*self.learning_rates, self.recording_learning_rate, self.adam_epsilon):
+            if not 0 <= rate < math.inf:
+                raise ValueError(
+                    f"learning rate or epsilon {rate!r}: a finite number of at least 0 is needed"
+                )
+        for source, form in self.networks:
+            if source not in PROCESSINGS or PROCESSINGS[source].first_features > _FEATURES:
+                raise ValueError(f"networks: unknown input {source!r}")
+            if form not in _OUTPUTS:
+                raise ValueError(f"networks: unknown output {form!r}; known: {', '.join(_OUTPUTS)}")
 
 
 @dataclass(frozen=True)
@@ -53,14 +157,14 @@ class Histogram:
 
     Attributes:
         label: whose gradients.
-        edges: bin edges in log10|g|.
+        edges: bin edges in log10|g|, one more than there are bins.
         share: share of the non-zero gradients in each bin.
         zeros: share of exact zeros among all.
         decades: decades between the 1st and 99th percentile of non-zero |g|.
     """
 
     label: str
-    edges: Float[np.ndarray, " bins+1"]
+    edges: Float[np.ndarray, " edges"]
     share: Float[np.ndarray, " bins"]
     zeros: float
     decades: float
@@ -81,3 +185,466 @@ class IdentityResult:
     rows: tuple[IdentityRow, ...]
     histograms: tuple[Histogram, ...]
     settings: Mapping[str, Any]
+
+
+@runtime_checkable
+class RecordedTask(Protocol):
+    """What recording asks of a task: parameters to start at, and stochastic gradients of a loss."""
+
+    def init_params(self, key: PRNGKeyArray) -> Any:
+        """Fresh parameters, a pytree of float32 arrays."""
+
+    def init_actor(self, key: PRNGKeyArray) -> Any:
+        """Whatever the task carries from one gradient to the next, a pytree."""
+
+    def gradient(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
+        """Gradient like `params`, the actor after it, and stats."""
+
+
+def identity_experiment(
+    task: RecordedTask, task_name: str, config: IdentityConfig
+) -> IdentityResult:
+    """Record gradients, train the networks on them, and set them beside supervised gradients.
+
+    Raises:
+        ValueError: as `run_identity` does.
+    """
+    transformation = optax.rmsprop(config.recording_learning_rate)
+    key_agent, key_supervised = jax.random.split(jax.random.key(config.seed))
+    recorded = record_gradients(task, transformation, config.updates, key_agent, config.every)
+    num_parameters = sum(
+        math.prod(leaf.shape)
+        for leaf in jax.tree.leaves(jax.eval_shape(task.init_params, key_agent))
+    )
+    supervised = supervised_gradients(
+        num_parameters, transformation, config.updates, key_supervised, config.every
+    )
+    return IdentityResult(
+        task=f"{task_name}, RMSProp {config.recording_learning_rate:g}",
+        rows=run_identity(recorded, config),
+        histograms=(
+            histogram(task_name, recorded),
+            histogram("supervised (Gaussian clusters)", supervised),
+        ),
+        settings={**dataclasses.asdict(config), "recorded_coordinates": recorded.shape[1]},
+    )
+
+
+def record_gradients(
+    task: RecordedTask,
+    transformation: optax.GradientTransformation,
+    updates: int,
+    key: PRNGKeyArray,
+    every: int = 100,
+) -> Float[np.ndarray, "time coordinate"]:
+    """Train one agent and keep what every `every`-th parameter's gradient was at each update.
+
+    Parameters are counted in the order of `jax.flatten_util.ravel_pytree`.
+    """
+
+    @jax.jit
+    def record(key: PRNGKeyArray) -> Float[Array, "time coordinate"]:
+        key_params, key_actor, key_updates = jax.random.split(key, 3)
+        params = task.init_params(key_params)
+
+        def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
+            params, actor, state = agent
+            gradient, actor, _ = task.gradient(params, actor, key)
+            steps, state = transformation.update(gradient, state, params)
+            agent = (optax.apply_updates(params, steps), actor, state)
+            return agent, ravel_pytree(gradient)[0][::every]
+
+        agent = (params, task.init_actor(key_actor), transformation.init(params))
+        return jax.lax.scan(update, agent, jax.random.split(key_updates, updates))[1]
+
+    return np.asarray(record(key))
+
+
+@dataclass(frozen=True)
+class GaussianClusters:
+    """A classification problem without a download, and a ReLU network with one hidden layer for it.
+
+    Class means are standard normal in `inputs` dimensions and samples lie around them with standard
+    deviation 2, so that about one sample in twenty is nearer to another mean than to its own. Each
+    gradient is that of the cross-entropy on a fresh minibatch. A `RecordedTask`; its actor is the
+    means.
+    """
+
+    inputs: int = 64
+    classes: int = 10
+    width: int = 64
+    batch: int = 128
+
+    def init_params(self, key: PRNGKeyArray) -> dict[str, Array]:
+        """LeCun-normal kernels, zero biases."""
+        init = jax.nn.initializers.lecun_normal()
+        key_hidden, key_out = jax.random.split(key)
+        return {
+            "hidden": init(key_hidden, (self.inputs, self.width), jnp.float32),
+            "hidden_bias": jnp.zeros(self.width, jnp.float32),
+            "out": init(key_out, (self.width, self.classes), jnp.float32),
+            "out_bias": jnp.zeros(self.classes, jnp.float32),
+        }
+
+    def init_actor(self, key: PRNGKeyArray) -> Float[Array, "classes inputs"]:
+        """Draw the class means."""
+        return jax.random.normal(key, (self.classes, self.inputs))
+
+    def gradient(
+        self, params: dict[str, Array], actor: Float[Array, "classes inputs"], key: PRNGKeyArray
+    ) -> tuple[dict[str, Array], Float[Array, "classes inputs"], Float[Array, ""]]:
+        """The gradient on a fresh minibatch; the stats are its loss."""
+        key_label, key_noise = jax.random.split(key)
+        label = jax.random.randint(key_label, (self.batch,), 0, self.classes)
+        x = actor[label] + 2.0 * jax.random.normal(key_noise, (self.batch, self.inputs))
+
+        def loss(params: dict[str, Array]) -> Array:
+            hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"][None])
+            logits = hidden @ params["out"] + params["out_bias"][None]
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return gradient, actor, value
+
+
+def supervised_gradients(
+    num_parameters: int,
+    transformation: optax.GradientTransformation,
+    updates: int,
+    key: PRNGKeyArray,
+    every: int = 100,
+) -> Float[np.ndarray, "time coordinate"]:
+    """Gradients of a supervised network of about `num_parameters` on Gaussian clusters.
+
+    The width of the network is what makes up the number of parameters; it is at least 1.
+    """
+    problem = GaussianClusters()
+    per_unit = problem.inputs + 1 + problem.classes
+    width = max(1, round((num_parameters - problem.classes) / per_unit))
+    problem = dataclasses.replace(problem, width=width)
+    return record_gradients(problem, transformation, updates, key, every)
+
+
+def histogram(label: str, gradients: Float[np.ndarray, "..."]) -> Histogram:
+    """Histogram of log10|g|, quarter decades from 1e-12 to 10; the end bins take what lies beyond.
+
+    Without a non-zero gradient all shares are zero and the decades NaN.
+
+    Raises:
+        ValueError: there are no gradients, or not all are finite.
+    """
+    _check_gradients(gradients)
+    logs = np.log10(np.abs(gradients[gradients != 0]).astype(np.float64))
+    counts, edges = np.histogram(
+        np.clip(logs, _HISTOGRAM_EDGES[0], _HISTOGRAM_EDGES[-1]), _HISTOGRAM_EDGES
+    )
+    low, high = np.percentile(logs, [1, 99]) if logs.size else (math.nan, math.nan)
+    return Histogram(
+        label=label,
+        edges=edges,
+        share=counts / max(1, logs.size),
+        zeros=1.0 - logs.size / gradients.size,
+        decades=float(high - low),
+    )
+
+
+def within_tenth(
+    prediction: Float[Array, "*shape"], target: Float[Array, "*shape"]
+) -> Bool[Array, "*shape"]:
+    """Whether each prediction is within 10 % of its target, the bound included.
+
+    It then has the target's sign, and a target of zero needs exactly zero. Not a number is wrong.
+    """
+    return 10.0 * jnp.abs(prediction - target) <= jnp.abs(target)
+
+
+def _symexp(gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]) -> Array:
+    """The inverse of the symmetric log: `c sgn(o) (exp|o| - 1)`.
+
+    Not written with `abs` and `sign`, whose derivatives at 0 would make that of the product 0.
+    """
+    del gradient
+    x = jnp.clip(output, -LOG_DOMAIN_LIMIT, LOG_DOMAIN_LIMIT)
+    return Symlog().c * jnp.where(x < 0, -jnp.expm1(-x), jnp.expm1(x))
+
+
+# What a network's output o stands for, given the gradient g that it was shown.
+_OUTPUTS: Mapping[str, Callable[[Array, Array], Array]] = {
+    "linear": Raw().decode,  # o
+    "sign_exp": SignLog().decode,  # sgn(g) exp(o)
+    "symexp": _symexp,
+}
+
+
+def run_identity(
+    gradients: Float[np.ndarray, "time coordinate"], config: IdentityConfig
+) -> tuple[IdentityRow, ...]:
+    """Train every network of the grid on the recorded gradients; one row per network and schedule.
+
+    All schedules, learning rates and seeds of a network train side by side. A run that meets a
+    number that is not finite has diverged: its accuracies are NaN, and so are means over it.
+
+    Raises:
+        ValueError: gradients are not finite, there are fewer than four coordinates, or the time is
+            shorter than a window.
+    """
+    _check_gradients(gradients)
+    time, coordinates = gradients.shape
+    if coordinates < 4:
+        raise ValueError(
+            f"gradients of {coordinates} coordinates: at least 4 are needed; record with a smaller "
+            "`every`"
+        )
+    if time < config.window:
+        raise ValueError(f"gradients of {time} updates: at least a window of {config.window}")
+    train, tuning, held_out = split_coordinates(coordinates, config)
+    data = _Data(
+        gradients[: time - time % config.window, train],
+        gradients[:, tuning],
+        gradients[:, held_out],
+    )
+    return tuple(row for network in config.networks for row in _network_rows(network, data, config))
+
+
+def split_coordinates(
+    coordinates: int, config: IdentityConfig
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " tuning"], Int[np.ndarray, " held_out"]]:
+    """Which recorded coordinates serve to train, to choose the learning rate, and to report."""
+    order = np.random.default_rng(config.seed).permutation(coordinates)[: config.max_coordinates]
+    train, tuning, held_out = np.split(order, [len(order) // 2, 3 * len(order) // 4])
+    return train, tuning, held_out
+
+
+class _Data(NamedTuple):
+    """The shares of the recorded gradients; training stops after the last whole window."""
+
+    train: Float[np.ndarray, "whole train"]
+    tuning: Float[np.ndarray, "time tuning"]
+    held_out: Float[np.ndarray, "time held_out"]
+
+
+class _Fit(NamedTuple):
+    """What training a network, and freezing it then, gives; runs are `[schedule, rate, seed]`.
+
+    Attributes:
+        losses: mean squared error of each window, before its update.
+        hits: right predictions in each window, before its update.
+        hits_nonzero: those of them whose target is not zero.
+        frozen: which predictions of the frozen network are right.
+        finite: whether all losses and frozen predictions are finite.
+    """
+
+    losses: Float[_AnyArray, "*runs passes windows"]
+    hits: Int[_AnyArray, "*runs passes windows"]
+    hits_nonzero: Int[_AnyArray, "*runs passes windows"]
+    frozen: Bool[_AnyArray, "*runs time test"]
+    finite: Bool[_AnyArray, "*runs"]
+
+
+def _unroll(
+    weights: Weights,
+    form: Int[Array, ""],
+    features: Float[Array, "time features coordinate"],
+    gradients: Float[Array, "time coordinate"],
+    carry: Carry,
+    *,
+    unroll: bool,
+) -> tuple[Float[Array, "time coordinate"], Carry]:
+    """Predictions of consecutive steps and the state after them."""
+
+    def step(carry: Carry, features: Array) -> tuple[Carry, Array]:
+        output, carry = apply_network(weights, "lstm", features, carry)
+        return carry, output[0]
+
+    carry, outputs = jax.lax.scan(step, carry, features, unroll=unroll)
+    return jax.lax.switch(form, list(_OUTPUTS.values()), gradients, outputs), carry
+
+
+def _zero_carry(weights: Weights, coordinates: int) -> Carry:
+    return init_carry("lstm", weights["hidden"].shape[-1], (coordinates,))
+
+
+def _fit(
+    weights: Weights,
+    rates: Float[Array, "passes windows"],
+    epsilon: Float[Array, ""],
+    form: Int[Array, ""],
+    train: tuple[
+        Float[Array, "windows window features train"], Float[Array, "windows window train"]
+    ],
+    test: tuple[Float[Array, "time features test"], Float[Array, "time test"]],
+) -> _Fit:
+    """Truncated back-propagation over the training windows, then the frozen network's answers."""
+    # As one vector the few small weights take a fifth less time.
+    adam = optax.flatten(optax.scale_by_adam(eps=epsilon))
+
+    def loss(weights: Weights, carry: Carry, features: Array, targets: Array) -> Any:
+        predictions, carry = _unroll(weights, form, features, targets, carry, unroll=True)
+        return jnp.mean(jnp.square(predictions - targets)), (predictions, carry)
+
+    def window(learner: tuple[Any, Any, Carry], step: tuple[Array, ...]) -> tuple[Any, Any]:
+        weights, state, carry = learner
+        rate, features, targets = step
+        (error, (predictions, carry)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            weights, carry, features, targets
+        )
+        directions, state = adam.update(gradient, state)
+        weights = jax.tree.map(lambda w, d: w - rate * d, weights, directions)
+        hits = within_tenth(predictions, targets)
+        counts = (jnp.sum(hits), jnp.sum(hits & (targets != 0)))
+        return (weights, state, carry), (error, *counts)
+
+    def one_pass(learner: tuple[Any, Any], rates: Array) -> tuple[Any, Any]:
+        carry = _zero_carry(learner[0], train[1].shape[-1])
+        (weights, state, _), seen = jax.lax.scan(window, (*learner, carry), (rates, *train))
+        return (weights, state), seen
+
+    (weights, _), (losses, hits, hits_nonzero) = jax.lax.scan(
+        one_pass, (weights, adam.init(weights)), rates
+    )
+    carry = _zero_carry(weights, test[1].shape[-1])
+    predictions, _ = _unroll(weights, form, *test, carry, unroll=False)
+    finite = jnp.all(jnp.isfinite(losses)) & jnp.all(jnp.isfinite(predictions))
+    return _Fit(losses, hits, hits_nonzero, within_tenth(predictions, test[1]), finite)
+
+
+# Over seeds, then learning rates, then schedules; all networks share one compiled program.
+_over_seeds = jax.vmap(_fit, in_axes=(0, None, None, None, None, None))
+_over_rates = jax.vmap(_over_seeds, in_axes=(None, 0, None, None, None, None))
+_fit_all = jax.jit(jax.vmap(_over_rates, in_axes=(None, 0, None, None, None, None)))
+
+
+def _fit_network(source: str, output: str, data: _Data, config: IdentityConfig) -> _Fit:
+    """All runs of one network, as numpy arrays."""
+
+    def features(gradients: Float[np.ndarray, "time coordinate"]) -> Array:
+        encoded = PROCESSINGS[source]().first(jnp.asarray(gradients))
+        padded = jnp.pad(encoded, ((0, _FEATURES - len(encoded)), (0, 0), (0, 0)))
+        return padded.swapaxes(0, 1)
+
+    windows = len(data.train) // config.window
+    by_window = (windows, config.window)
+    test = np.concatenate([data.tuning, data.held_out], axis=1)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    fit: _Fit = jax.device_get(
+        _fit_all(
+            jax.vmap(lambda key: _init_weights(source, config, key))(keys),
+            jnp.asarray(_rates(config, windows)),
+            jnp.float32(config.adam_epsilon),
+            jnp.int32(list(_OUTPUTS).index(output)),
+            (
+                features(data.train).reshape(*by_window, _FEATURES, -1),
+                jnp.asarray(data.train).reshape(*by_window, -1),
+            ),
+            (features(test), jnp.asarray(test)),
+        )
+    )
+    return fit
+
+
+def _init_weights(source: str, config: IdentityConfig, key: PRNGKeyArray) -> Weights:
+    features = PROCESSINGS[source].first_features
+    weights = init_network(
+        key, "lstm", features, config.hidden_size, config.head_sizes, 1, zero_head=False
+    )
+    return weights | {"input": jnp.pad(weights["input"], ((0, 0), (0, _FEATURES - features)))}
+
+
+def _rates(config: IdentityConfig, windows: int) -> Float[np.ndarray, "schedule rate pass window"]:
+    """The learning rate of every update: constant, or annealed by a cosine to zero."""
+    progress = np.arange(config.passes * windows) / (config.passes * windows)
+    shapes = np.stack([np.ones_like(progress), 0.5 * (1.0 + np.cos(np.pi * progress))])
+    rates = np.asarray(config.learning_rates)[None, :, None] * shapes[:, None]
+    return rates.reshape(len(SCHEDULES), -1, config.passes, windows).astype(np.float32)
+
+
+def _network_rows(
+    network: tuple[str, str], data: _Data, config: IdentityConfig
+) -> tuple[IdentityRow, ...]:
+    """A row for each schedule, with the learning rate that is best on the tuning share."""
+    fit = _fit_network(*network, data, config)
+    tuning, held_out = np.split(fit.frozen, [data.tuning.shape[1]], axis=-1)
+    nonzero = data.tuning != 0
+    # By what the network has to learn, the non-zero targets. Diverged is worse than never right.
+    score = np.where(fit.finite, _share(tuning[..., nonzero].sum(-1), int(nonzero.sum())), -1.0)
+    fit = fit._replace(frozen=held_out)
+    return tuple(
+        _row(
+            network,
+            SCHEDULES[schedule],
+            config.learning_rates[rate],
+            _Fit(*(field[schedule, rate] for field in fit)),
+            data,
+        )
+        for schedule, rate in enumerate(score.mean(axis=-1).argmax(axis=-1))
+    )
+
+
+def _row(
+    network: tuple[str, str], schedule: str, rate: float, fit: _Fit, data: _Data
+) -> IdentityRow:
+    """Means over the seeds of the chosen runs; `fit.frozen` is of the held-out share."""
+    nonzero = data.held_out != 0
+    frozen_nonzero = fit.frozen[:, nonzero]
+    accuracies = {
+        "online": _share(fit.hits[:, -1].sum(-1), data.train.size),
+        "online_nonzero": _share(
+            fit.hits_nonzero[:, -1].sum(-1), int(np.count_nonzero(data.train))
+        ),
+        "frozen": _share(fit.frozen.sum((-2, -1)), data.held_out.size),
+        "frozen_nonzero": _share(frozen_nonzero.sum(-1), int(nonzero.sum())),
+    }
+    accuracies = {
+        name: np.where(fit.finite, accuracy, np.nan) for name, accuracy in accuracies.items()
+    }
+    decades = np.floor(np.log10(np.abs(data.held_out[nonzero]))).astype(int)
+    by_decade = {
+        int(decade): float(
+            np.where(fit.finite, frozen_nonzero[:, decades == decade].mean(-1), np.nan).mean()
+        )
+        for decade in np.unique(decades)
+    }
+    targets_per_window = data.train.size / fit.hits.shape[-1]
+    curve = np.where(np.isfinite(fit.losses), fit.hits / targets_per_window, np.nan).mean(0).ravel()
+    blocks = np.array_split(curve, min(_CURVE_POINTS, curve.size))
+    return IdentityRow(
+        input=network[0],
+        output=network[1],
+        schedule=schedule,
+        learning_rate=rate,
+        **{name: float(accuracy.mean()) for name, accuracy in accuracies.items()},
+        by_decade=by_decade,
+        curve=np.array([block.mean() for block in blocks]),
+        seeds=len(fit.finite),
+        spread={
+            name: (float(accuracy.min()), float(accuracy.max()))
+            for name, accuracy in accuracies.items()
+        },
+    )
+
+
+def _share(hits: _AnyArray, total: int) -> np.ndarray:
+    """Hits among all; NaN where there was nothing to hit."""
+    return np.asarray(hits) / (total or math.nan)
+
+
+def _check_gradients(gradients: Float[np.ndarray, "..."]) -> None:
+    if not gradients.size:
+        raise ValueError(f"gradients of shape {gradients.shape}: there are none")
+    if not np.isfinite(gradients).all():
+        raise ValueError(
+            f"gradients: {np.sum(~np.isfinite(gradients))} of {gradients.size} are not finite; "
+            "the agent that they were recorded from has diverged"
+        )
+
+
+# Seconds; shows that everything runs, and nothing else.
+SMOKE = IdentityConfig(
+    updates=20, every=25, max_coordinates=16, passes=2, seeds=1, learning_rates=(1e-2,)
+)
+# Half a minute on two cores. Few updates want the larger learning rate that the paper's grid lacks.
+QUICK = IdentityConfig(
+    updates=400, every=25, max_coordinates=100, passes=60, seeds=2, learning_rates=(1e-2, 1e-3)
+)
+# The paper's 3e7 environment steps, in updates of 512 environments x 20 steps.
+PAPER = IdentityConfig(updates=2930, every=100, max_coordinates=1000, passes=10, seeds=5)
