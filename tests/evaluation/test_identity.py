@@ -181,8 +181,9 @@ def test_state_is_carried_over_windows_and_passes_start_afresh():
     train, tuning, held_out = split_coordinates(40, config)
     data = identity._Data(gradients[:, train], gradients[:, tuning], gradients[:, held_out])
     losses = identity._fit_network("raw", "linear", data, config).losses
-    for seed, key in enumerate(jax.random.split(jax.random.key(config.seed), config.seeds)):
-        weights = identity._init_weights("raw", config, key)
+    by_seed = identity._init_weights("raw", config)
+    for seed in range(config.seeds):
+        weights = {name: weight[seed] for name, weight in by_seed.items()}
 
         def step(carry, gradient, weights=weights):
             features = jnp.stack([gradient, jnp.zeros_like(gradient)])
