@@ -61,8 +61,12 @@ def scale_by_learned_rule(
 
     def init(params: optax.Params) -> LearnedRuleState:
         def init_leaf(leaf: Any) -> LeafState:
-            state = init_state(spec, jnp.shape(leaf))
-            return LeafState(state.carries, state.moments)
+            # The zeros of `init_state`, made from the leaf's own so that they keep its sharding.
+            zeros = jnp.zeros_like(leaf, jnp.float32)
+            state = jax.eval_shape(lambda: init_state(spec, zeros.shape))
+            return jax.tree.map(
+                lambda x: jnp.broadcast_to(zeros, x.shape), LeafState(state.carries, state.moments)
+            )
 
         return LearnedRuleState(jnp.zeros((), jnp.int32), jax.tree.map(init_leaf, params))
 

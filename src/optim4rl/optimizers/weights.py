@@ -1,11 +1,12 @@
 """Learned optimizers as values and as files.
 
 A weights file is a safetensors file: the meta-parameters as float32 tensors and, in its metadata,
-the card: a readable JSON text with the spec, where the weights come from and what they achieved.
-Nothing in a file is ever executed.
+the card: a readable JSON text with the spec, where the weights come from and what they achieved. A
+checksum covers both. Nothing in a file is ever executed.
 """
 
 import dataclasses
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -80,13 +81,15 @@ def save_weights(path: str | Path, optimizer: LearnedOptimizer) -> None:
     from safetensors.numpy import save
 
     card = {
+        **optimizer.card,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "learning_rate": optimizer.learning_rate,
+        "learning_rate": float(optimizer.learning_rate),
         "spec": spec_to_dict(optimizer.spec),
-        **optimizer.card,
     }
+    card = json.loads(json.dumps(card))  # as a reader will see it: lists for tuples, text for keys
     tensors = {name: np.asarray(x) for name, x in _flatten(optimizer.meta_parameters).items()}
+    card["sha256"] = _digest(card, tensors)
     metadata = {"card": json.dumps(card, indent=1, sort_keys=True)}
     write_atomically(Path(path), save(tensors, metadata=metadata))
 
@@ -96,21 +99,21 @@ def load_weights(weights: str | Path) -> LearnedOptimizer:
 
     Raises:
         WeightsError: the file is missing, truncated, corrupt, of another format or version, or its
-            tensors do not fit its spec. A pickle is refused unread.
+            tensors do not fit its spec or its checksum. A pickle is never opened as one.
     """
     path, data = _read(weights)
     card, tensors = _parse(path, data)
-    reserved = {"format", "format_version", "learning_rate", "spec"}
+    reserved = {"format", "format_version", "learning_rate", "sha256", "spec"}
     try:
         spec = spec_from_dict(_mapping(card.get("spec"), "spec"))
         learning_rate = card.get("learning_rate")
-        if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
-            raise ValueError(f"learning_rate = {learning_rate!r}: a number is needed")
+        if not (isinstance(learning_rate, float) and 0 < learning_rate < float("inf")):
+            raise ValueError(f"learning_rate = {learning_rate!r}: a positive float is needed")
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     meta_parameters = _unflatten(path, spec, tensors)
     rest = {key: value for key, value in card.items() if key not in reserved}
-    return LearnedOptimizer(spec, meta_parameters, float(learning_rate), rest)
+    return LearnedOptimizer(spec, meta_parameters, learning_rate, rest)
 
 
 def load(
@@ -159,24 +162,36 @@ def _parse(path: str, data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse_tensors
 
-    if data[:1] == b"\x80" or data[:2] == b"PK":
-        raise WeightsError(f"{path}: looks like a pickle or a zip; a {SUFFIX} file is needed")
     try:
         tensors = parse_tensors(data)
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
     except (SafetensorError, ValueError, struct.error, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: not a readable {SUFFIX} file: {error}") from error
+        # Only now: the header length that a good file starts with may look like either.
+        foreign = data.startswith((b"\x80", b"PK"))
+        hint = " (it looks like a pickle or a zip)" if foreign else ""
+        raise WeightsError(f"{path}: not a readable {SUFFIX} file{hint}: {error}") from error
     try:
         card = _mapping(json.loads(header["__metadata__"]["card"]), "card")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: carries no optim4rl card") from error
     if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
         raise WeightsError(
             f"{path}: format {card.get('format')!r} version {card.get('format_version')!r}; this "
             f"release reads {FORMAT!r} version {FORMAT_VERSION}"
         )
+    if card.get("sha256") != _digest(card, tensors):
+        raise WeightsError(f"{path}: corrupt: card and tensors do not match the file's checksum")
     return dict(card), tensors
+
+
+def _digest(card: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of card and tensors: a flipped bit makes another valid float, only this tells."""
+    said = {key: value for key, value in card.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    return digest.hexdigest()
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
@@ -185,7 +200,7 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _flatten(meta_parameters: MetaParameters) -> dict[str, Any]:
+def _flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         f"{network}.{name}": x
         for network, weights in meta_parameters.items()
@@ -194,7 +209,10 @@ def _flatten(meta_parameters: MetaParameters) -> dict[str, Any]:
 
 
 def _unflatten(path: str, spec: OptimizerSpec, tensors: Mapping[str, np.ndarray]) -> MetaParameters:
-    expected = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
+    try:
+        expected = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
+    except (OverflowError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: no network has the sizes of this spec: {error}") from error
     wanted = _flatten(expected)
     if set(wanted) != set(tensors):
         wrong = sorted(set(wanted) ^ set(tensors))

@@ -1,0 +1,93 @@
+"""Names: learned presets, classical optimizers, and clear errors for all others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optim4rl.optimizers import (
+    CLASSICAL,
+    LEARNED,
+    OptimizerSpec,
+    classical,
+    learned_spec,
+    optimizer_names,
+)
+from optim4rl.optimizers.processing import Andrychowicz, RawAndSquare, SignLog
+from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Linear
+
+TREE = {"w": (2, 3), "b": (3,)}
+
+
+def random_tree(seed):
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in TREE.items()}
+
+
+def test_every_name_is_listed_once():
+    names = optimizer_names()
+    assert len(set(names)) == len(names)
+    assert set(names) == set(LEARNED) | set(CLASSICAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "processing", "structure", "head_sizes"),
+    [
+        ("optim4rl", SignLog(1e-18), Adaptive(1e-18, signed=True), (16, 16)),
+        ("optim4rl-rlc", RawAndSquare(), Adaptive(1e-8, signed=False), ()),
+        ("linear", SignLog(1e-18), Linear(), (16, 16)),
+        ("l2lgd2", Andrychowicz(p=10.0), L2L(), (16, 16)),
+        ("anchored", SignLog(1e-8, 9.2, 0.1), Anchored(), ()),
+    ],
+)
+def test_the_presets_are_as_published(name, processing, structure, head_sizes):
+    spec = learned_spec(name)
+    assert (spec.processing, spec.structure, spec.head_sizes) == (processing, structure, head_sizes)
+    assert (spec.cell, spec.hidden_size, spec.clip, spec.step_scale) == ("gru", 8, 1.0, 1.0)
+    assert spec.zero_head == (name == "anchored")
+
+
+def test_the_default_spec_is_the_papers_reference():
+    assert learned_spec("optim4rl") == OptimizerSpec()
+
+
+@pytest.mark.parametrize("name", ["Adam", "optim4rl ", "", "star"])
+def test_an_unknown_name_is_answered_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*optim4rl, .*anchored"):
+        learned_spec(name)
+    with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*adam, rmsprop, sgd, sign_sgd"):
+        classical(name, 1e-3)
+
+
+@pytest.mark.parametrize("rate", [3e-3, optax.linear_schedule(1e-2, 0.0, 3)])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("adam", optax.adam),
+        ("rmsprop", optax.rmsprop),
+        ("sgd", optax.sgd),
+        ("sign_sgd", optax.sign_sgd),
+    ],
+)
+def test_a_classical_optimizer_is_optaxs_own(name, reference, rate):
+    @jax.jit
+    def updates(params, gradients):
+        results = []
+        for tx in (classical(name, rate), reference(rate)):
+            state, trace = tx.init(params), []
+            for gradient in gradients:
+                update, state = tx.update(gradient, state, params)
+                trace.append(update)
+            results.append(trace)
+        return results
+
+    # Optax's bias correction and schedules mix dtypes.
+    with jax.numpy_dtype_promotion("standard"):
+        ours, theirs = updates(random_tree(0), [random_tree(seed) for seed in (1, 2, 3)])
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert any(x.any() for x in jax.tree.leaves(ours))
+
+
+def test_every_classical_optimizer_is_compared_above():
+    assert set(CLASSICAL) == {"adam", "rmsprop", "sgd", "sign_sgd"}
