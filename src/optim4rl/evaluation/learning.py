@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,16 @@ class Learned:
         return learned_optimizer(self.spec, parameters, rate, block=BLOCK)
 
 
+# Runs side by side, and updates between two looks of the host. Whatever is asked for is done in
+# batches and chunks of these sizes, so that one optimizer needs one program on one task.
+BATCH = 8
+CHUNK = 30
+
 # Frozen and hashable: one compiled program serves all parameters, rates and seeds.
 Family = Classical | Learned
 
 
+@runtime_checkable
 class EvaluationTask(Protocol):
     """What evaluation asks of a task."""
 
@@ -89,60 +95,96 @@ def learning_curves(
     Returns:
         One `Curves` for each rate, with one run for each seed.
     """
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    sums, counts, finite = _train_agents(
-        task, family, updates, parameters, jnp.asarray(rates, jnp.float32), keys
-    )
+    runs = [(rate, seed) for rate in rates for seed in seeds]
+    size = min(BATCH, len(runs))
+    batches = [
+        _train_batch(task, family, parameters, runs[start : start + size], size, updates)
+        for start in range(0, len(runs), size)
+    ]
+    sums, counts, finite = (np.concatenate(x) for x in zip(*batches, strict=True))
     env_steps = task.env_steps_per_update * np.arange(1, updates + 1)
+    every = Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
     return tuple(
-        Curves.from_episodes(
-            np.asarray(s, np.float64), np.asarray(c), _first_divergence(np.asarray(f)), env_steps
-        )
-        for s, c, f in zip(sums, counts, finite, strict=True)
+        Curves(every.returns[runs], every.diverged_at[runs], env_steps)
+        for runs in np.split(np.arange(len(runs)), len(rates))
     )
 
 
-@partial(jax.jit, static_argnames=("task", "family", "updates"))
-def _train_agents(
+class _Agent(NamedTuple):
+    """An agent in training: its parameters, its optimizer's state, its environments."""
+
+    params: Any
+    optimizer: Any
+    actor: Any
+
+
+def _train_batch(
     task: EvaluationTask,
     family: Family,
-    updates: int,
     parameters: MetaParameters | None,
-    rates: Float[Array, " rates"],
+    runs: Sequence[tuple[float, int]],
+    size: int,
+    updates: int,
+) -> tuple[np.ndarray, ...]:
+    """Train one batch of (rate, seed); a short one is filled up, so that all share one program."""
+    filled = [*runs, *[runs[0]] * (size - len(runs))]
+    rates = jnp.asarray([rate for rate, _ in filled], jnp.float32)
+    keys = jnp.stack([jax.random.key(seed) for _, seed in filled])
+    agents = _start(task, family, parameters, rates, keys)
+    outcomes = []
+    for first in range(0, updates, CHUNK):
+        agents, outcome = _advance(task, family, parameters, rates, keys, agents, first)
+        outcomes.append(jax.tree.map(np.asarray, outcome))
+    whole = (np.concatenate(x, axis=1) for x in zip(*outcomes, strict=True))
+    return tuple(x[: len(runs), :updates] for x in whole)
+
+
+@partial(jax.jit, static_argnames=("task", "family"))
+def _start(
+    task: EvaluationTask,
+    family: Family,
+    parameters: MetaParameters | None,
+    rates: Float[Array, " run"],
     keys: PRNGKeyArray,
-) -> tuple[
-    Float[Array, "rate run time"], Int[Array, "rate run time"], Bool[Array, "rate run time"]
-]:
-    run = partial(_train_agent, task, family, updates, parameters)
-    over_seeds = jax.vmap(run, in_axes=(None, 0))
-    # Rates one after the other: a batch of all seeds is as much as a core's cache can take.
-    return jax.lax.map(lambda rate: over_seeds(rate, keys), rates)
+) -> _Agent:
+    def start(rate: Float[Array, ""], key: PRNGKeyArray) -> _Agent:
+        params = task.init_params(jax.random.fold_in(key, 0))
+        actor = task.init_actor(jax.random.fold_in(key, 1))
+        return _Agent(params, family(parameters, rate).init(params), actor)
+
+    return jax.vmap(start)(rates, keys)
 
 
-def _train_agent(
+@partial(jax.jit, static_argnames=("task", "family"), donate_argnames="agents")
+def _advance(
     task: EvaluationTask,
     family: Family,
-    updates: int,
     parameters: MetaParameters | None,
-    rate: Float[Array, ""],
-    key: PRNGKeyArray,
-) -> tuple[Float[Array, " time"], Int[Array, " time"], Bool[Array, " time"]]:
-    """Episode returns and counts of each update, and whether the parameters are still finite."""
-    key_params, key_actor, key_rollouts = jax.random.split(key, 3)
-    optimizer = family(parameters, rate)
-    params = task.init_params(key_params)
+    rates: Float[Array, " run"],
+    keys: PRNGKeyArray,
+    agents: _Agent,
+    first: int,
+) -> tuple[
+    _Agent, tuple[Float[Array, "run time"], Int[Array, "run time"], Bool[Array, "run time"]]
+]:
+    """One chunk of updates: episode returns and counts of each, and whether all is finite."""
 
-    def update(carry: Any, key: PRNGKeyArray) -> tuple[Any, tuple[Array, Array, Array]]:
-        params, state, actor = carry
-        gradient, actor, stats = task.gradient(params, actor, key)
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
-        return (params, state, actor), (stats.return_sum, stats.episode_count, finite)
+    def advance(rate: Float[Array, ""], key: PRNGKeyArray, agent: _Agent) -> Any:
+        optimizer = family(parameters, rate)
+        rollouts = jax.random.fold_in(key, 2)
 
-    start = (params, optimizer.init(params), task.init_actor(key_actor))
-    _, outcome = jax.lax.scan(update, start, jax.random.split(key_rollouts, updates))
-    return outcome
+        def update(agent: _Agent, index: Array) -> tuple[_Agent, tuple[Array, Array, Array]]:
+            key = jax.random.fold_in(rollouts, index)
+            gradient, actor, stats = task.gradient(agent.params, agent.actor, key)
+            updates, state = optimizer.update(gradient, agent.optimizer, agent.params)
+            params = optax.apply_updates(agent.params, updates)
+            finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
+            after = _Agent(params, state, actor)
+            return after, (stats.return_sum, stats.episode_count, finite)
+
+        return jax.lax.scan(update, agent, first + jnp.arange(CHUNK))
+
+    return jax.vmap(advance)(rates, keys, agents)
 
 
 def _first_divergence(finite: Bool[np.ndarray, "run time"]) -> Int[np.ndarray, " run"]:

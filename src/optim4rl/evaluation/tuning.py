@@ -47,8 +47,6 @@ def tune_rate(
     seeds: Sequence[int],
     updates: int,
 ) -> Tuning:
-    """Train at every rate on the tuning seeds and choose; a single rate needs no training."""
-    if len(rates) == 1:
-        return Tuning(float(rates[0]), tuple(rates), (np.nan,))
+    """Train at every rate on the tuning seeds and choose."""
     curves = learning_curves(task, family, parameters, rates=rates, seeds=seeds, updates=updates)
     return choose_rate(rates, curves)

@@ -9,7 +9,7 @@ directions only: `theta_K = theta_0 - alpha * sum_k d_k(phi)`. Hence
 and no rollout is ever differentiated with respect to the meta-parameters.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ Validation = Literal["last", "dense"]
 VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
 
 
+@runtime_checkable
 class InnerTask(Protocol):
     """What meta-training asks of a task: agents to start, and the gradient of a fresh rollout.
 
@@ -100,38 +101,26 @@ def truncated_meta_gradient(
             rollout is the validation gradient of the updates before it, so it costs nothing.
     """
     before = agents.rule
-    agents, gradients, inner_stats = _inner_updates(
-        spec, meta_parameters, task, agents, key, learning_rate, inner_updates
-    )
-    key_validation = jax.random.fold_in(key, inner_updates)
-    last, actor, validation_stats = _task_gradients(task, agents, key_validation)
-    cotangents = -learning_rate * _validation_gradients(gradients, last, validation)
-    return MetaGradient(
-        _mean_replay(spec, meta_parameters, gradients, before, cotangents),
-        agents._replace(actor=actor),
-        jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), inner_stats, validation_stats),
-    )
 
-
-def _inner_updates(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    task: InnerTask,
-    agents: Agents,
-    key: PRNGKeyArray,
-    learning_rate: float,
-    inner_updates: int,
-) -> tuple[Agents, Float[Array, "K M n"], Any]:
-    def update(agents: Agents, k: Array) -> tuple[Agents, tuple[Array, Any]]:
-        gradients, actor, stats = _task_gradients(task, agents, jax.random.fold_in(key, k))
+    def update(agents: Agents, gradients: Array) -> Agents:
         directions, rule = jax.lax.map(
             lambda x: stream_step(spec, meta_parameters, *x), (gradients, agents.rule)
         )
-        params = agents.params - learning_rate * directions
-        return Agents(params, rule, actor), (gradients, stats)
+        return agents._replace(params=agents.params - learning_rate * directions, rule=rule)
 
-    agents, (gradients, stats) = jax.lax.scan(update, agents, jnp.arange(inner_updates))
-    return agents, gradients, stats
+    def rollout(agents: Agents, k: Array) -> tuple[Agents, tuple[Array, Any]]:
+        gradients, actor, stats = _task_gradients(task, agents, jax.random.fold_in(key, k))
+        agents = agents._replace(actor=actor)
+        # The last rollout is the validation: a gradient like the others, but no update.
+        agents = jax.lax.cond(
+            k < inner_updates, update, lambda agents, _: agents, agents, gradients
+        )
+        return agents, (gradients, stats)
+
+    agents, (gradients, stats) = jax.lax.scan(rollout, agents, jnp.arange(inner_updates + 1))
+    cotangents = -learning_rate * _validation_gradients(gradients, validation)
+    gradient = _mean_replay(spec, meta_parameters, gradients[:-1], before, cotangents)
+    return MetaGradient(gradient, agents, stats)
 
 
 def _task_gradients(
@@ -154,13 +143,13 @@ def _task_gradients(
 
 
 def _validation_gradients(
-    gradients: Float[Array, "K M n"], last: Float[Array, "M n"], validation: Validation
+    gradients: Float[Array, "rollouts M n"], validation: Validation
 ) -> Float[Array, "K M n"]:
     """What each of the K steps in parameter space does to the meta-objective."""
+    after = gradients[1:]
     if validation == "last":
-        return jnp.broadcast_to(last[None], gradients.shape)
-    after = jnp.concatenate([gradients[1:], last[None]])
-    return jnp.cumsum(after[::-1], axis=0)[::-1] / gradients.shape[0]
+        return jnp.broadcast_to(after[-1:], after.shape)
+    return jnp.cumsum(after[::-1], axis=0)[::-1] / after.shape[0]
 
 
 def _mean_replay(

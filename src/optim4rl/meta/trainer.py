@@ -151,7 +151,7 @@ def clip_meta_gradient(gradient: MetaParameters, clip: MetaClip, limit: float) -
         return jax.tree.map(lambda x: jnp.clip(x, -limit, limit), gradient)
     if clip == "none":
         return gradient
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     floor = limit if clip == "norm" else 1e-12
     return jax.tree.map(lambda x: x * (limit / jnp.maximum(norm, floor)), gradient)
 
@@ -166,12 +166,13 @@ def init(
     key = jax.random.key(config.seed)
     if meta_parameters is None:
         meta_parameters = init_meta_parameters(spec, jax.random.fold_in(key, 0))
-    return _init(spec, tasks, _without_seed(config), meta_parameters, jax.random.fold_in(key, 1))
+    config = dataclasses.replace(config, seed=0)
+    return _init(spec, tasks, config, meta_parameters, jax.random.fold_in(key, 1))
 
 
-def _without_seed(config: MetaConfig) -> MetaConfig:
-    """The config as a key of compiled programs, which all seeds share."""
-    return dataclasses.replace(config, seed=0)
+def _program(config: MetaConfig) -> MetaConfig:
+    """The config as a key of compiled programs: what is kept in the state does not matter."""
+    return dataclasses.replace(config, seed=0, resets="staggered")
 
 
 @partial(jax.jit, static_argnames=("spec", "tasks", "config"))
@@ -228,7 +229,7 @@ def iterate(
             inner_updates=config.inner_updates,
             validation=config.validation,
         )
-        norms.append(optax.global_norm(result.gradient))
+        norms.append(optax.tree.norm(result.gradient))
         gradients.append(
             clip_meta_gradient(result.gradient, config.meta_clip, config.meta_clip_limit)
         )
@@ -306,7 +307,7 @@ def train(
         state = init(spec, tasks, config)
     chunks = []
     while (left := config.iterations - int(state.iteration)) > 0:
-        state, progress = _run(spec, tasks, _without_seed(config), state, min(chunk, left))
+        state, progress = _run(spec, tasks, _program(config), state, min(chunk, left))
         progress = jax.tree.map(np.asarray, progress)
         chunks.append(progress)
         report(state, progress)

@@ -8,6 +8,7 @@ or agents: a gradient is an array of any shape and the update has the same shape
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,7 @@ class RuleState(NamedTuple):
     age: Int[Array, ""]
 
 
+@partial(jax.jit, static_argnums=0)
 def init_meta_parameters(spec: OptimizerSpec, key: PRNGKeyArray) -> MetaParameters:
     """Fresh weights for the rule's networks."""
     shapes = spec.structure.networks(spec.processing)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,18 +19,12 @@ import numpy as np
 
 from optim4rl.evaluation import identity
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.learning import Classical, Family, Learned, learning_curves
-from optim4rl.evaluation.tuning import Tuning, choose_rate
+from optim4rl.evaluation.learning import Classical, Family, Learned
+from optim4rl.evaluation.protocol import EvaluationSettings, evaluate, tune
+from optim4rl.evaluation.tuning import Tuning
 from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, init, train
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
-from optim4rl.study.settings import (
-    EVALUATION_SEED,
-    STRESS_SEED,
-    TUNING_SEED,
-    EvaluationSettings,
-    IdentityScale,
-    TrainingSettings,
-)
+from optim4rl.study.settings import IdentityScale, TrainingSettings
 from optim4rl.study.variant import Variant, variant_spec
 from optim4rl.tasks import Task, TaskConfig, default_config, make_task
 
@@ -214,8 +208,8 @@ def _run_learned(cell: LearnedCell) -> CellResult:
             return CellResult({}, {"failure": str(error)})
     task = evaluation_task(cell.environment, cell.evaluation)
     rates = [cell.training.learning_rate * scale for scale in cell.evaluation.step_scales]
-    evaluate = _score if cell.purpose == "tune" else _evaluate
-    result = evaluate(task, Learned(spec), state.meta_parameters, rates, cell.evaluation)
+    judge = _score if cell.purpose == "tune" else _evaluate
+    result = judge(task, Learned(spec), state.meta_parameters, rates, cell.evaluation)
     weights = {
         f"weights/{network}.{name}": np.asarray(x)
         for network, tensors in state.meta_parameters.items()
@@ -225,66 +219,38 @@ def _run_learned(cell: LearnedCell) -> CellResult:
     return CellResult(arrays, result.info)
 
 
-def _score(
-    task: Task,
-    family: Family,
-    parameters: MetaParameters | None,
-    rates: Any,
-    settings: EvaluationSettings,
-) -> CellResult:
-    """The best rate on the tuning seeds, and its score."""
-    tuning = _tune(task, family, parameters, rates, settings)
-    return CellResult({}, {"rate": tuning.rate, "score": max(tuning.scores)})
-
-
-def _tune(
-    task: Task,
-    family: Family,
-    parameters: MetaParameters | None,
-    rates: Any,
-    settings: EvaluationSettings,
-) -> Tuning:
-    seeds = range(TUNING_SEED, TUNING_SEED + settings.tuning_seeds)
-    curves = learning_curves(
-        task, family, parameters, rates=rates, seeds=seeds, updates=settings.updates
-    )
-    return choose_rate(rates, curves)
-
-
 def _evaluate(
     task: Task,
     family: Family,
     parameters: MetaParameters | None,
-    rates: Any,
+    rates: Sequence[float],
     settings: EvaluationSettings,
 ) -> CellResult:
-    """Tune the rate where there is a choice, then the reported runs and the stress test."""
-    info: dict[str, Any] = {"rate": float(rates[0])}
-    if len(rates) > 1:
-        tuning = _tune(task, family, parameters, rates, settings)
-        info = {
-            "rate": tuning.rate,
-            "rates": list(tuning.rates),
-            "scores": [score if np.isfinite(score) else None for score in tuning.scores],
-            "at_edge": tuning.at_edge,
-        }
-    rate = info["rate"]
-    seeds = range(EVALUATION_SEED, EVALUATION_SEED + settings.seeds)
-    (curves,) = learning_curves(
-        task, family, parameters, rates=[rate], seeds=seeds, updates=settings.updates
-    )
-    stress = learning_curves(
-        task,
-        family,
-        parameters,
-        rates=[rate * scale for scale in settings.stress_scales],
-        seeds=range(STRESS_SEED, STRESS_SEED + settings.stress_seeds),
-        updates=settings.stress_updates,
-    )
-    arrays = pack_curves("curves", curves)
-    for scale, runs in zip(settings.stress_scales, stress, strict=True):
+    result = evaluate(task, family, parameters, rates, settings)
+    arrays = pack_curves("curves", result.curves)
+    for scale, runs in result.stress.items():
         arrays |= pack_curves(f"stress/{scale:g}", runs)
-    return CellResult(arrays, info)
+    return CellResult(arrays, _tuning_info(result.tuning))
+
+
+def _score(
+    task: Task,
+    family: Family,
+    parameters: MetaParameters | None,
+    rates: Sequence[float],
+    settings: EvaluationSettings,
+) -> CellResult:
+    return CellResult({}, _tuning_info(tune(task, family, parameters, rates, settings)))
+
+
+def _tuning_info(tuning: Tuning) -> dict[str, Any]:
+    scores = [score if np.isfinite(score) else None for score in tuning.scores]
+    return {
+        "rate": tuning.rate,
+        "rates": list(tuning.rates),
+        "scores": scores,
+        "at_edge": tuning.at_edge,
+    }
 
 
 def pack_curves(prefix: str, curves: Curves) -> dict[str, np.ndarray]:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from optim4rl.evaluation.curves import Curves, stack
-from optim4rl.evaluation.returns import final_return, interquartile_mean
+from optim4rl.evaluation.protocol import EvaluationSettings
+from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import (
     Cell,
@@ -37,7 +38,6 @@ from optim4rl.study.plan import Plan, parse_plan
 from optim4rl.study.results import Row, RowKind, StudyResults
 from optim4rl.study.settings import (
     TUNING_META_SEED,
-    EvaluationSettings,
     StudySettings,
     TrainingSettings,
 )
@@ -45,9 +45,9 @@ from optim4rl.study.store import get_result, has_result
 from optim4rl.study.variant import REFERENCE, Variant, describe_change, replace_field
 
 CLASSICAL_BASELINES = {
-    "adam": "Adam, tuned",
-    "rmsprop": "RMSProp, tuned",
-    "sign_sgd": "Sign-SGD, tuned",
+    "adam": "Tuned Adam",
+    "rmsprop": "Tuned RMSProp",
+    "sign_sgd": "Tuned sign-SGD",
 }
 # One thread to a worker: the cells are the parallel work, and results must not depend on the split.
 WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
@@ -131,7 +131,7 @@ def lay_out(
         Comparison("resets=never", "Without pipeline training", "paper", no_pipeline),
     )
     comparisons["untrained"] = Comparison(
-        "untrained", "Optim4RL, untrained", "control", REFERENCE, trained=False
+        "untrained", "Untrained Optim4RL", "control", REFERENCE, trained=False
     )
     identity = any("identity" in entry.metric_keys for entry in runnable)
     variants = tuple(comparisons.values())
@@ -192,8 +192,9 @@ def choose_meta_learning_rates(study: Study, folder: Path) -> dict[str, float]:
         return {comparison.key: candidates[0] for comparison in study.comparisons}
     scores: dict[tuple[Variant, float], list[float]] = {}
     for cell in tuning_cells(study):
-        score = get_result(folder, cell).info.get("score", -np.inf)
-        scores.setdefault((cell.variant, cell.meta_learning_rate), []).append(score)
+        by_scale = get_result(folder, cell).info.get("scores", [])
+        best = max((score for score in by_scale if score is not None), default=-np.inf)
+        scores.setdefault((cell.variant, cell.meta_learning_rate), []).append(best)
     return {
         comparison.key: max(
             candidates, key=lambda rate: float(np.mean(scores[comparison.variant, rate]))
@@ -473,8 +474,6 @@ def write_table(results: StudyResults, path: Path) -> None:
 
 
 def _table_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
-    from optim4rl.evaluation.returns import area_under_curve
-
     for row in results.rows:
         runs = [("evaluation", 1.0, seed, curves) for seed, curves in enumerate(row.curves)]
         runs += [("stress", scale, -1, curves) for scale, curves in row.stress.items()]

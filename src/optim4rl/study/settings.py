@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from optim4rl.evaluation.protocol import EvaluationSettings, require_grid
 from optim4rl.meta.trainer import MetaClip
 
 IdentityScale = Literal["smoke", "quick", "paper"]
 
-# Seeds of runs that choose something and of runs that are reported never meet.
-EVALUATION_SEED = 1_000
-TUNING_SEED = 5_000
-STRESS_SEED = 9_000
+# Meta-seeds that choose a meta-learning rate and those that are reported never meet.
 TUNING_META_SEED = 100
 
 
@@ -40,35 +38,6 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """Evaluation of every optimizer.
-
-    Attributes:
-        width: units of the agent's dense layer.
-        num_envs: environments of the agent.
-        updates: updates of each run.
-        seeds: runs of each meta-seed.
-        tuning_seeds: runs that rates are chosen on, other seeds than the reported ones.
-        classical_rates: learning rates that classical optimizers are tuned over.
-        step_scales: multiples of alpha that learned optimizers are tuned over.
-        stress_scales: multiples of the tuned rate in the stress test.
-        stress_updates: updates of each stress run.
-        stress_seeds: stress runs at each scale, of each meta-seed.
-    """
-
-    width: int = 64
-    num_envs: int = 64
-    updates: int = 390
-    seeds: int = 5
-    tuning_seeds: int = 3
-    classical_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    step_scales: tuple[float, ...] = (1.0,)
-    stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
-    stress_updates: int = 60
-    stress_seeds: int = 10
-
-
-@dataclass(frozen=True)
 class StudySettings:
     """A whole study.
 
@@ -92,29 +61,10 @@ class StudySettings:
     evaluation: EvaluationSettings = EvaluationSettings()
 
     def __post_init__(self) -> None:
-        counts = {
-            "meta_seeds": self.meta_seeds,
-            "tuning_meta_seeds": self.tuning_meta_seeds,
-            "seeds": self.evaluation.seeds,
-            "tuning_seeds": self.evaluation.tuning_seeds,
-            "updates": self.evaluation.updates,
-            "stress_updates": self.evaluation.stress_updates,
-            "stress_seeds": self.evaluation.stress_seeds,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} = {count!r}: at least 1 is needed")
-        grids = {
-            "meta_learning_rates": self.meta_learning_rates,
-            "classical_rates": self.evaluation.classical_rates,
-            "step_scales": self.evaluation.step_scales,
-            "stress_scales": self.evaluation.stress_scales,
-        }
-        for name, grid in grids.items():
-            if not grid or any(not 0 < x < float("inf") for x in grid):
-                raise ValueError(f"{name} = {grid!r}: one or more positive numbers are needed")
-            if list(grid) != sorted(set(grid)):
-                raise ValueError(f"{name} = {grid!r}: the numbers must ascend")
+        for name in ("meta_seeds", "tuning_meta_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
+        require_grid("meta_learning_rates", self.meta_learning_rates)
 
 
 # Seconds: proves that the machinery runs, and nothing else.

@@ -1,0 +1,246 @@
+"""`optim4rl evaluate`: learned optimizers against tuned classical ones."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.evaluation.learning import Classical, Family, Learned
+from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
+from optim4rl.evaluation.returns import (
+    Estimate,
+    area_under_curve,
+    bootstrap_interval,
+    failure_rate,
+    final_return,
+    probability_of_improvement,
+    stuck_rate,
+)
+from optim4rl.optimizers.files import write_atomically
+from optim4rl.optimizers.rule import MetaParameters
+from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
+from optim4rl.study.cells import evaluation_task
+
+Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd"]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Compare learned optimizers with tuned classical ones and with themselves untrained.
+
+    Every optimizer is tuned on seeds that are not reported, then run on the reported seeds and in
+    the stress test (short runs at multiples of its step). Weights of one recipe and several
+    meta-seeds can be given together, separated by commas: they count as one optimizer.
+
+    Attributes:
+        weights: shipped names, paths, or comma-separated groups of them.
+        task: the task; `optim4rl list tasks` names them.
+        baselines: classical optimizers to compare with.
+        settings: how each optimizer is evaluated.
+        out: folder for the table and the curves; none are written by default.
+        json: print the table as JSON.
+    """
+
+    weights: Annotated[tuple[str, ...], tyro.conf.Positional]
+    task: str = "catch"
+    baselines: tuple[Baseline, ...] = ("adam", "rmsprop", "sign_sgd")
+    settings: Annotated[EvaluationSettings, tyro.conf.arg(name="")] = EvaluationSettings(
+        width=256,
+        seeds=10,
+        tuning_seeds=5,
+        classical_rates=(1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1),
+        step_scales=(0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
+        stress_seeds=20,
+    )
+    out: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer to evaluate: one parameter set for each meta-seed."""
+
+    name: str
+    family: Family
+    parameters: tuple[MetaParameters | None, ...]
+    rates: tuple[float, ...]
+
+
+def contenders(options: EvaluateOptions) -> list[Contender]:
+    """All optimizers that the options ask for, each learned one with its untrained control.
+
+    Raises:
+        WeightsError: weights cannot be read.
+        ValueError: the weights of a group do not belong to one recipe.
+    """
+    found = []
+    for group in options.weights:
+        members = [load_weights(name) for name in group.split(",")]
+        if len({(m.spec, m.learning_rate) for m in members}) != 1:
+            raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
+        found.append(_learned(group, members, options.settings))
+        found.append(_learned(f"{group} untrained", [_fresh(m) for m in members], options.settings))
+    rates = options.settings.classical_rates
+    found += [Contender(name, Classical(name), (None,), rates) for name in options.baselines]
+    return found
+
+
+def _learned(name: str, members: list[LearnedOptimizer], settings: EvaluationSettings) -> Contender:
+    rates = tuple(members[0].learning_rate * scale for scale in settings.step_scales)
+    parameters = tuple(member.meta_parameters for member in members)
+    return Contender(name, Learned(members[0].spec), parameters, rates)
+
+
+def _fresh(member: LearnedOptimizer) -> LearnedOptimizer:
+    from optim4rl.optimizers.rule import init_meta_parameters
+
+    seed = int(member.card.get("seed", 0))
+    parameters = init_meta_parameters(member.spec, jax.random.key(seed))
+    return dataclasses.replace(member, meta_parameters=parameters)
+
+
+def run(options: EvaluateOptions) -> None:
+    """The command."""
+    entries = contenders(options)
+    task = evaluation_task(options.task, options.settings)
+    total = sum(len(entry.parameters) for entry in entries)
+    results: dict[str, list[Evaluation]] = {}
+    with progress_bar(f"evaluating on {options.task}", "trainings") as update:
+        done = 0
+        update(done, total)
+        for entry in entries:
+            for parameters in entry.parameters:
+                evaluation = evaluate(task, entry.family, parameters, entry.rates, options.settings)
+                results.setdefault(entry.name, []).append(evaluation)
+                done += 1
+                update(done, total, entry.name)
+    rows = summarise(results, options.baselines)
+    if options.out is not None:
+        write_atomically(options.out / "evaluation.json", json.dumps(rows, indent=1).encode())
+        _write_curves(results, options.out / "runs.parquet")
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        _print(rows, options)
+
+
+def summarise(
+    results: dict[str, list[Evaluation]], baselines: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """One row for each optimizer, best AUC first; numbers as JSON values, None where diverged."""
+    reference = baselines[0] if baselines else None
+    finals = {
+        name: np.stack([final_return(e.curves) for e in found])[None]
+        for name, found in results.items()
+    }
+    areas = {
+        name: np.stack([area_under_curve(e.curves) for e in found])[None]
+        for name, found in results.items()
+    }
+    every = [e.curves.returns[:, 0] for found in results.values() for e in found]
+    floor = float(np.nanmean(np.concatenate(every)))
+    ceiling = max(
+        (bootstrap_interval(finals[name]).value for name in baselines), default=float("nan")
+    )
+    rows = []
+    for name, found in results.items():
+        better = (
+            probability_of_improvement(areas[name], areas[reference])
+            if reference and name != reference
+            else None
+        )
+        worst = float(np.min(areas[name]))
+        rows.append(
+            {
+                "optimizer": name,
+                "meta_seeds": len(found),
+                "seeds": int(areas[name].shape[-1]),
+                "rates": [e.tuning.rate for e in found],
+                "rate_at_edge": any(e.tuning.at_edge for e in found),
+                "auc": _estimate(bootstrap_interval(areas[name])),
+                "auc_worst": worst if np.isfinite(worst) else None,
+                "final": _estimate(bootstrap_interval(finals[name])),
+                "improvement_over": reference if better else None,
+                "probability_of_improvement": _estimate(better) if better else None,
+                "failure_rate": _mean([failure_rate(e.curves).value for e in found]),
+                "stuck_rates": {
+                    f"{scale:g}": _mean(
+                        [stuck_rate(e.stress[scale], floor, ceiling).value for e in found]
+                    )
+                    for scale in found[0].stress
+                },
+            }
+        )
+    return sorted(rows, key=lambda row: -(row["auc"][0] or -np.inf))
+
+
+def _mean(values: list[float]) -> float | None:
+    mean = float(np.mean(values))
+    return mean if np.isfinite(mean) else None
+
+
+def _estimate(estimate: Estimate) -> list[float | None]:
+    values = (estimate.value, estimate.low, estimate.high)
+    return [float(x) if np.isfinite(x) else None for x in values]
+
+
+def _print(rows: list[dict[str, Any]], options: EvaluateOptions) -> None:
+    def interval(values: list[float | None] | None) -> str:
+        if values is None:
+            return ""
+        texts = ["diverged" if x is None else f"{x:.3f}" for x in values]
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+    table = [
+        [
+            row["optimizer"],
+            ", ".join(f"{rate:.3g}" for rate in row["rates"]) + ("*" * row["rate_at_edge"]),
+            interval(row["auc"]),
+            interval(row["final"]),
+            interval(row["probability_of_improvement"]),
+            "diverged" if row["auc_worst"] is None else f"{row['auc_worst']:.3f}",
+            f"{row['failure_rate']:.0%}",
+            " ".join(
+                f"x{scale}: {'-' if rate is None else f'{rate:.0%}'}"
+                for scale, rate in row["stuck_rates"].items()
+            ),
+        ]
+        for row in rows
+    ]
+    s = options.settings
+    print_table(
+        f"{options.task}: {s.updates} updates, {s.num_envs} environments, width {s.width}; "
+        f"{s.seeds} seeds, rates tuned on {s.tuning_seeds} others",
+        [
+            "optimizer",
+            "rate (* edge of grid)",
+            "AUC: IQM [95 %]",
+            "final return: IQM [95 %]",
+            f"P(better than {options.baselines[0] if options.baselines else '-'})",
+            "worst AUC",
+            "failed",
+            "stuck, by step scale",
+        ],
+        table,
+    )
+
+
+def _write_curves(results: dict[str, list[Evaluation]], path: Path) -> None:
+    import io
+
+    import polars as pl
+
+    tables = [
+        evaluation.curves.to_table(optimizer=name, meta_seed=index)
+        for name, found in results.items()
+        for index, evaluation in enumerate(found)
+    ]
+    buffer = io.BytesIO()
+    pl.concat(tables).write_parquet(buffer)
+    write_atomically(path, buffer.getvalue())

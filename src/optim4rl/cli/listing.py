@@ -1,0 +1,125 @@
+"""`optim4rl list`: what there is."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from optim4rl.cli.runtime import print_table
+
+What = Literal["tasks", "optimizers", "components", "weights", "presets"]
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List what there is.
+
+    Attributes:
+        what: tasks, optimizers, components (of an ablation study), weights, or presets of train.
+        json: print it as JSON.
+    """
+
+    what: Annotated[What, tyro.conf.Positional]
+    json: bool = False
+
+
+def run(options: ListOptions) -> None:
+    """The command."""
+    rows = {
+        "tasks": _tasks,
+        "optimizers": _optimizers,
+        "components": _components,
+        "weights": _weights,
+        "presets": _presets,
+    }[options.what]()
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    columns = list(rows[0]) if rows else ["none"]
+    print_table(options.what, columns, [[str(value) for value in row.values()] for row in rows])
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from optim4rl.tasks import default_config
+    from optim4rl.tasks.environments.adapters import environment_names
+
+    rows = []
+    for name in environment_names():
+        config = default_config(name)
+        rows.append({"task": name, "network": f"{config.torso}, width {config.width}"})
+    note = "dense, width 32"
+    return [*rows, {"task": "gymnax:NAME (discrete actions)", "network": note}]
+
+
+def _optimizers() -> list[dict[str, Any]]:
+    from optim4rl.optimizers.presets import CLASSICAL, LEARNED
+
+    learned = [
+        {
+            "optimizer": name,
+            "kind": "learned",
+            "processing": spec.processing.name,
+            "structure": spec.structure.name,
+            "state": f"{spec.state_floats} floats a parameter",
+        }
+        for name, spec in LEARNED.items()
+    ]
+    floats = {"adam": 2, "rmsprop": 1, "sgd": 0, "sign_sgd": 0}
+    classical = [
+        {
+            "optimizer": name,
+            "kind": "classical (optax)",
+            "processing": "",
+            "structure": "",
+            "state": f"{floats[name]} floats a parameter",
+        }
+        for name in CLASSICAL
+    ]
+    return [*learned, *classical]
+
+
+def _components() -> list[dict[str, Any]]:
+    from optim4rl.study.components import COMPONENTS, METRICS
+
+    choices = [
+        {"component": component.key, "choice": choice.value, "meaning": choice.description}
+        for component in COMPONENTS
+        for choice in component.choices
+    ]
+    metrics = [
+        {"component": "(metric)", "choice": metric.key, "meaning": metric.description}
+        for metric in METRICS
+    ]
+    return [*choices, *metrics]
+
+
+def _weights() -> list[dict[str, Any]]:
+    from optim4rl.optimizers.weights import load_weights, shipped_names
+
+    rows = []
+    for name in shipped_names():
+        weights = load_weights(name)
+        rows.append(
+            {
+                "weights": name,
+                "trained on": ", ".join(weights.card.get("tasks", [])),
+                "learning rate": weights.learning_rate,
+                "state": f"{weights.spec.state_floats} floats a parameter",
+                "results": weights.card.get("results", {}).get("summary", ""),
+            }
+        )
+    return rows
+
+
+def _presets() -> list[dict[str, Any]]:
+    from optim4rl.cli.train import PRESETS
+
+    return [
+        {
+            "preset": name,
+            "optimizer": preset["optimizer"],
+            "tasks": ", ".join(preset.get("tasks", ["catch"])),
+        }
+        for name, preset in PRESETS.items()
+    ]

@@ -1,0 +1,141 @@
+"""The command `optim4rl`.
+
+Exit codes: 0 done; 1 a run that stopped on its own account (it says why, and keeps what it has); 2
+bad input, one line that names it and nothing started.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optim4rl.cli.runtime import configure_jax
+
+HELP = """\
+optim4rl: learned optimizers for reinforcement learning
+
+  optim4rl train --out DIR           meta-train an optimizer        [--preset NAME]
+  optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
+  optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
+  optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
+  optim4rl report DIR                write a study's report again
+  optim4rl identity                  can an RNN reproduce the gradients it is shown?
+  optim4rl list WHAT                 tasks, optimizers, components, weights, presets
+
+Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
+
+  import optim4rl
+  optimizer = optim4rl.load("anchored-catch")   # an optax optimizer
+
+Each command explains itself with --help.
+"""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if words == ["--version"]:
+        from optim4rl import __version__
+
+        print(__version__)
+        return
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    configure_jax()
+    try:
+        _dispatch(words)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if debug or type(error).__module__.split(".")[0] != "optim4rl":
+            raise
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _dispatch(words: list[str]) -> None:
+    command, rest = words[0], words[1:]
+    if command == "plan":
+        if rest[:1] != ["show"]:
+            raise UsageError(
+                f"plan {' '.join(rest[:1])}: the one thing to do with a plan is `show`"
+            )
+        command, rest = "plan show", rest[1:]
+    commands: dict[str, Callable[[str, list[str]], None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "plan show": _ablate,
+        "ablate": _ablate,
+        "report": _ablate,
+        "identity": _ablate,
+        "list": _list,
+    }
+    if command not in commands:
+        raise UsageError(f"command {command!r}: known commands are {', '.join(commands)}")
+    commands[command](command, rest)
+
+
+def _parse(options: type[Any], command: str, rest: list[str], default: Any = None) -> Any:
+    import tyro
+
+    chosen = {} if default is None else {"default": default}
+    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, **chosen)
+
+
+def _train(command: str, rest: list[str]) -> None:
+    from pathlib import Path
+
+    from optim4rl.cli import train
+
+    default = None
+    if "--preset" in rest:
+        at = rest.index("--preset")
+        name = rest[at + 1] if at + 1 < len(rest) else ""
+        if name not in train.PRESETS:
+            raise UsageError(f"preset = {name!r}: known presets are {', '.join(train.PRESETS)}")
+        del rest[at : at + 2]
+        folder = Path("runs") / name.replace("/", "-")
+        default = dataclasses.replace(train.TrainOptions(folder), **train.PRESETS[name])
+    train.run(_parse(train.TrainOptions, command, rest, default))
+
+
+def _evaluate(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import evaluate
+
+    evaluate.run(_parse(evaluate.EvaluateOptions, command, rest))
+
+
+def _ablate(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import ablate
+
+    options, run = {
+        "plan show": (ablate.PlanOptions, ablate.show_plan),
+        "ablate": (ablate.AblateOptions, ablate.ablate),
+        "report": (ablate.ReportOptions, ablate.report),
+        "identity": (ablate.IdentityOptions, ablate.identity),
+    }[command]
+    run(_parse(options, command, rest))  # type: ignore[operator]
+
+
+def _list(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import listing
+
+    listing.run(_parse(listing.ListOptions, command, rest))
+
+
+if __name__ == "__main__":
+    main()
