@@ -1,0 +1,181 @@
+"""Checkpoints: a resumed run is the uninterrupted one; what does not fit is refused."""
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+from test_meta_gradient import Quadratic, factor_rule
+from test_trainer import assert_identical
+
+from optim4rl.meta.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from optim4rl.meta.trainer import MetaConfig, MetaTask, init, train
+from optim4rl.tasks import A2CConfig, TaskConfig, make_task
+
+SPEC, _ = factor_rule()
+CATCH = TaskConfig("catch", num_envs=2, width=4, a2c=A2CConfig(rollout=5))
+TASKS = (MetaTask(make_task(CATCH), 0.05), MetaTask(Quadratic((1.0, 2.0)), 0.05))
+META = MetaConfig(iterations=6, agents=3, inner_updates=2, reset_interval=3)
+CONFIG = {"meta": dataclasses.asdict(META), "tasks": ["catch", "quadratic"], "note": None}
+
+
+@pytest.fixture(scope="module")
+def start():
+    """The state that all tests save."""
+    return init(SPEC, TASKS, META)
+
+
+@pytest.fixture
+def saved(start, tmp_path):
+    """A good checkpoint."""
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    save_checkpoint(path, start, CONFIG)
+    return path
+
+
+@pytest.mark.parametrize("resets", ["staggered", "never"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(resets, tmp_path):
+    """Six iterations against three, a file, and three more; with the pipeline on and off."""
+    config = dataclasses.replace(META, resets=resets)
+    path = tmp_path / "{}.safetensors"
+    whole = []
+
+    def report(state, progress):
+        save_checkpoint(str(path).format(int(state.iteration)), state, CONFIG)
+        whole.append((state, progress))
+
+    train(SPEC, TASKS, config, chunk=3, report=report)
+    like = jax.eval_shape(lambda: init(SPEC, TASKS, config))
+    state = load_checkpoint(str(path).format(3), like, CONFIG)
+    assert int(state.iteration) == 3
+    assert_identical(state, whole[0][0])
+    assert_identical(train(SPEC, TASKS, config, chunk=3, state=state), whole[1])
+
+
+def test_what_was_saved_is_what_is_loaded(start, saved):
+    """Bit for bit, with the same types, from a state or from its shapes alone."""
+    for like in (start, jax.eval_shape(lambda: start)):
+        loaded = load_checkpoint(saved, like, CONFIG)
+        assert_identical(loaded, start)
+        assert jax.tree.map(jax.typeof, loaded) == jax.tree.map(jax.typeof, start)
+    assert loaded.key.dtype == start.key.dtype
+    assert sorted(p.name for p in saved.parent.iterdir()) == [saved.name]
+
+
+def test_arrays_are_saved_as_they_read_not_as_they_lie(start, tmp_path):
+    """Numpy arrays in any memory order, NaN payloads and random keys of another kind survive."""
+    state = start._replace(
+        meta_optimizer=(np.arange(6, dtype=np.int32).reshape(2, 3).T, np.float32([np.nan, -0.0])),
+        key=jax.random.key(1, impl="rbg"),
+    )
+    save_checkpoint(tmp_path / "file", state, CONFIG)
+    loaded = load_checkpoint(tmp_path / "file", state, CONFIG)
+    assert_identical(loaded, state)
+    assert np.signbit(loaded.meta_optimizer[1][1])
+    assert jax.random.key_impl(loaded.key) == "rbg"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "text", "pickle", "zip", "empty", "weights"])
+def test_a_file_that_is_no_whole_checkpoint_is_refused(damage, start, saved):
+    """Truncated, corrupt, foreign: the message names the file."""
+    good = saved.read_bytes()
+    saved.write_bytes(
+        {
+            "cut": good[:-7],
+            "flip": good[:-1] + bytes([good[-1] ^ 1]),
+            "text": b"not a checkpoint, but some text that is long enough",
+            "pickle": pickle.dumps({"state": [1, 2, 3]}),
+            "zip": b"PK\x03\x04" + good,
+            "empty": b"",
+            "weights": save({"w": np.zeros(1, np.float32)}, metadata={"card": '{"format": "x"}'}),
+        }[damage]
+    )
+    with pytest.raises(CheckpointError, match=saved.name):
+        load_checkpoint(saved, start, CONFIG)
+
+
+@pytest.mark.parametrize("card", [None, "[", "[1]", "{}", '{"format": "optim4rl-checkpoint"}'])
+def test_a_safetensors_file_without_a_checkpoints_card_is_refused(card, start, saved):
+    """Whatever the metadata holds in the card's place."""
+    metadata = None if card is None else {"card": card}
+    saved.write_bytes(save({"w": np.zeros(1, np.float32)}, metadata=metadata))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(saved, start, CONFIG)
+
+
+def test_another_version_is_refused(start, saved):
+    """The message says which one this release reads."""
+    tensors = load(saved.read_bytes())
+    card = {"format": "optim4rl-checkpoint", "format_version": 2, "config": CONFIG, "digest": ""}
+    saved.write_bytes(save(tensors, metadata={"card": json.dumps(card)}))
+    with pytest.raises(CheckpointError, match=r"version 2; this release reads .* version 1"):
+        load_checkpoint(saved, start, CONFIG)
+
+
+def test_a_missing_file_or_a_folder_is_refused(start, tmp_path):
+    """Both are named."""
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(CheckpointError, match=rf"{path}: no readable file"):
+            load_checkpoint(path, start, CONFIG)
+
+
+def test_another_config_is_refused_with_what_differs(start, saved):
+    """Every differing field is listed with both values, however deep; equal ones are not."""
+    config = copy.deepcopy(CONFIG)
+    config["meta"]["seed"] = 5
+    config["tasks"][0] = "small_dense_long"
+    del config["note"]
+    config["extra"] = True
+    with pytest.raises(CheckpointError, match=saved.name) as error:
+        load_checkpoint(saved, start, config)
+    message = str(error.value)
+    assert "config.meta.seed is 0 there and 5 here" in message
+    assert "'catch', 'quadratic'] there and ['small_dense_long', 'quadratic'] here" in message
+    assert "config.note is None there alone" in message
+    assert "config.extra is True here alone" in message
+    assert "agents" not in message
+
+
+def test_a_run_may_go_on_for_longer_unless_its_rate_decays(start, saved):
+    """The number of iterations matters only to the cosine decay, which spans all of them."""
+
+    def with_meta(**changes):
+        return {**CONFIG, "meta": {**CONFIG["meta"], **changes}}
+
+    assert_identical(load_checkpoint(saved, start, with_meta(iterations=60)), start)
+    save_checkpoint(saved, start, with_meta(cosine_to=0.1))
+    assert_identical(load_checkpoint(saved, start, with_meta(cosine_to=0.1)), start)
+    with pytest.raises(CheckpointError, match=r"meta\.iterations is 6 there and 60 here"):
+        load_checkpoint(saved, start, with_meta(cosine_to=0.1, iterations=60))
+
+
+def test_another_state_is_refused_with_the_leaf_that_differs(start, saved):
+    """Other leaves, another shape, another type: each names the leaf."""
+    bias = start.meta_parameters["network0"]["bias"]
+
+    def like(**network):
+        return start._replace(meta_parameters={"network0": network})
+
+    weights = start.meta_parameters["network0"]
+    with pytest.raises(CheckpointError, match=r"lacks \[.*'more'.* has \[\] besides"):
+        load_checkpoint(saved, like(**weights, more=bias), CONFIG)
+    without = {name: x for name, x in weights.items() if name != "bias"}
+    with pytest.raises(CheckpointError, match=r"lacks \[\] and has .*'bias'"):
+        load_checkpoint(saved, like(**without), CONFIG)
+    with pytest.raises(CheckpointError, match=r"'bias'.* float32\[6\] there and float32\[7\] here"):
+        load_checkpoint(saved, like(**{**weights, "bias": jnp.zeros(7)}), CONFIG)
+    with pytest.raises(CheckpointError, match=r"'bias'.* float32\[6\] there and int32\[6\] here"):
+        load_checkpoint(saved, like(**{**weights, "bias": jnp.zeros(6, jnp.int32)}), CONFIG)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, np.float32(1)])
+def test_a_config_is_json_or_refused(value, start, tmp_path):
+    """Before anything is written."""
+    with pytest.raises(ValueError, match="config: JSON values are needed"):
+        save_checkpoint(tmp_path / "file", start, {"value": value})
+    assert not list(tmp_path.iterdir())

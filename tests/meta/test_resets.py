@@ -1,0 +1,136 @@
+"""Reset schedules: who is re-initialised when, and what being re-initialised means."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from test_meta_gradient import Quadratic, factor_rule, quick_jit
+
+from optim4rl.meta.resets import RESET_SCHEDULES, reset_mask, reset_offsets
+from optim4rl.meta.trainer import MetaConfig, MetaTask, init, iterate
+
+sizes = {"agents": st.integers(1, 40), "interval": st.integers(1, 40)}
+
+
+def masks(offsets, interval, iterations):
+    """Resets `[iteration, agent]`, in numpy; `test_mask` ties it to `reset_mask`."""
+    t = np.arange(iterations)[:, None]
+    return (t % interval == np.asarray(offsets)) & (t > 0)
+
+
+@pytest.mark.parametrize("schedule", RESET_SCHEDULES)
+def test_mask(schedule):
+    """An agent is due when the iteration is its offset modulo the interval, but at the start."""
+    offsets = reset_offsets(schedule, 5, 7, jax.random.key(0))
+    found = jax.vmap(lambda t: reset_mask(t, offsets, 7))(jnp.arange(30))
+    np.testing.assert_array_equal(found, masks(offsets, 7, 30))
+    assert not found[0].any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(**sizes)
+def test_staggered_agents_are_evenly_spaced(agents, interval):
+    """The gaps between successive resets, around the interval, differ by one at most."""
+    offsets = np.asarray(reset_offsets("staggered", agents, interval, jax.random.key(0)))
+    assert offsets.min() == 0
+    assert offsets.max() < interval
+    gaps = np.diff(offsets, append=offsets[0] + interval)
+    assert gaps.max() - gaps.min() <= 1
+    assert gaps.sum() == interval
+
+
+@pytest.mark.parametrize("schedule", ["staggered", "random", "synchronous"])
+@settings(deadline=None, max_examples=10)
+@given(**sizes)
+def test_every_agent_is_reset_exactly_once_per_interval(schedule, agents, interval):
+    """In any window of one interval, wherever it starts after the first iteration."""
+    offsets = reset_offsets(schedule, agents, interval, jax.random.key(0))
+    resets = masks(offsets, interval, 3 * interval + 1)[1:]
+    windows = np.lib.stride_tricks.sliding_window_view(resets, interval, axis=0)
+    assert (windows.sum(axis=-1) == 1).all()
+
+
+def test_synchronous_agents_are_reset_together():
+    """All of them at every multiple of the interval."""
+    resets = masks(reset_offsets("synchronous", 4, 3, jax.random.key(0)), 3, 10)
+    np.testing.assert_array_equal(resets.all(axis=1), [t in (3, 6, 9) for t in range(10)])
+    np.testing.assert_array_equal(resets.any(axis=1), resets.all(axis=1))
+
+
+def test_never_means_never():
+    """No agent at any iteration."""
+    assert not masks(reset_offsets("never", 4, 3, jax.random.key(0)), 3, 100).any()
+
+
+def test_random_offsets_are_uniform_and_follow_the_key():
+    """Every index occurs about equally often; the same key draws the same indices."""
+    draw = [reset_offsets("random", 4000, 8, jax.random.key(seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draw[0], draw[1])
+    assert (draw[0] != draw[2]).any()
+    counts = np.bincount(np.asarray(draw[0]), minlength=8)
+    assert counts.size == 8
+    # Five standard deviations of a binomial count around 500.
+    assert abs(counts - 500).max() < 5 * np.sqrt(4000 / 8 * 7 / 8)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    """Three agents after each of seven meta-iterations, with reset indices 0, 1 and 2 of 3."""
+    spec, weights = factor_rule()
+    # The first coordinate's gradient is always 0 and the weights stay what they are, so that its
+    # hidden state depends on the agent's age alone.
+    tasks = (MetaTask(Quadratic((0.0, 0.5, 1.0)), 0.1),)
+    config = MetaConfig(agents=3, inner_updates=2, reset_interval=3, meta_learning_rate=1e-30)
+
+    @quick_jit
+    def run(offsets):
+        def body(state, _):
+            state, _ = iterate(spec, tasks, config, state)
+            return state, state.agents[0]
+
+        start = init(spec, tasks, config, weights)._replace(offsets=(offsets,))
+        return jax.lax.scan(body, start, length=7)[1]
+
+    return {
+        schedule: run(reset_offsets(schedule, 3, 3, jax.random.key(0)))
+        for schedule in ("staggered", "never")
+    }
+
+
+def test_a_reset_agent_is_fresh_and_the_others_are_untouched(pipeline):
+    """Ages count updates since the last reset; an agent not yet reset lives as if none were."""
+    agents, undisturbed = pipeline["staggered"], pipeline["never"]
+    resets = masks([0, 1, 2], 3, 7)
+    expected = np.zeros(3, int)
+    for t in range(7):
+        expected = np.where(resets[t], 0, expected) + 2
+        np.testing.assert_array_equal(agents.rule.age[t], expected)
+        # The quadratic's actor counts rollouts: K inner ones and one of validation an iteration.
+        np.testing.assert_array_equal(agents.actor[t], expected // 2 * 3)
+    np.testing.assert_array_equal(undisturbed.rule.age[:, 0], 2 * np.arange(1, 8))
+    # Nobody is reset at iteration 0; only the agent of index 1 is at iteration 1.
+    np.testing.assert_array_equal(agents.params[0], undisturbed.params[0])
+    for leaf, other in zip(jax.tree.leaves(agents), jax.tree.leaves(undisturbed), strict=True):
+        np.testing.assert_array_equal(leaf[1][::2], other[1][::2])
+    assert (agents.params[1][1] != undisturbed.params[1][1]).any()
+
+
+def test_a_reset_clears_the_optimizer_state(pipeline):
+    """The hidden state of a coordinate without a gradient is that of its age, whatever was."""
+    rule = jax.tree.map(np.asarray, pipeline["staggered"].rule)
+    hidden = rule.carries[0][0][..., 0]
+    by_age = {age: hidden[rule.age == age] for age in np.unique(rule.age)}
+    assert by_age.keys() == {2, 4, 6}
+    for states in by_age.values():
+        assert len(states) > 1
+        np.testing.assert_array_equal(states, np.broadcast_to(states[:1], states.shape))
+    assert not np.array_equal(by_age[2][0], by_age[4][0])
+
+
+def test_every_life_starts_anew(pipeline):
+    """Successive lives of one agent start from different parameters."""
+    # Agent 1 is reset at iterations 1 and 4; two small updates later it is near where it began.
+    lives = np.asarray(pipeline["staggered"].params)[[0, 1, 4], 1]
+    assert abs(np.diff(lives, axis=0)).max(axis=1).min() > 0.1

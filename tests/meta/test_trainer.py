@@ -1,0 +1,275 @@
+"""Meta-training: determinism, learning, divergence, clipping, schedules."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_meta_gradient import Quadratic, factor_rule, quick_jit
+
+from optim4rl.meta import trainer
+from optim4rl.meta.meta_gradient import init_agents, truncated_meta_gradient
+from optim4rl.meta.trainer import (
+    MetaConfig,
+    MetaDivergenceError,
+    MetaTask,
+    clip_meta_gradient,
+    meta_optimizer,
+    train,
+)
+
+SPEC, WEIGHTS = factor_rule()
+TASKS = (MetaTask(Quadratic(), 0.05),)
+CONFIG = MetaConfig(
+    iterations=40, agents=4, inner_updates=4, reset_interval=5, meta_learning_rate=3e-2
+)
+
+
+def assert_identical(a, b):
+    """Equal bit for bit, random keys included."""
+    plain = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        (a, b),
+    )
+    jax.tree.map(np.testing.assert_array_equal, *plain)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(SPEC, TASKS, CONFIG)
+
+
+def test_same_seed_same_result_other_seed_another(trained):
+    """Bit for bit, progress included; a seed changes agents and weights."""
+    again = train(SPEC, TASKS, CONFIG)
+    assert_identical(trained, again)
+    other, _ = train(SPEC, TASKS, dataclasses.replace(CONFIG, seed=1))
+    for name in ("input", "head0_bias"):
+        a, b = (s.meta_parameters["network0"][name] for s in (trained[0], other))
+        assert (a != b).any()
+    assert (trained[0].agents[0].params != other.agents[0].params).all()
+
+
+def test_chunks_do_not_change_the_result(trained):
+    """Chunks of 20, and of 30 with a shorter last one; reports add up to the whole progress."""
+    reports = []
+    state, progress = train(
+        SPEC, TASKS, CONFIG, chunk=30, report=lambda s, p: reports.append((int(s.iteration), p))
+    )
+    assert_identical((state, progress), trained)
+    assert [iteration for iteration, _ in reports] == [30, 40]
+    norms = np.concatenate([p.meta_gradient_norm for _, p in reports])
+    np.testing.assert_array_equal(norms, progress.meta_gradient_norm)
+
+
+def test_progress_reports_every_iteration(trained):
+    """Losses of all K + 1 rollouts of all agents, and a norm above zero."""
+    _, progress = trained
+    assert progress.meta_gradient_norm.shape == (40,)
+    assert (progress.meta_gradient_norm > 0).all()
+    (stats,) = progress.stats
+    assert stats["loss"].shape == (40,)
+    # The actor's age counts rollouts: 0 + 1 + 2 + 3 + 4 for each of four fresh agents.
+    assert stats["age"][0] == 4 * 10
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained):
+    """Going on from the end returns the state as it is, and no progress."""
+    state, progress = train(SPEC, TASKS, CONFIG, state=trained[0])
+    assert progress is None
+    assert_identical(state, trained[0])
+
+
+def test_meta_training_lowers_the_loss_of_a_fresh_agent(trained):
+    """A golden run: after ten updates from fresh starts, trained against untrained weights."""
+
+    @quick_jit
+    def final_loss(weights):
+        agents = init_agents(SPEC, TASKS[0].task, 16, jax.random.key(99))
+        result = truncated_meta_gradient(
+            SPEC,
+            weights,
+            TASKS[0].task,
+            agents,
+            jax.random.key(0),
+            learning_rate=TASKS[0].learning_rate,
+            inner_updates=10,
+            validation="last",
+        )
+        return result.stats["loss"].mean(axis=1)
+
+    start = trainer.init(SPEC, TASKS, CONFIG).meta_parameters
+    untrained, learned = (final_loss(w) for w in (start, trained[0].meta_parameters))
+    assert untrained[0] == learned[0]
+    assert learned[-1] < 0.5 * untrained[-1]
+    np.testing.assert_allclose([untrained[-1], learned[-1]], [0.523, 0.0286], rtol=0.05)
+
+
+@dataclass(frozen=True)
+class Breaking(Quadratic):
+    """A quadratic whose gradient is NaN from the given rollout of an agent's life on."""
+
+    at: int = 15
+
+    def gradient(self, params, actor, key):
+        gradient, after, stats = super().gradient(params, actor, key)
+        return (
+            jax.tree.map(lambda g: jnp.where(actor >= self.at, jnp.nan, g), gradient),
+            after,
+            stats,
+        )
+
+
+def test_divergence_stops_with_the_last_good_state():
+    """Each iteration is five rollouts; the sixteenth is NaN, so three iterations are good."""
+    tasks = (MetaTask(Breaking(), 0.05),)
+    config = dataclasses.replace(CONFIG, resets="never", iterations=8)
+    reports = []
+    with pytest.raises(MetaDivergenceError, match="finite numbers at iteration 3") as error:
+        train(SPEC, tasks, config, chunk=8, report=lambda state, _: reports.append(state))
+    state = error.value.state
+    assert int(state.iteration) == 3
+    assert bool(state.stopped)
+    for leaf in jax.tree.leaves((state.meta_parameters, state.meta_optimizer, state.agents)):
+        assert np.isfinite(leaf).all()
+    np.testing.assert_array_equal(state.agents[0].actor, [15] * 4)
+    assert_identical(reports[-1], state)
+    # A stopped state stays as it is.
+    with pytest.raises(MetaDivergenceError, match="iteration 3") as again:
+        train(SPEC, tasks, config, chunk=5, state=state)
+    assert_identical(again.value.state, state)
+
+
+@pytest.fixture(scope="module")
+def one_iteration():
+    """Adam's first moment after one iteration of two tasks, and of each alone, is 0.1 gradients."""
+    rates = (0.05, 0.1)
+    tasks = tuple(
+        MetaTask(Quadratic(tuple(scale * c for c in (1.0, 2.0))), rate)
+        for scale, rate in zip((1.0, 3.0), rates, strict=True)
+    )
+
+    @quick_jit
+    def run():
+        states = {}
+        for clip in trainer.META_CLIPS:
+            config = dataclasses.replace(CONFIG, meta_clip=clip, meta_clip_limit=0.1)
+            start = trainer.init(SPEC, tasks, config, WEIGHTS)
+            state, progress = trainer.iterate(SPEC, tasks, config, start)
+            states[clip] = state.meta_optimizer[0].mu, progress.meta_gradient_norm
+        gradients = [
+            truncated_meta_gradient(
+                SPEC,
+                WEIGHTS,
+                meta_task.task,
+                start.agents[index],
+                jax.random.key(0),
+                learning_rate=meta_task.learning_rate,
+                inner_updates=CONFIG.inner_updates,
+                validation=CONFIG.validation,
+            ).gradient
+            for index, meta_task in enumerate(tasks)
+        ]
+        return states, gradients
+
+    return run()
+
+
+@pytest.mark.parametrize("clip", trainer.META_CLIPS)
+def test_meta_gradients_of_several_tasks_are_clipped_one_by_one_then_averaged(one_iteration, clip):
+    """The quadratic's gradient needs no key, so each task's own meta-gradient is known."""
+    states, gradients = one_iteration
+    moment, norm = states[clip]
+    norms = [float(optax.tree.norm(g)) for g in gradients]
+    np.testing.assert_allclose(norm, np.mean(norms), rtol=1e-5)
+    clipped = [clip_meta_gradient(g, clip, 0.1) for g in gradients]
+    expected = jax.tree.map(lambda a, b: 0.1 * (a + b) / 2, *clipped)
+    jax.tree.map(
+        lambda m, e: np.testing.assert_allclose(m, e, rtol=1e-4, atol=1e-8), moment, expected
+    )
+
+
+GRADIENT = {"network0": {"a": jnp.array([3.0, -0.2]), "b": jnp.array([[-4.0]])}}
+SMALL = jax.tree.map(lambda x: 0.01 * x, GRADIENT)
+
+
+@pytest.mark.parametrize(
+    ("clip", "gradient", "expected"),
+    [
+        ("none", GRADIENT, [3.0, -0.2, -4.0]),
+        ("value", GRADIENT, [1.0, -0.2, -1.0]),
+        ("norm", GRADIENT, np.array([3.0, -0.2, -4.0]) / np.sqrt(25.04)),
+        ("norm", SMALL, [0.03, -0.002, -0.04]),
+        ("normalise", GRADIENT, np.array([3.0, -0.2, -4.0]) / np.sqrt(25.04)),
+        ("normalise", SMALL, np.array([3.0, -0.2, -4.0]) / np.sqrt(25.04)),
+    ],
+)
+def test_meta_clips(clip, gradient, expected):
+    """With limit 1: elementwise, a cap on the global norm, a fixed global norm, nothing."""
+    found = clip_meta_gradient(gradient, clip, 1.0)["network0"]
+    np.testing.assert_allclose([*found["a"], found["b"][0, 0]], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", trainer.META_CLIPS)
+def test_meta_clips_leave_zero_at_zero_and_nan_visible(clip):
+    """No division by a zero norm; a NaN is never turned into a number."""
+    zero = jax.tree.map(jnp.zeros_like, GRADIENT)
+    assert not any(x.any() for x in jax.tree.leaves(clip_meta_gradient(zero, clip, 1.0)))
+    broken = {"network0": {"a": jnp.array([jnp.nan, 1.0])}}
+    assert np.isnan(clip_meta_gradient(broken, clip, 1.0)["network0"]["a"][0])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1, 0.0])
+def test_cosine_decay(share):
+    """With a constant gradient Adam's step is the meta-learning rate, whose course is known."""
+    config = dataclasses.replace(CONFIG, iterations=10, meta_learning_rate=0.1, cosine_to=share)
+    optimizer = meta_optimizer(config)
+    weights = {"w": jnp.zeros(1)}
+
+    @quick_jit
+    def steps():
+        def body(state, _):
+            updates, state = optimizer.update({"w": jnp.ones(1)}, state, weights)
+            return state, updates["w"][0]
+
+        return jax.lax.scan(body, optimizer.init(weights), length=10)[1]
+
+    t = np.arange(10) / 10
+    expected = -0.1 * (share + (1 - share) * (1 + np.cos(np.pi * t)) / 2)
+    np.testing.assert_allclose(steps(), expected, rtol=1e-4)
+
+
+def test_given_weights_are_where_it_starts():
+    """Weights can be handed in; everything else follows the seed."""
+    fresh, given = trainer.init(SPEC, TASKS, CONFIG), trainer.init(SPEC, TASKS, CONFIG, WEIGHTS)
+    assert_identical(given.meta_parameters, WEIGHTS)
+    assert_identical(given._replace(meta_parameters=fresh.meta_parameters), fresh)
+
+
+SIZES = ("iterations", "agents", "inner_updates", "reset_interval")
+POSITIVE = ("meta_learning_rate", "meta_clip_limit")
+CHOICES = {
+    "resets": trainer.RESET_SCHEDULES,
+    "validation": trainer.VALIDATIONS,
+    "meta_clip": trainer.META_CLIPS,
+}
+BAD = [
+    *[(field, 0, "a whole number of at least 1 is needed") for field in SIZES],
+    *[(field, x, "a positive finite number") for field in POSITIVE for x in (0.0, -1.0, np.inf)],
+    ("meta_learning_rate", float("nan"), "a positive finite number"),
+    ("cosine_to", 1.5, r"a share in \[0, 1\]"),
+    *[(field, "odd", f"known values are {', '.join(x)}$") for field, x in CHOICES.items()],
+]
+
+
+@pytest.mark.parametrize(("field", "value", "right"), BAD)
+def test_config_errors_name_field_and_value(field, value, right):
+    """What a user meets, who has no type checker in front of the checks."""
+    unchecked = object.__new__(MetaConfig)
+    for name, each in {**dataclasses.asdict(CONFIG), field: value}.items():
+        object.__setattr__(unchecked, name, each)
+    with pytest.raises(ValueError, match=rf"^{field} = {value!r}: .*{right}"):
+        unchecked.__post_init__()
