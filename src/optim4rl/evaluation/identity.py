@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
 from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
+from optim4rl.tasks.interface import InnerTask
 
 # The two factors crossed, so that they are not confounded, and the symmetric log with two outputs.
 NETWORKS: tuple[tuple[str, str], ...] = (
@@ -187,23 +188,7 @@ class IdentityResult:
     settings: Mapping[str, Any]
 
 
-@runtime_checkable
-class RecordedTask(Protocol):
-    """What recording asks of a task: parameters to start at, and stochastic gradients of a loss."""
-
-    def init_params(self, key: PRNGKeyArray) -> Any:
-        """Fresh parameters, a pytree of float32 arrays."""
-
-    def init_actor(self, key: PRNGKeyArray) -> Any:
-        """Whatever the task carries from one gradient to the next, a pytree."""
-
-    def gradient(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
-        """Gradient like `params`, the actor after it, and stats."""
-
-
-def identity_experiment(
-    task: RecordedTask, task_name: str, config: IdentityConfig
-) -> IdentityResult:
+def identity_experiment(task: InnerTask, task_name: str, config: IdentityConfig) -> IdentityResult:
     """Record gradients, train the networks on them, and set them beside supervised gradients.
 
     Raises:
@@ -231,7 +216,7 @@ def identity_experiment(
 
 
 def record_gradients(
-    task: RecordedTask,
+    task: InnerTask,
     transformation: optax.GradientTransformation,
     updates: int,
     key: PRNGKeyArray,
@@ -266,7 +251,7 @@ class GaussianClusters:
 
     Class means are standard normal in `inputs` dimensions and samples lie around them with standard
     deviation 2, so that a few in a hundred are nearer to another mean than to their own. Each
-    gradient is that of the cross-entropy on a fresh minibatch. A `RecordedTask`; its actor is the
+    gradient is that of the cross-entropy on a fresh minibatch. A `InnerTask`; its actor is the
     means.
     """
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from optim4rl.optimizers.presets import classical
 from optim4rl.optimizers.replay import BLOCK
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
+from optim4rl.tasks.interface import EvaluationTask
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,6 @@ CHUNK = 30
 
 # Frozen and hashable: one compiled program serves all parameters, rates and seeds.
 Family = Classical | Learned
-
-
-@runtime_checkable
-class EvaluationTask(Protocol):
-    """What evaluation asks of a task."""
-
-    @property
-    def env_steps_per_update(self) -> int:
-        """Environment steps that one gradient takes."""
-
-    def init_params(self, key: PRNGKeyArray) -> Any:
-        """Fresh agent parameters."""
-
-    def init_actor(self, key: PRNGKeyArray) -> Any:
-        """Fresh environments."""
-
-    def gradient(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
-        """One rollout: (gradient, actor, stats with `return_sum` and `episode_count`)."""
 
 
 def learning_curves(

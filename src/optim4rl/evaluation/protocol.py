@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.learning import EvaluationTask, Family, learning_curves
+from optim4rl.evaluation.learning import Family, learning_curves
 from optim4rl.evaluation.tuning import Tuning, tune_rate
 from optim4rl.optimizers.rule import MetaParameters
+from optim4rl.tasks.interface import EvaluationTask
 
 # Seeds of runs that choose something and of runs that are reported never meet.
 EVALUATION_SEED = 1_000

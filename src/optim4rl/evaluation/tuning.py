@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.learning import EvaluationTask, Family, learning_curves
+from optim4rl.evaluation.learning import Family, learning_curves
 from optim4rl.evaluation.returns import area_under_curve
 from optim4rl.optimizers.rule import MetaParameters
+from optim4rl.tasks.interface import EvaluationTask
 
 
 @dataclass(frozen=True)

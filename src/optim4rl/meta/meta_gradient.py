@@ -9,7 +9,7 @@ directions only: `theta_K = theta_0 - alpha * sum_k d_k(phi)`. Hence
 and no rollout is ever differentiated with respect to the meta-parameters.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,27 +18,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from optim4rl.optimizers.replay import replay_vjp, stream_step
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
+from optim4rl.tasks.interface import InnerTask
 
 Validation = Literal["last", "dense"]
 VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
-
-
-@runtime_checkable
-class InnerTask(Protocol):
-    """What meta-training asks of a task: agents to start, and the gradient of a fresh rollout.
-
-    The gradient is that of the whole agent loss; it serves the inner update and, taken on a fresh
-    rollout, the meta-objective. `stats` is a pytree of numbers to report.
-    """
-
-    def init_params(self, key: PRNGKeyArray) -> Any:
-        """Fresh agent parameters, a pytree of float32 arrays."""
-
-    def init_actor(self, key: PRNGKeyArray) -> Any:
-        """Fresh environments and whatever else a rollout carries on, a pytree."""
-
-    def gradient(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
-        """One rollout: (gradient like `params`, the actor after it, stats)."""
 
 
 class Agents(NamedTuple):

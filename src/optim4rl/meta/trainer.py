@@ -19,13 +19,13 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from optim4rl.meta.meta_gradient import (
     VALIDATIONS,
     Agents,
-    InnerTask,
     Validation,
     init_agents,
     truncated_meta_gradient,
 )
 from optim4rl.meta.resets import RESET_SCHEDULES, ResetSchedule, reset_mask, reset_offsets
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
+from optim4rl.tasks.interface import InnerTask
 
 MetaClip = Literal["value", "norm", "normalise", "none"]
 META_CLIPS: tuple[MetaClip, ...] = ("value", "norm", "normalise", "none")
