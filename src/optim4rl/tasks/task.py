@@ -75,8 +75,10 @@ class Task:
 
     @property
     def can_truncate(self) -> bool:
-        """Whether a time limit can end an episode; Catch always ends by itself."""
-        return not isinstance(self.environment, Catch)
+        """Whether a time limit can end an episode; a game of Catch ends by itself before it."""
+        game = self.environment
+        limit = int(self.env_params.max_steps_in_episode)
+        return not (type(game) is Catch and game.rows - 1 <= limit)
 
     @property
     def env_steps_per_update(self) -> int:

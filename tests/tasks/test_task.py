@@ -1,0 +1,182 @@
+"""Tasks: sizes, gradients of recorded rollouts, what is reported, scaling."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_a2c import Probe, probe_task, quick_jit
+
+from optim4rl.tasks import A2CConfig, TaskConfig, default_config, make_task, task_from_environment
+from optim4rl.tasks.a2c import a2c_loss, lambda_returns
+from optim4rl.tasks.environments.catch import Catch
+from optim4rl.tasks.task import Task
+
+SMALL = TaskConfig("catch", num_envs=4, width=8, a2c=A2CConfig(rollout=11))
+
+
+def count_parameters(task: Task) -> int:
+    """Of a fresh agent network."""
+    params = jax.eval_shape(task.init_params, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_parameter_counts_are_the_paper_s() -> None:
+    """Catch, and big_dense_long with the maps in the release's order and as channels."""
+    assert count_parameters(make_task(default_config("catch"))) == 14_084
+    big = default_config("big_dense_long")
+    assert count_parameters(make_task(dataclasses.replace(big, maps="rows"))) == 39_482
+    assert count_parameters(make_task(big)) == pytest.approx(85_000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("environment", "torso", "width"),
+    [("catch", "dense", 256), ("small_dense_long", "dense", 32), ("big_sparse_short", "conv", 32)],
+)
+def test_default_networks(environment: str, torso: str, width: int) -> None:
+    """The paper's."""
+    config = default_config(environment)
+    assert (config.environment, config.torso, config.width) == (environment, torso, width)
+
+
+def test_equal_configs_share_one_task() -> None:
+    """So that programs compile once; another config is another task."""
+    assert make_task(SMALL) is make_task(dataclasses.replace(SMALL))
+    assert make_task(SMALL) is not make_task(dataclasses.replace(SMALL, width=9))
+    assert make_task(SMALL).env_steps_per_update == 44
+
+
+def play(task: Task, key: int = 2) -> Any:
+    """A fresh agent, its gradient and the recorded rollout of the same key."""
+
+    @quick_jit
+    def run(key: jax.Array) -> Any:
+        params = task.init_params(jax.random.key(0))
+        actor = task.init_actor(jax.random.key(1))
+        return params, task.gradient(params, actor, key), task.rollout(params, actor, key)
+
+    return run(jax.random.key(key))
+
+
+@pytest.fixture(scope="module")
+def catch() -> Any:
+    """Catch, played for eleven steps in four environments."""
+    return play(make_task(SMALL))
+
+
+def test_the_gradient_is_that_of_the_loss_on_the_recorded_rollout(catch: Any) -> None:
+    """With targets from the rollout's own values, as constants."""
+    params, (gradient, actor, stats), (actor_again, data, stats_again) = catch
+    config = SMALL.a2c
+
+    @quick_jit
+    def expected(params: Any) -> Any:
+        target = lambda_returns(
+            data.reward, data.terminated, data.truncated, data.next_value, config.gamma, config.lam
+        )
+
+        def loss(params: Any) -> Any:
+            logits, value = jax.vmap(jax.vmap(params))(data.observation)
+            return a2c_loss(logits, value, data.action, target, config)
+
+        return jax.grad(loss)(params)
+
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+    assert scale > 0
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale),
+        gradient,
+        expected(params),
+    )
+    jax.tree.map(np.testing.assert_array_equal, (actor, stats), (actor_again, stats_again))
+
+
+def test_the_recorded_rollout_is_consistent(catch: Any) -> None:
+    """Values are those of what was seen, next values those of what came next, games end at nine."""
+    params, _, (actor, data, stats) = catch
+    values = quick_jit(jax.vmap(jax.vmap(lambda x: params(x)[1])))
+    np.testing.assert_allclose(data.value, values(data.observation), rtol=1e-5, atol=1e-6)
+    after = jnp.concatenate([data.observation[1:], actor.observation[None]])
+    going_on = ~np.asarray(data.terminated)
+    expected = np.asarray(values(after))
+    np.testing.assert_allclose(data.next_value[going_on], expected[going_on], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(data.terminated, np.arange(11)[:, None] % 9 == [[8] * 4] * 11)
+    assert not data.truncated.any()
+    assert stats.return_sum == data.reward.sum()
+    assert stats.episode_count == 4
+
+
+def test_same_key_same_rollout_other_key_another(catch: Any) -> None:
+    """Bit for bit."""
+    task = make_task(SMALL)
+    again, other = play(task), play(task, key=3)
+    jax.tree.map(np.testing.assert_array_equal, catch, again)
+    assert (catch[2][1].action != other[2][1].action).any()
+
+
+def counting(time: Any, seen: Any, action: Any) -> tuple[Any, Any]:
+    """Rewards 1, 2, 3, and over: an episode returns 6."""
+    return time + 1.0, time == 2
+
+
+def test_stats_count_the_episodes_that_ended() -> None:
+    """Eight environments, five steps: each ends one episode of return 6."""
+    _, (_, actor, stats), (_, data, _) = play(probe_task(Probe(counting)))
+    np.testing.assert_array_equal(data.reward, np.array([[1, 2, 3, 1, 2.0]] * 8).T)
+    assert stats.return_sum == 8 * 6
+    assert stats.episode_count == 8
+    np.testing.assert_array_equal(actor.episode_return, [3.0] * 8)
+
+
+def test_reward_scale_is_for_learning_alone() -> None:
+    """The learner sees ten times the reward, the report does not; the play is the same."""
+    _, plain, (_, data, _) = play(probe_task(Probe(counting)))
+    _, scaled, (_, scaled_data, _) = play(probe_task(Probe(counting), reward_scale=10.0))
+    np.testing.assert_allclose(scaled_data.reward, 10.0 * data.reward)
+    np.testing.assert_array_equal(scaled_data.action, data.action)
+    jax.tree.map(np.testing.assert_array_equal, scaled[1:], plain[1:])
+    bias, scaled_bias = plain[0].value.bias, scaled[0].value.bias
+    # d loss / d bias = -mean TD error: the rewards' share of it grows tenfold.
+    assert abs(scaled_bias[0]) > 3 * abs(bias[0])
+
+
+def test_a_time_limit_bootstraps_from_the_state_before_the_reset() -> None:
+    """The probe shows 1 at the start and 0 later: the truncated step leads to 0."""
+    probe = Probe(lambda time, seen, action: (1.0, False), limit=2)
+    params, _, (_, data, _) = play(probe_task(probe))
+    zero, one = (params(jnp.array([x]))[1] for x in (0.0, 1.0))
+    assert zero != one
+    np.testing.assert_array_equal(data.truncated[:, 0], [False, True, False, True, False])
+    np.testing.assert_allclose(data.next_value, np.full((5, 8), zero), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(data.value[::2], np.full((3, 8), one), rtol=1e-5, atol=1e-6)
+
+
+def test_a_shortened_catch_bootstraps_too() -> None:
+    """A time limit below a game's length truncates it, and the board before the reset counts."""
+    environment = Catch()
+    limit = environment.default_params.replace(max_steps_in_episode=4)
+    task = task_from_environment(environment, SMALL, limit)
+    params, _, (_, data, _) = play(task)
+    np.testing.assert_array_equal(data.truncated[:, 0], np.arange(11) % 4 == 3)
+    # By hand, the board that the fourth step led to, in every environment.
+    for env, (board, action) in enumerate(zip(data.observation[3], data.action[3], strict=True)):
+        (row, column), (_, paddle) = np.argwhere(board)
+        led_to = np.zeros((10, 5), np.float32)
+        led_to[row + 1, column] = led_to[9, np.clip(paddle + int(action) - 1, 0, 4)] = 1.0
+        expected = float(params(jnp.asarray(led_to))[1])
+        assert float(data.next_value[3, env]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("field", ["num_envs", "width"])
+def test_config_errors_name_field_and_value(field: str) -> None:
+    """Sizes are whole numbers of at least 1."""
+    with pytest.raises(ValueError, match=rf"^{field} = 0: a whole number of at least 1"):
+        TaskConfig(**{field: 0})
+
+
+def test_an_unknown_environment_is_refused() -> None:
+    """With the known ones, when the task is made."""
+    with pytest.raises(ValueError, match="unknown environment 'cach'"):
+        make_task(TaskConfig("cach"))
