@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tyro
 
+from optim4rl.cli.plots import plot_curves
 from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.evaluation.learning import Classical, Family, Learned
 from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
@@ -43,7 +44,7 @@ class EvaluateOptions:
         task: the task; `optim4rl list tasks` names them.
         baselines: classical optimizers to compare with.
         settings: how each optimizer is evaluated.
-        out: folder for the table and the curves; none are written by default.
+        out: folder for the table, the curves and their picture; none are written by default.
         json: print the table as JSON.
     """
 
@@ -77,8 +78,14 @@ def contenders(options: EvaluateOptions) -> list[Contender]:
 
     Raises:
         WeightsError: weights cannot be read.
-        ValueError: the weights of a group do not belong to one recipe.
+        ValueError: there is nothing to evaluate, something is given twice, or the weights of a
+            group do not belong to one recipe.
     """
+    names = [*options.weights, *options.baselines]
+    if not names:
+        raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
+    if len(set(names)) < len(names):
+        raise ValueError(f"weights, baselines = {names!r}: each optimizer is evaluated once")
     found = []
     for group in options.weights:
         members = [load_weights(name) for name in group.split(",")]
@@ -109,6 +116,8 @@ def run(options: EvaluateOptions) -> None:
     """The command."""
     entries = contenders(options)
     task = evaluation_task(options.task, options.settings)
+    if options.out is not None:  # A folder that cannot be written is named before the work.
+        options.out.mkdir(parents=True, exist_ok=True)
     total = sum(len(entry.parameters) for entry in entries)
     results: dict[str, list[Evaluation]] = {}
     with progress_bar(f"evaluating on {options.task}", "trainings") as update:
@@ -124,6 +133,8 @@ def run(options: EvaluateOptions) -> None:
     if options.out is not None:
         write_atomically(options.out / "evaluation.json", json.dumps(rows, indent=1).encode())
         _write_curves(results, options.out / "runs.parquet")
+        curves = {name: [e.curves for e in found] for name, found in results.items()}
+        plot_curves(f"Learning curves on {options.task}", curves, options.out / "curves.svg")
     if options.json:
         print(json.dumps(rows))
     else:
@@ -173,11 +184,13 @@ def summarise(
                     f"{scale:g}": _mean(
                         [stuck_rate(e.stress[scale], floor, ceiling).value for e in found]
                     )
+                    if floor < ceiling < float("inf")
+                    else None  # Nothing classical has learned, so nothing says what stuck is.
                     for scale in found[0].stress
                 },
             }
         )
-    return sorted(rows, key=lambda row: -(row["auc"][0] or -np.inf))
+    return sorted(rows, key=lambda row: -(-np.inf if row["auc"][0] is None else row["auc"][0]))
 
 
 def _mean(values: list[float]) -> float | None:
