@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.optimizers.presets import classical
@@ -128,7 +128,7 @@ def _start(
     family: Family,
     parameters: MetaParameters | None,
     rates: Float[Array, " run"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, " run"],
 ) -> _Agent:
     def start(rate: Float[Array, ""], key: PRNGKeyArray) -> _Agent:
         params = task.init_params(jax.random.fold_in(key, 0))
@@ -144,9 +144,9 @@ def _advance(
     family: Family,
     parameters: MetaParameters | None,
     rates: Float[Array, " run"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, " run"],
     agents: _Agent,
-    first: int,
+    first: int | Int[Array, ""],
 ) -> tuple[
     _Agent, tuple[Float[Array, "run time"], Int[Array, "run time"], Bool[Array, "run time"]]
 ]:
@@ -161,7 +161,8 @@ def _advance(
             gradient, actor, stats = task.gradient(agent.params, agent.actor, key)
             updates, state = optimizer.update(gradient, agent.optimizer, agent.params)
             params = optax.apply_updates(agent.params, updates)
-            finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
+            numbers = jax.tree.leaves((params, stats.return_sum))
+            finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
             after = _Agent(params, state, actor)
             return after, (stats.return_sum, stats.episode_count, finite)
 
