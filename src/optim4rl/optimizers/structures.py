@@ -10,7 +10,7 @@ parameter moves by `-alpha * d`.
 | non_adaptive | `m` alone | the ablation of the division |
 | linear | `exp(o1) g + exp(o2) o3` | LinearOptim, Lan et al. 2024 |
 | l2l | `exp(o) g` | L2LGD2, Andrychowicz et al. 2016 |
-| anchored | `exp(o1) m_hat/sqrt(v_hat) + 0.1 o2 g/sqrt(v_hat)` | starts as exactly Adam; ours |
+| anchored | `exp(o1) adam + 0.1 o2 g/sqrt(v_hat) + 0.3 o3 slow` | starts as exactly Adam; ours |
 """
 
 from dataclasses import dataclass
@@ -234,56 +234,55 @@ class L2L(_WithoutMoments):
 
 @dataclass(frozen=True)
 class Anchored:
-    """An update anchored at Adam: `d = exp(o1) m_hat/sqrt(v_hat) + weight o2 g/sqrt(v_hat)`.
+    """An update anchored at Adam, with the fresh gradient and a slow momentum beside it.
 
-    With zero heads it starts as exactly Adam(`beta1`, `beta2`, `epsilon`). The network reads the
-    processed gradient, the log of the update age, `m_hat/sqrt(v_hat)` and `g/sqrt(v_hat)`.
-    An extension of this project, not a structure of the paper.
+    `d = exp(o1) m/sqrt(v) + fresh_weight o2 g/sqrt(v) + slow_weight o3 s/sqrt(v)`, where `m`, `v`
+    are Adam's bias-corrected moments and `s` a slower momentum. With zero heads it starts as
+    exactly Adam(`beta1`, `beta2`, `epsilon`). The network reads the processed gradient, the log of
+    the age, and the three ratios. An extension of this project, not a structure of the paper.
     """
 
     beta1: float = 0.9
     beta2: float = 0.999
+    beta_slow: float = 0.98
     epsilon: float = 1e-8
-    weight: float = 0.1
+    fresh_weight: float = 0.1
+    slow_weight: float = 0.3
 
     name: ClassVar[str] = "anchored"
-    num_moments: ClassVar[int] = 2
+    num_moments: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
-        for field, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+        for field in ("beta1", "beta2", "beta_slow"):
+            beta = getattr(self, field)
             if not 0 <= beta < 1:
                 raise ValueError(f"Anchored.{field} = {beta!r}: a decay rate lies in [0, 1)")
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
-        return (NetworkShape(processing.first_features + 3, 2),)
+        return (NetworkShape(processing.first_features + 4, 3),)
 
     def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
         m = self.beta1 * moments[0] + (1.0 - self.beta1) * gradient
         v = self.beta2 * moments[1] + (1.0 - self.beta2) * bounded_square(gradient)
-        return jnp.stack([m, v])
+        slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
+        return jnp.stack([m, v, slow])
 
-    def _normalised(self, gradient: Array, moments: Array, age: Array) -> tuple[Array, Array]:
-        """Adam's bias-corrected `m_hat/sqrt(v_hat)` and `g/sqrt(v_hat)`."""
+    def _ratios(self, gradient: Array, moments: Array, age: Array) -> tuple[Array, Array, Array]:
+        """`m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
         steps = (age + 1).astype(jnp.float32)
         m = moments[0] / (1.0 - self.beta1**steps)
         v = moments[1] / (1.0 - self.beta2**steps)
+        slow = moments[2] / (1.0 - self.beta_slow**steps)
         scale = 1.0 / (jnp.sqrt(v) + self.epsilon)
-        return m * scale, gradient * scale
+        return m * scale, gradient * scale, slow * scale
 
     def features(
         self, processing: Processing, gradient: Array, moments: Array, age: Array
     ) -> Features:
-        adam, normalised = self._normalised(gradient, moments, age)
         # log(1 + age) scaled so that a few hundred updates read about 1.
-        log_age = jnp.log1p(age.astype(jnp.float32)) / 6.0
-        rest = jnp.stack(
-            [
-                jnp.broadcast_to(log_age, gradient.shape),
-                jnp.clip(adam, -5.0, 5.0),
-                jnp.clip(normalised, -5.0, 5.0),
-            ]
-        )
-        return (jnp.concatenate([processing.first(gradient), rest]),)
+        log_age = jnp.broadcast_to(jnp.log1p(age.astype(jnp.float32)) / 6.0, gradient.shape)
+        ratios = jnp.clip(jnp.stack(self._ratios(gradient, moments, age)), -5.0, 5.0)
+        return (jnp.concatenate([processing.first(gradient), log_age[None], ratios]),)
 
     def direction(
         self,
@@ -294,9 +293,13 @@ class Anchored:
         outputs: Outputs,
     ) -> Float[Array, "*shape"]:
         del processing
-        adam, normalised = self._normalised(gradient, moments, age)
-        gain, mix = outputs[0]
-        return bounded_exp(gain, FACTOR_LIMIT) * adam + self.weight * mix * normalised
+        adam, fresh, slow = self._ratios(gradient, moments, age)
+        gain, fresh_mix, slow_mix = outputs[0]
+        return (
+            bounded_exp(gain, FACTOR_LIMIT) * adam
+            + self.fresh_weight * fresh_mix * fresh
+            + self.slow_weight * slow_mix * slow
+        )
 
 
 STRUCTURES: dict[str, type[Structure]] = {
