@@ -39,6 +39,8 @@ class UsageError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -47,8 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(__version__)
         return
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
     configure_jax()
     try:
         _dispatch(words)

@@ -165,6 +165,8 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         clip=options.clip or None,
         zero_head=options.zero_head,
     )
+    if options.chunk < 1:
+        raise ValueError(f"chunk = {options.chunk!r}: at least 1 is needed")
     if not options.tasks:
         raise ValueError("tasks = (): at least one task is needed")
     rates = per_task("learning_rate", options.learning_rate, options.tasks)
@@ -204,6 +206,7 @@ def run(options: TrainOptions) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
     log = options.out / "progress.csv"
+    _start_log(log, options.tasks, int(state.iteration))
     steps = sum(t.task.env_steps_per_update for t in tasks)  # type: ignore[attr-defined]
     steps *= options.meta.agents * (options.meta.inner_updates + 1)
     started, first = time.perf_counter(), int(state.iteration)
@@ -211,8 +214,11 @@ def run(options: TrainOptions) -> None:
     with progress_bar(f"meta-training {options.optimizer}", "iterations") as update:
         update(first, options.meta.iterations)
 
+        done = first
+
         def report(state: MetaState, progress: Progress) -> None:
-            _append_progress(log, options.tasks, int(state.iteration), progress)
+            nonlocal done
+            _append_progress(log, done, int(state.iteration), progress)
             save_checkpoint(checkpoint, state, settings)
             done = int(state.iteration)
             rate = (done - first) * steps / (time.perf_counter() - started)
@@ -277,17 +283,25 @@ def _mean_returns(progress: Progress) -> list[float]:
     ]
 
 
-def _append_progress(log: Path, tasks: tuple[str, ...], done: int, progress: Progress) -> None:
-    """One line for each iteration: its number, the meta-gradient's norm, each task's return."""
-    norms = progress.meta_gradient_norm
+def _start_log(log: Path, tasks: tuple[str, ...], done: int) -> None:
+    """The header, and of an earlier log the lines up to the checkpoint: the rest is done again."""
+    lines = log.read_text().splitlines()[1:] if log.exists() else []
+    kept = [line for line in lines if int(line.partition(",")[0]) <= done]
+    header = ",".join(["iteration", "meta_gradient_norm", *(f"return_{task}" for task in tasks)])
+    write_atomically(log, "\n".join([header, *kept, ""]).encode())
+
+
+def _append_progress(log: Path, before: int, after: int, progress: Progress) -> None:
+    """One line for each iteration: its number, the meta-gradient's norm, each task's return.
+
+    The iteration that ran out of finite numbers, if one did, is the last line.
+    """
     lines = []
-    if not log.exists():
-        lines.append(",".join(["iteration", "meta_gradient_norm", *(f"return_{t}" for t in tasks)]))
-    for index, norm in enumerate(norms):
+    for index, norm in enumerate(progress.meta_gradient_norm[: after - before + 1]):
         returns = [
             f"{s.return_sum[index] / s.episode_count[index]:.6g}" if s.episode_count[index] else ""
             for s in progress.stats
         ]
-        lines.append(",".join([str(done - len(norms) + index + 1), f"{norm:.6g}", *returns]))
+        lines.append(",".join([str(before + index + 1), f"{norm:.6g}", *returns]))
     with log.open("a") as file:
         file.write("\n".join(lines) + "\n")

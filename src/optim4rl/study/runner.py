@@ -9,13 +9,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -41,7 +43,7 @@ from optim4rl.study.settings import (
     StudySettings,
     TrainingSettings,
 )
-from optim4rl.study.store import get_result, has_result
+from optim4rl.study.store import StoreError, get_result, has_result
 from optim4rl.study.variant import REFERENCE, Variant, describe_change, replace_field
 
 CLASSICAL_BASELINES = {
@@ -253,13 +255,13 @@ def _run_cells(
 
     def serve() -> None:
         nonlocal done
-        with _worker(folder) as worker:
+        with _worker(folder) as (worker, log):
             while True:
                 with lock:
                     cell = next(queue, None) if not failures else None
                 if cell is None:
                     return
-                error = _ask(worker, cell)
+                error = _ask(worker, log, cell)
                 with lock:
                     if error:
                         failures.append((cell, error))
@@ -277,23 +279,28 @@ def _run_cells(
         raise StudyError(f"{describe_cell(cell)} failed; finished results are kept.\n{error}")
 
 
-def _worker(folder: Path) -> subprocess.Popen[str]:
+@contextmanager
+def _worker(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A worker and what it prints: into a file, for a pipe that nobody reads blocks when full."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_FLAGS}".strip()
-    return subprocess.Popen(
-        [sys.executable, "-m", "optim4rl.study.worker", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": flags},
-    )
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "optim4rl.study.worker", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": flags},
+        ) as worker,
+    ):
+        yield worker, log
 
 
-def _ask(worker: subprocess.Popen[str], cell: Cell) -> str | None:
+def _ask(worker: subprocess.Popen[str], log: IO[str], cell: Cell) -> str | None:
     """Let a worker run a cell; what went wrong, if anything did."""
     assert worker.stdin is not None
     assert worker.stdout is not None
-    assert worker.stderr is not None
     try:
         worker.stdin.write(json.dumps(cell_to_dict(cell)) + "\n")
         worker.stdin.flush()
@@ -301,7 +308,9 @@ def _ask(worker: subprocess.Popen[str], cell: Cell) -> str | None:
     except BrokenPipeError:
         answer = ""
     if not answer:
-        return f"its worker died with exit code {worker.wait()}\n{worker.stderr.read()}"
+        code = worker.wait()
+        log.seek(0)
+        return f"its worker died with exit code {code}\n{log.read()[-2000:]}"
     return json.loads(answer).get("error")
 
 
@@ -427,7 +436,7 @@ def load_study(folder: Path) -> Study:
     """The study that was run in a folder.
 
     Raises:
-        StudyError: no study was run there.
+        StoreError: no study was run there.
     """
     try:
         record = json.loads((folder / "study.json").read_text())
@@ -437,7 +446,7 @@ def load_study(folder: Path) -> Study:
             source, record["scale"], settings, skip_unmapped=bool(record["skip_unmapped"])
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{folder}: no study can be read there ({error})") from error
+        raise StoreError(f"{folder}: no study can be read there ({error})") from error
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:

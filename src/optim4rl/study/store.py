@@ -12,7 +12,7 @@ from optim4rl.study.cells import Cell, CellResult, cell_address, cell_to_dict, c
 
 
 class StoreError(ValueError):
-    """A result file that cannot be read; the message names it."""
+    """A file of a study that cannot be read; the message names it."""
 
 
 def result_path(folder: Path, cell: Cell) -> Path:
@@ -42,7 +42,7 @@ def get_result(folder: Path, cell: Cell) -> CellResult:
     """A finished cell's result.
 
     Raises:
-        StoreError: the file is missing or damaged; deleting it makes the study run the cell again.
+        StoreError: the file is missing, or damaged; deleting it makes the study run the cell again.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -54,6 +54,11 @@ def get_result(folder: Path, cell: Cell) -> CellResult:
         (length,) = struct.unpack("<Q", data[:8])
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         info: dict[str, Any] = json.loads(metadata["info"])
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path}: no such result; the study is unfinished, or was run by other code. Running "
+            "it again completes it"
+        ) from error
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
         raise StoreError(
             f"{path}: this result cannot be read ({error}); delete it to run its cell again"

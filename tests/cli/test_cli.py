@@ -1,0 +1,306 @@
+"""The command line: what there is, and what it says to bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from optim4rl.cli import main as cli
+from optim4rl.cli.main import HELP, main
+from optim4rl.cli.runtime import configure_jax
+from optim4rl.cli.train import PRESETS
+from optim4rl.meta.trainer import MetaDivergenceError
+from optim4rl.optimizers.presets import optimizer_names
+from optim4rl.optimizers.weights import shipped_names
+from optim4rl.study.components import COMPONENTS, METRICS
+from optim4rl.tasks.environments.adapters import environment_names
+
+PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
+COMMANDS = ["train", "evaluate", "plan show", "ablate", "report", "identity", "list"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """An empty folder to run in, and JAX as the tests have set it up."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+
+
+def refused(capsys, *words):
+    """What is said to bad input, which exits with 2 and leaves nothing behind."""
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    said = capsys.readouterr()
+    assert exit.value.code == 2
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    assert list(Path().iterdir()) == []
+    return said.err
+
+
+# What there is
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["--debug"]])
+def test_help_names_every_command(words, capsys):
+    main(words)
+    assert capsys.readouterr().out == HELP
+    for command in COMMANDS:
+        assert f"\n  optim4rl {command} " in HELP
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*command.split(), "--help"])
+    assert exit.value.code == 0
+    said = capsys.readouterr().out
+    assert f"optim4rl {command}" in said
+    assert "--json" in said
+
+
+def test_the_installed_command_tells_its_version():
+    for program in (["-m", "optim4rl"], ["-m", "optim4rl.cli.main"]):
+        result = subprocess.run(
+            [sys.executable, *program, "--version"], capture_output=True, text=True, check=True
+        )
+        assert result.stdout == metadata.version("optim4rl") + "\n"
+        assert result.stderr == ""
+
+
+def listed(capsys, what):
+    main(["list", what, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_tasks_are_listed(capsys):
+    names = [row["task"] for row in listed(capsys, "tasks")]
+    assert names[:-1] == list(environment_names())
+    assert {"catch", "small_dense_long", "big_dense_long"} <= set(names)
+
+
+def test_optimizers_are_listed_with_their_state(capsys):
+    rows = {row["optimizer"]: row for row in listed(capsys, "optimizers")}
+    assert list(rows) == list(optimizer_names())
+    assert rows["adam"]["state"] == "2 floats a parameter"
+    assert rows["optim4rl"]["structure"] == "adaptive"
+
+
+def test_components_are_listed_with_their_choices(capsys):
+    rows = [(row["component"], row["choice"]) for row in listed(capsys, "components")]
+    choices = [(c.key, choice.value) for c in COMPONENTS for choice in c.choices]
+    assert rows == [*choices, *(("(metric)", metric.key) for metric in METRICS)]
+
+
+def test_weights_are_listed(capsys):
+    assert [row["weights"] for row in listed(capsys, "weights")] == list(shipped_names())
+
+
+def test_presets_are_listed(capsys):
+    assert [row["preset"] for row in listed(capsys, "presets")] == list(PRESETS)
+
+
+@pytest.mark.parametrize("what", ["tasks", "optimizers", "components", "weights", "presets"])
+def test_lists_are_tables_for_people(what, capsys):
+    main(["list", what])
+    table = capsys.readouterr().out
+    for row in listed(capsys, what):
+        assert next(iter(row.values())) in table
+
+
+def test_a_plan_is_shown(capsys):
+    main(["plan", "show", str(PLAN), "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["title"].startswith("lm-planner")
+    assert [entry["component"] for entry in plan["ablations"]] == ["structure", "processing"]
+    keys = [[match["key"] for match in x["mapped_replacements"]] for x in plan["ablations"]]
+    assert keys == [["linear", "non_adaptive"], ["raw", "symlog"]]
+    main(["plan", "show", str(PLAN)])
+    table = capsys.readouterr().out
+    for word in ("Linear update function", "non_adaptive", "RNN accuracy", "identity"):
+        assert word in table
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("evaporate", ["'evaporate'", "train, evaluate"]),
+        ("plan", ["`show`"]),
+        ("plan burn x", ["burn", "`show`"]),
+        ("plan show missing.md", ["missing.md"]),
+        ("ablate missing.md --out x", ["missing.md"]),
+        ("report missing", ["missing", "no study"]),
+        ("train --preset zoo/none", ["'zoo/none'", "zoo/anchored-catch"]),
+        ("train --preset", ["preset = ''"]),
+        ("train --out x --optimizer adamw", ["'adamw'", "optim4rl-rlc"]),
+        ("train --out x --tasks chess", ["'chess'", "catch"]),
+        ("train --out x --tasks", ["tasks = ()"]),
+        ("train --out x --learning-rate -1", ["learning_rate", "-1"]),
+        ("train --out x --learning-rate 1 2", ["learning_rate", "(1.0, 2.0)"]),
+        ("train --out x --learning-rate nan", ["learning_rate", "nan"]),
+        ("train --out x --clip -1", ["clip", "-1"]),
+        ("train --out x --clip nan", ["clip", "nan"]),
+        ("train --out x --width -8", ["width", "-8"]),
+        ("train --out x --envs-per-agent 0", ["num_envs", "0"]),
+        ("train --out x --chunk 0", ["chunk = 0"]),
+        ("evaluate missing", ["'missing'"]),
+        ("evaluate here,missing", ["'here'"]),
+        ("evaluate --baselines", ["at least one optimizer"]),
+        ("evaluate --baselines adam adam", ["['adam', 'adam']"]),
+        ("evaluate --task chess", ["'chess'", "catch"]),
+        ("identity --task chess", ["'chess'", "catch"]),
+    ],
+)
+def test_bad_input_gets_one_line_that_names_it(words, named, capsys):
+    said = refused(capsys, *words.split())
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    for word in named:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("list gadgets", ["gadgets", "tasks"]),
+        ("list", ["required"]),
+        ("train", ["--out"]),
+        ("train --out x --lerning-rate 1", ["--lerning-rate"]),
+        ("train --out x --meta-clip hard", ["hard", "normalise"]),
+        ("train --out x --agents many", ["many"]),
+        ("train --out x --agents 0", ["agents = 0"]),
+        ("train --out x --cosine-to 2", ["cosine_to = 2"]),
+        ("evaluate --baselines nesterov", ["nesterov", "rmsprop"]),
+        ("evaluate --seeds 0", ["seeds = 0"]),
+        ("evaluate --step-scales 2 1", ["step_scales", "ascend"]),
+        ("ablate plan.md", ["--out"]),
+        ("ablate plan.md --out x --scale huge", ["huge", "smoke"]),
+        ("identity --scale huge", ["huge", "smoke"]),
+    ],
+)
+def test_options_that_cannot_be_understood_are_named(words, named, capsys):
+    said = refused(capsys, *words.split())
+    for word in named:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--jobs", "0"], "jobs = 0"),
+        (["--meta-seeds", "0"], "meta_seeds = 0"),
+        (["--seeds", "-1"], "seeds = -1"),
+    ],
+)
+def test_bad_sizes_of_a_study_are_refused(options, named, capsys):
+    assert named in refused(capsys, "ablate", str(PLAN), "--out", "x", *options)
+
+
+def test_a_plan_of_nothing_known_is_refused(tmp_path, capsys):
+    plan = tmp_path / "plan.md"
+    plan.write_text("# Weather\n\n**Ablated Part**: Cloud cover\n**Action**: REMOVE\n")
+    said = refused(capsys, "ablate", str(plan), "--out", "x", "--skip-unmapped")
+    assert "Cloud cover" in said
+    plan.write_bytes(b"")
+    assert "empty" in refused(capsys, "ablate", str(plan), "--out", "x")
+    assert str(plan) in refused(capsys, "plan", "show", str(plan))
+
+
+BAD_WEIGHTS = {
+    "a pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94.",
+    "truncated": b'\x40\x00\x00\x00\x00\x00\x00\x00{"__metadata__"',
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("data", BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_bad_weights_are_refused_by_name(data, tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(data)
+    said = refused(capsys, "evaluate", str(path), "--out", "x")
+    assert said.startswith(f"error: {path}: ")
+    assert said.count("\n") == 1
+    assert ("pickle" in said) == data.startswith(b"\x80")
+
+
+def test_a_run_that_stops_says_why_and_exits_with_1(monkeypatch, capsys):
+    def diverge(options):
+        error = MetaDivergenceError.__new__(MetaDivergenceError)
+        RuntimeError.__init__(error, "no finite numbers")
+        raise error
+
+    monkeypatch.setattr("optim4rl.cli.listing.run", diverge)
+    with pytest.raises(SystemExit) as exit:
+        main(["list", "tasks"])
+    assert exit.value.code == 1
+    assert capsys.readouterr().err == "stopped: no finite numbers\n"
+    with pytest.raises(MetaDivergenceError):
+        main(["list", "tasks", "--debug"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, AssertionError])
+def test_a_fault_of_the_program_shows_where_it_is(error, monkeypatch):
+    def fail(options):
+        raise error("a fault")
+
+    monkeypatch.setattr("optim4rl.cli.listing.run", fail)
+    with pytest.raises(error, match="a fault"):
+        main(["list", "tasks"])
+
+
+def test_debug_shows_where_bad_input_was_found(capsys):
+    with pytest.raises(ValueError, match="evaporate"):
+        main(["evaporate", "--debug"])
+
+
+# The process
+
+
+def test_the_process_exits_with_2_and_reads_a_closed_pipe():
+    program = [sys.executable, "-m", "optim4rl"]
+    bad = subprocess.run([*program, "evaluate", "nothing"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: weights = 'nothing'")
+    read, write = os.pipe()
+    os.close(read)
+    closed = subprocess.run([*program, "list", "components"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert b"Traceback" not in closed.stderr
+    assert b"Exception" not in closed.stderr
+
+
+def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setattr(metadata, "version", lambda name: "0.10.2")
+    for _ in range(2):  # Twice is once.
+        configure_jax()
+        assert os.environ["XLA_FLAGS"] == (
+            "--xla_force_host_platform_device_count=2 --xla_cpu_use_fusion_emitters=false"
+        )
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "optim4rl" / "xla")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    configure_jax()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true"
+
+
+def test_switches_of_another_jax_are_left_alone(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    monkeypatch.setattr(metadata, "version", lambda name: "0.11.0")
+    configure_jax()
+    assert os.environ["XLA_FLAGS"] == ""

@@ -1,0 +1,113 @@
+"""A variant is the reference with one field replaced, and every choice of a plan is one."""
+
+import dataclasses
+import itertools
+
+import jax
+import pytest
+
+from optim4rl.evaluation.protocol import EvaluationSettings
+from optim4rl.meta.meta_gradient import VALIDATIONS
+from optim4rl.meta.resets import RESET_SCHEDULES
+from optim4rl.optimizers.networks import CELL_KINDS
+from optim4rl.optimizers.processing import PROCESSINGS
+from optim4rl.optimizers.rule import init_meta_parameters
+from optim4rl.optimizers.structures import STRUCTURES
+from optim4rl.study.cells import LearnedCell, learned_spec_for, meta_config
+from optim4rl.study.components import COMPONENTS
+from optim4rl.study.settings import TrainingSettings
+from optim4rl.study.variant import (
+    REFERENCE,
+    Variant,
+    describe_change,
+    replace_field,
+    variant_spec,
+)
+
+CHOICES = [(c.field, choice.value) for c in COMPONENTS for choice in c.choices]
+CHANGES = [(field, value) for field, value in CHOICES if getattr(REFERENCE, field) != value]
+every_change = pytest.mark.parametrize(("field", "value"), CHANGES)
+
+
+@every_change
+def test_an_ablation_changes_one_field(field, value):
+    variant = replace_field(REFERENCE, field, value)
+    before, after = dataclasses.asdict(REFERENCE), dataclasses.asdict(variant)
+    assert {name for name in before if before[name] != after[name]} == {field}
+    assert after[field] == value
+
+
+@every_change
+def test_the_change_is_described(field, value):
+    variant = replace_field(REFERENCE, field, value)
+    assert describe_change(variant) == f"{field}: {getattr(REFERENCE, field)} → {value}"
+    assert describe_change(variant, variant) == ""
+
+
+def test_several_changes_are_described_in_the_order_of_the_fields():
+    variant = replace_field(replace_field(REFERENCE, "resets", "never"), "structure", "linear")
+    assert describe_change(variant) == "structure: adaptive → linear; resets: staggered → never"
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(ValueError, match=r"field = 'colour'.*structure, processing, cell, resets"):
+        replace_field(REFERENCE, "colour", "red")
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Variant)])
+def test_the_value_it_has_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} = .*the reference itself"):
+        replace_field(REFERENCE, field, getattr(REFERENCE, field))
+
+
+def test_the_registry_of_a_plan_knows_every_field_and_every_value():
+    possible = {
+        "structure": STRUCTURES,
+        "processing": PROCESSINGS,
+        "cell": CELL_KINDS,
+        "resets": RESET_SCHEDULES,
+        "validation": VALIDATIONS,
+    }
+    assert [f.name for f in dataclasses.fields(Variant)] == list(possible)
+    named = {(field, value) for field, values in possible.items() for value in values}
+    assert set(CHOICES) == named
+    assert len(CHOICES) == len(named)
+
+
+def test_what_the_registry_calls_published_is_the_reference():
+    published = {c.field: c.reference for c in COMPONENTS if c.reference is not None}
+    assert published.items() <= dataclasses.asdict(REFERENCE).items()
+
+
+@pytest.mark.parametrize(("field", "value"), CHOICES)
+def test_every_choice_can_be_meta_trained(field, value):
+    variant = dataclasses.replace(REFERENCE, **{field: value})
+    cell = LearnedCell("catch", variant, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
+    spec, config = learned_spec_for(cell), meta_config(cell)
+    found = {
+        "structure": spec.structure.name,
+        "processing": spec.processing.name,
+        "cell": spec.cell,
+        "resets": config.resets,
+        "validation": config.validation,
+    }
+    assert found == dataclasses.asdict(variant)
+    shapes = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
+    assert jax.tree.leaves(shapes)
+
+
+def test_no_two_structures_or_processings_make_one_rule():
+    specs = [
+        variant_spec(
+            dataclasses.replace(REFERENCE, structure=structure, processing=processing), 1.0
+        )
+        for structure, processing in itertools.product(STRUCTURES, PROCESSINGS)
+    ]
+    assert len(set(specs)) == len(STRUCTURES) * len(PROCESSINGS)
+
+
+@pytest.mark.parametrize(("environment", "clip"), [("catch", None), ("small_dense_long", 1.0)])
+def test_gradients_are_clipped_everywhere_but_on_catch(environment, clip):
+    cell = LearnedCell(environment, REFERENCE, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
+    assert learned_spec_for(cell).clip == clip
+    assert learned_spec_for(cell).zero_head
