@@ -92,7 +92,10 @@ def contenders(options: EvaluateOptions) -> list[Contender]:
         if len({(m.spec, m.learning_rate) for m in members}) != 1:
             raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
         found.append(_learned(group, members, options.settings))
-        found.append(_learned(f"{group} untrained", [_fresh(m) for m in members], options.settings))
+        # With zero heads an untrained rule is the same whatever its seed.
+        controls = members[:1] if members[0].spec.zero_head else members
+        control = [_fresh(member) for member in controls]
+        found.append(_learned(f"{group} untrained", control, options.settings))
     rates = options.settings.classical_rates
     found += [Contender(name, Classical(name), (None,), rates) for name in options.baselines]
     return found

@@ -84,6 +84,7 @@ _SIX = (
 PRESETS: dict[str, dict[str, Any]] = {
     "zoo/anchored-catch": {
         "optimizer": "anchored",
+        "learning_rate": (2e-2,),
         "meta": MetaConfig(meta_learning_rate=1e-2, cosine_to=0.1),
     },
     "zoo/optim4rl-catch": {
