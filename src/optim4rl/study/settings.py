@@ -30,7 +30,7 @@ class TrainingSettings:
     width: int = 32
     agents: int = 8
     envs_per_agent: int = 64
-    iterations: int = 200
+    iterations: int = 150
     inner_updates: int = 4
     reset_interval: int = 98
     learning_rate: float = 3e-3
