@@ -1,0 +1,233 @@
+"""`optim4rl train`: a run writes all that it found, goes on, repeats itself, and stops in order."""
+
+import csv
+import json
+import math
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optim4rl.cli import main as cli
+from optim4rl.cli.main import main
+from optim4rl.cli.train import PRESETS, TrainOptions, build, per_task
+from optim4rl.meta.checkpoint import load_checkpoint
+from optim4rl.meta.trainer import init
+from optim4rl.optimizers.presets import learned_spec
+from optim4rl.optimizers.weights import load_weights
+
+TINY = shlex.split(
+    "--width 8 --envs-per-agent 2 --agents 2 --inner-updates 2 --reset-interval 2 "
+    "--optimizer optim4rl-rlc --json"
+)
+
+
+@pytest.fixture(autouse=True)
+def _jax_as_it_is(monkeypatch):
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+
+
+def run(out, *options):
+    main(["train", "--out", str(out), *TINY, *options])
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four iterations in two chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "configure_jax", lambda: None)
+        return run(tmp_path_factory.mktemp("train") / "whole", "--iterations=4", "--chunk=2")
+
+
+def same_weights(one, other):
+    one, other = (load_weights(x / "weights.safetensors").meta_parameters for x in (one, other))
+    return all(
+        np.array_equal(one[network][name], other[network][name])
+        for network in one
+        for name in one[network]
+    )
+
+
+def progress(out):
+    with (out / "progress.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_writes_its_settings_weights_and_progress(whole):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoint.safetensors",
+        "progress.csv",
+        "settings.json",
+        "weights.safetensors",
+    ]
+    weights = load_weights(whole / "weights.safetensors")
+    settings = json.loads((whole / "settings.json").read_text())
+    assert weights.card["settings"] == settings
+    assert settings["meta"]["iterations"] == 4
+    assert settings["width"] == 8
+    assert weights.card["tasks"] == ["catch"]
+    assert weights.card["seed"] == 0
+    assert weights.card["versions"].keys() >= {"jax", "optim4rl"}
+    assert weights.learning_rate == 1e-2
+    assert weights.spec.structure == learned_spec("optim4rl-rlc").structure
+    rows = progress(whole)
+    assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(float(row["meta_gradient_norm"]) > 0 for row in rows)
+    assert all(-1 <= float(row["return_catch"]) <= 1 for row in rows)
+
+
+def test_a_run_ends_with_a_summary(tmp_path, capsys):
+    run(tmp_path / "run", "--iterations=2", "--chunk=2")
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["weights"] == str(tmp_path / "run" / "weights.safetensors")
+    assert summary["iterations"] == 2
+    assert summary["seconds"] > 0
+    assert summary["env_steps_per_second"] > 0
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    run(tmp_path / "run", "--iterations=2", "--chunk=2")
+    assert not same_weights(tmp_path / "run", whole)
+    run(tmp_path / "run", "--iterations=4", "--chunk=2", "--resume")
+    assert same_weights(tmp_path / "run", whole)
+    assert progress(tmp_path / "run") == progress(whole)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_chunk(whole, tmp_path):
+    run(tmp_path / "run", "--iterations=4", "--chunk=4")
+    assert same_weights(tmp_path / "run", whole)
+    run(tmp_path / "other", "--iterations=4", "--chunk=4", "--seed=1")
+    assert not same_weights(tmp_path / "other", whole)
+
+
+def test_progress_that_no_checkpoint_has_seen_is_written_once(whole, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    header = "iteration,meta_gradient_norm,return_catch\n"
+    (out / "progress.csv").write_text(header + "1,9,9\n2,9,9\n")
+    run(out, "--iterations=4", "--chunk=2")
+    assert progress(out) == progress(whole)
+
+
+def test_a_finished_run_is_not_overwritten(whole, capsys):
+    before = {path: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(SystemExit) as exit:
+        run(whole, "--iterations=4", "--chunk=2")
+    said = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert str(whole) in said
+    assert "--resume" in said
+    assert {path: path.read_bytes() for path in whole.iterdir()} == before
+
+
+@pytest.mark.parametrize("options", [["--seed=1"], ["--learning-rate=0.02"], ["--clip=1"]])
+def test_a_run_with_other_settings_cannot_go_on(options, whole, capsys):
+    before = {path: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(SystemExit) as exit:
+        run(whole, "--iterations=4", "--resume", *options)
+    said = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert "the checkpoint of another run" in said
+    assert options[0].strip("-").partition("=")[0].replace("-", "_") in said
+    assert {path: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoint.safetensors").write_bytes(b"\x80\x04.")
+    with pytest.raises(SystemExit) as exit:
+        run(out, "--resume")
+    assert exit.value.code == 2
+    assert str(out / "checkpoint.safetensors") in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit:
+        run(out, "--iterations=4", "--chunk=4", "--meta-learning-rate=3e38")
+    said = capsys.readouterr()
+    assert exit.value.code == 1
+    assert said.out == ""
+    assert "\nstopped: meta-training ran out of finite numbers at iteration 1" in "\n" + said.err
+    assert not (out / "weights.safetensors").exists()
+    rows = progress(out)
+    assert [row["iteration"] for row in rows] == ["1", "2"]
+    norms = [float(row["meta_gradient_norm"]) for row in rows]
+    assert math.isfinite(norms[0])
+    assert not math.isfinite(norms[1])
+    settings = json.loads((out / "settings.json").read_text())
+    options = TrainOptions(
+        out, optimizer="optim4rl-rlc", width=8, envs_per_agent=2, meta=meta_config(settings)
+    )
+    spec, tasks = build(options)
+    like = init(spec, tasks, options.meta)
+    state = load_checkpoint(out / "checkpoint.safetensors", like, settings)
+    assert int(state.iteration) == 1
+    for network in state.meta_parameters.values():
+        assert all(np.isfinite(tensor).all() for tensor in network.values())
+
+
+def meta_config(settings):
+    return type(TrainOptions(Path()).meta)(**settings["meta"])
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    options = TrainOptions(Path("unused"), **PRESETS[name])
+    spec, tasks = build(options)
+    assert len(tasks) == len(options.tasks)
+    assert spec.structure == learned_spec(options.optimizer).structure
+    assert spec.clip == (options.clip or None)
+    assert all(task.learning_rate > 0 for task in tasks)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_shown_without_running(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--preset", name, "--dry-run", "--seed", "7"])
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["optimizer"] == PRESETS[name]["optimizer"]
+    assert settings["meta"]["seed"] == 7
+    assert settings["meta"]["iterations"] == PRESETS[name]["meta"].iterations
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_paper_catch_preset_takes_half_a_million_steps():
+    options = TrainOptions(Path("unused"), **PRESETS["paper/catch"])
+    _, (task,) = build(options)
+    meta = options.meta
+    rollouts = meta.iterations * meta.agents * (meta.inner_updates + 1)
+    assert rollouts * task.task.env_steps_per_update == pytest.approx(5e5, rel=0.01)
+
+
+def test_one_value_serves_all_tasks_or_each_has_its_own():
+    assert per_task("x", (2.0,), ("a", "b", "c")) == (2.0, 2.0, 2.0)
+    assert per_task("x", (1.0, 2.0), ("a", "b")) == (1.0, 2.0)
+
+
+def test_a_task_has_its_own_rate_scale_and_reward():
+    options = TrainOptions(
+        Path("unused"),
+        tasks=("catch", "small_dense_long"),
+        learning_rate=(1e-2, 1e-3),
+        step_scale=(1.0, 3.0),
+        reward_scale=(1.0, 10.0),
+    )
+    _, tasks = build(options)
+    assert [x.learning_rate for x in tasks] == pytest.approx([1e-2, 3e-3])
+    assert [x.task.config.a2c.reward_scale for x in tasks] == [1.0, 10.0]
+    assert [x.task.config.environment for x in tasks] == ["catch", "small_dense_long"]
+
+
+def test_the_papers_own_network_is_width_zero():
+    wide = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=0)
+    narrow = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=16)
+    configs = [build(options)[1][0].task.config for options in (wide, narrow)]
+    assert [(c.torso, c.width) for c in configs] == [("conv", 32), ("dense", 16)]

@@ -1,0 +1,117 @@
+"""The README does what it says: its programs run as printed, its commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optim4rl.cli import ablate, evaluate, listing, main as cli, train
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(text, *languages):
+    """The fenced blocks of the languages."""
+    found = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for language, body in found if language in languages]
+
+
+def commands(text):
+    """The words of every optim4rl command in the shell blocks."""
+    for block in blocks(text, "bash", "console", "shell", "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:1] == ["optim4rl"]:
+                ends = [i for i, word in enumerate(words) if word in ("|", "&&", ";", ">")]
+                yield words[1 : min(ends, default=len(words))]
+
+
+def run_program(source, folder):
+    """Run a program as a reader would, in a folder with the repository's plans."""
+    (folder / "plans").symlink_to(ROOT / "plans")
+    return subprocess.run(
+        [sys.executable, "-c", source], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture
+def dispatched(monkeypatch):
+    """Commands are read, and nothing else; what was read."""
+    read = []
+    for module, names in (
+        (train, ["run"]),
+        (evaluate, ["run"]),
+        (listing, ["run"]),
+        (ablate, ["show_plan", "ablate", "report", "identity"]),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, read.append)
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    return read
+
+
+def exit_code(words):
+    try:
+        cli.main(words)
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def test_every_program_runs_as_printed(tmp_path):
+    for index, source in enumerate(blocks(README, "python")):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        result = run_program(source, folder)
+        assert result.returncode == 0, f"{source}\n{result.stderr}"
+
+
+def test_every_command_is_understood(dispatched, capsys):
+    for words in commands(README):
+        said = f"optim4rl {shlex.join(words)}"
+        assert exit_code(words) == 0, f"{said}\n{capsys.readouterr().err}"
+
+
+# The checks themselves: each of them finds what it looks for.
+
+SAMPLE = """
+```python
+raise SystemExit(3)
+```
+```bash
+$ optim4rl list tasks --json | head  # what there is
+optim4rl train --preset zoo/anchored-catch \\
+    --out runs/one
+pip install optim4rl
+```
+```
+optim4rl burn
+```
+"""
+
+
+def test_blocks_and_commands_are_found():
+    assert blocks(SAMPLE, "python") == ["raise SystemExit(3)\n"]
+    assert list(commands(SAMPLE)) == [
+        ["list", "tasks", "--json"],
+        ["train", "--preset", "zoo/anchored-catch", "--out", "runs/one"],
+    ]
+
+
+def test_a_program_that_fails_is_found(tmp_path):
+    assert run_program(*blocks(SAMPLE, "python"), tmp_path).returncode == 3
+
+
+@pytest.mark.parametrize("words", [["burn"], ["list", "task"], ["train", "--outt", "x"]])
+def test_a_command_that_does_not_exist_is_found(words, dispatched):
+    assert exit_code(words) == 2
+    assert dispatched == []
+
+
+def test_a_command_that_exists_is_read(dispatched):
+    assert [exit_code(words) for words in commands(SAMPLE)] == [0, 0]
+    assert [type(x) for x in dispatched] == [listing.ListOptions, train.TrainOptions]
