@@ -1,7 +1,7 @@
 """The command `optim4rl`.
 
 Exit codes: 0 done; 1 a run that stopped on its own account (it says why, and keeps what it has); 2
-bad input, one line that names it and nothing started.
+bad input, one line that names it and nothing started; 130 stopped by the user.
 """
 
 import dataclasses
@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # Whoever read the output has seen enough; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("stopped: what is finished is kept; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         if debug:
             raise

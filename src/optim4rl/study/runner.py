@@ -154,7 +154,11 @@ def tuning_cells(study: Study) -> list[LearnedCell]:
 
 
 def report_cells(study: Study, rates: Mapping[str, float]) -> list[Cell]:
-    """The cells that the report shows, longest first."""
+    """The cells that the report shows.
+
+    Seeds are the outer loop, so that workers compile different variants at first and later find
+    each other's programs in the compilation cache.
+    """
     cells: list[Cell] = [IdentityCell(study.settings.identity)] if study.identity else []
     cells += [
         ClassicalCell(study.settings.environment, name, study.settings.evaluation)
@@ -162,8 +166,8 @@ def report_cells(study: Study, rates: Mapping[str, float]) -> list[Cell]:
     ]
     cells += [
         _learned_cell(study, comparison, rates[comparison.key], seed)
-        for comparison in study.comparisons
         for seed in range(study.settings.meta_seeds)
+        for comparison in study.comparisons
     ]
     return cells
 
