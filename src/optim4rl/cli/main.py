@@ -105,6 +105,7 @@ def _train(command: str, rest: list[str]) -> None:
     from optim4rl.cli import train
 
     default = None
+    rest = [part for word in rest for part in _split_preset(word)]
     if "--preset" in rest:
         at = rest.index("--preset")
         name = rest[at + 1] if at + 1 < len(rest) else ""
@@ -114,6 +115,11 @@ def _train(command: str, rest: list[str]) -> None:
         folder = Path("runs") / name.replace("/", "-")
         default = dataclasses.replace(train.TrainOptions(folder), **train.PRESETS[name])
     train.run(_parse(train.TrainOptions, command, rest, default))
+
+
+def _split_preset(word: str) -> list[str]:
+    """`--preset=NAME` as two words."""
+    return word.split("=", 1) if word.startswith("--preset=") else [word]
 
 
 def _evaluate(command: str, rest: list[str]) -> None:

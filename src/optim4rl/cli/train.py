@@ -26,7 +26,8 @@ class TrainOptions:
 
     The agents of each task train side by side with the optimizer, are reset by the schedule, and
     after every K updates the optimizer is improved by one meta-gradient. Writes weights, a
-    checkpoint, the progress as CSV and the settings into the output folder.
+    checkpoint, the progress as CSV and the settings into the output folder. `--preset NAME` starts
+    from a recipe (`optim4rl list presets`), whose options the others then change.
 
     Attributes:
         out: output folder.

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from optim4rl.evaluation import identity
@@ -131,8 +132,8 @@ def cell_address(cell: Cell) -> str:
 
 @cache
 def code_hash() -> str:
-    """A hash of every module that can change a cell's result."""
-    digest = hashlib.sha256()
+    """A hash of every module, and of JAX's version, that can change a cell's result."""
+    digest = hashlib.sha256(f"jax {jax.__version__}".encode())
     package = resources.files("optim4rl")
     for floor in ("optimizers", "tasks", "tasks/environments", "meta", "evaluation"):
         folder = package.joinpath(*floor.split("/"))
