@@ -45,7 +45,8 @@ class Learned:
 
 
 # Runs side by side, and updates between two looks of the host. Whatever is asked for is done in
-# batches and chunks of these sizes, so that one optimizer needs one program on one task.
+# batches and chunks of these sizes, so that one optimizer needs one program on one task (fewer
+# runs than a batch are a smaller batch, and a program of their own).
 BATCH = 8
 CHUNK = 30
 

@@ -88,7 +88,10 @@ def save_weights(path: str | Path, optimizer: LearnedOptimizer) -> None:
         "spec": spec_to_dict(optimizer.spec),
     }
     card = json.loads(json.dumps(card))  # as a reader will see it: lists for tuples, text for keys
-    tensors = {name: np.asarray(x) for name, x in _flatten(optimizer.meta_parameters).items()}
+    # In C order: safetensors writes an array's memory as it lies.
+    tensors = {
+        name: np.asarray(x, order="C") for name, x in _flatten(optimizer.meta_parameters).items()
+    }
     card["sha256"] = _digest(card, tensors)
     metadata = {"card": json.dumps(card, indent=1, sort_keys=True)}
     write_atomically(Path(path), save(tensors, metadata=metadata))
