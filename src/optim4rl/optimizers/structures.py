@@ -92,6 +92,16 @@ class _WithoutMoments:
         return moments
 
 
+class _OneNetwork(_WithoutMoments):
+    """A structure of one network, which reads the gradient as a first moment."""
+
+    def features(
+        self, processing: Processing, gradient: Array, moments: Array, age: Array
+    ) -> Features:
+        del moments, age
+        return (processing.first(gradient),)
+
+
 def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """-1 or +1 (never 0) going forward, the identity going backward."""
     return x + jax.lax.stop_gradient(jnp.where(x >= 0, 1.0, -1.0) - x)
@@ -147,7 +157,7 @@ class Adaptive(_WithoutMoments):
 
 
 @dataclass(frozen=True)
-class NonAdaptive(_WithoutMoments):
+class NonAdaptive(_OneNetwork):
     """Optim4RL without the division: `d = m`, the rest unchanged."""
 
     signed: bool = True
@@ -156,12 +166,6 @@ class NonAdaptive(_WithoutMoments):
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         return (NetworkShape(processing.first_features, 2 if self.signed else 1),)
-
-    def features(
-        self, processing: Processing, gradient: Array, moments: Array, age: Array
-    ) -> Features:
-        del moments, age
-        return (processing.first(gradient),)
 
     def direction(
         self,
@@ -176,19 +180,13 @@ class NonAdaptive(_WithoutMoments):
 
 
 @dataclass(frozen=True)
-class Linear(_WithoutMoments):
+class Linear(_OneNetwork):
     """LinearOptim: `d = exp(o1) g + exp(o2) o3`, one network."""
 
     name: ClassVar[str] = "linear"
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         return (NetworkShape(processing.first_features, 3),)
-
-    def features(
-        self, processing: Processing, gradient: Array, moments: Array, age: Array
-    ) -> Features:
-        del moments, age
-        return (processing.first(gradient),)
 
     def direction(
         self,
@@ -206,19 +204,13 @@ class Linear(_WithoutMoments):
 
 
 @dataclass(frozen=True)
-class L2L(_WithoutMoments):
+class L2L(_OneNetwork):
     """L2LGD2 as the paper runs it: `d = exp(o) g`, one network."""
 
     name: ClassVar[str] = "l2l"
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         return (NetworkShape(processing.first_features, 1),)
-
-    def features(
-        self, processing: Processing, gradient: Array, moments: Array, age: Array
-    ) -> Features:
-        del moments, age
-        return (processing.first(gradient),)
 
     def direction(
         self,
