@@ -12,6 +12,7 @@ import tyro
 
 from optim4rl.cli.plots import plot_curves
 from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.evaluation.curves import stack
 from optim4rl.evaluation.learning import Classical, Family, Learned
 from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
 from optim4rl.evaluation.returns import (
@@ -23,6 +24,7 @@ from optim4rl.evaluation.returns import (
     probability_of_improvement,
     stuck_rate,
 )
+from optim4rl.evaluation.stability import stability
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
@@ -162,6 +164,9 @@ def summarise(
     ceiling = max(
         (bootstrap_interval(finals[name]).value for name in baselines), default=float("nan")
     )
+    # One scale for all; without a baseline that learned something, returns as they are.
+    learned_something = floor < ceiling < float("inf")
+    scale = ceiling - floor if learned_something else 1.0
     rows = []
     for name, found in results.items():
         better = (
@@ -184,16 +189,29 @@ def summarise(
                 "probability_of_improvement": _estimate(better) if better else None,
                 "failure_rate": _mean([failure_rate(e.curves).value for e in found]),
                 "stuck_rates": {
-                    f"{scale:g}": _mean(
-                        [stuck_rate(e.stress[scale], floor, ceiling).value for e in found]
+                    f"{multiple:g}": _mean(
+                        [stuck_rate(e.stress[multiple], floor, ceiling).value for e in found]
                     )
-                    if floor < ceiling < float("inf")
+                    if learned_something
                     else None  # Nothing classical has learned, so nothing says what stuck is.
-                    for scale in found[0].stress
+                    for multiple in found[0].stress
                 },
+                "stability": _stability(found, scale),
             }
         )
     return sorted(rows, key=lambda row: -(-np.inf if row["auc"][0] is None else row["auc"][0]))
+
+
+def _stability(found: list[Evaluation], scale: float) -> dict[str, Any]:
+    """The five metrics of Chan et al. 2020 over all runs; None where one is undefined."""
+    curves = stack([evaluation.curves for evaluation in found])
+    if curves.env_steps.size < 2:
+        return {}
+    values = dataclasses.asdict(stability(curves, scale))
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _mean(values: list[float]) -> float | None:
