@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 
 # What each floor may import beside itself. `__init__` is the package's own front door: it shows the
-# optimizers and nothing else, to every floor that may see them.
+# optimizers and nothing else, to every floor that may see them. `__main__` is `python -m optim4rl`.
 FLOORS = {
     "optimizers": set(),
     "tasks": set(),
@@ -22,6 +22,7 @@ FLOORS = {
     "study": {"__init__", "optimizers", "tasks", "meta", "evaluation"},
     "cli": {"__init__", "optimizers", "tasks", "meta", "evaluation", "study"},
     "__init__": {"optimizers"},
+    "__main__": {"cli"},
 }
 CORE = ("__init__", "optimizers")
 CORE_DEPENDENCIES = {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
