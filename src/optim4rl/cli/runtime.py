@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -52,8 +53,14 @@ def progress_bar(label: str, unit: str) -> Iterator[Any]:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=None, rate="", note="")
+        started, first = time.perf_counter(), None
 
         def update(done: int, total: int, note: str = "", rate: str = "") -> None:
+            nonlocal first
+            first = done if first is None else first
+            if done > first and not rate:
+                minutes = (time.perf_counter() - started) / 60
+                rate = f"{(done - first) / minutes:.1f} a minute"
             progress.update(task, completed=done, total=total, note=note, rate=rate)
             if not console.is_terminal and note:
                 # A log has no bar: one line for each step instead.
