@@ -1,1 +1,1 @@
-
+"""Evaluation: learning curves, tuning, statistics of returns and stability, the identity experiment."""
