@@ -1,1 +1,1 @@
-"""Evaluation: learning curves, tuning, statistics of returns and stability, the identity experiment."""
+"""Evaluation: learning curves, tuning, statistics of return and stability, the identity test."""
