@@ -130,7 +130,7 @@ def load(
     Args:
         weights: a shipped name (`optim4rl list weights`) or the path of a weights file.
         learning_rate: a float or an optax schedule; None for the rate it was trained with.
-        step_scale: multiplies every update. Small networks often stand 2, large ones like 0.3.
+        step_scale: multiplies every update; tune it like a learning rate.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
