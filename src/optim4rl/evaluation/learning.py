@@ -12,8 +12,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from optim4rl.evaluation.curves import HEALTHY, Curves
+from optim4rl.optimizers.kernels.xla import BLOCK
 from optim4rl.optimizers.presets import classical
-from optim4rl.optimizers.replay import BLOCK
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.tasks.interface import EvaluationTask

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from optim4rl.optimizers.replay import replay_vjp, stream_step
+from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
 from optim4rl.tasks.interface import InnerTask
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from optim4rl.optimizers.kernels.xla import stream_step
 from optim4rl.optimizers.networks import Carry
 from optim4rl.optimizers.presets import ScalarOrSchedule
-from optim4rl.optimizers.replay import stream_step
 from optim4rl.optimizers.rule import (
     MetaParameters,
     OptimizerSpec,

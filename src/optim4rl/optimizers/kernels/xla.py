@@ -1,4 +1,4 @@
-"""K steps of a rule over recorded gradients, and their vector-Jacobian product.
+"""The rule in XLA: every rule on every machine, and the oracle of the other kernels.
 
 The gradient enters a rule as a constant, so the meta-gradient through K inner updates needs no
 rollout: it is one VJP through K coordinate-wise steps, independent for each coordinate. Both passes
@@ -9,8 +9,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
+from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
 
 # Coordinates in one block: few enough for the working set of a step to stay in cache.
@@ -125,3 +127,27 @@ def _slice(x: Array, start: Array, block: int) -> Array:
 
 def _slice_state(state: RuleState, start: Array, block: int) -> RuleState:
     return jax.tree.map(lambda x: _slice(x, start, block) if x.ndim else x, state)
+
+
+# One agent after the other: side by side, the blocks of all of them would not fit into the cache.
+def _step(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradient: Float[Array, " n"],
+    state: RuleState,
+) -> tuple[Float[Array, " n"], RuleState]:
+    return sequential_vmap(partial(stream_step, spec))(meta_parameters, gradient, state)
+
+
+def _replay_vjp(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradients: Float[Array, "K n"],
+    state: RuleState,
+    cotangents: Float[Array, "K n"],
+) -> MetaParameters:
+    replay = sequential_vmap(partial(replay_vjp, spec))
+    return replay(meta_parameters, gradients, state, cotangents)
+
+
+KERNEL = Kernel("xla", lambda spec: None, _step, _replay_vjp)

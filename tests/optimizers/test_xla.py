@@ -7,7 +7,7 @@ import pytest
 from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, random_weights
 
 from optim4rl.optimizers import LEARNED, init_state
-from optim4rl.optimizers.replay import replay_vjp, stream_step, unroll
+from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step, unroll
 
 
 def warm_state(spec, weights, n):

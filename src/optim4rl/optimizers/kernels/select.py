@@ -1,0 +1,29 @@
+"""Which kernel runs a rule: the fastest that can, or the one that is asked for."""
+
+from typing import Literal
+
+from optim4rl.optimizers.kernels import xla
+from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.rule import OptimizerSpec
+
+KernelName = Literal["auto", "xla"]
+# In order of preference: the last one runs everything.
+KERNELS: tuple[Kernel, ...] = (xla.KERNEL,)
+KERNEL_NAMES: tuple[KernelName, ...] = ("auto", "xla")
+
+
+def choose(spec: OptimizerSpec, name: KernelName = "auto") -> Kernel:
+    """The kernel of that name, or with "auto" the first that can run the rule on this machine.
+
+    Raises:
+        ValueError: the name is unknown, or that kernel cannot run the rule; the message says why.
+    """
+    if name == "auto":
+        return next(kernel for kernel in KERNELS if kernel.refusal(spec) is None)
+    named = {kernel.name: kernel for kernel in KERNELS}
+    if name not in named:
+        raise ValueError(f"kernel = {name!r}: known kernels are {', '.join(KERNEL_NAMES)}")
+    reason = named[name].refusal(spec)
+    if reason is not None:
+        raise ValueError(f"kernel = {name!r}: {reason}")
+    return named[name]
