@@ -1,11 +1,11 @@
-"""The test suite's switches: shapes are checked, ranks never promote, two devices are simulated."""
+"""The test suite's switches: shapes checked, ranks never promoted, four devices simulated."""
 
 import os
 
 # Tests spend their time compiling small programs, not running them: optimize less.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

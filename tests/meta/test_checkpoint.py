@@ -47,7 +47,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(resets, tmp_path):
 
     def report(state, progress):
         save_checkpoint(str(path).format(int(state.iteration)), state, CONFIG)
-        whole.append((state, progress))
+        whole.append((jax.tree.map(jnp.copy, state), progress))
 
     train(SPEC, TASKS, config, chunk=3, report=report)
     like = jax.eval_shape(lambda: init(SPEC, TASKS, config))

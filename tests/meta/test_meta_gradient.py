@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from optim4rl.meta.meta_gradient import Agents, init_agents, truncated_meta_gradient
 from optim4rl.meta.resets import reset_mask, reset_offsets
 from optim4rl.optimizers import rule
+from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.tasks import A2CConfig, TaskConfig, make_task
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
@@ -86,13 +87,21 @@ def live_weights(spec):
     return unravel(weights + 0.1 * jax.random.normal(jax.random.key(1), weights.shape))
 
 
+def meta_gradient(spec, weights, task, agents, key, **settings):
+    """`truncated_meta_gradient` by the oracle, every agent with a key split off the one given."""
+    keys = jax.random.split(key, agents.params.shape[0])
+    return truncated_meta_gradient(
+        spec, weights, task, agents, keys, kernel=choose(spec, "xla"), **settings
+    )
+
+
 def meta_loss(spec, weights, task, agents, key, inner_updates, validation):
     """The meta-objective in one differentiable piece: autodiff sees all of the K updates."""
     _, unravel = ravel_pytree(task.init_params(key))
     num_agents = agents.params.shape[0]
-    keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(key, k), num_agents))(
-        jnp.arange(inner_updates + 1)
-    )
+    keys = jax.vmap(
+        lambda k: jax.vmap(jax.random.fold_in, (0, None))(jax.random.split(key, num_agents), k)
+    )(jnp.arange(inner_updates + 1))
 
     def update(agent, keys):
         params, state, actor = agent
@@ -110,7 +119,7 @@ def meta_loss(spec, weights, task, agents, key, inner_updates, validation):
 
 def with_resets(spec, task, agents, mask, key):
     """Agents of which those under the mask are fresh."""
-    fresh = init_agents(spec, task, mask.shape[0], key)
+    fresh = init_agents(spec, task, jax.random.split(key, mask.shape[0]))
     pick = jax.vmap(lambda m, new, old: jax.tree.map(lambda x, y: jnp.where(m, x, y), new, old))
     return pick(mask, fresh, agents)
 
@@ -124,7 +133,7 @@ def meta_gradients(preset, task, num_agents, validation, inner_updates=2, iterat
     def iterate(agents, mask_and_key):
         mask, key = mask_and_key
         agents = with_resets(spec, task, agents, mask, key)
-        found = truncated_meta_gradient(
+        found = meta_gradient(
             spec,
             weights,
             task,
@@ -143,7 +152,7 @@ def meta_gradients(preset, task, num_agents, validation, inner_updates=2, iterat
     def run(offsets):
         masks = jax.vmap(lambda t: reset_mask(t, offsets, INTERVAL))(jnp.arange(iterations))
         keys = jax.random.split(jax.random.key(6), iterations)
-        agents = init_agents(spec, task, num_agents, jax.random.key(7))
+        agents = init_agents(spec, task, jax.random.split(jax.random.key(7), num_agents))
         return jax.lax.scan(iterate, agents, (masks, keys))[1]
 
     return run
@@ -220,12 +229,14 @@ def test_meta_gradient_of_a_factor_has_a_closed_form(inner_updates):
     """
     spec, weights = factor_rule()
     task, rate, num_agents = Quadratic(), 0.1, 3
-    agents = quick_jit(lambda: init_agents(spec, task, num_agents, jax.random.key(1)))()
+    agents = quick_jit(
+        lambda: init_agents(spec, task, jax.random.split(jax.random.key(1), num_agents))
+    )()
 
     @quick_jit
     def found():
         return {
-            validation: truncated_meta_gradient(
+            validation: meta_gradient(
                 spec,
                 weights,
                 task,
@@ -260,8 +271,8 @@ def test_what_it_reports_of_the_rollouts():
 
     @quick_jit
     def run():
-        agents = init_agents(spec, task, 2, jax.random.key(1))
-        return truncated_meta_gradient(
+        agents = init_agents(spec, task, jax.random.split(jax.random.key(1), 2))
+        return meta_gradient(
             spec,
             weights,
             task,
@@ -285,7 +296,7 @@ def test_meta_gradient_is_linear_over_agents():
     weights, task, num_agents = live_weights(spec), Quadratic(), 3
 
     def gradient(agents):
-        return truncated_meta_gradient(
+        return meta_gradient(
             spec,
             weights,
             task,
@@ -297,7 +308,9 @@ def test_meta_gradient_is_linear_over_agents():
         ).gradient
 
     # The quadratic's gradient needs no key, so that each agent may go its way alone.
-    agents = quick_jit(lambda: init_agents(spec, task, num_agents, jax.random.key(1)))()
+    agents = quick_jit(
+        lambda: init_agents(spec, task, jax.random.split(jax.random.key(1), num_agents))
+    )()
     gradient = quick_jit(gradient)
     found = gradient(agents)
     each = [gradient(jax.tree.map(lambda x, i=i: x[i : i + 1], agents)) for i in range(num_agents)]

@@ -2,7 +2,8 @@
 
 A checkpoint is a safetensors file: every leaf of the state under its path in the tree, random keys
 as their key data, and in the metadata the run's config and a digest of the tensors. A run that goes
-on from one is the uninterrupted run, bit for bit. Nothing in a file is ever executed.
+on from one is the uninterrupted run, bit for bit on as many devices, to float tolerance on another
+number of them. Nothing in a file is ever executed.
 """
 
 import hashlib
@@ -14,9 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
-from optim4rl.meta.trainer import MetaState
-from optim4rl.optimizers.files import write_atomically
+from optim4rl.meta.population import Execution
+from optim4rl.meta.trainer import MetaState, state_shardings
+from optim4rl.optimizers.files import replacing
 
 FORMAT = "optim4rl-checkpoint"
 FORMAT_VERSION = 1
@@ -27,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: str | Path, state: MetaState, config: Mapping[str, Any]) -> None:
-    """Write the state, atomically.
+    """Write the state, atomically. Of several processes all call this, and the first one writes.
 
     Args:
         path: the file, replaced if it is there.
@@ -37,20 +41,31 @@ def save_checkpoint(path: str | Path, state: MetaState, config: Mapping[str, Any
     Raises:
         ValueError: the config holds something that JSON does not.
     """
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
+    config = _as_json(config)
     # In C order: safetensors writes an array's memory as it lies.
-    tensors = {name: np.asarray(_data(x), order="C") for name, x in _named_leaves(state).items()}
+    tensors = {
+        name: np.asarray(_whole(_data(x)), order="C") for name, x in _named_leaves(state).items()
+    }
+    if jax.process_index() != 0:
+        return
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "config": _as_json(config),
+        "config": config,
         "digest": _digest(tensors),
     }
-    write_atomically(Path(path), save(tensors, metadata={"card": json.dumps(card)}))
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata={"card": json.dumps(card)})
 
 
-def load_checkpoint(path: str | Path, like: MetaState, config: Mapping[str, Any]) -> MetaState:
+def load_checkpoint(
+    path: str | Path,
+    like: MetaState,
+    config: Mapping[str, Any],
+    execution: Execution = Execution(),
+) -> MetaState:
     """Read a state that `save_checkpoint` wrote.
 
     Args:
@@ -58,6 +73,7 @@ def load_checkpoint(path: str | Path, like: MetaState, config: Mapping[str, Any]
         like: a state of the same run, or its `jax.eval_shape`.
         config: the config of the run that is to go on. It must equal the saved one, except that
             `iterations` may differ where no cosine decay (`cosine_to` beside it) depends on it.
+        execution: the devices to go on with, whatever those were that wrote it.
 
     Raises:
         CheckpointError: the file is missing, corrupt or not a checkpoint, or is that of a run with
@@ -68,7 +84,11 @@ def load_checkpoint(path: str | Path, like: MetaState, config: Mapping[str, Any]
     _check_tensors(path, tensors, _named_leaves(jax.eval_shape(_data_tree, like)))
     if card["digest"] != _digest(tensors):
         raise CheckpointError(f"{path}: corrupt: its tensors do not match its digest")
-    leaves = [_restore(tensors[name], leaf) for name, leaf in _named_leaves(like).items()]
+    placed = {
+        name: _place(tensors[name], sharding)
+        for name, sharding in _named_leaves(state_shardings(like, execution)).items()
+    }
+    leaves = [_restore(placed[name], leaf) for name, leaf in _named_leaves(like).items()]
     state: MetaState = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return state
 
@@ -92,11 +112,23 @@ def _data_tree(tree: Any) -> Any:
     return jax.tree.map(_data, tree)
 
 
-def _restore(tensor: np.ndarray, like: Any) -> Any:
+def _whole(array: Any) -> Any:
+    """An array that may be spread over processes, on each of them."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def _place(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array on its devices, of which each process fills its own."""
+    return jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])
+
+
+def _restore(array: jax.Array, like: Any) -> Any:
     if not _is_key(like):
-        return jnp.asarray(tensor)
+        return array
     implementation = jax.random.key_impl(jnp.empty((), like.dtype))
-    return jax.random.wrap_key_data(jnp.asarray(tensor), impl=implementation)
+    return jax.random.wrap_key_data(array, impl=implementation)
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

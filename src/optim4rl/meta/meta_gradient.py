@@ -9,14 +9,15 @@ directions only: `theta_K = theta_0 - alpha * sum_k d_k(phi)`. Hence
 and no rollout is ever differentiated with respect to the meta-parameters.
 """
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step
+from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
 from optim4rl.tasks.interface import InnerTask
 
@@ -52,15 +53,14 @@ class MetaGradient(NamedTuple):
     stats: Any
 
 
-def init_agents(spec: OptimizerSpec, task: InnerTask, num_agents: int, key: PRNGKeyArray) -> Agents:
-    """M fresh agents."""
+def init_agents(spec: OptimizerSpec, task: InnerTask, keys: Key[Array, " M"]) -> Agents:
+    """A fresh agent for each key."""
 
     def init(key: PRNGKeyArray) -> Agents:
-        key_params, key_actor = jax.random.split(key)
-        params, _ = ravel_pytree(task.init_params(key_params))
-        return Agents(params, init_state(spec, params.shape), task.init_actor(key_actor))
+        params, _ = ravel_pytree(task.init_params(key))
+        return Agents(params, init_state(spec, params.shape), task.init_actor(key))
 
-    return jax.vmap(init)(jax.random.split(key, num_agents))
+    return jax.vmap(init)(keys)
 
 
 def truncated_meta_gradient(
@@ -68,31 +68,33 @@ def truncated_meta_gradient(
     meta_parameters: MetaParameters,
     task: InnerTask,
     agents: Agents,
-    key: PRNGKeyArray,
+    keys: Key[Array, " M"],
     *,
     learning_rate: float,
     inner_updates: int,
     validation: Validation,
+    kernel: Kernel,
 ) -> MetaGradient:
     """K inner updates of every agent, a fresh validation rollout, and the meta-gradient of it.
 
     Args:
+        keys: one key for each agent, whose rollouts are drawn from it alone.
         learning_rate: the inner learning rate alpha of the task.
         inner_updates: K.
         validation: "last" is the paper's meta-objective, the loss after all K updates. "dense" is
             the mean of the losses after each of the K updates; the gradient of every later inner
             rollout is the validation gradient of the updates before it, so it costs nothing.
+        kernel: the implementation of the rule.
     """
     before = agents.rule
+    step = jax.vmap(partial(kernel.step, spec), in_axes=(None, 0, 0))
 
     def update(agents: Agents, gradients: Array) -> Agents:
-        directions, rule = jax.lax.map(
-            lambda x: stream_step(spec, meta_parameters, *x), (gradients, agents.rule)
-        )
+        directions, rule = step(meta_parameters, gradients, agents.rule)
         return agents._replace(params=agents.params - learning_rate * directions, rule=rule)
 
     def rollout(agents: Agents, k: Array) -> tuple[Agents, tuple[Array, Any]]:
-        gradients, actor, stats = _task_gradients(task, agents, jax.random.fold_in(key, k))
+        gradients, actor, stats = _task_gradients(task, agents, keys, k)
         agents = agents._replace(actor=actor)
         # The last rollout is the validation: a gradient like the others, but no update.
         agents = jax.lax.cond(
@@ -102,14 +104,16 @@ def truncated_meta_gradient(
 
     agents, (gradients, stats) = jax.lax.scan(rollout, agents, jnp.arange(inner_updates + 1))
     cotangents = -learning_rate * _validation_gradients(gradients, validation)
-    gradient = _mean_replay(spec, meta_parameters, gradients[:-1], before, cotangents)
+    replay = jax.vmap(partial(kernel.replay_vjp, spec), in_axes=(None, 1, 0, 1))
+    by_agent = replay(meta_parameters, gradients[:-1], before, cotangents)
+    gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
     return MetaGradient(gradient, agents, stats)
 
 
 def _task_gradients(
-    task: InnerTask, agents: Agents, key: PRNGKeyArray
+    task: InnerTask, agents: Agents, keys: Key[Array, " M"], k: Array
 ) -> tuple[Float[Array, "M n"], Any, Any]:
-    """A fresh rollout of every agent: flattened gradients, actors, stats."""
+    """Rollout k of every agent: flattened gradients, actors, stats."""
     _, unravel = ravel_pytree(
         jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -118,10 +122,9 @@ def _task_gradients(
     )
 
     def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Array, Any, Any]:
-        gradient, actor, stats = task.gradient(unravel(params), actor, key)
+        gradient, actor, stats = task.gradient(unravel(params), actor, jax.random.fold_in(key, k))
         return ravel_pytree(gradient)[0], actor, stats
 
-    keys = jax.random.split(key, agents.params.shape[0])
     return jax.vmap(one)(agents.params, agents.actor, keys)
 
 
@@ -133,19 +136,3 @@ def _validation_gradients(
     if validation == "last":
         return jnp.broadcast_to(after[-1:], after.shape)
     return jnp.cumsum(after[::-1], axis=0)[::-1] / after.shape[0]
-
-
-def _mean_replay(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    gradients: Float[Array, "K M n"],
-    before: RuleState,
-    cotangents: Float[Array, "K M n"],
-) -> MetaParameters:
-    def add(total: MetaParameters, agent: tuple[Any, ...]) -> tuple[MetaParameters, None]:
-        gradient = replay_vjp(spec, meta_parameters, *agent)
-        return jax.tree.map(jnp.add, total, gradient), None
-
-    by_agent = (gradients.swapaxes(0, 1), before, cotangents.swapaxes(0, 1))
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, meta_parameters), by_agent)
-    return jax.tree.map(lambda x: x / gradients.shape[1], total)

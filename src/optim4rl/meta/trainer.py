@@ -1,7 +1,8 @@
 """Meta-training: agents of all ages, the truncated meta-gradient, a meta-optimizer.
 
 The whole state of meta-training is one pytree, so saving it is resuming. Whole chunks of
-meta-iterations run inside jit; the host returns to report, log and save.
+meta-iterations run inside jit, which updates the state in place; the host returns to report, log
+and save.
 """
 
 import dataclasses
@@ -16,13 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.meta.meta_gradient import (
-    VALIDATIONS,
-    Agents,
-    Validation,
-    init_agents,
-    truncated_meta_gradient,
-)
+from optim4rl.meta.meta_gradient import VALIDATIONS, Agents, Validation, init_agents
+from optim4rl.meta.population import REPLICATED, SHARDED, Execution, advance
 from optim4rl.meta.resets import RESET_SCHEDULES, ResetSchedule, reset_mask, reset_offsets
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
 from optim4rl.tasks.interface import InnerTask
@@ -102,7 +98,8 @@ class MetaState(NamedTuple):
         offsets: the reset index of each agent, one array for each task.
         key: the random key that every iteration's keys are folded from.
         iteration: meta-iterations done.
-        stopped: numbers ceased to be finite; this state is the last good one and stays as it is.
+        stopped: numbers ceased to be finite. The rule, its optimizer and the iteration are those of
+            the last good iteration; the agents are as the next one left them.
     """
 
     meta_parameters: MetaParameters
@@ -127,13 +124,13 @@ class Progress(NamedTuple):
 
 
 class MetaDivergenceError(RuntimeError):
-    """Meta-training ran out of finite numbers. `state` is the last good one."""
+    """Meta-training ran out of finite numbers. `state` has the last good rule."""
 
     def __init__(self, state: MetaState) -> None:
         self.state = state
         super().__init__(
             f"meta-training ran out of finite numbers at iteration {int(state.iteration)}; the "
-            "state before it is kept. A smaller meta-learning rate or inner learning rate helps."
+            "rule before it is kept. A smaller meta-learning rate or inner learning rate helps."
         )
 
 
@@ -161,13 +158,13 @@ def init(
     tasks: tuple[MetaTask, ...],
     config: MetaConfig,
     meta_parameters: MetaParameters | None = None,
+    execution: Execution = Execution(),
 ) -> MetaState:
     """The state before the first iteration; `meta_parameters` to start from given weights."""
-    key = jax.random.key(config.seed)
-    if meta_parameters is None:
-        meta_parameters = init_meta_parameters(spec, jax.random.fold_in(key, 0))
-    config = dataclasses.replace(config, seed=0)
-    return _init(spec, tasks, config, meta_parameters, jax.random.fold_in(key, 1))
+    execution.chunk(config.agents)
+    return _init(
+        spec, tasks, dataclasses.replace(config, seed=0), execution, config.seed, meta_parameters
+    )
 
 
 def _program(config: MetaConfig) -> MetaConfig:
@@ -175,107 +172,108 @@ def _program(config: MetaConfig) -> MetaConfig:
     return dataclasses.replace(config, seed=0, resets="staggered")
 
 
-@partial(jax.jit, static_argnames=("spec", "tasks", "config"))
+@partial(jax.jit, static_argnames=("spec", "tasks", "config", "execution"))
 def _init(
     spec: OptimizerSpec,
     tasks: tuple[MetaTask, ...],
     config: MetaConfig,
-    meta_parameters: MetaParameters,
-    key: PRNGKeyArray,
+    execution: Execution,
+    seed: int | Int[Array, ""],
+    meta_parameters: MetaParameters | None,
 ) -> MetaState:
-    key_agents, key_offsets, key = jax.random.split(key, 3)
-    indices = range(len(tasks))
-    return MetaState(
+    key = jax.random.key(seed)
+    if meta_parameters is None:
+        meta_parameters = init_meta_parameters(spec, jax.random.fold_in(key, 0))
+    key_agents, key_offsets, key = jax.random.split(jax.random.fold_in(key, 1), 3)
+
+    def agents(index: int) -> Agents:
+        keys = jax.random.split(jax.random.fold_in(key_agents, index), config.agents)
+        return init_agents(spec, tasks[index].task, keys)
+
+    def offsets(index: int) -> Array:
+        key = jax.random.fold_in(key_offsets, index)
+        return reset_offsets(config.resets, config.agents, config.reset_interval, key)
+
+    state = MetaState(
         meta_parameters=meta_parameters,
         meta_optimizer=meta_optimizer(config).init(meta_parameters),
-        agents=tuple(
-            init_agents(spec, tasks[i].task, config.agents, jax.random.fold_in(key_agents, i))
-            for i in indices
-        ),
-        offsets=tuple(
-            reset_offsets(
-                config.resets,
-                config.agents,
-                config.reset_interval,
-                jax.random.fold_in(key_offsets, i),
-            )
-            for i in indices
-        ),
+        agents=tuple(agents(index) for index in range(len(tasks))),
+        offsets=tuple(offsets(index) for index in range(len(tasks))),
         key=key,
         iteration=jnp.zeros((), jnp.int32),
         stopped=jnp.zeros((), jnp.bool),
     )
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, execution))
+
+
+def state_shardings(state: MetaState, execution: Execution) -> MetaState:
+    """The sharding of each leaf: agents over the devices, all else on each of them."""
+    replicated = execution.sharding(REPLICATED)
+    sharded = execution.sharding(SHARDED)
+    return jax.tree.map(lambda _: replicated, state)._replace(
+        agents=jax.tree.map(lambda _: sharded, state.agents)
+    )
 
 
 def iterate(
-    spec: OptimizerSpec, tasks: tuple[MetaTask, ...], config: MetaConfig, state: MetaState
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    config: MetaConfig,
+    state: MetaState,
+    execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress]:
     """One meta-iteration: resets, K inner updates, validation, one update of the rule."""
     key = jax.random.fold_in(state.key, state.iteration)
-    gradients, agents, norms, stats = [], [], [], []
-    for index, (meta_task, task_agents, offsets) in enumerate(
-        zip(tasks, state.agents, state.offsets, strict=True)
-    ):
-        key_reset, key_inner = jax.random.split(jax.random.fold_in(key, index))
-        mask = reset_mask(state.iteration, offsets, config.reset_interval)
-        task_agents = _reset(spec, meta_task.task, task_agents, mask, key_reset)
-        result = truncated_meta_gradient(
+    results = [
+        advance(
             spec,
             state.meta_parameters,
             meta_task.task,
-            task_agents,
-            key_inner,
+            agents,
+            reset_mask(state.iteration, offsets, config.reset_interval),
+            jax.random.fold_in(key, index),
             learning_rate=meta_task.learning_rate,
             inner_updates=config.inner_updates,
             validation=config.validation,
+            execution=execution,
         )
-        norms.append(optax.tree.norm(result.gradient))
-        gradients.append(
-            clip_meta_gradient(result.gradient, config.meta_clip, config.meta_clip_limit)
+        for index, (meta_task, agents, offsets) in enumerate(
+            zip(tasks, state.agents, state.offsets, strict=True)
         )
-        agents.append(result.agents)
-        stats.append(jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), result.stats))
-
-    mean = jax.tree.map(lambda *x: sum(x) / len(tasks), *gradients)
+    ]
+    clipped = [
+        clip_meta_gradient(result.gradient, config.meta_clip, config.meta_clip_limit)
+        for result in results
+    ]
+    mean = jax.tree.map(lambda *x: sum(x) / len(tasks), *clipped)
     updates, optimizer_state = meta_optimizer(config).update(
         mean, state.meta_optimizer, state.meta_parameters
     )
+    norm = sum(optax.tree.norm(result.gradient) for result in results) / len(tasks)
     after = state._replace(
         meta_parameters=optax.apply_updates(state.meta_parameters, updates),
         meta_optimizer=optimizer_state,
-        agents=tuple(agents),
         iteration=state.iteration + 1,
     )
-    progress = Progress(sum(norms) / len(tasks), tuple(stats))
-    return _keep_last_good(state, after, jnp.isfinite(progress.meta_gradient_norm)), progress
-
-
-def _reset(
-    spec: OptimizerSpec,
-    task: InnerTask,
-    agents: Agents,
-    mask: Bool[Array, " M"],
-    key: PRNGKeyArray,
-) -> Agents:
-    """Replace the agents under the mask by fresh ones; nothing is computed where there are none."""
-
-    def replace(agents: Agents) -> Agents:
-        fresh = init_agents(spec, task, mask.shape[0], key)
-        return jax.tree.map(
-            lambda new, old: jnp.where(mask.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
-            fresh,
-            agents,
-        )
-
-    return jax.lax.cond(jnp.any(mask), replace, lambda agents: agents, agents)
+    after = _keep_last_good(state, after, jnp.isfinite(norm))
+    after = after._replace(agents=tuple(result.agents for result in results))
+    return after, Progress(norm, tuple(result.stats for result in results))
 
 
 def _keep_last_good(before: MetaState, after: MetaState, finite: Bool[Array, ""]) -> MetaState:
+    """Take the update of the rule back, and stop, where it left the finite numbers."""
     for leaf in jax.tree.leaves(after.meta_parameters):
         finite = jnp.logical_and(finite, jnp.all(jnp.isfinite(leaf)))
-    good = jnp.logical_and(finite, jnp.logical_not(before.stopped))
-    kept: MetaState = jax.tree.map(partial(jnp.where, good), after, before)
-    return kept._replace(stopped=jnp.logical_not(good))
+
+    def keep(after: Any, before: Any) -> Any:
+        return jax.tree.map(partial(jnp.where, finite), after, before)
+
+    return after._replace(
+        meta_parameters=keep(after.meta_parameters, before.meta_parameters),
+        meta_optimizer=keep(after.meta_optimizer, before.meta_optimizer),
+        iteration=keep(after.iteration, before.iteration),
+        stopped=jnp.logical_not(finite),
+    )
 
 
 def train(
@@ -286,6 +284,7 @@ def train(
     state: MetaState | None = None,
     chunk: int = 20,
     report: Callable[[MetaState, Progress], None] = lambda state, progress: None,
+    execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress | None]:
     """Meta-train from the start, or on from `state`.
 
@@ -293,22 +292,28 @@ def train(
         spec: the rule to train.
         tasks: what its agents learn; the meta-gradients of several tasks are averaged.
         config: the settings.
-        state: where to go on; None starts afresh.
+        state: where to go on; None starts afresh. Its arrays are given up: the run updates them in
+            place, so keep a copy (`jax.tree.map(jnp.copy, state)`) where it is needed again.
         chunk: iterations that run before the host sees progress.
-        report: called after every chunk with the state and that chunk's progress.
+        report: called after every chunk with the state, which lasts until it returns, and that
+            chunk's progress.
+        execution: devices, chunks of agents, kernel.
 
     Returns:
         The final state, and the progress of the iterations done here (None if none were left).
 
     Raises:
-        MetaDivergenceError: numbers ceased to be finite; it carries the last good state.
+        MetaDivergenceError: numbers ceased to be finite; it carries the last good rule.
     """
     if state is None:
-        state = init(spec, tasks, config)
+        state = init(spec, tasks, config, execution=execution)
     chunks = []
-    while (left := config.iterations - int(state.iteration)) > 0:
-        state, progress = _run(spec, tasks, _program(config), state, min(chunk, left))
-        progress = jax.tree.map(np.asarray, progress)
+    while (first := int(state.iteration)) < config.iterations:
+        end = min(first + chunk, config.iterations)
+        state, progress = _run(spec, tasks, _program(config), execution, chunk, state, end)
+        # The iteration that ran out of finite numbers, if one did, is reported too.
+        done = int(state.iteration) - first + bool(state.stopped)
+        progress = jax.tree.map(lambda x, done=done: np.asarray(x)[:done], progress)
         chunks.append(progress)
         report(state, progress)
         if state.stopped:
@@ -316,14 +321,35 @@ def train(
     return state, jax.tree.map(lambda *x: np.concatenate(x), *chunks) if chunks else None
 
 
-@partial(jax.jit, static_argnames=("spec", "tasks", "config", "iterations"))
+@partial(
+    jax.jit,
+    static_argnames=("spec", "tasks", "config", "execution", "chunk"),
+    donate_argnames="state",
+)
 def _run(
     spec: OptimizerSpec,
     tasks: tuple[MetaTask, ...],
     config: MetaConfig,
+    execution: Execution,
+    chunk: int,
     state: MetaState,
-    iterations: int,
+    end: int | Int[Array, ""],
 ) -> tuple[MetaState, Progress]:
-    return jax.lax.scan(
-        lambda state, _: iterate(spec, tasks, config, state), state, length=iterations
+    """Iterate up to iteration `end`, at most `chunk` times, with one row of progress for each."""
+    start = state.iteration
+    step = partial(iterate, spec, tasks, config, execution=execution)
+    rows = jax.tree.map(
+        lambda x: jnp.zeros((chunk, *x.shape), x.dtype), jax.eval_shape(step, state)[1]
     )
+
+    def goes_on(carry: tuple[MetaState, Progress]) -> Bool[Array, ""]:
+        state, _ = carry
+        return jnp.logical_and(state.iteration < end, jnp.logical_not(state.stopped))
+
+    def advance_once(carry: tuple[MetaState, Progress]) -> tuple[MetaState, Progress]:
+        state, rows = carry
+        row = state.iteration - start
+        state, now = step(state)
+        return state, jax.tree.map(lambda whole, x: whole.at[row].set(x), rows, now)
+
+    return jax.lax.while_loop(goes_on, advance_once, (state, rows))
