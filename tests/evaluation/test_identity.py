@@ -282,8 +282,8 @@ def test_shares_are_disjoint_and_random():
 
 def test_recording_equals_a_loop_by_hand():
     task, transformation = NoisyQuadratic(), optax.rmsprop(1e-1)
-    key_params, key_actor, key_updates = jax.random.split(jax.random.key(5), 3)
-    params, actor = task.init_params(key_params), task.init_actor(key_actor)
+    key_agent, key_updates = jax.random.split(jax.random.key(5))
+    params, actor = task.init_params(key_agent), task.init_actor(key_agent)
     state, expected = transformation.init(params), []
     for key in jax.random.split(key_updates, 6):
         gradient, actor, _ = task.gradient(params, actor, key)
@@ -300,7 +300,7 @@ def test_supervised_gradients_come_from_a_network_of_the_size_asked_for_that_lea
     assert gradients.shape[0] == 5
     assert abs(gradients.shape[1] - 3000) < 75  # a unit of the hidden layer is 75 parameters
     clusters = GaussianClusters(width=16)
-    params, means = clusters.init_params(jax.random.key(0)), clusters.init_actor(jax.random.key(1))
+    params, means = clusters.init_params(jax.random.key(0)), clusters.init_actor(jax.random.key(0))
     step_gradient, losses = jax.jit(clusters.gradient), []
     for step in range(40):
         gradient, means, loss = step_gradient(params, means, jax.random.key(step))

@@ -223,7 +223,7 @@ def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
             return (optax.apply_updates(params, steps), state, actor), None
 
         params = task.init_params(jax.random.key(0))
-        start = (params, optimizer.init(params), task.init_actor(jax.random.key(1)))
+        start = (params, optimizer.init(params), task.init_actor(jax.random.key(0)))
         keys = jax.random.split(jax.random.key(2), updates)
         params = jax.lax.scan(update, start, keys)[0][0]
         logits, values = jax.vmap(params)(jnp.array([[-1.0], [0.0], [1.0]]))

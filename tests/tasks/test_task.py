@@ -54,7 +54,7 @@ def play(task: Task, key: int = 2) -> Any:
     @quick_jit
     def run(key: jax.Array) -> Any:
         params = task.init_params(jax.random.key(0))
-        actor = task.init_actor(jax.random.key(1))
+        actor = task.init_actor(jax.random.key(0))
         return params, task.gradient(params, actor, key), task.rollout(params, actor, key)
 
     return run(jax.random.key(key))
@@ -98,7 +98,8 @@ def test_the_recorded_rollout_is_consistent(catch: Any) -> None:
     params, _, (actor, data, stats) = catch
     values = quick_jit(jax.vmap(jax.vmap(lambda x: params(x)[1])))
     np.testing.assert_allclose(data.value, values(data.observation), rtol=1e-5, atol=1e-6)
-    after = jnp.concatenate([data.observation[1:], actor.observation[None]])
+    observation = make_task(SMALL).vector.unpack(actor.episodes.observation)
+    after = jnp.concatenate([data.observation[1:], observation[None]])
     going_on = ~np.asarray(data.terminated)
     expected = np.asarray(values(after))
     np.testing.assert_allclose(data.next_value[going_on], expected[going_on], rtol=1e-5, atol=1e-6)
@@ -127,7 +128,7 @@ def test_stats_count_the_episodes_that_ended() -> None:
     np.testing.assert_array_equal(data.reward, np.array([[1, 2, 3, 1, 2.0]] * 8).T)
     assert stats.return_sum == 8 * 6
     assert stats.episode_count == 8
-    np.testing.assert_array_equal(actor.episode_return, [3.0] * 8)
+    np.testing.assert_array_equal(actor.episodes.episode_return, [3.0] * 8)
 
 
 def test_reward_scale_is_for_learning_alone() -> None:

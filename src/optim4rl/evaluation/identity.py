@@ -229,8 +229,8 @@ def record_gradients(
 
     @jax.jit
     def record(key: PRNGKeyArray) -> Float[Array, "time coordinate"]:
-        key_params, key_actor, key_updates = jax.random.split(key, 3)
-        params = task.init_params(key_params)
+        key_agent, key_updates = jax.random.split(key)
+        params = task.init_params(key_agent)
 
         def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
             params, actor, state = agent
@@ -239,7 +239,7 @@ def record_gradients(
             agent = (optax.apply_updates(params, steps), actor, state)
             return agent, ravel_pytree(gradient)[0][::every]
 
-        agent = (params, task.init_actor(key_actor), transformation.init(params))
+        agent = (params, task.init_actor(key_agent), transformation.init(params))
         return jax.lax.scan(update, agent, jax.random.split(key_updates, updates))[1]
 
     return np.asarray(record(key))
@@ -263,7 +263,7 @@ class GaussianClusters:
     def init_params(self, key: PRNGKeyArray) -> dict[str, Array]:
         """LeCun-normal kernels, zero biases."""
         init = jax.nn.initializers.lecun_normal()
-        key_hidden, key_out = jax.random.split(key)
+        key_hidden, key_out, _ = jax.random.split(key, 3)
         return {
             "hidden": init(key_hidden, (self.inputs, self.width), jnp.float32),
             "hidden_bias": jnp.zeros(self.width, jnp.float32),
@@ -273,7 +273,8 @@ class GaussianClusters:
 
     def init_actor(self, key: PRNGKeyArray) -> Float[Array, "classes inputs"]:
         """Draw the class means."""
-        return jax.random.normal(key, (self.classes, self.inputs))
+        _, _, key_means = jax.random.split(key, 3)
+        return jax.random.normal(key_means, (self.classes, self.inputs))
 
     def gradient(
         self, params: dict[str, Array], actor: Float[Array, "classes inputs"], key: PRNGKeyArray

@@ -132,9 +132,9 @@ def _start(
     keys: Key[Array, " run"],
 ) -> _Agent:
     def start(rate: Float[Array, ""], key: PRNGKeyArray) -> _Agent:
-        params = task.init_params(jax.random.fold_in(key, 0))
-        actor = task.init_actor(jax.random.fold_in(key, 1))
-        return _Agent(params, family(parameters, rate).init(params), actor)
+        agent_key = jax.random.fold_in(key, 0)
+        params = task.init_params(agent_key)
+        return _Agent(params, family(parameters, rate).init(params), task.init_actor(agent_key))
 
     return jax.vmap(start)(rates, keys)
 
@@ -155,7 +155,7 @@ def _advance(
 
     def advance(rate: Float[Array, ""], key: PRNGKeyArray, agent: _Agent) -> Any:
         optimizer = family(parameters, rate)
-        rollouts = jax.random.fold_in(key, 2)
+        rollouts = jax.random.fold_in(key, 1)
 
         def update(agent: _Agent, index: Array) -> tuple[_Agent, tuple[Array, Array, Array]]:
             key = jax.random.fold_in(rollouts, index)

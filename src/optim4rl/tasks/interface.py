@@ -11,6 +11,9 @@ class InnerTask(Protocol):
 
     The gradient is that of the whole agent loss; it serves the inner update and, taken on a fresh
     rollout, the meta-objective. `stats` is a pytree of numbers to report.
+
+    `init_params` and `init_actor` are given the SAME key, the agent's, because the two parts of an
+    agent must agree, for example on its width. Each folds the key for the draws of its own.
     """
 
     def init_params(self, key: PRNGKeyArray) -> Any:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from optim4rl.tasks.inputs import MapOrder, shifted_images
+
 TorsoKind = Literal["dense", "conv"]
-MapOrder = Literal["channels", "rows"]
 
 # As in flax, whose default the paper's networks use: variance 1 / fan-in, truncated at two
 # standard deviations; biases start at zero.
@@ -53,11 +54,8 @@ class Conv2x2(eqx.Module):
         self, x: Float[Array, "height width channels"]
     ) -> Float[Array, "height width filters"]:
         """Convolve one image."""
-        height, width, channels = x.shape
-        padded = jnp.pad(x, ((0, 1), (0, 1), (0, 0)))
-        shifted = [padded[i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)]
-        kernel = self.kernel.reshape(4 * channels, -1)
-        return jnp.concatenate(shifted, axis=-1) @ kernel + self.bias[None, None]
+        kernel = self.kernel.reshape(-1, self.kernel.shape[-1])
+        return shifted_images(x) @ kernel + self.bias[None, None]
 
 
 class ActorCritic(eqx.Module):

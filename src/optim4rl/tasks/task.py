@@ -1,20 +1,30 @@
 """Tasks: an environment, an agent network and A2C, as pure functions of parameters and an actor."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from gymnax.environments.environment import Environment, EnvParams
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from optim4rl.tasks.a2c import A2CConfig, Transitions, a2c_loss, lambda_returns
+from optim4rl.tasks.backprop import Activations, backward, forward
 from optim4rl.tasks.environments.adapters import check_environment, make_environment
-from optim4rl.tasks.environments.catch import Catch
-from optim4rl.tasks.environments.episodes import VectorState, reset_batch, step_batch
-from optim4rl.tasks.networks import ActorCritic, MapOrder, TorsoKind, make_network
+from optim4rl.tasks.environments.episodes import (
+    GymnaxVector,
+    SparseVector,
+    StepResult,
+    Vectorized,
+    VectorState,
+)
+from optim4rl.tasks.environments.sparse import is_sparse
+from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
+from optim4rl.tasks.networks import ActorCritic, TorsoKind, make_network
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,9 @@ class TaskConfig:
         environment: a name from `environment_names()`, or "gymnax:NAME".
         num_envs: environments that one agent learns from at once.
         torso: "dense" or "conv".
-        width: units of the dense layer.
+        width: units of the dense layer. With several, every fresh agent draws one of them; its
+            arrays have the largest size and the units beyond its own are masked out, so that one
+            program serves all.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
         a2c: settings of the learner.
     """
@@ -33,15 +45,28 @@ class TaskConfig:
     environment: str = "catch"
     num_envs: int = 64
     torso: TorsoKind = "dense"
-    width: int = 256
+    width: int | tuple[int, ...] = 256
     maps: MapOrder = "channels"
     a2c: A2CConfig = A2CConfig()
 
     def __post_init__(self) -> None:
-        for field in ("num_envs", "width"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
+        if not _is_size(self.num_envs):
+            raise ValueError(
+                f"num_envs = {self.num_envs!r}: a whole number of at least 1 is needed"
+            )
+        if not self.widths or not all(map(_is_size, self.widths)):
+            raise ValueError(
+                f"width = {self.width!r}: a whole number of at least 1 is needed, or several"
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that agents come in."""
+        return self.width if isinstance(self.width, tuple) else (self.width,)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class RolloutStats(NamedTuple):
@@ -49,6 +74,30 @@ class RolloutStats(NamedTuple):
 
     return_sum: Float[Array, ""]
     episode_count: Int[Array, ""]
+
+
+class Actor(NamedTuple):
+    """What an agent carries on besides its parameters.
+
+    Attributes:
+        episodes: its environments.
+        live: 1 for the units of its dense layer and 0 for those that only fill the array; None if
+            all agents have the same width.
+    """
+
+    episodes: VectorState
+    live: Float[Array, "width"] | None
+
+
+class _Step(NamedTuple):
+    """One step of E environments and what the network gave on the way; a rollout stacks T."""
+
+    observation: Num[Array, "..."]
+    logits: Float[Array, "*T E actions"]
+    value: Float[Array, "*T E"]
+    activations: Activations
+    action: Int[Array, "*T E"]
+    result: StepResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +122,19 @@ class Task:
         )
         return tuple(observation.shape)
 
-    @property
-    def can_truncate(self) -> bool:
-        """Whether a time limit can end an episode; a game of Catch ends by itself before it."""
-        game = self.environment
-        limit = int(self.env_params.max_steps_in_episode)
-        return not (type(game) is Catch and game.rows - 1 <= limit)
+    @cached_property
+    def vector(self) -> Vectorized:
+        """The agent's environments."""
+        if is_sparse(self.environment):
+            shape = self.observation_shape
+            return SparseVector(self.environment, self.env_params, self.config.num_envs, shape)
+        return GymnaxVector(self.environment, self.env_params, self.config.num_envs)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """How the network reads what `vector` writes."""
+        inputs = SparseInputs if is_sparse(self.environment) else DenseInputs
+        return inputs(self.observation_shape, self.config.maps)
 
     @property
     def env_steps_per_update(self) -> int:
@@ -86,76 +142,149 @@ class Task:
         return self.config.num_envs * self.config.a2c.rollout
 
     def init_params(self, key: PRNGKeyArray) -> ActorCritic:
-        """A fresh agent network."""
+        """A fresh agent network; `key` is the agent's."""
         config = self.config
-        return make_network(
+        network = make_network(
             config.torso,
             self.observation_shape,
             self.environment.action_space(self.env_params).n,
-            width=config.width,
+            width=max(config.widths),
             maps=config.maps,
-            key=key,
+            key=jax.random.fold_in(key, 0),
         )
+        if len(config.widths) == 1:
+            return network
+        # The heads' variance is 1 / fan-in of the units that there are.
+        scale = jnp.sqrt(max(config.widths) / self._width(key).astype(jnp.float32))
+        scaled: ActorCritic = eqx.tree_at(
+            lambda tree: (tree.policy.kernel, tree.value.kernel),
+            network,
+            replace_fn=lambda kernel: scale * kernel,
+        )
+        return scaled
 
-    def init_actor(self, key: PRNGKeyArray) -> VectorState:
-        """Fresh environments."""
-        return reset_batch(self.environment, self.env_params, key, self.config.num_envs)
+    def init_actor(self, key: PRNGKeyArray) -> Actor:
+        """Fresh environments; `key` is the agent's."""
+        widths = self.config.widths
+        live = None
+        if len(widths) > 1:
+            units = jnp.arange(max(widths), dtype=jnp.int32)
+            live = (units < self._width(key)).astype(jnp.float32)
+        return Actor(self.vector.reset(jax.random.fold_in(key, 1)), live)
 
     def gradient(
-        self, params: ActorCritic, actor: VectorState, key: PRNGKeyArray
-    ) -> tuple[ActorCritic, VectorState, RolloutStats]:
-        """One rollout and the gradient of the whole A2C loss on it, like `params`."""
-        actor, transitions, stats = self.rollout(params, actor, key)
+        self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
+    ) -> tuple[ActorCritic, Actor, RolloutStats]:
+        """One rollout and the gradient of the whole A2C loss on it, like `params`.
+
+        The rollout's own activations serve the backward pass.
+        """
+        actor, steps = self._play(params, actor, key)
         config = self.config.a2c
         target = lambda_returns(
-            transitions.reward,
-            transitions.terminated,
-            transitions.truncated,
-            transitions.next_value,
+            config.reward_scale * steps.result.reward,
+            steps.result.terminated,
+            steps.result.truncated,
+            self._next_values(params, actor, steps),
             config.gamma,
             config.lam,
         )
-
-        def loss(params: ActorCritic) -> Float[Array, ""]:
-            logits, value = jax.vmap(jax.vmap(params))(transitions.observation)
-            return a2c_loss(logits, value, transitions.action, target, config)
-
-        return jax.grad(loss)(params), actor, stats
+        cotangents = jax.grad(a2c_loss, argnums=(0, 1))(
+            steps.logits, steps.value, steps.action, target, config
+        )
+        activations, (logits, value) = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]), (steps.activations, cotangents)
+        )
+        observation = self.inputs.join(steps.observation)
+        gradient = backward(params, self.inputs, observation, activations, logits, value)
+        return gradient, actor, _stats(steps)
 
     def rollout(
-        self, params: ActorCritic, actor: VectorState, key: PRNGKeyArray
-    ) -> tuple[VectorState, Transitions, RolloutStats]:
+        self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
+    ) -> tuple[Actor, Transitions, RolloutStats]:
+        """The rollout that `gradient` learns from, written out."""
+        after, steps = self._play(params, actor, key)
+        transitions = Transitions(
+            jax.vmap(self.vector.unpack)(steps.observation),
+            steps.action,
+            self.config.a2c.reward_scale * steps.result.reward,
+            steps.result.terminated,
+            steps.result.truncated,
+            steps.value,
+            self._next_values(params, after, steps),
+        )
+        return after, transitions, _stats(steps)
+
+    def _play(self, params: ActorCritic, actor: Actor, key: PRNGKeyArray) -> tuple[Actor, _Step]:
         """T steps in every environment."""
 
-        def act(
-            actor: VectorState, key: PRNGKeyArray
-        ) -> tuple[VectorState, tuple[Transitions, RolloutStats]]:
-            key_action, key_step = jax.random.split(key)
-            logits, value = jax.vmap(params)(actor.observation)
-            action = jax.random.categorical(key_action, logits)
-            after, result = step_batch(self.environment, self.env_params, key_step, actor, action)
-            next_value = (
-                jax.vmap(params)(result.final_observation)[1] if self.can_truncate else value
+        def step(episodes: VectorState, chance: tuple[Array, Any]) -> tuple[VectorState, _Step]:
+            uniforms, chance = chance
+            logits, value, activations = forward(
+                params, self.inputs, episodes.observation, actor.live
             )
-            transition = Transitions(
-                actor.observation,
-                action,
-                result.reward * self.config.a2c.reward_scale,
-                result.terminated,
-                result.truncated,
-                value,
-                next_value,
-            )
-            return after, (transition, RolloutStats(result.return_sum, result.episode_count))
+            action = sample_actions(uniforms, logits)
+            after, result = self.vector.step(chance, episodes, action)
+            return after, _Step(episodes.observation, logits, value, activations, action, result)
 
-        keys = jax.random.split(key, self.config.a2c.rollout)
-        actor, (transitions, stats) = jax.lax.scan(act, actor, keys)
-        if not self.can_truncate:
-            # Every step that goes on leads to the next observation, whose value is there already.
-            last = jax.vmap(params)(actor.observation)[1]
-            next_value = jnp.concatenate([transitions.value[1:], last[None]])
-            transitions = transitions._replace(next_value=next_value)
-        return actor, transitions, jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
+        steps, num_envs = self.config.a2c.rollout, self.config.num_envs
+        key_actions, key_steps = jax.random.split(key)
+        chance = (
+            jax.random.uniform(key_actions, (steps, num_envs)),
+            self.vector.chance(key_steps, steps),
+        )
+        episodes, recorded = jax.lax.scan(step, actor.episodes, chance)
+        return actor._replace(episodes=episodes), recorded
+
+    def _next_values(self, params: ActorCritic, after: Actor, steps: _Step) -> Float[Array, "T E"]:
+        """The critic's values of the states that the steps led to, before any reset.
+
+        Where an episode goes on, that is what the agent saw next. Where it is truncated, it is the
+        final observation; of `spacing` consecutive steps at most one is truncated, so one forward
+        pass for them is enough. Where it is terminated, the value has no meaning and no use.
+        """
+
+        def value(observation: Array) -> Array:
+            return forward(params, self.inputs, observation, after.live)[1]
+
+        following = jnp.concatenate([steps.value[1:], value(after.episodes.observation)[None]])
+        spacing = self.vector.steps_between_truncations
+        if spacing is None:
+            return following
+        T, E = steps.value.shape
+        spacing = min(spacing, T)
+        blocks = -(-T // spacing)
+        truncated = jnp.pad(steps.result.truncated, ((0, blocks * spacing - T), (0, 0)))
+        which = jnp.argmax(truncated.reshape(blocks, spacing, E), axis=1)
+        which += spacing * jnp.arange(blocks, dtype=which.dtype)[:, None]
+        final = self.inputs.select(steps.result.final_observation, which)
+        last = value(self.inputs.join(final)).reshape(blocks, E)
+        return jnp.where(steps.result.truncated, jnp.repeat(last, spacing, axis=0)[:T], following)
+
+    def _width(self, key: PRNGKeyArray) -> Int[Array, ""]:
+        """The width that the agent of this key has."""
+        widths = jnp.asarray(self.config.widths, jnp.int32)
+        return jax.random.choice(jax.random.fold_in(key, 2), widths)
+
+
+def sample_actions(
+    uniforms: Float[Array, "E"], logits: Float[Array, "E actions"]
+) -> Int[Array, "E"]:
+    """Actions of the softmax policy, by inverting its distribution function.
+
+    One number for each environment takes the place of `jax.random.categorical`'s one for each
+    logit. Sums are unrolled, so that they fuse into one loop over environments.
+    """
+    odds = list(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).T)
+    sums = list(itertools.accumulate(odds))
+    threshold = uniforms * sums[-1]
+    action: Int[Array, E] = sum((threshold >= x).astype(jnp.int32) for x in sums[:-1])
+    return action
+
+
+def _stats(steps: _Step) -> RolloutStats:
+    result = steps.result
+    return RolloutStats(jnp.sum(result.return_sum), jnp.sum(result.episode_count))
 
 
 @lru_cache

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Box, Discrete
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from optim4rl.tasks.environments.sparse import uniforms
 
 
 class CatchState(NamedTuple):
@@ -33,6 +34,8 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
 
     rows: int = 10
     columns: int = 5
+    step_uniforms = 0
+    reset_uniforms = 1
 
     @property
     def default_params(self) -> EnvParams:
@@ -56,9 +59,7 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         self, key: PRNGKeyArray, params: EnvParams
     ) -> tuple[Float[Array, "rows columns"], CatchState]:
         """Drop a ball in a random column, with the paddle in the middle."""
-        # One block of random bits; `jax.random.randint` would draw four.
-        column = (jax.random.uniform(key) * self.columns).astype(jnp.int32)
-        state = CatchState(jnp.int32(0), column, jnp.int32(self.columns // 2))
+        state = self.reset_from(uniforms(key, (1,)))
         return self.get_obs(state), state
 
     def step_env(
@@ -75,12 +76,36 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         dict[str, Any],
     ]:
         """Move the paddle by `action - 1` columns and the ball by one row."""
+        state, reward, landed = self.step_from(jnp.zeros(0), state, action)
+        return self.get_obs(state), state, reward, landed, {}
+
+    def reset_from(self, uniforms: Float[Array, "1"]) -> CatchState:
+        """The ball's column is the number's share of the columns."""
+        column = (uniforms[0] * self.columns).astype(jnp.int32)
+        return CatchState(jnp.int32(0), column, jnp.int32(self.columns // 2))
+
+    def step_from(
+        self, uniforms: Float[Array, "0"], state: CatchState, action: Int[Array, ""] | int
+    ) -> tuple[CatchState, Float[Array, ""], Bool[Array, ""]]:
+        """A step is free of chance."""
         paddle = jnp.clip(state.paddle_column + action - 1, 0, self.columns - 1)
         state = CatchState(state.time + 1, state.ball_column, paddle)
         landed = state.time == self.rows - 1
         caught = state.paddle_column == state.ball_column
         reward = jnp.where(landed, jnp.where(caught, 1.0, -1.0), 0.0)
-        return self.get_obs(state), state, reward, landed, {}
+        return state, reward, landed
+
+    def ones(self, state: CatchState) -> Int[Array, "2"]:
+        """The ball, and the paddle unless the ball is on it."""
+        ball = state.time * self.columns + state.ball_column
+        paddle = (self.rows - 1) * self.columns + state.paddle_column
+        nowhere = self.rows * self.columns
+        return jnp.stack([ball, jnp.where(paddle == ball, nowhere, paddle)])
+
+    def steps_between_truncations(self, params: EnvParams) -> int | None:
+        """A game ends by itself unless the time limit is shorter."""
+        limit = int(params.max_steps_in_episode)
+        return limit if limit < self.rows - 1 else None
 
     def get_obs(
         self, state: CatchState, params: EnvParams | None = None, key: PRNGKeyArray | None = None
@@ -89,7 +114,5 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         # Comparing every cell's index vectorizes over a batch of games; writing two cells into
         # zeros is a scatter, which does not.
         cell = jnp.arange(self.rows * self.columns, dtype=jnp.int32)
-        ball = state.time * self.columns + state.ball_column
-        paddle = (self.rows - 1) * self.columns + state.paddle_column
-        board = (cell == ball) | (cell == paddle)
+        board = jnp.any(cell[None] == self.ones(state)[:, None], axis=0)
         return board.astype(jnp.float32).reshape(self.rows, self.columns)

@@ -1,29 +1,34 @@
 """Many copies of one environment stepped side by side, with what a learner needs of each step."""
 
-from typing import Any, NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from gymnax.environments.environment import Environment, EnvParams
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray
+
+from optim4rl.tasks.environments.sparse import SparseEnvironment, uniforms
 
 
 class VectorState(NamedTuple):
-    """A batch of episodes in progress; every leaf has the axis of environments first.
+    """A batch of episodes in progress.
 
     Attributes:
         environment: The environments' own states.
-        observation: What the agent sees now, the input of its next action.
+        observation: What the agent sees now, the input of its next action, as a `Vectorized`
+            writes it.
         episode_return: Undiscounted sum of the rewards of the current episode so far.
     """
 
     environment: Any
-    observation: Float[Array, "env *observation"]
+    observation: Num[Array, "..."]
     episode_return: Float[Array, "env"]
 
 
 class StepResult(NamedTuple):
-    """What one step of all environments gave.
+    """What one step of all environments gave; stacked over steps, every field gains an axis.
 
     Attributes:
         reward: Reward of the step.
@@ -31,51 +36,165 @@ class StepResult(NamedTuple):
         truncated: Whether the time limit was reached. Both may hold at once.
         final_observation: What the step led to, before any reset: the observation to bootstrap from
             where an episode was truncated.
-        return_sum: Sum of the undiscounted returns of the episodes that ended in this step.
-        episode_count: How many episodes ended in this step.
+        ended_return: Undiscounted return of the episode if it ended in this step, else 0.
     """
 
-    reward: Float[Array, "env"]
-    terminated: Bool[Array, "env"]
-    truncated: Bool[Array, "env"]
-    final_observation: Float[Array, "env *observation"]
-    return_sum: Float[Array, ""]
-    episode_count: Int[Array, ""]
+    reward: Float[Array, "*steps env"]
+    terminated: Bool[Array, "*steps env"]
+    truncated: Bool[Array, "*steps env"]
+    final_observation: Num[Array, "..."]
+    ended_return: Float[Array, "*steps env"]
+
+    @property
+    def return_sum(self) -> Float[Array, "*steps"]:
+        """Sum of the undiscounted returns of the episodes that ended in the step."""
+        return jnp.sum(self.ended_return, axis=-1)
+
+    @property
+    def episode_count(self) -> Int[Array, "*steps"]:
+        """How many episodes ended in the step."""
+        return jnp.sum(self.terminated | self.truncated, axis=-1, dtype=jnp.int32)
 
 
-def reset_batch(
-    environment: Environment, params: EnvParams, key: PRNGKeyArray, num_envs: int
-) -> VectorState:
-    """Start an episode in each of `num_envs` environments."""
-    keys = jax.random.split(key, num_envs)
-    observation, state = jax.vmap(environment.reset, in_axes=(0, None))(keys, params)
-    return VectorState(state, observation, jnp.zeros(num_envs, jnp.float32))
+@runtime_checkable
+class Vectorized(Protocol):
+    """`num_envs` copies of an environment, with resets where an episode ends."""
+
+    def reset(self, key: PRNGKeyArray) -> VectorState:
+        """Start an episode in each environment."""
+
+    def chance(self, key: PRNGKeyArray, steps: int) -> Any:
+        """All randomness of so many steps; the leading axis of every leaf is that of the steps."""
+
+    def step(
+        self, chance: Any, state: VectorState, actions: Int[Array, "env"]
+    ) -> tuple[VectorState, StepResult]:
+        """Step every environment once; those whose episode ended start the next one.
+
+        The observation after a reset is in the new state, the one before it in the result.
+        """
+
+    @property
+    def steps_between_truncations(self) -> int | None:
+        """At least so many steps separate two truncations; None if there never is one."""
+
+    def unpack(self, observation: Num[Array, "..."]) -> Float[Array, "env *observation"]:
+        """The observations of all environments as the environment itself writes them."""
 
 
-def step_batch(
-    environment: Environment,
-    params: EnvParams,
-    key: PRNGKeyArray,
-    state: VectorState,
-    actions: Int[Array, "env"],
-) -> tuple[VectorState, StepResult]:
-    """Step every environment once; those whose episode ended start the next one.
+@dataclass(frozen=True)
+class GymnaxVector:
+    """Any gymnax environment, through its own `step`; observations are the environment's own."""
 
-    The observation after a reset is in the new state, the one before it in the result.
+    environment: Environment
+    params: EnvParams
+    num_envs: int
+
+    @property
+    def steps_between_truncations(self) -> int | None:
+        """Nothing is known about when a stranger truncates."""
+        return 1
+
+    def reset(self, key: PRNGKeyArray) -> VectorState:
+        """Start an episode in each environment."""
+        keys = jax.random.split(key, self.num_envs)
+        observation, state = jax.vmap(self.environment.reset, in_axes=(0, None))(keys, self.params)
+        return VectorState(state, observation, jnp.zeros(self.num_envs, jnp.float32))
+
+    def chance(self, key: PRNGKeyArray, steps: int) -> Key[Array, "steps env"]:
+        """A key for every step and environment."""
+        return jax.random.split(key, (steps, self.num_envs))
+
+    def step(
+        self, chance: Key[Array, "env"], state: VectorState, actions: Int[Array, "env"]
+    ) -> tuple[VectorState, StepResult]:
+        """Step every environment with its key."""
+        observation, inner, reward, terminated, truncated, info = jax.vmap(
+            self.environment.step, in_axes=(0, 0, 0, None)
+        )(chance, state.environment, actions, self.params)
+        episode_return, ended_return = _returns(state, reward, terminated | truncated)
+        result = StepResult(
+            reward.astype(jnp.float32),
+            terminated,
+            truncated,
+            info["final_observation"],
+            ended_return,
+        )
+        return VectorState(inner, observation, episode_return), result
+
+    def unpack(self, observation: Float[Array, "..."]) -> Float[Array, "env *observation"]:
+        """They are as they should be."""
+        return observation
+
+
+@dataclass(frozen=True)
+class SparseVector:
+    """A `SparseEnvironment`; environments are the last axis everywhere, observations `[ones, env]`.
+
+    Its operations, over the few things in a world, then run along contiguous memory.
     """
-    keys = jax.random.split(key, len(actions))
-    observation, inner, reward, terminated, truncated, info = jax.vmap(
-        environment.step, in_axes=(0, 0, 0, None)
-    )(keys, state.environment, actions, params)
-    reward = reward.astype(jnp.float32)
-    done = terminated | truncated
-    episode_return = state.episode_return + reward
-    result = StepResult(
-        reward=reward,
-        terminated=terminated,
-        truncated=truncated,
-        final_observation=info["final_observation"],
-        return_sum=jnp.sum(jnp.where(done, episode_return, 0.0)),
-        episode_count=jnp.sum(done, dtype=jnp.int32),
-    )
-    return VectorState(inner, observation, jnp.where(done, 0.0, episode_return)), result
+
+    environment: SparseEnvironment
+    params: EnvParams
+    num_envs: int
+    observation_shape: tuple[int, ...]
+
+    @property
+    def steps_between_truncations(self) -> int | None:
+        """The environment knows."""
+        return self.environment.steps_between_truncations(self.params)
+
+    def reset(self, key: PRNGKeyArray) -> VectorState:
+        """Start an episode in each environment."""
+        numbers = uniforms(key, (self.environment.reset_uniforms, self.num_envs))
+        state = jax.vmap(self.environment.reset_from, -1, -1)(numbers)
+        return VectorState(state, self._ones(state), jnp.zeros(self.num_envs, jnp.float32))
+
+    def chance(self, key: PRNGKeyArray, steps: int) -> Float[Array, "steps numbers env"]:
+        """The uniform numbers of a step and, after them, of a reset."""
+        numbers = self.environment.step_uniforms + self.environment.reset_uniforms
+        return uniforms(key, (steps, numbers, self.num_envs))
+
+    def step(
+        self, chance: Float[Array, "numbers env"], state: VectorState, actions: Int[Array, "env"]
+    ) -> tuple[VectorState, StepResult]:
+        """Step all, and reset where an episode ended."""
+        inner, after, reward, terminated, truncated = jax.vmap(self._step_one, -1, -1)(
+            chance, state.environment, actions
+        )
+        episode_return, ended_return = _returns(state, reward, terminated | truncated)
+        result = StepResult(reward, terminated, truncated, self._ones(after), ended_return)
+        return VectorState(inner, self._ones(inner), episode_return), result
+
+    def _step_one(
+        self, numbers: Float[Array, "numbers"], state: Any, action: Int[Array, ""]
+    ) -> tuple[Any, Any, Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+        """The next state, the one before any reset, the reward, terminated, truncated."""
+        environment = self.environment
+        for_step, for_reset = jnp.split(numbers, [environment.step_uniforms])
+        after, reward, terminated = environment.step_from(for_step, state, action)
+        truncated = jnp.asarray(False)
+        if self.steps_between_truncations is not None:
+            truncated = environment.is_truncated(after, self.params)
+        fresh = environment.reset_from(for_reset)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(terminated | truncated, new, old), fresh, after
+        )
+        return state, after, reward, terminated, truncated
+
+    def unpack(self, observation: Int[Array, "ones env"]) -> Float[Array, "env *observation"]:
+        """Write the ones into zeros."""
+        cells = jnp.arange(math.prod(self.observation_shape), dtype=jnp.int32)
+        maps = jnp.any(observation.T[..., None] == cells[None, None], axis=1).astype(jnp.float32)
+        return maps.reshape(self.num_envs, *self.observation_shape)
+
+    def _ones(self, state: Any) -> Int[Array, "ones env"]:
+        return jax.vmap(self.environment.ones, -1, -1)(state)
+
+
+def _returns(
+    state: VectorState, reward: Float[Array, "env"], done: Bool[Array, "env"]
+) -> tuple[Float[Array, "env"], Float[Array, "env"]]:
+    """The returns of the episodes that go on, and of those that ended; 0 where there is none."""
+    total = state.episode_return + reward.astype(jnp.float32)
+    return jnp.where(done, 0.0, total), jnp.where(done, total, 0.0)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Box, Discrete
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from optim4rl.tasks.environments.sparse import uniforms
 
 
 class GridObject(NamedTuple):
@@ -130,10 +131,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         self, key: PRNGKeyArray, params: EnvParams
     ) -> tuple[Float[Array, "maps height width"], GridWorldState]:
         """Place the agent and all objects on distinct cells, uniformly."""
-        placed: list[Int[Array, ""]] = []
-        for uniform in _uniforms(key, len(self.config.objects) + 1):
-            placed.append(_free_cell(uniform, placed, self.config.cells))
-        state = GridWorldState(jnp.int32(0), placed[0], _stack(placed[1:]))
+        state = self.reset_from(uniforms(key, (self.reset_uniforms,)))
         return self.get_obs(state), state
 
     def step_env(
@@ -150,21 +148,58 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         dict[str, Any],
     ]:
         """Move, collect, and let collected objects reappear."""
+        numbers = uniforms(key, (self.step_uniforms,))
+        state, reward, ended = self.step_from(numbers, state, jnp.asarray(action, jnp.int32))
+        return self.get_obs(state), state, reward, ended, {}
+
+    @property
+    def step_uniforms(self) -> int:
+        """One number decides everything about an object."""
+        return len(self.config.objects)
+
+    @property
+    def reset_uniforms(self) -> int:
+        """One for the agent's cell and one for each object's."""
+        return len(self.config.objects) + 1
+
+    def reset_from(self, uniforms: Float[Array, "numbers"]) -> GridWorldState:
+        """The agent and the objects, one after the other, take a cell that is still free."""
+        placed: list[Int[Array, ""]] = []
+        for uniform in uniforms:
+            placed.append(_free_cell(uniform, placed, self.config.cells))
+        return GridWorldState(jnp.int32(0), placed[0], _stack(placed[1:]))
+
+    def step_from(
+        self, uniforms: Float[Array, "objects"], state: GridWorldState, action: Int[Array, ""]
+    ) -> tuple[GridWorldState, Float[Array, ""], Bool[Array, ""]]:
+        """Where u < p, u / p is uniform again, so that a number serves for end, return and cell."""
         reward, end, respawn = np.asarray(self.config.objects, np.float32).reshape(-1, 3).T
-        agent = self._move(state.agent, jnp.asarray(action, jnp.int32))
+        agent = self._move(state.agent, action)
         collected = state.objects == agent
 
-        # One uniform per object decides everything: where u < p, u / p is uniform again.
-        uniforms = _uniforms(key, len(self.config.objects))
         ended = collected & (uniforms >= 1 - end)
         uniforms = jnp.where(collected, uniforms / np.maximum(1 - end, _TINY), uniforms)
         objects = jnp.where(collected, self.config.cells, state.objects)
         reappears = (objects == self.config.cells) & (uniforms < respawn)
         objects = self._respawn(agent, objects, reappears, uniforms / np.maximum(respawn, _TINY))
 
-        state = GridWorldState(state.time + 1, agent, objects)
         total = jnp.sum(jnp.where(collected, reward, 0.0))
-        return self.get_obs(state), state, total, jnp.any(ended), {}
+        return GridWorldState(state.time + 1, agent, objects), total, jnp.any(ended)
+
+    def ones(self, state: GridWorldState) -> Int[Array, "ones"]:
+        """One for each object that is there, and the agent."""
+        config = self.config
+        cell = jnp.append(state.objects, state.agent)
+        row, column = cell // config.columns + 1, cell % config.columns + 1
+        width = config.columns + 2
+        maps = np.arange(len(config.objects) + 1, dtype=np.int32)
+        size = (config.rows + 2) * width
+        where = maps * size + row * width + column
+        return jnp.where(cell < config.cells, where, len(maps) * size)
+
+    def steps_between_truncations(self, params: EnvParams) -> int | None:
+        """Every episode has the whole time limit before it."""
+        return int(params.max_steps_in_episode)
 
     def get_obs(
         self,
@@ -204,15 +239,6 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
 
 _TINY = np.float32(1e-30)  # stands in for a probability of zero in a quotient that is not used
-
-
-def _uniforms(key: PRNGKeyArray, number: int) -> Float[Array, "number"]:
-    """Draw from [0, 1) with 32 random bits, so that u / p keeps float precision for small p.
-
-    `jax.random.uniform` has 23 bits.
-    """
-    bits = jax.random.bits(key, (number,), jnp.uint32)
-    return jnp.minimum(bits.astype(jnp.float32) * 2.0**-32, 1.0 - 2.0**-24)
 
 
 def _free_cell(

@@ -1,0 +1,62 @@
+"""What an environment may offer beyond gymnax's interface, so that agents learn from it faster."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments.environment import EnvParams
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+@runtime_checkable
+class SparseEnvironment(Protocol):
+    """An environment of few ones among zeros, whose chance is a function of uniform numbers.
+
+    The numbers of a whole rollout are drawn at once, and networks look the ones up instead of
+    multiplying by the zeros. Its gymnax methods must obey the same law: `step_env` and `reset_env`
+    are `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All of the
+    methods are those of ONE environment; vmap over many.
+
+    Attributes:
+        step_uniforms: how many numbers a step takes.
+        reset_uniforms: how many numbers a reset takes.
+    """
+
+    @property
+    def step_uniforms(self) -> int: ...
+    @property
+    def reset_uniforms(self) -> int: ...
+
+    def reset_from(self, uniforms: Float[Array, "reset_uniforms"]) -> Any:
+        """The first state of an episode."""
+
+    def step_from(
+        self, uniforms: Float[Array, "step_uniforms"], state: Any, action: Int[Array, ""]
+    ) -> tuple[Any, Float[Array, ""], Bool[Array, ""]]:
+        """One step without a reset: the state after it, its reward, and whether that is the end."""
+
+    def is_truncated(self, state: Any, params: EnvParams) -> Bool[Array, "..."]:
+        """Gymnax's: whether the time limit is reached, of one state or elementwise of many."""
+
+    def ones(self, state: Any) -> Int[Array, "ones"]:
+        """Where the flattened observation is 1; its size stands for "nowhere"."""
+
+    def steps_between_truncations(self, params: EnvParams) -> int | None:
+        """At least so many steps separate two truncations; None if there never is one."""
+
+
+def is_sparse(environment: object) -> bool:
+    """Whether to trust the interface.
+
+    A subclass that changes a gymnax method inherits the others, so it has to define `ones` anew.
+    """
+    return isinstance(environment, SparseEnvironment) and "ones" in vars(type(environment))
+
+
+def uniforms(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Draw from [0, 1) with 32 random bits, so that u / p keeps float precision for small p.
+
+    `jax.random.uniform` has 23 bits.
+    """
+    bits = jax.random.bits(key, shape, jnp.uint32)
+    return jnp.minimum(bits.astype(jnp.float32) * 2.0**-32, 1.0 - 2.0**-24)

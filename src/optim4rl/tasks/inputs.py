@@ -1,0 +1,196 @@
+"""The linear maps that read observations, and their transposes, for both ways to write these.
+
+`DenseInputs` multiplies arrays of floats. `SparseInputs` knows observations of few ones among zeros
+by the places of the ones, and looks up rows of the kernel; a place equal to the observation's size
+stands for a one that is not there. Each map comes with the gradient of its kernel:
+
+- `full(kernel, x)`: the flattened observation times a kernel `[inputs, outputs]`;
+- `conv(kernel, x)`: the 2 x 2 convolution of `networks.Conv2x2` without its bias, the positions
+  flattened, with a kernel `[2, 2, channels, filters]`.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+MapOrder = Literal["channels", "rows"]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """How a batch of observations meets the first layer of a network."""
+
+    def join(self, x: Num[Array, "steps ..."]) -> Num[Array, "..."]:
+        """The batches of several steps as one, step by step."""
+
+    def select(
+        self, x: Num[Array, "steps ..."], step: Int[Array, "some batch"]
+    ) -> Num[Array, "..."]:
+        """Some of the steps, chosen for each member of the batch by itself."""
+
+    def full(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch outputs"]:
+        """Observations times a kernel."""
+
+    def full_gradient(
+        self, x: Num[Array, "..."], cotangent: Float[Array, "batch outputs"]
+    ) -> Float[Array, "inputs outputs"]:
+        """The gradient of that kernel."""
+
+    def conv(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch positions filters"]:
+        """Observations convolved with a kernel."""
+
+    def conv_gradient(
+        self, x: Num[Array, "..."], cotangent: Float[Array, "batch positions filters"]
+    ) -> Float[Array, "2 2 channels filters"]:
+        """The gradient of that kernel."""
+
+
+@dataclass(frozen=True)
+class DenseInputs:
+    """Observations `[batch, *shape]` of which nothing is known."""
+
+    shape: tuple[int, ...]
+    maps: MapOrder
+
+    def join(self, x: Float[Array, "steps batch *observation"]) -> Float[Array, "..."]:
+        """The batch is the first axis."""
+        return x.reshape(-1, *self.shape)
+
+    def select(
+        self, x: Float[Array, "steps batch *observation"], step: Int[Array, "some batch"]
+    ) -> Float[Array, "some batch *observation"]:
+        """The batch is the first axis."""
+        return x[step, jnp.arange(x.shape[1])[None]]
+
+    def full(
+        self, kernel: Float[Array, "inputs outputs"], x: Float[Array, "batch *observation"]
+    ) -> Float[Array, "batch outputs"]:
+        """A matrix product."""
+        return x.reshape(len(x), -1) @ kernel
+
+    def full_gradient(
+        self, x: Float[Array, "batch *observation"], cotangent: Float[Array, "batch outputs"]
+    ) -> Float[Array, "inputs outputs"]:
+        """A matrix product."""
+        return x.reshape(len(x), -1).T @ cotangent
+
+    def conv(
+        self,
+        kernel: Float[Array, "2 2 channels filters"],
+        x: Float[Array, "batch *observation"],
+    ) -> Float[Array, "batch positions filters"]:
+        """A matrix product over the four shifted images."""
+        return self._shifted(x) @ kernel.reshape(-1, kernel.shape[-1])
+
+    def conv_gradient(
+        self,
+        x: Float[Array, "batch *observation"],
+        cotangent: Float[Array, "batch positions filters"],
+    ) -> Float[Array, "2 2 channels filters"]:
+        """A matrix product over the four shifted images."""
+        shifted = self._shifted(x)
+        flat = shifted.reshape(-1, shifted.shape[-1]).T @ cotangent.reshape(-1, cotangent.shape[-1])
+        return flat.reshape(2, 2, -1, cotangent.shape[-1])
+
+    def _shifted(self, x: Float[Array, "batch *observation"]) -> Array:
+        shifted = shifted_images(jnp.moveaxis(x, 1, -1) if self.maps == "channels" else x)
+        return shifted.reshape(len(x), -1, shifted.shape[-1])
+
+
+def shifted_images(
+    images: Float[Array, "*batch height width channels"],
+) -> Float[Array, "*batch height width shifted"]:
+    """Lay what the four taps of a 2 x 2 kernel see side by side, zeros beyond the far edges."""
+    height, width = images.shape[-3:-1]
+    padded = jnp.pad(images, [(0, 0)] * (images.ndim - 3) + [(0, 1), (0, 1), (0, 0)])
+    shifts = [padded[..., i : i + height, j : j + width, :] for i in (0, 1) for j in (0, 1)]
+    return jnp.concatenate(shifts, axis=-1)
+
+
+@dataclass(frozen=True)
+class SparseInputs:
+    """Observations by the places of their ones, `[ones, batch]`."""
+
+    shape: tuple[int, ...]
+    maps: MapOrder
+
+    def join(self, x: Int[Array, "steps ones batch"]) -> Int[Array, "ones joined"]:
+        """The batch is the last axis."""
+        return x.swapaxes(0, 1).reshape(x.shape[1], -1)
+
+    def select(
+        self, x: Int[Array, "steps ones batch"], step: Int[Array, "some batch"]
+    ) -> Int[Array, "some ones batch"]:
+        """The batch is the last axis."""
+        return jnp.take_along_axis(x, step[:, None], axis=0)
+
+    def full(
+        self, kernel: Float[Array, "inputs outputs"], x: Int[Array, "ones batch"]
+    ) -> Float[Array, "batch outputs"]:
+        """The sum of the rows of the ones."""
+        return functools.reduce(jnp.add, [_rows(kernel, place) for place in x])
+
+    def full_gradient(
+        self, x: Int[Array, "ones batch"], cotangent: Float[Array, "batch outputs"]
+    ) -> Float[Array, "inputs outputs"]:
+        """Each one adds its observation's cotangent to its row."""
+        kernel = jnp.zeros((math.prod(self.shape), cotangent.shape[-1]), jnp.float32)
+        for place in x:
+            kernel = kernel.at[place].add(cotangent, mode="drop")
+        return kernel
+
+    def conv(
+        self, kernel: Float[Array, "2 2 channels filters"], x: Int[Array, "ones batch"]
+    ) -> Float[Array, "batch positions filters"]:
+        """Each one adds the four taps of its channel around its position."""
+        position, tap = self._touched(x)
+        rows = _rows(kernel.reshape(-1, kernel.shape[-1]), tap)
+        height, width, _ = self._image_shape
+        image = jnp.zeros((x.shape[1], height * width, kernel.shape[-1]), jnp.float32)
+        return image.at[jnp.arange(x.shape[1])[None], position].add(rows, mode="drop")
+
+    def conv_gradient(
+        self, x: Int[Array, "ones batch"], cotangent: Float[Array, "batch positions filters"]
+    ) -> Float[Array, "2 2 channels filters"]:
+        """Each one adds the cotangents around its position to the taps of its channel."""
+        position, tap = self._touched(x)
+        around = cotangent.at[jnp.arange(x.shape[1])[None], position].get(mode="clip")
+        channels, filters = self._image_shape[2], cotangent.shape[-1]
+        kernel = jnp.zeros((4 * channels, filters), jnp.float32)
+        return kernel.at[tap].add(around, mode="drop").reshape(2, 2, channels, filters)
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        a, b, c = self.shape
+        return (b, c, a) if self.maps == "channels" else (a, b, c)
+
+    def _touched(
+        self, x: Int[Array, "ones batch"]
+    ) -> tuple[Int[Array, "touched batch"], Int[Array, "touched batch"]]:
+        """Which positions the ones reach, through which rows of the flattened kernel.
+
+        Tap (i, j) of the kernel carries a one at (row, column) to position (row - i, column - j).
+        Where that is outside, or the one is nowhere, both numbers are out of bounds.
+        """
+        height, width, channels = self._image_shape
+        a, b, c = jnp.unravel_index(x, self.shape)
+        row, column, channel = (b, c, a) if self.maps == "channels" else (a, b, c)
+        absent = x >= math.prod(self.shape)
+        positions, taps = [], []
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            outside = absent | (row < i) | (column < j)
+            position = (row - i) * width + column - j
+            positions.append(jnp.where(outside, height * width, position))
+            taps.append(jnp.where(outside, 4 * channels, (2 * i + j) * channels + channel))
+        return jnp.concatenate(positions), jnp.concatenate(taps)
+
+
+def _rows(
+    kernel: Float[Array, "inputs outputs"], places: Int[Array, "*batch"]
+) -> Float[Array, "*batch outputs"]:
+    """Rows of the kernel; zero out of bounds."""
+    return kernel.at[places].get(mode="fill", fill_value=0.0)
