@@ -1,0 +1,96 @@
+"""Build the native CPU kernel when the package is installed; go on without it where that fails.
+
+Used by hatchling for wheels and for `pip install -e .`, which puts the library beside `native.py`.
+The compiler is $CXX, else the first of c++, g++ and clang++ that is found.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+KERNELS = Path("src/optim4rl/optimizers/kernels")
+LIBRARY = KERNELS / "rule.so"
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+# None of these changes what an infinity or a NaN does.
+ARITHMETIC_FLAGS = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+# The name of each compilation of rule.cc, and its flags.
+X86_VARIANTS = {
+    "avx512": ("-march=x86-64-v4",),
+    "avx2": ("-march=x86-64-v3",),
+    "sse2": ("-march=x86-64",),
+}
+OTHER_VARIANTS: dict[str, tuple[str, ...]] = {"portable": ()}
+
+
+class NativeKernelHook(BuildHookInterface[Any]):
+    """Compiles `rule.cc` and `ffi.cc` and tags the wheel with the platform."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it gathers the files."""
+        del version
+        root = Path(self.root)
+        (root / LIBRARY).unlink(missing_ok=True)
+        try:
+            build_library(root)
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            self.app.display_warning(f"optim4rl: no native kernel, the others work: {error}")
+            return
+        build_data["artifacts"].append(LIBRARY.as_posix())
+        build_data["pure_python"] = False
+        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{tag}"
+
+
+def build_library(root: Path) -> None:
+    """Compile and link the library below the project's root.
+
+    Raises:
+        RuntimeError: there is no compiler, or no jaxlib with XLA's headers.
+        subprocess.CalledProcessError: the compiler failed; it has printed why.
+    """
+    compiler = find_compiler()
+    sources = root / KERNELS
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = []
+        for name, flags in (X86_VARIANTS if x86 else OTHER_VARIANTS).items():
+            objects.append(f"{scratch}/rule_{name}.o")
+            arguments = [*ARITHMETIC_FLAGS, *flags, f"-DARITHMETIC={name}", "-c"]
+            _run(*compiler, *FLAGS, *arguments, str(sources / "rule.cc"), "-o", objects[-1])
+        objects.append(f"{scratch}/ffi.o")
+        headers = ["-isystem", str(xla_headers()), "-c"]
+        _run(*compiler, *FLAGS, *headers, str(sources / "ffi.cc"), "-o", objects[-1])
+        linked = f"{scratch}/rule.so"
+        _run(*compiler, "-shared", "-pthread", *objects, "-o", linked)
+        shutil.copyfile(linked, root / LIBRARY)
+
+
+def find_compiler() -> list[str]:
+    """The command of the C++ compiler."""
+    if os.environ.get("CXX"):
+        return os.environ["CXX"].split()
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise RuntimeError("no C++ compiler was found (CXX, c++, g++, clang++)")
+
+
+def xla_headers() -> Path:
+    """The folder of XLA's FFI headers, which jaxlib brings along."""
+    spec = importlib.util.find_spec("jaxlib")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("jaxlib is needed for XLA's FFI headers")
+    return Path(spec.submodule_search_locations[0]) / "include"
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=sys.stderr)

@@ -1,0 +1,390 @@
+// The XLA FFI handlers: read the buffers, share the coordinates out to threads, add up the results.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "rule.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace optim4rl {
+
+#define DECLARE_ARITHMETIC(name) extern const Arithmetic name;
+#ifdef __x86_64__
+DECLARE_ARITHMETIC(avx512)
+DECLARE_ARITHMETIC(avx2)
+DECLARE_ARITHMETIC(sse2)
+#else
+DECLARE_ARITHMETIC(portable)
+#endif
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// ---------------------------------------------------------------------------------------------
+// The instruction set
+// ---------------------------------------------------------------------------------------------
+
+// Those that this machine has, the best one first.
+std::vector<const Arithmetic*> available() {
+#ifdef __x86_64__
+  std::vector<const Arithmetic*> found;
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    found.push_back(&avx512);
+  if (has_avx2) found.push_back(&avx2);
+  found.push_back(&sse2);
+  return found;
+#else
+  return {&portable};
+#endif
+}
+
+// The one that OPTIM4RL_NATIVE_ISA names, the best one if it is not set, or null.
+const Arithmetic* choose() {
+  const std::vector<const Arithmetic*> found = available();
+  const char* wanted = std::getenv("OPTIM4RL_NATIVE_ISA");
+  if (wanted == nullptr || *wanted == '\0') return found.front();
+  for (const Arithmetic* arithmetic : found)
+    if (std::strcmp(arithmetic->name, wanted) == 0) return arithmetic;
+  return nullptr;
+}
+
+const Arithmetic* arithmetic() {
+  static const Arithmetic* const chosen = choose();
+  return chosen;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Threads
+// ---------------------------------------------------------------------------------------------
+
+// Tasks that several threads take one by one. A thread that comes late finds none left, so nobody
+// ever waits for a thread that has not started: a busy pool costs speed, not progress.
+class Tasks {
+ public:
+  template <class Work>
+  static void run(ffi::ThreadPool& pool, int64_t count, const Work& work) {
+    const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+    auto tasks = std::make_shared<Tasks>(count);
+    // `work` is used only by those who got a task, and `run` waits for them all.
+    auto join = [tasks, &work] { tasks->take_turns(work); };
+    for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(join)(join));
+    join();
+    tasks->wait();
+  }
+
+  explicit Tasks(int64_t count) : count_(count) {}
+
+ private:
+  template <class Work>
+  void take_turns(const Work& work) {
+    int64_t finished = 0;
+    for (int64_t task; (task = next_.fetch_add(1)) < count_; ++finished) work(task);
+    if (finished == 0) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    finished_ += finished;
+    if (finished_ == count_) all_finished_.notify_one();
+  }
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_finished_.wait(lock, [this] { return finished_ == count_; });
+  }
+
+  const int64_t count_;
+  std::atomic<int64_t> next_{0};
+  int64_t finished_ = 0;
+  std::mutex mutex_;
+  std::condition_variable all_finished_;
+};
+
+// This thread's scratch memory, kept from call to call.
+float* workspace(int64_t floats) {
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  thread_local std::unique_ptr<float, Free> memory;
+  thread_local int64_t capacity = 0;
+  if (capacity < floats) {
+    memory.reset();
+    memory.reset(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t{64})));
+    capacity = floats;
+  }
+  return memory.get();
+}
+
+// How the coordinates of all agents are cut into tasks. It depends on the shapes alone: the partial
+// sums, and so the results, are the same to the bit for any number of threads.
+struct Partition {
+  static constexpr int64_t kSmallest = 4096;  // coordinates worth a task
+  static constexpr int64_t kTasks = 1024;     // enough for any machine; bounds the partial sums
+
+  int64_t agents, n, chunks, chunk;
+
+  Partition(int64_t agents, int64_t n) : agents(agents), n(n) {
+    const int64_t most = std::max<int64_t>(1, kTasks / std::max<int64_t>(1, agents));
+    const int64_t pieces = std::min(most, (n + kSmallest - 1) / kSmallest);
+    // Whole segments of 4096, so that only the last chunk has a ragged end.
+    chunk = ((n + pieces - 1) / pieces + kSmallest - 1) / kSmallest * kSmallest;
+    chunks = (n + chunk - 1) / chunk;
+  }
+
+  int64_t tasks() const { return agents * chunks; }
+  int64_t agent(int64_t task) const { return task / chunks; }
+  int64_t begin(int64_t task) const { return task % chunks * chunk; }
+  int64_t end(int64_t task) const { return std::min(n, begin(task) + chunk); }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Buffers and attributes
+// ---------------------------------------------------------------------------------------------
+
+// Remembers the first thing that was wrong with a call.
+class Reader {
+ public:
+  Reader(ffi::RemainingArgs args, ffi::Dictionary attributes)
+      : args_(args), attributes_(attributes) {}
+
+  // The next operand, `rows` x `n` floats for each agent.
+  const float* operand(int64_t floats) {
+    auto buffer = args_.get<ffi::AnyBuffer>(next_++);
+    if (!buffer.has_value()) return fail("an operand is missing");
+    if (buffer->element_type() != ffi::DataType::F32) return fail("an operand is not float32");
+    if (static_cast<int64_t>(buffer->element_count()) != floats)
+      return fail("an operand has the wrong size");
+    return static_cast<const float*>(buffer->untyped_data());
+  }
+
+  ffi::AnyBuffer::Dimensions dimensions(size_t index) {
+    auto buffer = args_.get<ffi::AnyBuffer>(index);
+    if (buffer.has_value()) return buffer->dimensions();
+    fail("an operand is missing");
+    return {};
+  }
+
+  template <class T>
+  T attribute(const char* name) {
+    auto value = attributes_.get<T>(name);
+    if (value.has_value()) return *value;
+    fail(name);
+    return T{};
+  }
+
+  bool failed() const { return wrong_ != nullptr; }
+  ffi::Error error() const { return ffi::Error::InvalidArgument(wrong_); }
+
+ private:
+  std::nullptr_t fail(const char* what) {
+    if (wrong_ == nullptr) wrong_ = what;
+    return nullptr;
+  }
+
+  ffi::RemainingArgs args_;
+  ffi::Dictionary attributes_;
+  size_t next_ = 0;
+  const char* wrong_ = nullptr;
+};
+
+// Gives each array its place in the flat vector of weights, in the order of native.py.
+void place_weights(Rule& rule, ffi::Span<const int64_t> inputs, ffi::Span<const int64_t> outputs,
+                   ffi::Span<const int64_t> head_inputs) {
+  const int64_t H = rule.hidden;
+  int64_t offset = 0;
+  const auto take = [&offset](int64_t floats) { return std::exchange(offset, offset + floats); };
+  for (int i = 0; i < rule.num_networks; ++i) {
+    Network& network = rule.networks[i];
+    network.inputs = static_cast<int>(inputs[i]);
+    network.input = take(3 * H * network.inputs);
+    network.bias = take(3 * H);
+    network.hidden_kernel = take(3 * H * H);
+    network.bias_new = take(H);
+    for (int l = 0; l < rule.num_layers; ++l) {
+      Layer& layer = network.layers[l];
+      layer.inputs = static_cast<int>(head_inputs[l]);
+      layer.outputs =
+          static_cast<int>(l + 1 < rule.num_layers ? head_inputs[l + 1] : outputs[i]);
+      layer.kernel = take(int64_t{layer.inputs} * layer.outputs);
+      layer.bias = take(layer.outputs);
+    }
+  }
+  rule.num_weights = offset;
+}
+
+Rule read_rule(Reader& reader) {
+  using Sizes = ffi::Span<const int64_t>;
+  Rule rule = {};
+  rule.processing = static_cast<Processing>(reader.attribute<int32_t>("processing"));
+  rule.structure = static_cast<Structure>(reader.attribute<int32_t>("structure"));
+  rule.has_sign = reader.attribute<bool>("has_sign");
+  rule.num_moments = reader.attribute<int32_t>("num_moments");
+  rule.clip = reader.attribute<float>("clip");
+  rule.step_scale = reader.attribute<float>("step_scale");
+  rule.log_epsilon = reader.attribute<float>("log_epsilon");
+  rule.log_shift = reader.attribute<float>("log_shift");
+  rule.log_scale = reader.attribute<float>("log_scale");
+  rule.epsilon = reader.attribute<float>("epsilon");
+  rule.beta1 = reader.attribute<float>("beta1");
+  rule.beta2 = reader.attribute<float>("beta2");
+  rule.beta_slow = reader.attribute<float>("beta_slow");
+  rule.fresh_weight = reader.attribute<float>("fresh_weight");
+  rule.slow_weight = reader.attribute<float>("slow_weight");
+  const auto inputs = reader.attribute<Sizes>("inputs");
+  const auto outputs = reader.attribute<Sizes>("outputs");
+  const auto head_inputs = reader.attribute<Sizes>("head_inputs");
+  if (reader.failed()) return rule;
+  rule.num_networks = static_cast<int>(inputs.size());
+  rule.num_layers = static_cast<int>(head_inputs.size());
+  rule.hidden = static_cast<int>(head_inputs[0]);
+  place_weights(rule, inputs, outputs, head_inputs);
+  return rule;
+}
+
+int64_t product(ffi::AnyBuffer::Dimensions dimensions, size_t count) {
+  int64_t total = 1;
+  for (size_t i = 0; i < count; ++i) total *= dimensions[i];
+  return total;
+}
+
+// The operands of all agents: weights, clocks, gradients, then the state.
+struct Operands {
+  int64_t agents, n;
+  int steps;
+  const float *weights, *clocks, *gradients, *moments;
+  const float* hidden[kMaxNetworks];
+
+  Operands(Reader& reader, const Rule& rule, int64_t steps_, int64_t agents_, int64_t n_)
+      : agents(agents_), n(n_), steps(static_cast<int>(steps_)) {
+    weights = reader.operand(agents * rule.num_weights);
+    clocks = reader.operand(agents * steps * 4);
+    gradients = reader.operand(agents * steps * n);
+    for (int i = 0; i < rule.num_networks; ++i)
+      hidden[i] = reader.operand(agents * rule.hidden * n);
+    moments = reader.operand(agents * rule.num_moments * n);
+  }
+
+  Agent agent(const Rule& rule, int64_t index) const {
+    Agent one = {};
+    one.n = n;
+    one.steps = steps;
+    one.weights = weights + index * rule.num_weights;
+    one.clocks = reinterpret_cast<const Clock*>(clocks) + index * steps;
+    one.gradients = gradients + index * steps * n;
+    one.moments = moments + index * rule.num_moments * n;
+    for (int i = 0; i < rule.num_networks; ++i) one.hidden[i] = hidden[i] + index * rule.hidden * n;
+    return one;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
+// Handlers
+// ---------------------------------------------------------------------------------------------
+
+// Operands: weights [*agents, W], clocks [*agents, 4], gradient [*agents, n], for each network its
+// hidden state [*agents, hidden, n], moments [*agents, M, n]. Results: direction [*agents, n], new
+// hidden states and new moments, which may lie where the old ones do.
+ffi::Error step(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
+                ffi::Dictionary attributes) {
+  Reader reader(args, attributes);
+  const Rule rule = read_rule(reader);
+  const auto shape = reader.dimensions(2);
+  if (reader.failed()) return reader.error();
+  const int64_t n = shape.back();
+  const Operands operands(reader, rule, 1, product(shape, shape.size() - 1), n);
+  if (reader.failed()) return reader.error();
+  const auto result = [&results](size_t index) {
+    return static_cast<float*>((*results.get<ffi::AnyBuffer>(index))->untyped_data());
+  };
+  float* const direction = result(0);
+  float* hidden[kMaxNetworks] = {};
+  for (int i = 0; i < rule.num_networks; ++i) hidden[i] = result(1 + i);
+  float* const moments = result(1 + rule.num_networks);
+
+  const Partition partition(operands.agents, n);
+  const int64_t floats = arithmetic()->step_workspace(rule);
+  Tasks::run(pool, partition.tasks(), [&](int64_t task) {
+    const int64_t index = partition.agent(task);
+    Agent agent = operands.agent(rule, index);
+    agent.direction = direction + index * n;
+    agent.new_moments = moments + index * rule.num_moments * n;
+    for (int i = 0; i < rule.num_networks; ++i)
+      agent.new_hidden[i] = hidden[i] + index * rule.hidden * n;
+    arithmetic()->step(rule, agent, partition.begin(task), partition.end(task), workspace(floats));
+  });
+  return ffi::Error::Success();
+}
+
+// Operands: weights [*agents, W], clocks [*agents, K, 4], gradients [*agents, K, n], the state as
+// for a step, cotangents [*agents, K, n]. Result: the gradient of the weights [*agents, W].
+ffi::Error replay(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
+                  ffi::Dictionary attributes) {
+  Reader reader(args, attributes);
+  const Rule rule = read_rule(reader);
+  const auto shape = reader.dimensions(2);
+  if (reader.failed()) return reader.error();
+  const int64_t n = shape.back(), steps = shape[shape.size() - 2];
+  const Operands operands(reader, rule, steps, product(shape, shape.size() - 2), n);
+  const float* cotangents = reader.operand(operands.agents * steps * n);
+  if (reader.failed()) return reader.error();
+  float* const gradient =
+      static_cast<float*>((*results.get<ffi::AnyBuffer>(0))->untyped_data());
+
+  const Partition partition(operands.agents, n);
+  const int64_t floats = arithmetic()->replay_workspace(rule, operands.steps);
+  std::unique_ptr<float[]> partial(new float[partition.tasks() * rule.num_weights]);
+  Tasks::run(pool, partition.tasks(), [&](int64_t task) {
+    const int64_t index = partition.agent(task);
+    Agent agent = operands.agent(rule, index);
+    agent.cotangents = cotangents + index * steps * n;
+    arithmetic()->replay(rule, agent, partition.begin(task), partition.end(task),
+                         workspace(floats), &partial[task * rule.num_weights]);
+  });
+  for (int64_t agent = 0; agent < operands.agents; ++agent) {
+    for (int64_t i = 0; i < rule.num_weights; ++i) {
+      double total = 0.0;
+      for (int64_t chunk = 0; chunk < partition.chunks; ++chunk)
+        total += partial[(agent * partition.chunks + chunk) * rule.num_weights + i];
+      gradient[agent * rule.num_weights + i] = static_cast<float>(total);
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace optim4rl
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// The name of the instruction set in use, or null where the one asked for is not to be had.
+const char* optim4rl_instruction_set() {
+  const optim4rl::Arithmetic* chosen = optim4rl::arithmetic();
+  return chosen == nullptr ? nullptr : chosen->name;
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(optim4rl_step, optim4rl::step,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(optim4rl_replay, optim4rl::replay,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs());
+}  // extern "C"
+#pragma GCC visibility pop
