@@ -291,10 +291,11 @@ def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):
         )
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "optim4rl" / "xla")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    mine = "--xla_cpu_use_fusion_emitters=true --xla_force_host_platform_device_count=3"
+    monkeypatch.setenv("XLA_FLAGS", mine)
     configure_jax()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true"
+    assert os.environ["XLA_FLAGS"] == mine
 
 
 def test_switches_of_another_jax_are_left_alone(monkeypatch):
@@ -303,4 +304,5 @@ def test_switches_of_another_jax_are_left_alone(monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
     monkeypatch.setattr(metadata, "version", lambda name: "0.11.0")
     configure_jax()
-    assert os.environ["XLA_FLAGS"] == ""
+    cores = len(os.sched_getaffinity(0))
+    assert os.environ["XLA_FLAGS"] == f"--xla_force_host_platform_device_count={cores}"

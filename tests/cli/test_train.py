@@ -84,7 +84,9 @@ def test_a_run_ends_with_a_summary(tmp_path, capsys):
     assert summary["weights"] == str(tmp_path / "run" / "weights.safetensors")
     assert summary["iterations"] == 2
     assert summary["seconds"] > 0
-    assert summary["env_steps_per_second"] > 0
+    assert summary["env_steps_per_second_at_best"] >= summary["env_steps_per_second"] > 0
+    assert summary["compile_seconds"] > 0
+    assert 0.1 < summary["peak_memory_gib"] < 24
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
@@ -191,12 +193,36 @@ def test_every_preset_builds(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_shown_without_running(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["train", "--preset", name, "--dry-run", "--seed", "7"])
+    main(["train", "--preset", name, "--dry-run", "--json", "--seed", "7"])
     settings = json.loads(capsys.readouterr().out)
     assert settings["optimizer"] == PRESETS[name]["optimizer"]
     assert settings["meta"]["seed"] == 7
     assert settings["meta"]["iterations"] == PRESETS[name]["meta"].iterations
+    memory = settings["memory"]
+    assert 0 < memory["state_gib"] + memory["work_gib"] < memory["peak_gib"]
+    assert memory["devices"] == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_would_not_fit_says_so_before_it_starts(tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--preset", "paper/big_dense_long", "--out", str(out), "--memory", "2"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert "agents = 512: one at a time still needs" in said
+    assert "but 2.00 GiB are free" in said
+    assert not out.exists()
+
+
+def test_less_memory_means_smaller_chunks(tmp_path, capsys):
+    plans = []
+    for memory in ("6", "4"):
+        words = ["--preset=paper/big_dense_long", "--maps=rows", "--optimizer=optim4rl-rlc"]
+        main(["train", *words, "--dry-run", "--json", "--devices=1", "--memory", memory])
+        plans.append(json.loads(capsys.readouterr().out)["memory"])
+    assert plans[0]["agents_per_chunk"] > plans[1]["agents_per_chunk"]
+    assert all(plan["peak_gib"] <= size for plan, size in zip(plans, (6, 4), strict=True))
 
 
 def test_the_paper_catch_preset_takes_half_a_million_steps():

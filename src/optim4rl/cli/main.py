@@ -99,9 +99,21 @@ def _parse(options: type[Any], command: str, rest: list[str], default: Any = Non
     return tyro.cli(options, prog=f"optim4rl {command}", args=rest, **chosen)
 
 
+def _parse_known(options: type[Any], command: str, rest: list[str]) -> Any:
+    """Those options, whatever else there is."""
+    import tyro
+
+    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, return_unknown_args=True)[0]
+
+
 def _train(command: str, rest: list[str]) -> None:
     from pathlib import Path
 
+    from optim4rl.cli import cluster
+
+    if not {"-h", "--help"} & set(rest):
+        # Processes must have met before anything of JAX runs; importing gymnax is enough for that.
+        cluster.join(_parse_known(cluster.ClusterOptions, command, rest))
     from optim4rl.cli import train
 
     default = None

@@ -2,22 +2,47 @@
 
 import dataclasses
 import json
+import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 
-from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.cli.cluster import ClusterOptions
+from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
+from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
+from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, Progress, init, train
 from optim4rl.optimizers.files import write_atomically
+from optim4rl.optimizers.kernels.select import KernelName
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights
 from optim4rl.study.runner import package_versions
-from optim4rl.tasks import default_config, make_task
+from optim4rl.tasks import MapOrder, default_config, make_task
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How the run is carried out; what it computes is the same, to float tolerance.
+
+    Attributes:
+        devices: devices of all processes that the agents are sharded over; 0: as many as can share
+            them out evenly.
+        agents_per_chunk: agents of a task side by side on a device, at most; 0: what fits.
+        memory: GiB that this process may take; 0: what is free.
+        kernel: implementation of the rule (`optim4rl list kernels`); auto: the fastest there is.
+    """
+
+    devices: int = 0
+    agents_per_chunk: int = 0
+    memory: float = 0.0
+    kernel: KernelName = "auto"
 
 
 @dataclass(frozen=True)
@@ -37,13 +62,16 @@ class TrainOptions:
         step_scale: multiplies alpha, per task; one value serves all.
         reward_scale: multiplies each task's rewards; one value serves all.
         width: units of the agents' dense layer; 0 is the paper's own network for each task.
+        maps: order of the observation's maps in a convolution; "rows" is the paper's release.
         envs_per_agent: environments of each agent.
         clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
         zero_head: start the rule's heads at zero.
         meta: the meta-training itself.
         chunk: meta-iterations between two checkpoints.
         resume: go on from the checkpoint in the output folder.
-        dry_run: print what would be run, and stop.
+        execution: devices, memory, kernel.
+        cluster: several processes.
+        dry_run: print what would be run and the memory that it would need, and stop.
         json: print the result as JSON.
     """
 
@@ -54,12 +82,19 @@ class TrainOptions:
     step_scale: tuple[float, ...] = (1.0,)
     reward_scale: tuple[float, ...] = (1.0,)
     width: int = 32
+    maps: MapOrder = "channels"
     envs_per_agent: int = 64
     clip: float = 0.0
     zero_head: bool = True
     meta: Annotated[MetaConfig, tyro.conf.arg(name="")] = field(default_factory=MetaConfig)
     chunk: int = 20
     resume: bool = False
+    execution: Annotated[ExecutionOptions, tyro.conf.arg(name="")] = field(
+        default_factory=ExecutionOptions
+    )
+    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(
+        default_factory=ClusterOptions
+    )
     dry_run: bool = False
     json: bool = False
 
@@ -183,6 +218,7 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
             width=options.width or config.width,
             # A narrow dense network trains the rule as well as the paper's convolution does.
             torso="dense" if options.width else config.torso,
+            maps=options.maps,
             a2c=dataclasses.replace(config.a2c, reward_scale=reward),
         )
         tasks.append(MetaTask(make_task(config), rate * scale))
@@ -191,10 +227,14 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
 
 def run(options: TrainOptions) -> None:
     """The command."""
+    compiling = CompileClock()
+    first_process = jax.process_index() == 0
     spec, tasks = build(options)
     settings = _settings(options)
+    execution, plan = plan_execution(options, spec, tasks)
     if options.dry_run:
-        print(json.dumps(settings, indent=1))
+        if first_process:
+            _show_plan(options, settings, execution, plan)
         return
     checkpoint = options.out / "checkpoint.safetensors"
     if checkpoint.exists() and not options.resume:
@@ -202,43 +242,59 @@ def run(options: TrainOptions) -> None:
             f"out = {str(options.out)!r}: a run is there already; --resume goes on with it, or "
             "choose another folder"
         )
-    state = init(spec, tasks, options.meta)
+    like = jax.eval_shape(lambda: init(spec, tasks, options.meta, execution=execution))
     if options.resume and checkpoint.exists():
-        state = load_checkpoint(checkpoint, state, settings)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
+        state = load_checkpoint(checkpoint, like, settings, execution)
+    else:
+        state = init(spec, tasks, options.meta, execution=execution)
     log = options.out / "progress.csv"
-    _start_log(log, options.tasks, int(state.iteration))
+    if first_process:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
+        _start_log(log, options.tasks, int(state.iteration))
     steps = sum(t.task.env_steps_per_update for t in tasks)  # type: ignore[attr-defined]
     steps *= options.meta.agents * (options.meta.inner_updates + 1)
     started, first = time.perf_counter(), int(state.iteration)
-
-    with progress_bar(f"meta-training {options.optimizer}", "iterations") as update:
+    bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)
+    with bar as update:
         update(first, options.meta.iterations)
-
-        done = first
+        done, since, rates = first, started, [0.0]
 
         def report(state: MetaState, progress: Progress) -> None:
-            nonlocal done
-            _append_progress(log, done, int(state.iteration), progress)
+            nonlocal done, since
+            if first_process:
+                _append_progress(log, done, progress)
             save_checkpoint(checkpoint, state, settings)
-            done = int(state.iteration)
-            rate = (done - first) * steps / (time.perf_counter() - started)
-            returns = _mean_returns(progress)
-            note = " ".join(f"return {x:.3g}" for x in returns)
-            update(done, options.meta.iterations, note, f"{rate:,.0f} steps/s")
+            now = time.perf_counter()
+            rates.append((int(state.iteration) - done) * steps / (now - since))
+            done, since = int(state.iteration), now
+            note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
+            update(done, options.meta.iterations, note, f"{rates[-1]:,.0f} steps/s")
 
-        state, _ = train(spec, tasks, options.meta, state=state, chunk=options.chunk, report=report)
+        state, _ = train(
+            spec,
+            tasks,
+            options.meta,
+            state=state,
+            chunk=options.chunk,
+            report=report,
+            execution=execution,
+        )
+    if not first_process:
+        return
     seconds = time.perf_counter() - started
     weights = options.out / "weights.safetensors"
     save_weights(weights, _learned(options, spec, tasks, state, settings, seconds))
-    rate = (options.meta.iterations - first) * steps / seconds
     summary = {
         "weights": str(weights),
         "progress": str(log),
         "iterations": int(state.iteration),
         "seconds": round(seconds, 1),
-        "env_steps_per_second": round(rate),
+        "compile_seconds": round(compiling.seconds, 1),
+        # Of the whole run, and of its fastest chunk, which had nothing to compile.
+        "env_steps_per_second": round((options.meta.iterations - first) * steps / seconds),
+        "env_steps_per_second_at_best": round(max(rates)),
+        "peak_memory_gib": round(_peak_memory() / 2**30, 2),
     }
     if options.json:
         print(json.dumps(summary))
@@ -247,10 +303,53 @@ def run(options: TrainOptions) -> None:
         print(f"next: optim4rl evaluate {weights} --task {options.tasks[0]}")
 
 
+def plan_execution(
+    options: TrainOptions, spec: OptimizerSpec, tasks: tuple[MetaTask, ...]
+) -> tuple[Execution, MemoryPlan]:
+    """Devices and chunks of agents for the memory at hand.
+
+    Raises:
+        ValueError: there are too few devices, the kernel cannot run the rule, or the run does not
+            fit; the message says how to make it fit.
+    """
+    chosen = options.execution
+    agents = options.meta.agents
+    devices = chosen.devices or max(n for n in range(1, jax.device_count() + 1) if agents % n == 0)
+    execution = Execution(agents_mesh(devices), chosen.agents_per_chunk or None, chosen.kernel)
+    available = int(chosen.memory * 2**30) or available_bytes()
+    plan = choose_chunk(spec, tasks, options.meta, execution, available)
+    return dataclasses.replace(execution, agents_per_chunk=plan.agents_per_chunk), plan
+
+
+def _show_plan(
+    options: TrainOptions, settings: dict[str, Any], execution: Execution, plan: MemoryPlan
+) -> None:
+    memory = {
+        "peak_gib": round(plan.peak / 2**30, 2),
+        "state_gib": round(plan.state / 2**30, 2),
+        "work_gib": round(plan.work / 2**30, 2),
+        "available_gib": round((options.execution.memory or available_bytes() / 2**30), 2),
+        "agents_per_chunk": plan.agents_per_chunk,
+        "devices": execution.devices.size,
+    }
+    if options.json:
+        print(json.dumps({**settings, "memory": memory}, indent=1))
+        return
+    print(json.dumps(settings, indent=1))
+    rows = [[name.replace("_gib", ", GiB"), str(value)] for name, value in memory.items()]
+    print_table("memory of each process, predicted", ["", "value"], rows)
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """All that decides the result, as JSON values."""
     values = dataclasses.asdict(options)
-    for name in ("out", "resume", "dry_run", "json", "chunk"):
+    for name in ("out", "resume", "execution", "cluster", "dry_run", "json", "chunk"):
         del values[name]
     settings: dict[str, Any] = json.loads(json.dumps(values))
     return settings
@@ -293,13 +392,13 @@ def _start_log(log: Path, tasks: tuple[str, ...], done: int) -> None:
     write_atomically(log, "\n".join([header, *kept, ""]).encode())
 
 
-def _append_progress(log: Path, before: int, after: int, progress: Progress) -> None:
+def _append_progress(log: Path, before: int, progress: Progress) -> None:
     """One line for each iteration: its number, the meta-gradient's norm, each task's return.
 
     The iteration that ran out of finite numbers, if one did, is the last line.
     """
     lines = []
-    for index, norm in enumerate(progress.meta_gradient_norm[: after - before + 1]):
+    for index, norm in enumerate(progress.meta_gradient_norm):
         returns = [
             f"{s.return_sum[index] / s.episode_count[index]:.6g}" if s.episode_count[index] else ""
             for s in progress.stats

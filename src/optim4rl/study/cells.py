@@ -135,10 +135,18 @@ def code_hash() -> str:
     """A hash of every module, and of JAX's version, that can change a cell's result."""
     digest = hashlib.sha256(f"jax {jax.__version__}".encode())
     package = resources.files("optim4rl")
-    for floor in ("optimizers", "tasks", "tasks/environments", "meta", "evaluation"):
+    floors = (
+        "optimizers",
+        "optimizers/kernels",
+        "tasks",
+        "tasks/environments",
+        "meta",
+        "evaluation",
+    )
+    for floor in floors:
         folder = package.joinpath(*floor.split("/"))
         for file in sorted(folder.iterdir(), key=lambda file: file.name):
-            if file.name.endswith(".py"):
+            if file.name.endswith((".py", ".cc", ".h")):
                 digest.update(file.read_bytes())
     for name in ("cells.py", "variant.py"):
         digest.update((package / "study" / name).read_bytes())

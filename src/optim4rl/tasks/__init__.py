@@ -1,6 +1,7 @@
 """Tasks: environments, agent networks and inner learners."""
 
 from optim4rl.tasks.a2c import A2CConfig as A2CConfig
+from optim4rl.tasks.inputs import MapOrder as MapOrder
 from optim4rl.tasks.task import (
     Task as Task,
     TaskConfig as TaskConfig,

@@ -1,0 +1,248 @@
+"""How much memory meta-training will need, known before anything is compiled or run.
+
+The program of one meta-iteration is traced, and the arrays that are alive at once are added up
+equation by equation. Tracing takes a second or two and allocates nothing.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from optim4rl.meta.population import Execution
+from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, init, iterate
+from optim4rl.optimizers.rule import OptimizerSpec
+
+# What a process holds before and beside the program: Python, JAX, and XLA while it compiles.
+PROCESS_BYTES = 700 * 2**20
+
+# XLA writes the results of these into no memory of their own where the next equation can read them
+# element by element.
+_ELEMENTWISE = frozenset(
+    """abs add add_any and atan2 broadcast_in_dim ceil clamp convert_element_type copy cos div eq
+    erf_inv exp exp2 expm1 floor ge gt integer_pow iota is_finite le log log1p logistic lt max min
+    mul ne neg nextafter not or pow random_bits random_fold_in random_unwrap random_wrap rem
+    reshape round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin
+    sqrt square squeeze stop_gradient sub tanh threefry2x32 transpose xor""".split()  # noqa: SIM905
+)
+_READS_ELEMENTWISE = _ELEMENTWISE | frozenset(
+    """argmax argmin concatenate reduce_and reduce_max reduce_min reduce_or reduce_sum
+    slice""".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What meta-training is predicted to need of a process, in bytes.
+
+    Attributes:
+        state: agents, their optimizers and environments, and the rule.
+        work: what one meta-iteration holds beside the state, at its peak.
+        agents_per_chunk: agents side by side on each device.
+    """
+
+    state: int
+    work: int
+    agents_per_chunk: int
+
+    @property
+    def peak(self) -> int:
+        """All of it, with the process itself."""
+        return PROCESS_BYTES + self.state + self.work
+
+
+class OutOfMemoryError(ValueError):
+    """A run that would not fit; the message says by how much, and how to make it fit."""
+
+
+def predict(
+    spec: OptimizerSpec, tasks: tuple[MetaTask, ...], config: MetaConfig, execution: Execution
+) -> MemoryPlan:
+    """What the run needs of this process, all of its local devices together."""
+    local = sum(d.process_index == jax.process_index() for d in execution.devices.devices.flat)
+    share = _one_device(config, execution)
+    chunk = Execution(agents_per_chunk=execution.agents_per_chunk, kernel=execution.kernel)
+    state = jax.eval_shape(partial(init, spec, tasks, share))
+    program = jax.make_jaxpr(partial(iterate, spec, tasks, share, execution=chunk))(state)
+    work = peak_bytes(program.jaxpr, donated=True)
+    return MemoryPlan(local * _tree_bytes(state), local * work, execution.chunk(config.agents))
+
+
+def choose_chunk(
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    config: MetaConfig,
+    execution: Execution,
+    available: int,
+) -> MemoryPlan:
+    """The plan with the largest chunk of agents that fits.
+
+    Args:
+        available: bytes that the process may take.
+
+    Raises:
+        OutOfMemoryError: it does not fit even one agent at a time.
+    """
+    sizes = sorted({_limited(execution, size).chunk(config.agents) for size in _halves(config)})
+
+    @cache
+    def plan(index: int) -> MemoryPlan:
+        return predict(spec, tasks, config, _limited(execution, sizes[index]))
+
+    def too_large(index: int) -> bool:
+        return plan(index).peak > available
+
+    last = len(sizes) - 1
+    if not too_large(last):
+        return plan(last)
+    if too_large(0):
+        raise OutOfMemoryError(
+            f"agents = {config.agents}: one at a time still needs {gib(plan(0).peak)}, of which "
+            f"{gib(plan(0).state)} is the agents' own state, but {gib(available)} are free. Fewer "
+            "agents, a narrower network (width) or a smaller rule (hidden_size) need less; more "
+            "processes share it."
+        )
+    return plan(bisect_left(range(last), True, key=too_large) - 1)
+
+
+def available_bytes() -> int:
+    """What this process may still take: of the devices' memory, or of the machine's on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return len(jax.local_devices()) * int(stats["bytes_limit"])
+    free = [_meminfo("MemAvailable") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    group = Path("/sys/fs/cgroup")
+    # A container may have a limit of its own.
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used)
+    return int(min(free))
+
+
+def _meminfo(field: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def gib(number: int) -> str:
+    """Bytes for a reader."""
+    return f"{number / 2**30:.2f} GiB"
+
+
+def peak_bytes(jaxpr: Jaxpr, donated: bool = False) -> int:
+    """The most bytes alive at once while a program runs, beside its inputs.
+
+    Args:
+        jaxpr: the program.
+        donated: it may write its results where its inputs were.
+    """
+    last_use = _last_uses(jaxpr)
+    materialised = _materialised(jaxpr)
+    owned: dict[Var, int] = {v: _bytes(v) for v in jaxpr.invars} if donated else {}
+    held = sum(owned.values())
+    inputs, peak = held, held
+    for index, equation in enumerate(jaxpr.eqns):
+        dying = {v for v in _variables(equation) if v in owned and last_use[v] == index}
+        produced = {v: _bytes(v) for v in equation.outvars if v in materialised}
+        reused = _reused(equation, [owned[v] for v in dying], list(produced.values()))
+        peak = max(peak, held + sum(produced.values()) - reused + _inner_peak(equation))
+        held += sum(produced.values()) - sum(owned.pop(v) for v in dying)
+        owned |= {v: size for v, size in produced.items() if last_use.get(v, index) > index}
+        held -= sum(size for v, size in produced.items() if v not in owned)
+    return peak - inputs
+
+
+def _one_device(config: MetaConfig, execution: Execution) -> MetaConfig:
+    execution.chunk(config.agents)
+    return dataclasses.replace(config, agents=config.agents // execution.devices.size)
+
+
+def _limited(execution: Execution, size: int) -> Execution:
+    return Execution(execution.mesh, size, execution.kernel)
+
+
+def _halves(config: MetaConfig) -> Iterator[int]:
+    size = config.agents
+    while size > 1:
+        yield size
+        size //= 2
+    yield 1
+
+
+def _tree_bytes(tree: MetaState) -> int:
+    return sum(_array_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(variable: Any) -> int:
+    return _array_bytes(variable.aval)
+
+
+def _array_bytes(array: Any) -> int:
+    if not hasattr(array, "shape"):
+        return 0
+    return math.prod(array.shape) * array.dtype.itemsize
+
+
+def _variables(equation: JaxprEqn) -> set[Var]:
+    return {v for v in equation.invars if not isinstance(v, Literal)}
+
+
+def _last_uses(jaxpr: Jaxpr) -> dict[Any, int]:
+    """The index of the last equation that reads each variable; results are read at the end."""
+    last = {v: i for i, equation in enumerate(jaxpr.eqns) for v in _variables(equation)}
+    return last | {v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)}
+
+
+def _materialised(jaxpr: Jaxpr) -> set[Any]:
+    """Variables that take memory: not those that element-wise neighbours read as they are made."""
+    readers: dict[Any, list[str]] = {}
+    for equation in jaxpr.eqns:
+        for v in _variables(equation):
+            readers.setdefault(v, []).append(equation.primitive.name)
+    results = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    fused = {
+        v
+        for equation in jaxpr.eqns
+        if equation.primitive.name in _ELEMENTWISE
+        for v in equation.outvars
+        if v not in results and all(name in _READS_ELEMENTWISE for name in readers.get(v, []))
+    }
+    return {v for equation in jaxpr.eqns for v in equation.outvars} - fused
+
+
+def _reused(equation: JaxprEqn, dying: list[int], produced: list[int]) -> int:
+    """Bytes of the results that take the place of operands which nobody reads again."""
+    if equation.primitive.name in ("dot_general", "gather", "concatenate", "transpose"):
+        return 0
+    reused = 0
+    for size in produced:
+        if size in dying:
+            dying.remove(size)
+            reused += size
+    return reused
+
+
+def _inner_peak(equation: JaxprEqn) -> int:
+    """What the bodies of loops, branches and calls hold beside their inputs."""
+    # A loop or a branch has been handed its operands: it may write where it has read.
+    return max((peak_bytes(inner, donated=True) for inner in _inner_programs(equation)), default=0)
+
+
+def _inner_programs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    for value in equation.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(item, "jaxpr", item)
+            if isinstance(inner, Jaxpr):
+                yield inner
