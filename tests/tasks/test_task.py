@@ -1,8 +1,11 @@
 """Tasks: sizes, gradients of recorded rollouts, what is reported, scaling."""
 
 import dataclasses
+import itertools
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ from test_a2c import Probe, probe_task, quick_jit
 from optim4rl.tasks import A2CConfig, TaskConfig, default_config, make_task, task_from_environment
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.environments.catch import Catch
-from optim4rl.tasks.task import Task
+from optim4rl.tasks.task import Task, sample_actions
 
 SMALL = TaskConfig("catch", num_envs=4, width=8, a2c=A2CConfig(rollout=11))
 
@@ -66,10 +69,13 @@ def catch() -> Any:
     return play(make_task(SMALL))
 
 
-def test_the_gradient_is_that_of_the_loss_on_the_recorded_rollout(catch: Any) -> None:
-    """With targets from the rollout's own values, as constants."""
-    params, (gradient, actor, stats), (actor_again, data, stats_again) = catch
-    config = SMALL.a2c
+def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
+    """Plain autodiff of the A2C loss on the recorded rollout gives the same.
+
+    With targets from the rollout's own values, as constants.
+    """
+    params, (gradient, actor, stats), (actor_again, data, stats_again) = played
+    config = task.config.a2c
 
     @quick_jit
     def expected(params: Any) -> Any:
@@ -90,7 +96,119 @@ def test_the_gradient_is_that_of_the_loss_on_the_recorded_rollout(catch: Any) ->
         gradient,
         expected(params),
     )
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, (actor, stats), (actor_again, stats_again))
+
+
+def test_the_gradient_is_that_of_the_loss_in_catch(catch: Any) -> None:
+    """Ones looked up; gradient and record are of one rollout, bit for bit."""
+    assert_is_the_gradient_of_the_loss(make_task(SMALL), catch)
+    _, (_, actor, stats), (actor_again, _, stats_again) = catch
     jax.tree.map(np.testing.assert_array_equal, (actor, stats), (actor_again, stats_again))
+
+
+@pytest.mark.parametrize(
+    ("environment", "torso", "maps", "num_envs"),
+    [
+        ("small_dense_short", "dense", "channels", 3),
+        ("big_dense_long", "conv", "rows", 1),
+        ("big_dense_short", "conv", "channels", 2),
+        ("gymnax:CartPole-v1", "dense", "channels", 3),
+        ("gymnax:Breakout-MinAtar", "conv", "rows", 2),
+    ],
+)
+def test_the_gradient_is_that_of_the_loss(
+    environment: str, torso: Any, maps: Any, num_envs: int
+) -> None:
+    """Ones looked up by both torsos, and observations of which nothing is known."""
+    task = make_task(
+        TaskConfig(environment, num_envs, torso, 8, maps, A2CConfig(rollout=60 // num_envs))
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert_is_the_gradient_of_the_loss(task, play(task))
+
+
+MIXED = dataclasses.replace(SMALL, width=(3, 5, 8))
+
+
+@quick_jit
+def mixed_agents() -> Any:
+    """Three hundred agents of three widths: keys, parameters, actors."""
+    keys = jax.random.split(jax.random.key(7), 300)
+    task = make_task(MIXED)
+    return keys, jax.vmap(task.init_params)(keys), jax.vmap(task.init_actor)(keys)
+
+
+def test_agents_draw_their_width() -> None:
+    """Each alike; the heads start with the variance of their true fan-in, the torso as ever."""
+    keys, params, actors = mixed_agents()
+    widths = np.asarray(actors.live).sum(axis=1).astype(int)
+    np.testing.assert_array_equal(actors.live, np.arange(8) < widths[:, None])
+    found, counts = np.unique(widths, return_counts=True)
+    np.testing.assert_array_equal(found, [3, 5, 8])
+    assert counts.min() > 70  # 100 expected, 8.2 standard deviation
+    widest = quick_jit(jax.vmap(make_task(dataclasses.replace(SMALL, width=8)).init_params))(keys)
+    scale = np.sqrt(8 / widths)[:, None, None]
+    for head in ("policy", "value"):
+        kernel = getattr(params, head).kernel
+        np.testing.assert_allclose(kernel, scale * getattr(widest, head).kernel, rtol=1e-6)
+    np.testing.assert_array_equal(params.dense.kernel, widest.dense.kernel)
+
+
+def test_one_width_needs_no_mask() -> None:
+    """Also as a tuple of one."""
+    for width in (8, (8,)):
+        task = make_task(dataclasses.replace(SMALL, width=width))
+        assert jax.eval_shape(task.init_actor, jax.random.key(0)).live is None
+
+
+def test_a_padded_agent_is_the_narrow_agent() -> None:
+    """Same play, same values, same gradient, and exactly no gradient on what fills the arrays."""
+    _, many, actors = mixed_agents()
+    index = int(np.argmax(np.asarray(actors.live).sum(axis=1) == 5))
+    params, actor = jax.tree.map(lambda leaf: leaf[index], (many, actors))
+    # Also where the optimizer has moved the padding.
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+
+    def narrow(tree: Any) -> Any:
+        def parts(net: Any) -> Any:
+            return net.dense.kernel, net.dense.bias, net.policy.kernel, net.value.kernel
+
+        kernel, bias, policy, value = parts(tree)
+        return eqx.tree_at(parts, tree, (kernel[:, :5], bias[:5], policy[:5], value[:5]))
+
+    wide_task, narrow_task = make_task(MIXED), make_task(dataclasses.replace(SMALL, width=5))
+
+    @quick_jit
+    def both(key: jax.Array) -> Any:
+        small = narrow(params), actor._replace(live=None)
+        return [
+            (task.gradient(*agent, key), task.rollout(*agent, key))
+            for task, agent in ((wide_task, (params, actor)), (narrow_task, small))
+        ]
+
+    (wide, played), (small, played_small) = both(jax.random.key(1))
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, narrow(wide[0]), small[0])
+    jax.tree.map(close, played[1:], played_small[1:])
+    assert np.abs(small[0].dense.kernel).max() > 1e-3
+    padding = wide[0].dense.kernel[:, 5:], wide[0].dense.bias[5:], wide[0].policy.kernel[5:]
+    assert not any(np.any(leaf) for leaf in (*padding, wide[0].value.kernel[5:]))
+
+
+def test_actions_follow_the_softmax() -> None:
+    """The share of an action is its probability; evenly spaced numbers give it exactly."""
+    logits = jnp.array([2.0, -1.0, 0.5, 0.0])
+    uniforms = (jnp.arange(10_000, dtype=jnp.float32) + 0.5) / 10_000
+    actions = sample_actions(uniforms, jnp.broadcast_to(logits, (10_000, 4)))
+    shares = np.bincount(np.asarray(actions), minlength=4) / 10_000
+    np.testing.assert_allclose(shares, jax.nn.softmax(logits), atol=1.5e-4)
+
+
+def test_diverged_logits_still_give_an_action() -> None:
+    """One that exists; what diverged shows in the parameters."""
+    actions = sample_actions(jnp.array([0.3, 0.7]), jnp.array([[jnp.nan] * 3, [jnp.inf] * 3]))
+    assert set(np.asarray(actions).tolist()) <= {0, 1, 2}
 
 
 def test_the_recorded_rollout_is_consistent(catch: Any) -> None:
@@ -161,13 +279,21 @@ def test_a_shortened_catch_bootstraps_too() -> None:
     task = task_from_environment(environment, SMALL, limit)
     params, _, (_, data, _) = play(task)
     np.testing.assert_array_equal(data.truncated[:, 0], np.arange(11) % 4 == 3)
-    # By hand, the board that the fourth step led to, in every environment.
-    for env, (board, action) in enumerate(zip(data.observation[3], data.action[3], strict=True)):
-        (row, column), (_, paddle) = np.argwhere(board)
+    # By hand, the boards that the fourth and the eighth step led to, in every environment.
+    for step, env in itertools.product((3, 7), range(4)):
+        (row, column), (_, paddle) = np.argwhere(data.observation[step, env])
         led_to = np.zeros((10, 5), np.float32)
-        led_to[row + 1, column] = led_to[9, np.clip(paddle + int(action) - 1, 0, 4)] = 1.0
+        moved = np.clip(paddle + int(data.action[step, env]) - 1, 0, 4)
+        led_to[row + 1, column] = led_to[9, moved] = 1.0
         expected = float(params(jnp.asarray(led_to))[1])
-        assert float(data.next_value[3, env]) == pytest.approx(expected, abs=1e-5)
+        assert float(data.next_value[step, env]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("width", [(), (8, 0), (8, True)])
+def test_bad_widths_are_named(width: Any) -> None:
+    """A whole number or a tuple of some."""
+    with pytest.raises(ValueError, match=r"^width = .*: a whole number of at least 1 is needed"):
+        TaskConfig(width=width)
 
 
 @pytest.mark.parametrize("field", ["num_envs", "width"])

@@ -97,10 +97,13 @@ def a2c_loss(
     config: A2CConfig,
 ) -> Float[Array, ""]:
     """The whole loss. The targets are constants, and so is the advantage in the policy gradient."""
-    log_policy = jax.nn.log_softmax(logits)
-    log_prob = jnp.take_along_axis(log_policy, action[..., None], axis=-1)[..., 0]
+    # Actions first: sums over a short last axis do not vectorize.
+    logits = jnp.moveaxis(logits, -1, 0)
+    log_policy = logits - jax.nn.logsumexp(logits, axis=0)[None]
+    actions = jnp.arange(len(logits), dtype=action.dtype)[:, None, None]
+    log_prob = jnp.sum(jnp.where(action[None] == actions, log_policy, 0.0), axis=0)
     error = jax.lax.stop_gradient(target) - value
-    entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
+    entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=0)
     return (
         jnp.mean(-jax.lax.stop_gradient(error) * log_prob)
         + config.value_weight * jnp.mean(jnp.square(error))

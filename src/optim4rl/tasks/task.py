@@ -13,7 +13,7 @@ from gymnax.environments.environment import Environment, EnvParams
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from optim4rl.tasks.a2c import A2CConfig, Transitions, a2c_loss, lambda_returns
-from optim4rl.tasks.backprop import Activations, backward, forward
+from optim4rl.tasks.backprop import Activations, backward, forward, join_heads
 from optim4rl.tasks.environments.adapters import check_environment, make_environment
 from optim4rl.tasks.environments.episodes import (
     GymnaxVector,
@@ -196,7 +196,9 @@ class Task:
             lambda x: x.reshape(-1, *x.shape[2:]), (steps.activations, cotangents)
         )
         observation = self.inputs.join(steps.observation)
-        gradient = backward(params, self.inputs, observation, activations, logits, value)
+        gradient = backward(
+            params, join_heads(params), self.inputs, observation, activations, logits, value
+        )
         return gradient, actor, _stats(steps)
 
     def rollout(
@@ -217,22 +219,18 @@ class Task:
 
     def _play(self, params: ActorCritic, actor: Actor, key: PRNGKeyArray) -> tuple[Actor, _Step]:
         """T steps in every environment."""
+        heads = join_heads(params)
 
         def step(episodes: VectorState, chance: tuple[Array, Any]) -> tuple[VectorState, _Step]:
             uniforms, chance = chance
             logits, value, activations = forward(
-                params, self.inputs, episodes.observation, actor.live
+                params, heads, self.inputs, episodes.observation, actor.live
             )
             action = sample_actions(uniforms, logits)
             after, result = self.vector.step(chance, episodes, action)
             return after, _Step(episodes.observation, logits, value, activations, action, result)
 
-        steps, num_envs = self.config.a2c.rollout, self.config.num_envs
-        key_actions, key_steps = jax.random.split(key)
-        chance = (
-            jax.random.uniform(key_actions, (steps, num_envs)),
-            self.vector.chance(key_steps, steps),
-        )
+        chance = self.vector.draw(key, self.config.a2c.rollout)
         episodes, recorded = jax.lax.scan(step, actor.episodes, chance)
         return actor._replace(episodes=episodes), recorded
 
@@ -243,9 +241,10 @@ class Task:
         final observation; of `spacing` consecutive steps at most one is truncated, so one forward
         pass for them is enough. Where it is terminated, the value has no meaning and no use.
         """
+        heads = join_heads(params)
 
         def value(observation: Array) -> Array:
-            return forward(params, self.inputs, observation, after.live)[1]
+            return forward(params, heads, self.inputs, observation, after.live)[1]
 
         following = jnp.concatenate([steps.value[1:], value(after.episodes.observation)[None]])
         spacing = self.vector.steps_between_truncations

@@ -63,8 +63,11 @@ class Vectorized(Protocol):
     def reset(self, key: PRNGKeyArray) -> VectorState:
         """Start an episode in each environment."""
 
-    def chance(self, key: PRNGKeyArray, steps: int) -> Any:
-        """All randomness of so many steps; the leading axis of every leaf is that of the steps."""
+    def draw(self, key: PRNGKeyArray, steps: int) -> tuple[Float[Array, "steps env"], Any]:
+        """All randomness of so many steps, which are the leading axis of every leaf.
+
+        A uniform number for each action to be sampled with, and the chance of the environments.
+        """
 
     def step(
         self, chance: Any, state: VectorState, actions: Int[Array, "env"]
@@ -101,9 +104,13 @@ class GymnaxVector:
         observation, state = jax.vmap(self.environment.reset, in_axes=(0, None))(keys, self.params)
         return VectorState(state, observation, jnp.zeros(self.num_envs, jnp.float32))
 
-    def chance(self, key: PRNGKeyArray, steps: int) -> Key[Array, "steps env"]:
-        """A key for every step and environment."""
-        return jax.random.split(key, (steps, self.num_envs))
+    def draw(
+        self, key: PRNGKeyArray, steps: int
+    ) -> tuple[Float[Array, "steps env"], Key[Array, "steps env"]]:
+        """The chance is a key for every step and environment."""
+        key_actions, key_steps = jax.random.split(key)
+        shape = (steps, self.num_envs)
+        return jax.random.uniform(key_actions, shape), jax.random.split(key_steps, shape)
 
     def step(
         self, chance: Key[Array, "env"], state: VectorState, actions: Int[Array, "env"]
@@ -150,10 +157,13 @@ class SparseVector:
         state = jax.vmap(self.environment.reset_from, -1, -1)(numbers)
         return VectorState(state, self._ones(state), jnp.zeros(self.num_envs, jnp.float32))
 
-    def chance(self, key: PRNGKeyArray, steps: int) -> Float[Array, "steps numbers env"]:
-        """The uniform numbers of a step and, after them, of a reset."""
-        numbers = self.environment.step_uniforms + self.environment.reset_uniforms
-        return uniforms(key, (steps, numbers, self.num_envs))
+    def draw(
+        self, key: PRNGKeyArray, steps: int
+    ) -> tuple[Float[Array, "steps env"], Float[Array, "steps numbers env"]]:
+        """The chance is the uniform numbers of a step and, after them, of a reset."""
+        numbers = 1 + self.environment.step_uniforms + self.environment.reset_uniforms
+        drawn = uniforms(key, (steps, numbers, self.num_envs))
+        return drawn[:, 0], drawn[:, 1:]
 
     def step(
         self, chance: Float[Array, "numbers env"], state: VectorState, actions: Int[Array, "env"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnax.environments.environment import Environment, EnvParams
@@ -261,8 +262,11 @@ def _free_cell(
 
 
 def _stack(cells: Sequence[Int[Array, ""]]) -> Int[Array, "cells"]:
-    """Stack cells into one array, also when there are none."""
-    return jnp.stack(cells) if cells else jnp.zeros((0,), jnp.int32)
+    """Stack cells into one array, also when there are none.
+
+    The barrier keeps XLA from computing every cell anew, one by one, inside the copy.
+    """
+    return jnp.stack(jax.lax.optimization_barrier(cells)) if cells else jnp.zeros((0,), jnp.int32)
 
 
 def _objects(respawn: float, pairs: int) -> tuple[GridObject, ...]:
