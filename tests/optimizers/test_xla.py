@@ -1,5 +1,8 @@
 """Streaming over blocks, and the replay's VJP against plain autodiff."""
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,8 @@ from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, random_weights
 
 from optim4rl.optimizers import LEARNED, init_state
 from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step, unroll
+
+PLAIN_FILE = Path(__file__).parents[2] / "bench" / "plain.py"
 
 
 def warm_state(spec, weights, n):
@@ -79,3 +84,34 @@ def test_replay_memory_does_not_grow_with_the_parameters():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(400_000) < temporary_bytes(40_000) + 100_000
+
+
+@pytest.mark.parametrize("name", ["optim4rl", "optim4rl-rlc"])
+def test_the_baseline_of_the_benchmark_is_the_same_rule(name):
+    module = importlib.util.spec_from_file_location("plain", PLAIN_FILE)
+    plain = importlib.util.module_from_spec(module)
+    module.loader.exec_module(plain)
+    spec, n = LEARNED[name], 11
+    weights = random_weights(spec)
+    state = warm_state(spec, weights, n)
+    gradients, cotangents = jax.random.normal(jax.random.key(1), (2, 4, n))
+    hidden = tuple(h.T for (h,) in state.carries)
+    found = jax.jit(
+        lambda: (
+            plain.unroll(spec, weights, gradients, hidden)[0],
+            plain.replay_vjp(spec, weights, gradients, hidden, cotangents),
+        )
+    )()
+    expected = jax.jit(
+        lambda: (
+            unroll(spec, weights, gradients, state)[0],
+            replay_vjp(spec, weights, gradients, state, cotangents),
+        )
+    )()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max())
+        ),
+        found,
+        expected,
+    )

@@ -15,8 +15,10 @@ from jaxtyping import Array, Float
 from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
 
-# Coordinates in one block: few enough for the working set of a step to stay in cache.
+# Coordinates in one block: few enough for the working set to stay in cache, which for a replay
+# holds the activations of all its steps.
 BLOCK = 2048
+REPLAY_BLOCK = 512
 
 
 def stream_step(
@@ -72,7 +74,7 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
-    block: int = BLOCK,
+    block: int = REPLAY_BLOCK,
 ) -> MetaParameters:
     """The meta-gradient of `sum(cotangents * directions)`, where directions = K steps of the rule.
 
