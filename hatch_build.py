@@ -22,6 +22,8 @@ LIBRARY = KERNELS / "rule.so"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 # None of these changes what an infinity or a NaN does.
 ARITHMETIC_FLAGS = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+# GCC schedules before it allocates registers only when asked to: a tenth faster. Clang always does.
+GCC_FLAGS = ("-fschedule-insns", "-fsched-pressure")
 # The name of each compilation of rule.cc, and its flags.
 X86_VARIANTS = {
     "avx512": ("-march=x86-64-v4",),
@@ -62,9 +64,10 @@ def build_library(root: Path) -> None:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
+        arithmetic = [*ARITHMETIC_FLAGS, *(GCC_FLAGS if is_gcc(compiler) else ())]
         for name, flags in (X86_VARIANTS if x86 else OTHER_VARIANTS).items():
             objects.append(f"{scratch}/rule_{name}.o")
-            arguments = [*ARITHMETIC_FLAGS, *flags, f"-DARITHMETIC={name}", "-c"]
+            arguments = [*arithmetic, *flags, f"-DARITHMETIC={name}", "-c"]
             _run(*compiler, *FLAGS, *arguments, str(sources / "rule.cc"), "-o", objects[-1])
         objects.append(f"{scratch}/ffi.o")
         headers = ["-isystem", str(xla_headers()), "-c"]
@@ -82,6 +85,12 @@ def find_compiler() -> list[str]:
         if shutil.which(name):
             return [name]
     raise RuntimeError("no C++ compiler was found (CXX, c++, g++, clang++)")
+
+
+def is_gcc(compiler: list[str]) -> bool:
+    """Whether the compiler is GCC: on some systems clang answers to that name."""
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True)
+    return "clang" not in version.stdout
 
 
 def xla_headers() -> Path:

@@ -41,6 +41,10 @@ class _Library(NamedTuple):
     instruction_set: str = ""
     problem: str | None = None
 
+    def target(self, symbol: str) -> str:
+        """The name under which XLA knows one of its handlers."""
+        return f"{symbol}_{self.instruction_set}"
+
 
 @functools.cache
 def _load() -> _Library:
@@ -56,12 +60,14 @@ def _load() -> _Library:
         if chosen is None:
             wanted = os.environ.get(ISA_VARIABLE)
             return _Library(problem=f"{ISA_VARIABLE} = {wanted!r}: this machine has no such set")
-        for name in (_STEP, _REPLAY):
-            capsule = jax.ffi.pycapsule(getattr(library, name))
-            jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+        loaded = _Library(instruction_set=chosen.decode())
+        for symbol in (_STEP, _REPLAY):
+            capsule = jax.ffi.pycapsule(getattr(library, symbol))
+            jax.ffi.register_ffi_target(loaded.target(symbol), capsule, platform="cpu")
     except Exception as error:  # whatever is wrong with it, the other kernels work
-        return _Library(problem=f"{LIBRARY.name} cannot be used here, reinstall: {error}")
-    return _Library(instruction_set=chosen.decode())
+        reason = " ".join(str(error).split())
+        return _Library(problem=f"{LIBRARY.name} cannot be used here, reinstall: {reason}")
+    return loaded
 
 
 def status() -> str:
@@ -95,7 +101,7 @@ def step(
     hidden = [carry[0] for carry in state.carries]
     rows = (*hidden, state.moments)
     call = jax.ffi.ffi_call(
-        _STEP,
+        _load().target(_STEP),
         [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (gradient, *rows)],
         vmap_method="broadcast_all",
         input_output_aliases={3 + index: 1 + index for index in range(len(rows))},
@@ -115,7 +121,7 @@ def replay_vjp(
     """The meta-gradient of `sum(cotangents * directions)`, as `xla.replay_vjp` has it."""
     weights = _pack(spec, meta_parameters)
     call = jax.ffi.ffi_call(
-        _REPLAY,
+        _load().target(_REPLAY),
         jax.ShapeDtypeStruct(weights.shape, jnp.float32),
         vmap_method="broadcast_all",
     )

@@ -70,62 +70,80 @@ FORCE_INLINE void multiply(int rows, int columns, const float* kernel, int64_t r
     multiply_rows<1>(row, columns, kernel, row_stride, column_stride, x, start, finish);
 }
 
-// sums[r][c] += sum over steps and coordinates of d[r] * x[c], lane by lane. The rows of one step
-// lie `step_stride` floats after those of the one before.
-template <int R, int C>
+// sums[r][c] += sum over steps and coordinates of d[r] * x[c], lane by lane, and with Bias also
+// bias_sums[r] += that of d[r]. The rows of one step lie `step_stride` floats after those of the one
+// before.
+template <int R, int C, bool Bias>
 FORCE_INLINE void add_outer_tile(const float* d, const float* x, int steps, int64_t step_stride,
-                                 float* sums, int64_t row_stride) {
-  Vec total[R][C];
+                                 float* sums, int64_t row_stride, float* bias_sums) {
+  Vec total[R][C], bias_total[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
+    if (Bias) bias_total[r] = load(bias_sums + r * kLanes);
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) total[r][c] = load(sums + (r * row_stride + c) * kLanes);
+  }
   for (int step = 0; step < steps; ++step, d += step_stride, x += step_stride) {
+#pragma GCC unroll 2
     for (int at = 0; at < kBlock; at += kLanes) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
+      for (int r = 0; r < R; ++r) {
+        const Vec row = load(d + r * kBlock + at);
+        if (Bias) bias_total[r] += row;
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c)
-          total[r][c] += load(d + r * kBlock + at) * load(x + c * kBlock + at);
+        for (int c = 0; c < C; ++c) total[r][c] += row * load(x + c * kBlock + at);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
+    if (Bias) store(bias_sums + r * kLanes, bias_total[r]);
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) store(sums + (r * row_stride + c) * kLanes, total[r][c]);
+  }
+}
+
+template <int R, int C>
+FORCE_INLINE void add_outer_columns(int column, int columns, const float* d, const float* x,
+                                    int steps, int64_t step_stride, float* sums,
+                                    float* bias_sums) {
+  x += column * kBlock;
+  sums += column * kLanes;
+  if (bias_sums != nullptr && column == 0) {
+    add_outer_tile<R, C, true>(d, x, steps, step_stride, sums, columns, bias_sums);
+  } else {
+    add_outer_tile<R, C, false>(d, x, steps, step_stride, sums, columns, nullptr);
+  }
 }
 
 template <int R>
 FORCE_INLINE void add_outer_rows(int columns, const float* d, const float* x, int steps,
-                                 int64_t step_stride, float* sums) {
+                                 int64_t step_stride, float* sums, float* bias_sums) {
   int c = 0;
-  for (; c + 4 <= columns; c += 4)
-    add_outer_tile<R, 4>(d, x + c * kBlock, steps, step_stride, sums + c * kLanes, columns);
-  for (; c + 2 <= columns; c += 2)
-    add_outer_tile<R, 2>(d, x + c * kBlock, steps, step_stride, sums + c * kLanes, columns);
-  for (; c < columns; ++c)
-    add_outer_tile<R, 1>(d, x + c * kBlock, steps, step_stride, sums + c * kLanes, columns);
-}
-
-void add_outer(int rows, int columns, const float* d, const float* x, int steps,
-               int64_t step_stride, float* sums) {
-  int r = 0;
-  for (; r + kRows <= rows; r += kRows)
-    add_outer_rows<kRows>(columns, d + r * kBlock, x, steps, step_stride,
-                          sums + r * columns * kLanes);
-  for (; r < rows; ++r)
-    add_outer_rows<1>(columns, d + r * kBlock, x, steps, step_stride, sums + r * columns * kLanes);
-}
-
-// sums[r] += sum over steps and coordinates of d[r], lane by lane.
-void add_rows(int rows, const float* d, int steps, int64_t step_stride, float* sums) {
-  for (int r = 0; r < rows; ++r) {
-    Vec total = load(sums + r * kLanes);
-    for (int step = 0; step < steps; ++step)
-      for (int at = 0; at < kBlock; at += kLanes)
-        total += load(d + step * step_stride + r * kBlock + at);
-    store(sums + r * kLanes, total);
+  for (; c + kTile <= columns; c += kTile)
+    add_outer_columns<R, kTile>(c, columns, d, x, steps, step_stride, sums, bias_sums);
+  if (c + 2 <= columns) {
+    add_outer_columns<R, 2>(c, columns, d, x, steps, step_stride, sums, bias_sums);
+    c += 2;
   }
+  if (c < columns)
+    add_outer_columns<R, 1>(c, columns, d, x, steps, step_stride, sums, bias_sums);
+}
+
+// A null `bias_sums` leaves them out.
+void add_outer(int rows, int columns, const float* d, const float* x, int steps,
+               int64_t step_stride, float* sums, float* bias_sums) {
+  int row = 0;
+  const auto advance = [&](int count) {
+    row += count;
+    d += count * kBlock;
+    sums += count * columns * kLanes;
+    if (bias_sums != nullptr) bias_sums += count * kLanes;
+  };
+  for (; row + kRows <= rows; advance(kRows))
+    add_outer_rows<kRows>(columns, d, x, steps, step_stride, sums, bias_sums);
+  for (; row < rows; advance(1))
+    add_outer_rows<1>(columns, d, x, steps, step_stride, sums, bias_sums);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -246,6 +264,35 @@ void pack_gates(const Rule& rule, const Network& network, const float* weights, 
   }
 }
 
+// 1 / (1 + 2^a) and 1 / (1 + 2^b), in place.
+FORCE_INLINE void sigmoid_pair(Vec (&a)[kTile], Vec (&b)[kTile]) {
+  // One division serves both; 2^60 twice does not overflow.
+  Vec x[2 * kTile], scale[2 * kTile], tail[2 * kTile];
+  for (int t = 0; t < kTile; ++t) {
+    x[t] = clamp(a[t], -60.0f, 60.0f);
+    x[kTile + t] = clamp(b[t], -60.0f, 60.0f);
+  }
+  power_of_two(x, scale, tail);
+  for (int i = 0; i < 2 * kTile; ++i) tail[i] += 1.0f;
+  for (int i = 0; i < 2 * kTile; ++i) x[i] = scale[i] * tail[i] + 1.0f;
+  for (int t = 0; t < kTile; ++t) {
+    const Vec inverse = 1.0f / (x[t] * x[kTile + t]);
+    a[t] = inverse * x[kTile + t];
+    b[t] = inverse * x[t];
+  }
+}
+
+// (2^x - 1) / (2^x + 1), in place.
+FORCE_INLINE void hyperbolic_tangent(Vec (&x)[kTile]) {
+  Vec scale[kTile], tail[kTile];
+  for (int t = 0; t < kTile; ++t) x[t] = clamp(x[t], -30.0f, 30.0f);
+  power_of_two(x, scale, tail);
+  for (int t = 0; t < kTile; ++t) {
+    x[t] = scale[t] * tail[t] + (scale[t] - 1.0f);
+    x[t] /= scale[t] * tail[t] + (scale[t] + 1.0f);
+  }
+}
+
 // The new hidden state. With Keep it also writes reset, update, recall (the recurrent part of the
 // candidate, before the reset gate) and new (the candidate) for the way back.
 template <bool Keep>
@@ -281,25 +328,19 @@ void gru_forward(int H, int I, const float* packed, const float* x, const float*
           recall[t] += weight[2] * v;
         }
       }
+      sigmoid_pair(reset, update);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTile; ++t) candidate[t] += reset[t] * recall[t];
+      hyperbolic_tangent(candidate);
 #pragma GCC unroll 8
       for (int t = 0; t < kTile; ++t) {
         const int here = unit * kBlock + at + t * kLanes;
-        // One division serves both gates; 2^60 twice does not overflow.
-        const PowerOfTwo a = power_of_two(clamp(reset[t], -60.0f, 60.0f));
-        const PowerOfTwo b = power_of_two(clamp(update[t], -60.0f, 60.0f));
-        const Vec a1 = a.scale * (a.tail + 1.0f) + 1.0f;
-        const Vec b1 = b.scale * (b.tail + 1.0f) + 1.0f;
-        const Vec inverse = 1.0f / (a1 * b1);
-        const Vec r = inverse * b1;
-        const Vec z = inverse * a1;
-        const PowerOfTwo e = power_of_two(clamp(candidate[t] + r * recall[t], -30.0f, 30.0f));
-        const Vec n = (e.scale * e.tail + (e.scale - 1.0f)) / (e.scale * e.tail + (e.scale + 1.0f));
-        store(new_h + here, n + z * (load(h + here) - n));
+        store(new_h + here, candidate[t] + update[t] * (load(h + here) - candidate[t]));
         if (Keep) {
-          store(gates + here, r);
-          store(gates + H * kBlock + here, z);
+          store(gates + here, reset[t]);
+          store(gates + H * kBlock + here, update[t]);
           store(gates + 2 * H * kBlock + here, recall[t] * (0.5f / kLog2E));
-          store(gates + 3 * H * kBlock + here, n);
+          store(gates + 3 * H * kBlock + here, candidate[t]);
         }
       }
     }
@@ -392,19 +433,20 @@ void add_weight_gradients(const Rule& rule, const Network& network, const Tape& 
   const float* gates = first + tape.gates;
   const float* x = first + tape.features;
   const auto sums = [&w](int64_t weight) { return w.sums + weight * kLanes; };
-  const int recall = 2 * H * kBlock, candidate = 3 * H * kBlock;
-  add_outer(2 * H, I, gates, x, steps, stride, sums(network.input));
-  add_outer(H, I, gates + candidate, x, steps, stride, sums(network.input + 2 * H * I));
-  add_rows(2 * H, gates, steps, stride, sums(network.bias));
-  add_rows(H, gates + candidate, steps, stride, sums(network.bias + 2 * H));
-  add_rows(H, gates + recall, steps, stride, sums(network.bias_new));
-  add_outer(3 * H, H, gates, w.steps + tape.hidden, steps, stride, sums(network.hidden_kernel));
+  const float* h = w.steps + tape.hidden;
+  const float* recall = gates + 2 * H * kBlock;
+  const float* candidate = gates + 3 * H * kBlock;
+  add_outer(2 * H, I, gates, x, steps, stride, sums(network.input), sums(network.bias));
+  add_outer(H, I, candidate, x, steps, stride, sums(network.input + 2 * H * I),
+            sums(network.bias + 2 * H));
+  add_outer(2 * H, H, gates, h, steps, stride, sums(network.hidden_kernel), nullptr);
+  add_outer(H, H, recall, h, steps, stride, sums(network.hidden_kernel + 2 * H * H),
+            sums(network.bias_new));
   const float* inputs = first + tape.hidden;
   for (int l = 0; l < rule.num_layers; ++l) {
     const Layer& layer = network.layers[l];
-    const float* delta = first + tape.deltas[l];
-    add_outer(layer.outputs, layer.inputs, delta, inputs, steps, stride, sums(layer.kernel));
-    add_rows(layer.outputs, delta, steps, stride, sums(layer.bias));
+    add_outer(layer.outputs, layer.inputs, first + tape.deltas[l], inputs, steps, stride,
+              sums(layer.kernel), sums(layer.bias));
     inputs = first + tape.outputs[l];
   }
 }
@@ -474,8 +516,10 @@ FORCE_INLINE Vec inside(Vec x, float limit, Vec slope) {
 
 // The derivative of tanh.
 FORCE_INLINE Vec tanh_slope(Vec x) {
-  const PowerOfTwo e = power_of_two(clamp(x * (2.0f * kLog2E), -60.0f, 60.0f));
-  const Vec p = e.scale * (e.tail + 1.0f);
+  const Vec y[1] = {clamp(x * (2.0f * kLog2E), -60.0f, 60.0f)};
+  Vec scale[1], tail[1];
+  power_of_two(y, scale, tail);
+  const Vec p = scale[0] * (tail[0] + 1.0f);
   return 4.0f * p / ((p + 1.0f) * (p + 1.0f));
 }
 

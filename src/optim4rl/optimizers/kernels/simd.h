@@ -35,13 +35,27 @@ FORCE_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p);
 FORCE_INLINE void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 FORCE_INLINE Vec splat(float x) { return x - Vec{}; }
 
+// A constant that the compiler cannot see. Comparisons with constants that it sees are turned around
+// on the way and are then no longer recognised as min and max instructions.
+FORCE_INLINE Vec hidden_constant(float x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return splat(x);
+}
+
 FORCE_INLINE Vec clamp(Vec x, float low, float high) {
-  const Vec l = splat(low), h = splat(high);
+  const Vec l = hidden_constant(low), h = hidden_constant(high);
   x = l > x ? l : x;
   return h < x ? h : x;
 }
 
-FORCE_INLINE Vec relu(Vec x) { return Vec{} > x ? Vec{} : x; }
+FORCE_INLINE Vec relu(Vec x) {
+  const Vec zero = hidden_constant(0.0f);
+  return zero > x ? zero : x;
+}
 
 FORCE_INLINE Vec absolute(Vec x) { return (Vec)((IntVec)x & 0x7fffffff); }
 
@@ -56,24 +70,25 @@ FORCE_INLINE Vec square_root(Vec x) {
   return x;
 }
 
-// 2^x = scale * (1 + tail) for |x| < 120, |tail| <= 1/2: kept apart so that 2^x - 1 loses nothing.
-struct PowerOfTwo {
-  Vec scale, tail;
-};
-
 // Added to a float, this rounds it to a whole number and leaves that number, plus the bias of a
 // float's exponent, in the lowest bits.
 constexpr float kRounder = 12582912.0f + 127.0f;
 
-FORCE_INLINE PowerOfTwo power_of_two(Vec x) {
-  const Vec shifted = x + kRounder;
-  const Vec f = x - (shifted - kRounder);
+// 2^x = scale * (1 + tail) for |x| < 120, |tail| <= 1/2: kept apart so that 2^x - 1 loses nothing.
+// Several vectors at once, step by step: one alone would wait for each result.
+template <int N>
+FORCE_INLINE void power_of_two(const Vec (&x)[N], Vec (&scale)[N], Vec (&tail)[N]) {
+  Vec f[N];
+  for (int i = 0; i < N; ++i) scale[i] = x[i] + kRounder;
+  for (int i = 0; i < N; ++i) f[i] = scale[i] - kRounder;
+  for (int i = 0; i < N; ++i) f[i] = x[i] - f[i];
+  for (int i = 0; i < N; ++i) scale[i] = (Vec)((IntVec)scale[i] << 23);
   // (2^f - 1) / f on [-1/2, 1/2], minimax: 2^f to 9e-8.
-  Vec q = f * 1.326472389e-3f + 9.671512870e-3f;
-  q = q * f + 5.550733754e-2f;
-  q = q * f + 2.402224208e-1f;
-  q = q * f + 6.931469776e-1f;
-  return {(Vec)((IntVec)shifted << 23), q * f};
+  constexpr float kSeries[] = {9.671512870e-3f, 5.550733754e-2f, 2.402224208e-1f, 6.931469776e-1f};
+  for (int i = 0; i < N; ++i) tail[i] = splat(1.326472389e-3f);
+  for (const float coefficient : kSeries)
+    for (int i = 0; i < N; ++i) tail[i] = tail[i] * f[i] + coefficient;
+  for (int i = 0; i < N; ++i) tail[i] *= f[i];
 }
 
 // e^x for |x| < 80.
