@@ -1,0 +1,97 @@
+"""The GPU kernels in Pallas' interpreter against the XLA kernel, and their lowering to Triton."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_rule import EVERY_SPEC, random_weights
+
+from optim4rl.optimizers import LEARNED, init_state
+from optim4rl.optimizers.kernels import pallas, xla
+
+SPECS = {**LEARNED, "lstm": EVERY_SPEC["adaptive/raw_and_square/lstm"]}
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "l2lgd2")]
+NAMES = ["optim4rl", "optim4rl-rlc", "anchored", "lstm", *SLOWLY]
+
+
+def problem(spec, shape, steps):
+    """Weights, gradients `[*agents, K, n]`, a state that has seen gradients, and cotangents."""
+    weights = random_weights(spec)
+    *agents, n = shape
+    warm, gradients, cotangents = jax.random.normal(jax.random.key(1), (3, *agents, steps, n))
+    start = init_state(spec, (n,))
+
+    def warm_up(gradients):
+        return xla.unroll(spec, weights, gradients, start)[1]
+
+    for _ in agents:
+        warm_up = jax.vmap(warm_up)
+    return weights, gradients, jax.jit(warm_up)(warm), cotangents
+
+
+def assert_close(found, expected):
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected) if x.size)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [("optim4rl-rlc", 1), ("optim4rl-rlc", 64), ("anchored", 300)],
+)
+def test_a_step_is_the_rules_step(name, n):
+    spec = SPECS[name]
+    weights, gradients, state, _ = problem(spec, (n,), 1)
+    found = jax.jit(partial(pallas.step, spec, interpret=True))(weights, gradients[0], state)
+    assert_close(found, jax.jit(partial(xla.KERNEL.step, spec))(weights, gradients[0], state))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_replay_is_the_oracles(name, monkeypatch):
+    spec, n, steps = SPECS[name], 150, 4
+    # Two programs for three blocks: one takes two of them, the other one and an empty one.
+    monkeypatch.setattr(pallas, "MAX_PROGRAMS", 2)
+    arguments = problem(spec, (n,), steps)
+    found = jax.jit(partial(pallas.replay_vjp, spec, interpret=True))(*arguments)
+    assert_close(found, jax.jit(partial(xla.replay_vjp, spec))(*arguments))
+
+
+def test_agents_of_different_ages_are_one_batch():
+    spec = LEARNED["anchored"]
+    weights, gradients, state, cotangents = problem(spec, (3, 70), 2)
+    state = state._replace(age=jnp.array([2, 5, 90], jnp.int32))
+
+    def both(kernel_step, kernel_replay):
+        step = jax.vmap(partial(kernel_step, spec), in_axes=(None, 0, 0))
+        replay = jax.vmap(partial(kernel_replay, spec), in_axes=(None, 0, 0, 0))
+        return jax.jit(
+            lambda: (
+                step(weights, gradients[:, 0], state),
+                replay(weights, gradients, state, cotangents),
+            )
+        )()
+
+    interpreted = (partial(f, interpret=True) for f in (pallas.step, pallas.replay_vjp))
+    found, expected = both(*interpreted), both(xla.KERNEL.step, xla.KERNEL.replay_vjp)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_primitive_has_a_lowering_to_triton(name):
+    spec = SPECS[name]
+    arguments = problem(spec, (2, 100), 4)
+    axes = (None, 0, 0, 0)
+    step = jax.jit(jax.vmap(partial(pallas.step, spec), in_axes=axes[:3]))
+    replay = jax.jit(jax.vmap(partial(pallas.replay_vjp, spec), in_axes=axes))
+    weights, gradients, state, _ = arguments
+    for traced in (step.trace(weights, gradients[:, 0], state), replay.trace(*arguments)):
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert "triton" in text
+
+
+def test_without_a_gpu_it_says_so():
+    assert "cpu" in pallas.KERNEL.refusal(LEARNED["optim4rl"])
