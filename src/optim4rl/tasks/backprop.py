@@ -1,7 +1,7 @@
 """The agent's network over a batch of observations, forward and backward.
 
-The forward pass that chooses an action leaves all that the backward pass needs, so the gradient of
-a rollout takes no second forward pass.
+The hidden units that the forward pass leaves are what the backward pass needs, so the gradient of a
+rollout takes no second forward pass.
 """
 
 import functools
@@ -12,19 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from optim4rl.tasks.inputs import Inputs
-from optim4rl.tasks.networks import ActorCritic
-
-
-class Activations(NamedTuple):
-    """What the layers gave, after their ReLU.
-
-    Attributes:
-        conv: of the convolution, None if there is none.
-        hidden: of the dense layer.
-    """
-
-    conv: Float[Array, "batch positions filters"] | None
-    hidden: Float[Array, "batch width"]
+from optim4rl.tasks.networks import ActorCritic, Conv2x2
 
 
 class Heads(NamedTuple):
@@ -50,25 +38,30 @@ def forward(
     inputs: Inputs,
     observation: Num[Array, "..."],
     live: Float[Array, "width"] | None = None,
-) -> tuple[Float[Array, "batch actions"], Float[Array, "batch"], Activations]:
-    """Logits, values and activations: what `network` gives, of many observations.
+) -> tuple[Float[Array, "batch actions"], Float[Array, "batch"], Float[Array, "batch width"]]:
+    """Logits, values and hidden units: what `network` gives, of many observations.
 
     Args:
         live: 1 for the units that there are and 0 for those that only fill the array; None if all
             are there.
     """
-    conv = None
     if network.conv is None:
         hidden = inputs.full(network.dense.kernel, observation)
     else:
-        conv = inputs.conv(network.conv.kernel, observation)
-        conv = jax.nn.relu(conv + network.conv.bias[None, None])
-        hidden = conv.reshape(len(conv), -1) @ network.dense.kernel
+        hidden = _features(network.conv, inputs, observation) @ network.dense.kernel
     hidden = jax.nn.relu(hidden + network.dense.bias[None])
     if live is not None:
         hidden = hidden * live[None]
     outputs = jnp.einsum("bw,ow->bo", hidden, heads.kernel) + heads.bias[None]
-    return outputs[:, :-1], outputs[:, -1], Activations(conv, hidden)
+    return outputs[:, :-1], outputs[:, -1], hidden
+
+
+def _features(
+    conv: Conv2x2, inputs: Inputs, observation: Num[Array, "..."]
+) -> Float[Array, "batch features"]:
+    """What the convolution gives, flattened."""
+    images = jax.nn.relu(inputs.conv(conv.kernel, observation) + conv.bias[None, None])
+    return images.reshape(len(images), -1)
 
 
 def backward(
@@ -76,12 +69,15 @@ def backward(
     heads: Heads,
     inputs: Inputs,
     observation: Num[Array, "..."],
-    activations: Activations,
+    hidden: Float[Array, "batch width"],
     logits: Float[Array, "batch actions"],
     value: Float[Array, "batch"],
 ) -> ActorCritic:
-    """The gradient of the parameters, from the cotangents of the logits and of the value."""
-    conv, hidden = activations
+    """The gradient of the parameters, from the cotangents of the logits and of the value.
+
+    The convolution is done again, for all observations at once: its images are large, and to store
+    them in each step takes longer.
+    """
     outputs = jnp.concatenate([logits, value[:, None]], axis=1)
     # The barrier keeps XLA from folding the transposition into the product: 2 to 8 times as slow.
     head_kernel = jax.lax.optimization_barrier(jnp.einsum("bo,bw->ow", outputs, hidden)).T
@@ -90,13 +86,14 @@ def backward(
     # the product is part of one loop and takes half the time.
     columns = [x[:, None] * k[None] for x, k in zip(outputs.T, heads.kernel, strict=True)]
     hidden = jnp.where(hidden > 0, functools.reduce(jnp.add, columns), 0.0)
-    torso = []
-    if conv is None:
-        torso += [inputs.full_gradient(observation, hidden)]
+    if network.conv is None:
+        torso = [inputs.full_gradient(observation, hidden)]
     else:
-        dense_kernel = conv.reshape(len(conv), -1).T @ hidden
-        conv = jnp.where(conv > 0, (hidden @ network.dense.kernel.T).reshape(conv.shape), 0.0)
-        torso += [inputs.conv_gradient(observation, conv), jnp.sum(conv, axis=(0, 1)), dense_kernel]
+        features = _features(network.conv, inputs, observation)
+        images = jnp.where(features > 0, hidden @ network.dense.kernel.T, 0.0)
+        images = images.reshape(len(images), -1, network.conv.bias.size)
+        conv_kernel = inputs.conv_gradient(observation, images)
+        torso = [conv_kernel, jnp.sum(images, axis=(0, 1)), features.T @ hidden]
     leaves = [
         *torso,
         jnp.sum(hidden, axis=0),

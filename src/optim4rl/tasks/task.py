@@ -1,6 +1,7 @@
 """Tasks: an environment, an agent network and A2C, as pure functions of parameters and an actor."""
 
 import dataclasses
+import functools
 import itertools
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,7 +14,7 @@ from gymnax.environments.environment import Environment, EnvParams
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from optim4rl.tasks.a2c import A2CConfig, Transitions, a2c_loss, lambda_returns
-from optim4rl.tasks.backprop import Activations, backward, forward, join_heads
+from optim4rl.tasks.backprop import backward, forward, join_heads
 from optim4rl.tasks.environments.adapters import check_environment, make_environment
 from optim4rl.tasks.environments.episodes import (
     GymnaxVector,
@@ -95,7 +96,7 @@ class _Step(NamedTuple):
     observation: Num[Array, "..."]
     logits: Float[Array, "*T E actions"]
     value: Float[Array, "*T E"]
-    activations: Activations
+    hidden: Float[Array, "*T E width"]
     action: Int[Array, "*T E"]
     result: StepResult
 
@@ -177,7 +178,7 @@ class Task:
     ) -> tuple[ActorCritic, Actor, RolloutStats]:
         """One rollout and the gradient of the whole A2C loss on it, like `params`.
 
-        The rollout's own activations serve the backward pass.
+        The rollout's own hidden units, logits and values serve the backward pass.
         """
         actor, steps = self._play(params, actor, key)
         config = self.config.a2c
@@ -192,12 +193,12 @@ class Task:
         cotangents = jax.grad(a2c_loss, argnums=(0, 1))(
             steps.logits, steps.value, steps.action, target, config
         )
-        activations, (logits, value) = jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), (steps.activations, cotangents)
+        hidden, (logits, value) = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]), (steps.hidden, cotangents)
         )
         observation = self.inputs.join(steps.observation)
         gradient = backward(
-            params, join_heads(params), self.inputs, observation, activations, logits, value
+            params, join_heads(params), self.inputs, observation, hidden, logits, value
         )
         return gradient, actor, _stats(steps)
 
@@ -223,12 +224,12 @@ class Task:
 
         def step(episodes: VectorState, chance: tuple[Array, Any]) -> tuple[VectorState, _Step]:
             uniforms, chance = chance
-            logits, value, activations = forward(
+            logits, value, hidden = forward(
                 params, heads, self.inputs, episodes.observation, actor.live
             )
             action = sample_actions(uniforms, logits)
             after, result = self.vector.step(chance, episodes, action)
-            return after, _Step(episodes.observation, logits, value, activations, action, result)
+            return after, _Step(episodes.observation, logits, value, hidden, action, result)
 
         chance = self.vector.draw(key, self.config.a2c.rollout)
         episodes, recorded = jax.lax.scan(step, actor.episodes, chance)
@@ -277,8 +278,8 @@ def sample_actions(
     odds = list(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).T)
     sums = list(itertools.accumulate(odds))
     threshold = uniforms * sums[-1]
-    action: Int[Array, E] = sum((threshold >= x).astype(jnp.int32) for x in sums[:-1])
-    return action
+    steps = [(threshold >= x).astype(jnp.int32) for x in sums[:-1]]
+    return functools.reduce(jnp.add, steps, jnp.zeros(uniforms.shape, jnp.int32))
 
 
 def _stats(steps: _Step) -> RolloutStats:
