@@ -30,7 +30,8 @@ def stream_step(
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, one block of coordinates at a time."""
     n = gradient.shape[0]
-    if n <= block:
+    block = _even(n, block)
+    if n == block:
         return step(spec, meta_parameters, gradient, state)
 
     def write(index: Array, outputs: tuple[Array, RuleState]) -> tuple[Array, RuleState]:
@@ -85,7 +86,7 @@ def replay_vjp(
         block: coordinates held in memory at a time.
     """
     n = gradients.shape[-1]
-    block = min(block, n)
+    block = _even(n, block)
 
     def accumulate(total: MetaParameters, index: Array) -> tuple[MetaParameters, None]:
         start = _start(index, block, n)
@@ -117,6 +118,11 @@ def _directions(
 
 def _num_blocks(n: int, block: int) -> int:
     return -(-n // block)
+
+
+def _even(n: int, block: int) -> int:
+    """The size at which as many blocks as of size `block` overlap least."""
+    return -(-n // _num_blocks(n, block))
 
 
 def _start(index: Array, block: int, n: int) -> Array:
