@@ -14,7 +14,7 @@ from optim4rl.cli.main import HELP, main
 from optim4rl.cli.runtime import configure_jax
 from optim4rl.cli.train import PRESETS
 from optim4rl.meta.trainer import MetaDivergenceError
-from optim4rl.optimizers.presets import optimizer_names
+from optim4rl.optimizers.presets import LEARNED, optimizer_names
 from optim4rl.optimizers.weights import shipped_names
 from optim4rl.study.components import COMPONENTS, METRICS
 from optim4rl.tasks.environments.adapters import environment_names
@@ -105,7 +105,18 @@ def test_presets_are_listed(capsys):
     assert [row["preset"] for row in listed(capsys, "presets")] == list(PRESETS)
 
 
-@pytest.mark.parametrize("what", ["tasks", "optimizers", "components", "weights", "presets"])
+def test_kernels_are_listed_with_the_reason(capsys):
+    """Every optimizer has one; where a faster one was passed over, it is said why."""
+    rows = listed(capsys, "kernels")
+    assert [row["optimizer"] for row in rows] == list(LEARNED)
+    by_name = {row["optimizer"]: row for row in rows}
+    assert by_name["linear"]["kernel"] == "xla"
+    assert "not native: structure = 'linear'" in by_name["linear"]["why"]
+
+
+@pytest.mark.parametrize(
+    "what", ["tasks", "optimizers", "components", "weights", "presets", "kernels"]
+)
 def test_lists_are_tables_for_people(what, capsys):
     main(["list", what])
     table = capsys.readouterr().out

@@ -21,6 +21,7 @@ from optim4rl.optimizers import (
     learned_optimizer,
     scale_by_learned_rule,
 )
+from optim4rl.optimizers.kernels.select import KERNELS, choose
 
 RATE = 0.1
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
@@ -395,6 +396,19 @@ def test_sharding_is_preserved(name):
 
 
 @every_preset
-def test_streaming_over_blocks_changes_no_number(name):
-    updates = runner(optimizer(name, block=4))(random_gradients()["w"])
-    assert_same(updates, reference(name)["w"])
+def test_every_kernel_gives_the_same_numbers(name):
+    """Leaves of any shape, a scalar and an empty one among them."""
+    gradients = random_gradients({**PARAMS, "scalar": jnp.ones(()), "empty": jnp.ones((2, 0))})
+    expected = runner(optimizer(name, kernel=None))(gradients)
+    for kernel in KERNELS:
+        if kernel.refusal(LEARNED[name]) is None:
+            assert_same(runner(optimizer(name, kernel=kernel.name))(gradients), expected)
+
+
+def test_a_kernel_that_cannot_run_a_rule_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"^kernel = 'native': structure = 'linear'"):
+        optimizer("linear", kernel="native")
+    with pytest.raises(ValueError, match=r"^kernel = 'pallas': "):
+        optimizer("anchored", kernel="pallas")
+    with pytest.raises(ValueError, match=r"^kernel = 'cuda': known kernels are auto, .*xla$"):
+        choose.__wrapped__(LEARNED["anchored"], "cuda")

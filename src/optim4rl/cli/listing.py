@@ -8,7 +8,7 @@ import tyro
 
 from optim4rl.cli.runtime import print_table
 
-What = Literal["tasks", "optimizers", "components", "weights", "presets"]
+What = Literal["tasks", "optimizers", "components", "weights", "presets", "kernels"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class ListOptions:
     """List what there is.
 
     Attributes:
-        what: tasks, optimizers, components (of an ablation study), weights, or presets of train.
+        what: tasks, optimizers, components (of an ablation study), weights, presets of train, or
+            kernels (the implementation that runs each optimizer here, and why).
         json: print it as JSON.
     """
 
@@ -32,6 +33,7 @@ def run(options: ListOptions) -> None:
         "components": _components,
         "weights": _weights,
         "presets": _presets,
+        "kernels": _kernels,
     }[options.what]()
     if options.json:
         print(json.dumps(rows, indent=1))
@@ -123,3 +125,17 @@ def _presets() -> list[dict[str, Any]]:
         }
         for name, preset in PRESETS.items()
     ]
+
+
+def _kernels() -> list[dict[str, Any]]:
+    from optim4rl.optimizers.kernels.select import KERNELS, choose
+    from optim4rl.optimizers.presets import LEARNED
+
+    rows = []
+    for name, spec in LEARNED.items():
+        used = choose(spec)
+        faster = KERNELS[: KERNELS.index(used)]
+        reasons = [f"not {kernel.name}: {kernel.refusal(spec)}" for kernel in faster]
+        why = "; ".join([used.status(), *reversed(reasons)])
+        rows.append({"optimizer": name, "kernel": used.name, "why": why})
+    return rows

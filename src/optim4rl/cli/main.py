@@ -21,7 +21,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
   optim4rl report DIR                write a study's report again
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
-  optim4rl list WHAT                 tasks, optimizers, components, weights, presets
+  optim4rl list WHAT                 tasks, optimizers, components, weights, presets, kernels
 
 Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
 

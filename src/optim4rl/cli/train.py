@@ -19,7 +19,7 @@ from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
 from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, Progress, init, train
 from optim4rl.optimizers.files import write_atomically
-from optim4rl.optimizers.kernels.select import KernelName
+from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.optimizers.kernels.xla import BLOCK
+from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import classical
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
@@ -41,7 +41,9 @@ class Learned:
     ) -> optax.GradientTransformation:
         if parameters is None:
             raise ValueError("parameters = None: a learned rule needs its meta-parameters")
-        return learned_optimizer(self.spec, parameters, rate, block=BLOCK)
+        # One device runs it, however many there are.
+        kernel = choose(self.spec).name
+        return learned_optimizer(self.spec, parameters, rate, kernel=kernel)
 
 
 # Runs side by side, and updates between two looks of the host. Whatever is asked for is done in

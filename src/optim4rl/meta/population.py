@@ -23,7 +23,8 @@ from optim4rl.meta.meta_gradient import (
     init_agents,
     truncated_meta_gradient,
 )
-from optim4rl.optimizers.kernels.select import KernelName, choose
+from optim4rl.optimizers.kernels.interface import KernelName
+from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.tasks.interface import InnerTask
 

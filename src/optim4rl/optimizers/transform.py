@@ -4,6 +4,7 @@
 with `optax.scale_by_learning_rate`, as optax's own aliases do.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from optim4rl.optimizers.kernels.xla import stream_step
+from optim4rl.optimizers.kernels.interface import Kernel, KernelName
+from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.networks import Carry
 from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import (
@@ -44,20 +46,28 @@ class LearnedRuleState(NamedTuple):
 
 
 def scale_by_learned_rule(
-    spec: OptimizerSpec, meta_parameters: MetaParameters, *, block: int | None = None
+    spec: OptimizerSpec, meta_parameters: MetaParameters, *, kernel: KernelName | None = "auto"
 ) -> optax.GradientTransformationExtraArgs:
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
     Args:
         spec: the rule.
         meta_parameters: its weights, shared by all coordinates and never copied into the state.
-        block: stream larger leaves over blocks of this many coordinates, which keeps the working
-            set in cache on a CPU. None treats each leaf at once, which keeps its sharding.
+        kernel: the implementation of the rule, by name (`kernels.select`). None is plain JAX, which
+            keeps the sharding of each leaf and can be differentiated. "auto" is the fastest that
+            runs the rule here, and None where there are several devices to shard over.
+
+    Raises:
+        ValueError: the kernel is unknown, or cannot run the rule here; the message says why.
 
     The state and all arithmetic are float32; updates come back in each gradient's own dtype. An
     infinite gradient is clipped where the spec clips. A NaN stays in its own coordinate, for good;
     wrap with `optax.apply_if_finite` to skip such steps instead.
     """
+    if kernel is None or (kernel == "auto" and jax.device_count() > 1):
+        step_leaf = step
+    else:
+        step_leaf = partial(_step_flat, choose(spec, kernel))
 
     def init(params: optax.Params) -> LearnedRuleState:
         def init_leaf(leaf: Any) -> LeafState:
@@ -82,10 +92,7 @@ def scale_by_learned_rule(
             gradient = jnp.asarray(gradient)
             before = RuleState(leaf.carries, leaf.moments, state.count)
             exact = gradient.astype(jnp.float32)
-            if block is None or gradient.size <= block:
-                direction, after = step(spec, meta_parameters, exact, before)
-            else:
-                direction, after = _stream_leaf(spec, meta_parameters, exact, before, block)
+            direction, after = step_leaf(spec, meta_parameters, exact, before)
             return direction.astype(gradient.dtype), LeafState(after.carries, after.moments)
 
         results = jax.tree.map(update_leaf, updates, state.leaves)
@@ -97,21 +104,23 @@ def scale_by_learned_rule(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _stream_leaf(
+def _step_flat(
+    kernel: Kernel,
     spec: OptimizerSpec,
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
-    block: int,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
-    """`stream_step` on a leaf of any shape."""
+    """A kernel's step on a leaf of any shape."""
+    if gradient.size == 0:
+        return step(spec, meta_parameters, gradient, state)
 
     def flatten(x: Array) -> Array:
-        return x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size) if x.ndim else x
+        return x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size)
 
-    direction, after = stream_step(
-        spec, meta_parameters, flatten(gradient), jax.tree.map(flatten, state), block
-    )
+    carries, moments = jax.tree.map(flatten, (state.carries, state.moments))
+    flat = RuleState(carries, moments, state.age)
+    direction, after = kernel.step(spec, meta_parameters, gradient.reshape(-1), flat)
     return jax.tree.map(
         lambda x, like: x.reshape(like.shape), (direction, after), (gradient, state)
     )
@@ -122,10 +131,10 @@ def learned_optimizer(
     meta_parameters: MetaParameters,
     learning_rate: ScalarOrSchedule,
     *,
-    block: int | None = None,
+    kernel: KernelName | None = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """The rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate`."""
     return optax.chain(
-        scale_by_learned_rule(spec, meta_parameters, block=block),
+        scale_by_learned_rule(spec, meta_parameters, kernel=kernel),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -22,6 +22,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from optim4rl.optimizers.files import write_atomically
+from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.presets import ScalarOrSchedule, learned_spec
 from optim4rl.optimizers.rule import (
     MetaParameters,
@@ -62,12 +63,12 @@ class LearnedOptimizer:
         learning_rate: ScalarOrSchedule | None = None,
         *,
         step_scale: float = 1.0,
-        block: int | None = None,
+        kernel: KernelName | None = "auto",
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer for optax. `step_scale` multiplies every update; tune it like a rate."""
         spec = dataclasses.replace(self.spec, step_scale=self.spec.step_scale * step_scale)
         rate = self.learning_rate if learning_rate is None else learning_rate
-        return learned_optimizer(spec, self.meta_parameters, rate, block=block)
+        return learned_optimizer(spec, self.meta_parameters, rate, kernel=kernel)
 
 
 def untrained(preset: str, learning_rate: float, key: PRNGKeyArray) -> LearnedOptimizer:

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from jaxtyping import Array, Float
 
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
+
+KernelName = Literal["auto", "native", "pallas", "xla"]
+KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 Step = Callable[
     [OptimizerSpec, MetaParameters, Float[Array, " n"], RuleState],
@@ -30,9 +34,11 @@ class Kernel:
         step: `rule.step` on gradients `[n]`.
         replay_vjp: the meta-gradient of `sum(cotangents * directions)`, all `[K, n]`, where the
             directions are K steps over recorded gradients from the state before them.
+        status: what it is on this machine, in one line.
     """
 
-    name: str
+    name: KernelName
     refusal: Callable[[OptimizerSpec], str | None]
     step: Step
     replay_vjp: ReplayVjp
+    status: Callable[[], str]

@@ -137,7 +137,7 @@ def replay_vjp(
     return _unpack(spec, packed, meta_parameters)
 
 
-KERNEL = Kernel("native", refusal, step, replay_vjp)
+KERNEL = Kernel("native", refusal, step, replay_vjp, status)
 
 
 def _names(classes: tuple[Any, ...]) -> str:

@@ -1,15 +1,11 @@
 """Which kernel runs a rule: the fastest that can, or the one that is asked for."""
 
-from typing import Literal, get_args
-
 from optim4rl.optimizers.kernels import native, xla
-from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.kernels.interface import KERNEL_NAMES, Kernel, KernelName
 from optim4rl.optimizers.rule import OptimizerSpec
 
-KernelName = Literal["auto", "native", "xla"]
 # In order of preference: the last one runs everything.
 KERNELS: tuple[Kernel, ...] = (native.KERNEL, xla.KERNEL)
-KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 
 def choose(spec: OptimizerSpec, name: KernelName = "auto") -> Kernel:

@@ -158,4 +158,4 @@ def _replay_vjp(
     return replay(meta_parameters, gradients, state, cotangents)
 
 
-KERNEL = Kernel("xla", lambda spec: None, _step, _replay_vjp)
+KERNEL = Kernel("xla", lambda spec: None, _step, _replay_vjp, lambda: "runs every rule everywhere")
