@@ -157,7 +157,7 @@ class Reader {
   Reader(ffi::RemainingArgs args, ffi::Dictionary attributes)
       : args_(args), attributes_(attributes) {}
 
-  // The next operand, `rows` x `n` floats for each agent.
+  // The next operand, which must hold that many floats.
   const float* operand(int64_t floats) {
     auto buffer = args_.get<ffi::AnyBuffer>(next_++);
     if (!buffer.has_value()) return fail("an operand is missing");

@@ -232,6 +232,7 @@ void read_rows(float* block, const float* rows, int num_rows, int64_t n, int cou
 
 void write_rows(float* rows, const float* block, int num_rows, int64_t n, int count) {
   for (int r = 0; r < num_rows; ++r, block += kBlock, rows += n) {
+    // A copy of known length is a few vector moves.
     if (count == kBlock) {
       __builtin_memcpy(rows, block, kBlock * sizeof(float));
     } else {
