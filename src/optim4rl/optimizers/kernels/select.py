@@ -1,11 +1,11 @@
 """Which kernel runs a rule: the fastest that can, or the one that is asked for."""
 
-from optim4rl.optimizers.kernels import native, xla
+from optim4rl.optimizers.kernels import native, pallas, xla
 from optim4rl.optimizers.kernels.interface import KERNEL_NAMES, Kernel, KernelName
 from optim4rl.optimizers.rule import OptimizerSpec
 
 # In order of preference: the last one runs everything.
-KERNELS: tuple[Kernel, ...] = (native.KERNEL, xla.KERNEL)
+KERNELS: tuple[Kernel, ...] = (pallas.KERNEL, native.KERNEL, xla.KERNEL)
 
 
 def choose(spec: OptimizerSpec, name: KernelName = "auto") -> Kernel:

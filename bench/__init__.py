@@ -1,0 +1,1 @@
+"""Measurements, each in one run with its baseline: `make bench`."""
