@@ -401,4 +401,4 @@ def _refusal(spec: OptimizerSpec) -> str | None:
     return None if platform == "gpu" else f"it needs a GPU, and JAX runs on {platform} here"
 
 
-KERNEL = Kernel("pallas", _refusal, step, replay_vjp)
+KERNEL = Kernel("pallas", _refusal, step, replay_vjp, lambda: "fused for GPUs with Pallas")
