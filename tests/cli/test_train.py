@@ -66,7 +66,7 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     settings = json.loads((whole / "settings.json").read_text())
     assert weights.card["settings"] == settings
     assert settings["meta"]["iterations"] == 4
-    assert settings["width"] == 8
+    assert settings["width"] == [8]
     assert weights.card["tasks"] == ["catch"]
     assert weights.card["seed"] == 0
     assert weights.card["versions"].keys() >= {"jax", "optim4rl"}
@@ -163,7 +163,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     assert not math.isfinite(norms[1])
     settings = json.loads((out / "settings.json").read_text())
     options = TrainOptions(
-        out, optimizer="optim4rl-rlc", width=8, envs_per_agent=2, meta=meta_config(settings)
+        out, optimizer="optim4rl-rlc", width=(8,), envs_per_agent=2, meta=meta_config(settings)
     )
     spec, tasks = build(options)
     like = init(spec, tasks, options.meta)
@@ -253,7 +253,14 @@ def test_a_task_has_its_own_rate_scale_and_reward():
 
 
 def test_the_papers_own_network_is_width_zero():
-    wide = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=0)
-    narrow = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=16)
+    wide = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(0,))
+    narrow = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(16,))
     configs = [build(options)[1][0].task.config for options in (wide, narrow)]
     assert [(c.torso, c.width) for c in configs] == [("conv", 32), ("dense", 16)]
+
+
+def test_agents_may_come_in_several_widths():
+    options = TrainOptions(Path("unused"), tasks=("small_dense_long",), width=(8, 16))
+    assert build(options)[1][0].task.config.width == (8, 16)
+    with pytest.raises(ValueError, match=r"^width = \(\): at least one"):
+        build(TrainOptions(Path("unused"), width=()))

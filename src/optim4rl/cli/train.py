@@ -61,7 +61,8 @@ class TrainOptions:
         learning_rate: inner learning rate alpha of each task; one value serves all.
         step_scale: multiplies alpha, per task; one value serves all.
         reward_scale: multiplies each task's rewards; one value serves all.
-        width: units of the agents' dense layer; 0 is the paper's own network for each task.
+        width: units of the agents' dense layer; 0 is the paper's own network for each task. With
+            several, every fresh agent draws one of them.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
         envs_per_agent: environments of each agent.
         clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
@@ -81,7 +82,7 @@ class TrainOptions:
     learning_rate: tuple[float, ...] = (1e-2,)
     step_scale: tuple[float, ...] = (1.0,)
     reward_scale: tuple[float, ...] = (1.0,)
-    width: int = 32
+    width: tuple[int, ...] = (32,)
     maps: MapOrder = "channels"
     envs_per_agent: int = 64
     clip: float = 0.0
@@ -136,7 +137,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper/catch": {
         "optimizer": "optim4rl",
         "learning_rate": (1e-3,),
-        "width": 256,
+        "width": (256,),
         "envs_per_agent": 1,
         "zero_head": False,
         # 5e5 environment steps, K + 1 rollouts of 64 environments x 20 steps to an iteration.
@@ -148,7 +149,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "optim4rl",
         "tasks": ("small_dense_long",),
         "learning_rate": (3e-2,),
-        "width": 0,
+        "width": (0,),
         "envs_per_agent": 1,
         "clip": 1.0,
         "zero_head": False,
@@ -158,7 +159,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "optim4rl",
         "tasks": ("big_dense_long",),
         "learning_rate": (3e-3,),
-        "width": 0,
+        "width": (0,),
         "envs_per_agent": 1,
         "clip": 1.0,
         "zero_head": False,
@@ -169,7 +170,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tasks": _SIX,
         "learning_rate": (1e-3, 3e-3, 3e-3, 3e-3, 1e-3, 3e-3),
         "reward_scale": (1e3, 1e2, 1e2, 1e1, 1e1, 1.0),
-        "width": 0,
+        "width": (0,),
         "envs_per_agent": 1,
         "clip": 1.0,
         "zero_head": False,
@@ -204,20 +205,24 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     )
     if options.chunk < 1:
         raise ValueError(f"chunk = {options.chunk!r}: at least 1 is needed")
+    if not options.width:
+        raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
     if not options.tasks:
         raise ValueError("tasks = (): at least one task is needed")
     rates = per_task("learning_rate", options.learning_rate, options.tasks)
     scales = per_task("step_scale", options.step_scale, options.tasks)
     rewards = per_task("reward_scale", options.reward_scale, options.tasks)
     tasks = []
+    own_network = options.width == (0,)
+    width = options.width if len(options.width) > 1 else options.width[0]
     for name, rate, scale, reward in zip(options.tasks, rates, scales, rewards, strict=True):
         config = default_config(name)
         config = dataclasses.replace(
             config,
             num_envs=options.envs_per_agent,
-            width=options.width or config.width,
+            width=config.width if own_network else width,
             # A narrow dense network trains the rule as well as the paper's convolution does.
-            torso="dense" if options.width else config.torso,
+            torso=config.torso if own_network else "dense",
             maps=options.maps,
             a2c=dataclasses.replace(config.a2c, reward_scale=reward),
         )
