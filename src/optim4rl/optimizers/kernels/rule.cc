@@ -241,6 +241,16 @@ void write_rows(float* rows, const float* block, int num_rows, int64_t n, int co
   }
 }
 
+// Whether `count` coordinates of each row of [rows, n] are exactly zero.
+bool are_zero(const float* rows, int num_rows, int64_t n, int count) {
+  for (int r = 0; r < num_rows; ++r, rows += n) {
+    bool zero = true;
+    for (int c = 0; c < count; ++c) zero &= rows[c] == 0.0f;
+    if (!zero) return false;
+  }
+  return true;
+}
+
 // ---------------------------------------------------------------------------------------------
 // The gated recurrent unit
 // ---------------------------------------------------------------------------------------------
@@ -680,6 +690,9 @@ void replay(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, fl
   alignas(64) float cotangent[kBlock];
   for (int64_t done = 0; begin < end; begin += kBlock) {
     const int count = block_size(begin, end);
+    done += count;
+    // An input that an agent never met has no gradient, and often a row of weights to itself.
+    if (are_zero(agent.cotangents + begin, agent.steps, agent.n, count)) continue;
     read_state(rule, agent, begin, count, w);
     for (int k = 0; k < agent.steps; ++k) {
       read_rows(w.gradient, agent.gradients + k * agent.n + begin, 1, agent.n, count);
@@ -690,7 +703,6 @@ void replay(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, fl
                     cotangent, nullptr);
     }
     backward(rule, w, agent.weights, agent.steps);
-    done += count;
     if (done % kSegment == 0) flush(rule, w);
   }
   flush(rule, w);
