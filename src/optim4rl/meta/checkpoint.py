@@ -135,7 +135,8 @@ def _digest(tensors: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].tobytes())
+        # The memory itself, not a copy: a state can take most of what there is.
+        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
