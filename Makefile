@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+NATIVE := $(wildcard src/optim4rl/optimizers/kernels/*.cc src/optim4rl/optimizers/kernels/*.h)
+
+.PHONY: demo test test-slow bench lint clean
 
 demo: $(READY)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
@@ -17,12 +19,16 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
 
+# Twenty minutes on two cores, which should have nothing else to do.
+bench: $(READY)
+	$(BIN)/python -m bench
+
 lint: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests bench hatch_build.py
+	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optim4rl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'

@@ -153,6 +153,7 @@ apply_network.defvjp(
 
 
 def num_layers(weights: Weights) -> int:
+    """Layers of the head, the last one included."""
     return sum(name.startswith("head") and not name.endswith("bias") for name in weights)
 
 
