@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from test_meta_gradient import Quadratic, factor_rule
+from test_meta_gradient import factor_rule
 
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
 from optim4rl.meta.population import Execution, agents_mesh
@@ -15,7 +15,7 @@ from optim4rl.tasks import A2CConfig, TaskConfig, make_task
 
 SPEC, _ = factor_rule()
 CATCH = TaskConfig("catch", num_envs=2, width=4, a2c=A2CConfig(rollout=5))
-TASKS = (MetaTask(make_task(CATCH), 0.05), MetaTask(Quadratic((1.0, 2.0)), 0.05))
+TASKS = (MetaTask(make_task(CATCH), 0.05),)
 CONFIG = MetaConfig(
     iterations=6, agents=8, inner_updates=2, reset_interval=3, meta_learning_rate=3e-2
 )
@@ -41,8 +41,18 @@ def alone():
     return train(SPEC, TASKS, CONFIG, chunk=6)
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("num_devices", "agents_per_chunk"), [(1, 1), (1, 3), (2, None), (4, None), (4, 1)]
+    ("num_devices", "agents_per_chunk"),
+    [
+        (1, 3),
+        (2, None),
+        (4, 1),
+        pytest.param(1, 1, marks=slow),
+        pytest.param(4, None, marks=slow),
+    ],
 )
 def test_devices_and_chunks_change_nothing(alone, num_devices, agents_per_chunk):
     """Agents, weights, meta-gradients and episode counts, through resets and all."""

@@ -12,8 +12,12 @@ from optim4rl.optimizers import LEARNED, init_state
 from optim4rl.optimizers.kernels import pallas, xla
 
 SPECS = {**LEARNED, "lstm": EVERY_SPEC["adaptive/raw_and_square/lstm"]}
-SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "l2lgd2")]
-NAMES = ["optim4rl", "optim4rl-rlc", "anchored", "lstm", *SLOWLY]
+
+
+def slowly(*quick):
+    """Every spec; the interpreter and the compilers take their time, so some are marked slow."""
+    marks = {name: () if name in quick else pytest.mark.slow for name in SPECS}
+    return [pytest.param(name, marks=marks[name]) for name in SPECS]
 
 
 def problem(spec, shape, steps):
@@ -40,7 +44,7 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize(
     ("name", "n"),
-    [("optim4rl-rlc", 1), ("optim4rl-rlc", 64), ("anchored", 300)],
+    [("optim4rl-rlc", 1), ("anchored", 300)],
 )
 def test_a_step_is_the_rules_step(name, n):
     spec = SPECS[name]
@@ -49,7 +53,7 @@ def test_a_step_is_the_rules_step(name, n):
     assert_close(found, jax.jit(partial(xla.KERNEL.step, spec))(weights, gradients[0], state))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly("optim4rl-rlc", "anchored"))
 def test_the_replay_is_the_oracles(name, monkeypatch):
     spec, n, steps = SPECS[name], 150, 4
     # Two programs for three blocks: one takes two of them, the other one and an empty one.
@@ -80,7 +84,7 @@ def test_agents_of_different_ages_are_one_batch():
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly("optim4rl"))
 def test_every_primitive_has_a_lowering_to_triton(name):
     spec = SPECS[name]
     arguments = problem(spec, (2, 100), 4)
