@@ -14,9 +14,8 @@ from optim4rl.cli.train import PRESETS, TrainOptions, build, plan_execution
 from optim4rl.meta.trainer import MetaConfig, init, train
 
 # Case: preset of `optim4rl train`, changes to it, iterations in one timing, timings.
-_B: dict[str, Any] = {"optimizer": "optim4rl-rlc"}
 CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "Catch, the paper's settings (64 agents x 1 environment, B)": ("paper/catch", _B, 5, 5),
+    "Catch, the paper's settings (64 agents x 1 environment, B)": ("release/catch", {}, 5, 5),
     "Catch, the recipe (8 agents x 64 environments, anchored)": ("zoo/anchored-catch", {}, 50, 5),
     "four grids, K = 16 (8 x 64 each, widths 16 to 32)": (
         "zoo/anchored-catch",
@@ -28,10 +27,15 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
         5,
         5,
     ),
-    "small_dense_long, the paper's settings (512 agents, B)": ("paper/small_dense_long", _B, 3, 3),
+    "small_dense_long, the paper's settings (512 agents, B)": (
+        "paper/small_dense_long",
+        {"optimizer": "optim4rl-rlc"},
+        3,
+        3,
+    ),
     "big_dense_long, the paper's settings (512 agents, 39,482 parameters, B)": (
-        "paper/big_dense_long",
-        {**_B, "maps": "rows"},
+        "release/big_dense_long",
+        {},
         1,
         3,
     ),

@@ -165,6 +165,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         "zero_head": False,
         "meta": _PAPER,
     },
+    # The paper's release on its own two settings: Version B, and its network on the big grid world.
+    "release/catch": {
+        "optimizer": "optim4rl-rlc",
+        "learning_rate": (1e-3,),
+        "width": (256,),
+        "envs_per_agent": 1,
+        "zero_head": False,
+        "meta": dataclasses.replace(
+            _PAPER, agents=64, reset_interval=64, iterations=78, meta_learning_rate=1e-3
+        ),
+    },
+    "release/big_dense_long": {
+        "optimizer": "optim4rl-rlc",
+        "tasks": ("big_dense_long",),
+        "learning_rate": (3e-3,),
+        "width": (0,),
+        "maps": "rows",
+        "envs_per_agent": 1,
+        "clip": 1.0,
+        "zero_head": False,
+        "meta": _PAPER,
+    },
     "paper/six": {
         "optimizer": "optim4rl",
         "tasks": _SIX,

@@ -22,7 +22,7 @@ from optim4rl.meta.population import Execution
 from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, init, iterate
 from optim4rl.optimizers.rule import OptimizerSpec
 
-# What a process holds before and beside the program: Python, JAX, and XLA while it compiles.
+# What a process holds beside the program on a CPU: Python, JAX, and XLA while it compiles.
 PROCESS_BYTES = 700 * 2**20
 
 # On a CPU, chunks with more work than this are no faster, and smaller ones stay nearer its cache:
@@ -53,12 +53,14 @@ class MemoryPlan:
     """What meta-training is predicted to need of a process, in bytes.
 
     Attributes:
+        process: Python, JAX and the compiler; nothing of a GPU's memory.
         state: agents, their optimizers and environments, and the rule.
         work: what one meta-iteration holds beside the state, at its peak.
         saving: what writing a checkpoint holds beside the state: the devices' shares put together.
         agents_per_chunk: agents side by side on each device.
     """
 
+    process: int
     state: int
     work: int
     saving: int
@@ -66,8 +68,8 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """All of it, with the process itself."""
-        return PROCESS_BYTES + self.state + max(self.work, self.saving)
+        """All that is there at once."""
+        return self.process + self.state + max(self.work, self.saving)
 
 
 class OutOfMemoryError(ValueError):
@@ -85,9 +87,15 @@ def predict(
     program = jax.make_jaxpr(partial(iterate, spec, tasks, share, execution=chunk))(state)
     work = round(SLACK * peak_bytes(program.jaxpr, donated=True))
     held = local * _tree_bytes(state)
-    # A single CPU device's arrays are written from where they lie.
-    copied = execution.devices.size > 1 or jax.default_backend() != "cpu"
-    return MemoryPlan(held, local * work, held * copied, execution.chunk(config.agents))
+    on_cpu = jax.default_backend() == "cpu"
+    return MemoryPlan(
+        process=PROCESS_BYTES if on_cpu else 0,
+        state=held,
+        work=local * work,
+        # The arrays of a single device are written from where they lie.
+        saving=held if on_cpu and execution.devices.size > 1 else 0,
+        agents_per_chunk=execution.chunk(config.agents),
+    )
 
 
 def choose_chunk(
