@@ -167,9 +167,9 @@ def test_another_state_is_refused_with_the_leaf_that_differs(start, saved):
     without = {name: x for name, x in weights.items() if name != "bias"}
     with pytest.raises(CheckpointError, match=r"lacks \[\] and has .*'bias'"):
         load_checkpoint(saved, like(**without), CONFIG)
-    with pytest.raises(CheckpointError, match=r"'bias'.* float32\[6\] there and float32\[7\] here"):
+    with pytest.raises(CheckpointError, match=r"'bias'.* F32\[6\] there and F32\[7\] here"):
         load_checkpoint(saved, like(**{**weights, "bias": jnp.zeros(7)}), CONFIG)
-    with pytest.raises(CheckpointError, match=r"'bias'.* float32\[6\] there and int32\[6\] here"):
+    with pytest.raises(CheckpointError, match=r"'bias'.* F32\[6\] there and I32\[6\] here"):
         load_checkpoint(saved, like(**{**weights, "bias": jnp.zeros(6, jnp.int32)}), CONFIG)
 
 

@@ -8,7 +8,8 @@ number of them. Nothing in a file is ever executed.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from optim4rl.optimizers.files import replacing
 
 FORMAT = "optim4rl-checkpoint"
 FORMAT_VERSION = 1
+# What the format calls the types that a state can hold.
+_DTYPES = {
+    "bool": "BOOL",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bfloat16": "BF16",
+}
 
 
 class CheckpointError(ValueError):
@@ -35,29 +44,31 @@ def save_checkpoint(path: str | Path, state: MetaState, config: Mapping[str, Any
 
     Args:
         path: the file, replaced if it is there.
-        state: the whole state of meta-training.
+        state: the whole state of meta-training. It is written from where it lies: only of several
+            processes' arrays a copy is made, one at a time.
         config: everything that shaped the run, JSON values only; loading compares it.
 
     Raises:
         ValueError: the config holds something that JSON does not.
     """
-    from safetensors.numpy import save_file
-
-    config = _as_json(config)
-    # In C order: safetensors writes an array's memory as it lies.
-    tensors = {
-        name: np.asarray(_whole(_data(x)), order="C") for name, x in _named_leaves(state).items()
-    }
+    card = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": _as_json(config)}
+    leaves = {name: _data(leaf) for name, leaf in sorted(_named_leaves(state).items())}
     if jax.process_index() != 0:
+        for leaf in leaves.values():
+            for _ in _pieces(leaf):
+                pass
         return
-    card = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": config,
-        "digest": _digest(tensors),
-    }
-    with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"card": json.dumps(card)})
+    digest = hashlib.sha256()
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        # The digest is known at the end and has its place, of a known size, at the start.
+        file.write(_header(leaves, card | {"digest": digest.hexdigest()}))
+        for name, leaf in leaves.items():
+            digest.update(name.encode())
+            for piece in _pieces(leaf):
+                digest.update(piece)
+                file.write(piece)
+        file.seek(0)
+        file.write(_header(leaves, card | {"digest": digest.hexdigest()}))
 
 
 def load_checkpoint(
@@ -79,18 +90,55 @@ def load_checkpoint(
         CheckpointError: the file is missing, corrupt or not a checkpoint, or is that of a run with
             another config or a state of another shape.
     """
-    card, tensors = _read(Path(path))
-    _check_config(path, card["config"], _as_json(config))
-    _check_tensors(path, tensors, _named_leaves(jax.eval_shape(_data_tree, like)))
-    if card["digest"] != _digest(tensors):
+    wanted = _named_leaves(jax.eval_shape(_data_tree, like))
+    shardings = _named_leaves(state_shardings(like, execution))
+    digest, placed = hashlib.sha256(), {}
+    with _opened(Path(path)) as (card, file):
+        _check_config(path, card["config"], _as_json(config))
+        _check_tensors(path, file, wanted)
+        for name in sorted(wanted):
+            tensor = file.get_tensor(name)
+            digest.update(name.encode())
+            digest.update(_bytes(tensor))
+            placed[name] = _place(tensor, shardings[name])
+    if card["digest"] != digest.hexdigest():
         raise CheckpointError(f"{path}: corrupt: its tensors do not match its digest")
-    placed = {
-        name: _place(tensors[name], sharding)
-        for name, sharding in _named_leaves(state_shardings(like, execution)).items()
-    }
     leaves = [_restore(placed[name], leaf) for name, leaf in _named_leaves(like).items()]
     state: MetaState = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return state
+
+
+def _header(leaves: Mapping[str, Any], card: Mapping[str, Any]) -> bytes:
+    """The head of a safetensors file: https://github.com/huggingface/safetensors#format."""
+    entries: dict[str, Any] = {"__metadata__": {"card": json.dumps(card)}}
+    end = 0
+    for name, leaf in leaves.items():
+        start, end = end, end + leaf.size * leaf.dtype.itemsize
+        entries[name] = {
+            "dtype": _DTYPES[leaf.dtype.name],
+            "shape": list(leaf.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _pieces(array: Any) -> Iterator[memoryview]:
+    """An array's bytes in C order. Its shards, which split the first axis, come one by one."""
+    if not isinstance(array, jax.Array):
+        yield _bytes(np.asarray(array))
+    elif array.is_fully_replicated:
+        yield _bytes(np.asarray(array.addressable_data(0)))
+    elif array.is_fully_addressable:
+        for shard in sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+            yield _bytes(np.asarray(shard.data))
+    else:
+        yield _bytes(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -112,13 +160,6 @@ def _data_tree(tree: Any) -> Any:
     return jax.tree.map(_data, tree)
 
 
-def _whole(array: Any) -> Any:
-    """An array that may be spread over processes, on each of them."""
-    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
-        return array
-    return multihost_utils.process_allgather(array, tiled=True)
-
-
 def _place(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array on its devices, of which each process fills its own."""
     return jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])
@@ -131,28 +172,23 @@ def _restore(array: jax.Array, like: Any) -> Any:
     return jax.random.wrap_key_data(array, impl=implementation)
 
 
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        # The memory itself, not a copy: a state can take most of what there is.
-        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The card and the open file, of which nothing else has been read yet."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield _card(path, file.metadata() or {}), file
     except OSError as error:
         raise CheckpointError(f"{path}: no readable file there ({error})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: truncated, corrupt or no checkpoint: {error}") from error
+
+
+def _card(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        card = json.loads(metadata["card"])
+        card: dict[str, Any] = json.loads(metadata["card"])
         found = (card["format"], card["format_version"])
         complete = card.keys() >= {"config", "digest"}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -162,7 +198,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{path}: format {found[0]!r} version {found[1]!r}; this release reads {FORMAT!r} "
             f"version {FORMAT_VERSION}"
         )
-    return card, tensors
+    return card
 
 
 def _as_json(config: Mapping[str, Any]) -> Any:
@@ -199,17 +235,17 @@ def _decays(config: Mapping[str, Any]) -> bool:
     return bool(config.get("cosine_to", 1) != 1)
 
 
-def _check_tensors(
-    path: str | Path, tensors: Mapping[str, np.ndarray], wanted: Mapping[str, Any]
-) -> None:
-    if tensors.keys() != wanted.keys():
-        absent = sorted(wanted.keys() - tensors.keys())
-        extra = sorted(tensors.keys() - wanted.keys())
+def _check_tensors(path: str | Path, file: Any, wanted: Mapping[str, Any]) -> None:
+    names = set(file.keys())
+    if names != wanted.keys():
+        absent = sorted(wanted.keys() - names)
+        extra = sorted(names - wanted.keys())
         raise CheckpointError(f"{path}: another state: it lacks {absent} and has {extra} besides")
     for name, leaf in wanted.items():
-        found = tensors[name]
-        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+        stored = file.get_slice(name)
+        found = (stored.get_dtype(), list(stored.get_shape()))
+        needed = (_DTYPES[leaf.dtype.name], list(leaf.shape))
+        if found != needed:
             raise CheckpointError(
-                f"{path}: {name} is {found.dtype}{list(found.shape)} there and "
-                f"{leaf.dtype}{list(leaf.shape)} here"
+                f"{path}: {name} is {found[0]}{found[1]} there and {needed[0]}{needed[1]} here"
             )

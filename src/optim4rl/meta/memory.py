@@ -56,20 +56,18 @@ class MemoryPlan:
         process: Python, JAX and the compiler; nothing of a GPU's memory.
         state: agents, their optimizers and environments, and the rule.
         work: what one meta-iteration holds beside the state, at its peak.
-        saving: what writing a checkpoint holds beside the state: the devices' shares put together.
         agents_per_chunk: agents side by side on each device.
     """
 
     process: int
     state: int
     work: int
-    saving: int
     agents_per_chunk: int
 
     @property
     def peak(self) -> int:
         """All that is there at once."""
-        return self.process + self.state + max(self.work, self.saving)
+        return self.process + self.state + self.work
 
 
 class OutOfMemoryError(ValueError):
@@ -86,14 +84,11 @@ def predict(
     state = jax.eval_shape(partial(init, spec, tasks, share))
     program = jax.make_jaxpr(partial(iterate, spec, tasks, share, execution=chunk))(state)
     work = round(SLACK * peak_bytes(program.jaxpr, donated=True))
-    held = local * _tree_bytes(state)
     on_cpu = jax.default_backend() == "cpu"
     return MemoryPlan(
         process=PROCESS_BYTES if on_cpu else 0,
-        state=held,
+        state=local * _tree_bytes(state),
         work=local * work,
-        # The arrays of a single device are written from where they lie.
-        saving=held if on_cpu and execution.devices.size > 1 else 0,
         agents_per_chunk=execution.chunk(config.agents),
     )
 
