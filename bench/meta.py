@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from bench.measure import Table, peak_memory_gib, rounded
+from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.runtime import CompileClock
-from optim4rl.cli.train import PRESETS, TrainOptions, build, plan_execution
+from optim4rl.cli.train import TrainOptions, build, plan_execution
 from optim4rl.meta.trainer import MetaConfig, init, train
 
 # Case: preset of `optim4rl train`, changes to it, iterations in one timing, timings.

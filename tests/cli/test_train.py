@@ -11,7 +11,8 @@ import pytest
 
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
-from optim4rl.cli.train import PRESETS, TrainOptions, build, per_task
+from optim4rl.cli.recipes import PRESETS
+from optim4rl.cli.train import TrainOptions, build, per_task
 from optim4rl.meta.checkpoint import load_checkpoint
 from optim4rl.meta.trainer import init
 from optim4rl.optimizers.presets import learned_spec

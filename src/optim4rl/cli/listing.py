@@ -115,7 +115,7 @@ def _weights() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from optim4rl.cli.train import PRESETS
+    from optim4rl.cli.recipes import PRESETS
 
     return [
         {

@@ -114,18 +114,18 @@ def _train(command: str, rest: list[str]) -> None:
     if not {"-h", "--help"} & set(rest):
         # Processes must have met before anything of JAX runs; importing gymnax is enough for that.
         cluster.join(_parse_known(cluster.ClusterOptions, command, rest))
-    from optim4rl.cli import train
+    from optim4rl.cli import recipes, train
 
     default = None
     rest = [part for word in rest for part in _split_preset(word)]
     if "--preset" in rest:
         at = rest.index("--preset")
         name = rest[at + 1] if at + 1 < len(rest) else ""
-        if name not in train.PRESETS:
-            raise UsageError(f"preset = {name!r}: known presets are {', '.join(train.PRESETS)}")
+        if name not in recipes.PRESETS:
+            raise UsageError(f"preset = {name!r}: known presets are {', '.join(recipes.PRESETS)}")
         del rest[at : at + 2]
         folder = Path("runs") / name.replace("/", "-")
-        default = dataclasses.replace(train.TrainOptions(folder), **train.PRESETS[name])
+        default = dataclasses.replace(train.TrainOptions(folder), **recipes.PRESETS[name])
     train.run(_parse(train.TrainOptions, command, rest, default))
 
 

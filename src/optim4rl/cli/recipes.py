@@ -1,0 +1,106 @@
+"""Recipes of `optim4rl train --preset NAME`: the options that differ from the defaults."""
+
+import dataclasses
+from typing import Any
+
+from optim4rl.meta.trainer import MetaConfig
+
+_PAPER = MetaConfig(
+    agents=512,
+    reset_interval=72,
+    validation="last",
+    meta_learning_rate=1e-4,
+    meta_clip="value",
+    # 3e7 environment steps, K + 1 rollouts of 512 environments x 20 steps to an iteration.
+    iterations=586,
+)
+_SIX = (
+    "small_dense_long",
+    "small_dense_short",
+    "big_sparse_short",
+    "big_dense_short",
+    "big_sparse_long",
+    "big_dense_long",
+)
+# Recipes: what made the shipped weights ("zoo/..."), and the paper's experiments.
+PRESETS: dict[str, dict[str, Any]] = {
+    "zoo/anchored-catch": {
+        "optimizer": "anchored",
+        "learning_rate": (2e-2,),
+        "meta": MetaConfig(meta_learning_rate=1e-2, cosine_to=0.1),
+    },
+    "zoo/optim4rl-catch": {
+        "optimizer": "optim4rl",
+        "learning_rate": (3e-3,),
+        "meta": MetaConfig(meta_learning_rate=3e-3),
+    },
+    "zoo/optim4rl-rlc-catch": {
+        "optimizer": "optim4rl-rlc",
+        "learning_rate": (3e-3,),
+        "meta": MetaConfig(meta_learning_rate=3e-3),
+    },
+    "paper/catch": {
+        "optimizer": "optim4rl",
+        "learning_rate": (1e-3,),
+        "width": (256,),
+        "envs_per_agent": 1,
+        "zero_head": False,
+        # 5e5 environment steps, K + 1 rollouts of 64 environments x 20 steps to an iteration.
+        "meta": dataclasses.replace(
+            _PAPER, agents=64, reset_interval=64, iterations=78, meta_learning_rate=1e-3
+        ),
+    },
+    "paper/small_dense_long": {
+        "optimizer": "optim4rl",
+        "tasks": ("small_dense_long",),
+        "learning_rate": (3e-2,),
+        "width": (0,),
+        "envs_per_agent": 1,
+        "clip": 1.0,
+        "zero_head": False,
+        "meta": _PAPER,
+    },
+    "paper/big_dense_long": {
+        "optimizer": "optim4rl",
+        "tasks": ("big_dense_long",),
+        "learning_rate": (3e-3,),
+        "width": (0,),
+        "envs_per_agent": 1,
+        "clip": 1.0,
+        "zero_head": False,
+        "meta": _PAPER,
+    },
+    # The paper's release on its own two settings: Version B, and its network on the big grid world.
+    "release/catch": {
+        "optimizer": "optim4rl-rlc",
+        "learning_rate": (1e-3,),
+        "width": (256,),
+        "envs_per_agent": 1,
+        "zero_head": False,
+        "meta": dataclasses.replace(
+            _PAPER, agents=64, reset_interval=64, iterations=78, meta_learning_rate=1e-3
+        ),
+    },
+    "release/big_dense_long": {
+        "optimizer": "optim4rl-rlc",
+        "tasks": ("big_dense_long",),
+        "learning_rate": (3e-3,),
+        "width": (0,),
+        "maps": "rows",
+        "envs_per_agent": 1,
+        "clip": 1.0,
+        "zero_head": False,
+        "meta": _PAPER,
+    },
+    "paper/six": {
+        "optimizer": "optim4rl",
+        "tasks": _SIX,
+        "learning_rate": (1e-3, 3e-3, 3e-3, 3e-3, 1e-3, 3e-3),
+        "reward_scale": (1e3, 1e2, 1e2, 1e1, 1e1, 1.0),
+        "width": (0,),
+        "envs_per_agent": 1,
+        "clip": 1.0,
+        "zero_head": False,
+        "meta": dataclasses.replace(_PAPER, meta_clip="normalise", meta_clip_limit=0.5),
+    },
+}
