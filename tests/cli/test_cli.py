@@ -11,8 +11,8 @@ import pytest
 
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import HELP, main
-from optim4rl.cli.runtime import configure_jax
 from optim4rl.cli.recipes import PRESETS
+from optim4rl.cli.runtime import configure_jax
 from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
 from optim4rl.optimizers.weights import shipped_names
