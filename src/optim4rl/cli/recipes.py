@@ -5,15 +5,35 @@ from typing import Any
 
 from optim4rl.meta.trainer import MetaConfig
 
+# The paper's settings: one environment for each agent, K + 1 rollouts of 20 steps to an iteration.
 _PAPER = MetaConfig(
     agents=512,
     reset_interval=72,
     validation="last",
     meta_learning_rate=1e-4,
     meta_clip="value",
-    # 3e7 environment steps, K + 1 rollouts of 512 environments x 20 steps to an iteration.
-    iterations=586,
+    iterations=586,  # 3e7 environment steps
 )
+_CATCH: dict[str, Any] = {
+    "learning_rate": (1e-3,),
+    "width": (256,),
+    "envs_per_agent": 1,
+    "zero_head": False,
+    "meta": dataclasses.replace(
+        _PAPER,
+        agents=64,
+        reset_interval=64,
+        meta_learning_rate=1e-3,
+        iterations=78,  # 5e5 environment steps
+    ),
+}
+_GRID: dict[str, Any] = {
+    "width": (0,),
+    "envs_per_agent": 1,
+    "clip": 1.0,
+    "zero_head": False,
+    "meta": _PAPER,
+}
 _SIX = (
     "small_dense_long",
     "small_dense_short",
@@ -39,68 +59,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": (3e-3,),
         "meta": MetaConfig(meta_learning_rate=3e-3),
     },
-    "paper/catch": {
-        "optimizer": "optim4rl",
-        "learning_rate": (1e-3,),
-        "width": (256,),
-        "envs_per_agent": 1,
-        "zero_head": False,
-        # 5e5 environment steps, K + 1 rollouts of 64 environments x 20 steps to an iteration.
-        "meta": dataclasses.replace(
-            _PAPER, agents=64, reset_interval=64, iterations=78, meta_learning_rate=1e-3
-        ),
-    },
+    "paper/catch": {"optimizer": "optim4rl", **_CATCH},
     "paper/small_dense_long": {
         "optimizer": "optim4rl",
         "tasks": ("small_dense_long",),
         "learning_rate": (3e-2,),
-        "width": (0,),
-        "envs_per_agent": 1,
-        "clip": 1.0,
-        "zero_head": False,
-        "meta": _PAPER,
+        **_GRID,
     },
     "paper/big_dense_long": {
         "optimizer": "optim4rl",
         "tasks": ("big_dense_long",),
         "learning_rate": (3e-3,),
-        "width": (0,),
-        "envs_per_agent": 1,
-        "clip": 1.0,
-        "zero_head": False,
-        "meta": _PAPER,
-    },
-    # The paper's release on its own two settings: Version B, and its network on the big grid world.
-    "release/catch": {
-        "optimizer": "optim4rl-rlc",
-        "learning_rate": (1e-3,),
-        "width": (256,),
-        "envs_per_agent": 1,
-        "zero_head": False,
-        "meta": dataclasses.replace(
-            _PAPER, agents=64, reset_interval=64, iterations=78, meta_learning_rate=1e-3
-        ),
-    },
-    "release/big_dense_long": {
-        "optimizer": "optim4rl-rlc",
-        "tasks": ("big_dense_long",),
-        "learning_rate": (3e-3,),
-        "width": (0,),
-        "maps": "rows",
-        "envs_per_agent": 1,
-        "clip": 1.0,
-        "zero_head": False,
-        "meta": _PAPER,
+        **_GRID,
     },
     "paper/six": {
         "optimizer": "optim4rl",
         "tasks": _SIX,
         "learning_rate": (1e-3, 3e-3, 3e-3, 3e-3, 1e-3, 3e-3),
         "reward_scale": (1e3, 1e2, 1e2, 1e1, 1e1, 1.0),
-        "width": (0,),
-        "envs_per_agent": 1,
-        "clip": 1.0,
-        "zero_head": False,
+        **_GRID,
         "meta": dataclasses.replace(_PAPER, meta_clip="normalise", meta_clip_limit=0.5),
+    },
+    # The paper's release on its own: Version B, and on the big grid world its smaller network.
+    "release/catch": {"optimizer": "optim4rl-rlc", **_CATCH},
+    "release/big_dense_long": {
+        "optimizer": "optim4rl-rlc",
+        "tasks": ("big_dense_long",),
+        "learning_rate": (3e-3,),
+        **_GRID,
+        "maps": "rows",
     },
 }

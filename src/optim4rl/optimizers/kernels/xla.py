@@ -5,7 +5,9 @@ rollout: it is one VJP through K coordinate-wise steps, independent for each coo
 stream over blocks of coordinates and so run in constant memory, whatever the number of parameters.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,25 +139,22 @@ def _slice_state(state: RuleState, start: Array, block: int) -> RuleState:
     return jax.tree.map(lambda x: _slice(x, start, block) if x.ndim else x, state)
 
 
-# One agent after the other: side by side, the blocks of all of them would not fit into the cache.
-def _step(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    gradient: Float[Array, " n"],
-    state: RuleState,
-) -> tuple[Float[Array, " n"], RuleState]:
-    return sequential_vmap(partial(stream_step, spec))(meta_parameters, gradient, state)
+def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Batched by `jax.vmap`, one agent after the other.
+
+    Side by side, the blocks of all of them would not fit into the cache.
+    """
+
+    def run(spec: OptimizerSpec, *arrays: Any) -> Any:
+        return sequential_vmap(partial(function, spec))(*arrays)
+
+    return run
 
 
-def _replay_vjp(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    gradients: Float[Array, "K n"],
-    state: RuleState,
-    cotangents: Float[Array, "K n"],
-) -> MetaParameters:
-    replay = sequential_vmap(partial(replay_vjp, spec))
-    return replay(meta_parameters, gradients, state, cotangents)
-
-
-KERNEL = Kernel("xla", lambda spec: None, _step, _replay_vjp, lambda: "runs every rule everywhere")
+KERNEL = Kernel(
+    name="xla",
+    refusal=lambda spec: None,
+    step=_one_by_one(stream_step),
+    replay_vjp=_one_by_one(replay_vjp),
+    status=lambda: "runs every rule everywhere",
+)
