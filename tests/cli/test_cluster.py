@@ -87,6 +87,7 @@ def test_two_processes_are_one_run_and_one_process_goes_on_with_it(tmp_path, sta
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
         "checkpoint.safetensors",
         "progress.csv",
+        "progress.svg",
         "settings.json",
         "weights.safetensors",
     ]

@@ -60,6 +60,7 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
         "checkpoint.safetensors",
         "progress.csv",
+        "progress.svg",
         "settings.json",
         "weights.safetensors",
     ]
@@ -77,6 +78,7 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(row["meta_gradient_norm"]) > 0 for row in rows)
     assert all(-1 <= float(row["return_catch"]) <= 1 for row in rows)
+    assert "norm of the meta-gradient" in (whole / "progress.svg").read_text()
 
 
 def test_a_run_ends_with_a_summary(tmp_path, capsys):

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
+from jax.experimental import multihost_utils
 
 from optim4rl.cli.cluster import ClusterOptions
+from optim4rl.cli.plots import plot_training
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
 from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
@@ -51,8 +54,9 @@ class TrainOptions:
 
     The agents of each task train side by side with the optimizer, are reset by the schedule, and
     after every K updates the optimizer is improved by one meta-gradient. Writes weights, a
-    checkpoint, the progress as CSV and the settings into the output folder. `--preset NAME` starts
-    from a recipe (`optim4rl list presets`), whose options the others then change.
+    checkpoint, the progress as CSV and as a picture, and the settings into the output folder.
+    `--preset NAME` starts from a recipe (`optim4rl list presets`), whose options the others then
+    change.
 
     Attributes:
         out: output folder.
@@ -211,9 +215,11 @@ def run(options: TrainOptions) -> None:
     seconds = time.perf_counter() - started
     weights = options.out / "weights.safetensors"
     save_weights(weights, _learned(options, spec, tasks, state, settings, seconds))
+    plot_training(log, options.out / "progress.svg")
     summary = {
         "weights": str(weights),
         "progress": str(log),
+        "picture": str(options.out / "progress.svg"),
         "iterations": int(state.iteration),
         "seconds": round(seconds, 1),
         "compile_seconds": round(compiling.seconds, 1),
@@ -244,7 +250,9 @@ def plan_execution(
     execution = Execution(agents_mesh(devices), chosen.agents_per_chunk or None, chosen.kernel)
     available = int(chosen.memory * 2**30) or available_bytes()
     plan = choose_chunk(spec, tasks, options.meta, execution, available)
-    return dataclasses.replace(execution, agents_per_chunk=plan.agents_per_chunk), plan
+    # All processes run one program: that of the process with the least memory.
+    chunk = int(np.min(multihost_utils.process_allgather(np.int32(plan.agents_per_chunk))))
+    return dataclasses.replace(execution, agents_per_chunk=chunk), plan
 
 
 def _show_plan(
