@@ -15,6 +15,7 @@ from typing import Any
 from optim4rl.cli.runtime import configure_jax
 
 RESULTS = Path(__file__).parent / "results"
+ONE_CORE = "OPTIM4RL_BENCH_ONE_CORE"
 
 
 def main() -> None:
@@ -45,17 +46,14 @@ def _in_own_process(section: tuple[str, ...], one_core: bool) -> list[dict[str, 
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
-        preexec_fn=_keep_one_core if one_core else None,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", ONE_CORE: str(int(one_core))},
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _keep_one_core() -> None:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
 def _run_section(name: str, *arguments: str) -> None:
+    if os.environ.get(ONE_CORE) == "1":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     configure_jax()
     from bench import growth, learning, meta, rule
 

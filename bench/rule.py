@@ -101,14 +101,13 @@ def _forward_cases(spec: OptimizerSpec, n: int) -> Cases:
         step = partial(plain.step, spec, weights)
         cases["plain"] = _stepper(step, gradients[0], plain.init_hidden(spec, n))
     for kernel in _kernels(spec):
-        fresh = jax.tree.map(jnp.copy, state)
-        cases[kernel.name] = _stepper(partial(kernel.step, spec, weights), gradients[0], fresh)
+        cases[kernel.name] = _stepper(partial(kernel.step, spec, weights), gradients[0], state)
     return cases
 
 
 def _stepper(step: Callable[[Any, Any], Any], gradient: Any, state: Any) -> Callable[[], Any]:
     compiled = jax.jit(step, donate_argnums=1)
-    held = [state]
+    held = [jax.tree.map(jnp.copy, state)]
 
     def run() -> Any:
         direction, held[0] = compiled(gradient, held[0])
