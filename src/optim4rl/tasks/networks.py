@@ -1,5 +1,6 @@
 """The agents' networks: a shared torso, a policy head and a value head."""
 
+import itertools
 import math
 from typing import Literal, get_args
 
@@ -117,24 +118,49 @@ def make_network(
     for field, size in (("num_actions", num_actions), ("width", width), ("filters", filters)):
         if size < 1:
             raise ValueError(f"{field} must be at least 1, not {size}")
-    conv_key, dense_key, policy_key, value_key = jax.random.split(key, 4)
-    conv = None
-    inputs = math.prod(observation_shape)
-    if kind == "conv":
-        if len(observation_shape) != 3:
-            raise ValueError(
-                f"observation_shape must have three axes for a convolution, not {observation_shape}"
-            )
-        channels = observation_shape[0 if maps == "channels" else -1]
-        conv = Conv2x2(channels, filters, key=conv_key)
-        inputs = inputs // channels * filters
-    return ActorCritic(
-        conv=conv,
-        dense=Dense(inputs, width, key=dense_key),
-        policy=Dense(width, num_actions, key=policy_key),
-        value=Dense(width, 1, key=value_key),
-        maps=maps,
+    if kind == "conv" and len(observation_shape) != 3:
+        raise ValueError(
+            f"observation_shape must have three axes for a convolution, not {observation_shape}"
+        )
+
+    def shapes() -> ActorCritic:
+        conv = None
+        inputs = math.prod(observation_shape)
+        if kind == "conv":
+            channels = observation_shape[0 if maps == "channels" else -1]
+            conv = Conv2x2(channels, filters, key=key)
+            inputs = inputs // channels * filters
+        return ActorCritic(
+            conv=conv,
+            dense=Dense(inputs, width, key=key),
+            policy=Dense(width, num_actions, key=key),
+            value=Dense(width, 1, key=key),
+            maps=maps,
+        )
+
+    return _draw(jax.eval_shape(shapes), key)
+
+
+def _draw(shapes: ActorCritic, key: PRNGKeyArray) -> ActorCritic:
+    """Fresh parameters of those shapes.
+
+    One draw serves all: each draw more takes XLA as long to compile as a small network does.
+    """
+    leaves, structure = jax.tree.flatten(shapes)
+    sizes = [leaf.size if leaf.ndim > 1 else 0 for leaf in leaves]
+    ends = list(itertools.accumulate(sizes))
+    # What `_kernel_init` draws, before it is scaled to the fan-in.
+    normal = _kernel_init(key, (1, ends[-1]), jnp.float32)[0]
+    network: ActorCritic = jax.tree.unflatten(
+        structure,
+        [
+            normal[end - size : end].reshape(leaf.shape) / math.sqrt(size // leaf.shape[-1])
+            if size
+            else jnp.zeros(leaf.shape, jnp.float32)
+            for leaf, size, end in zip(leaves, sizes, ends, strict=True)
+        ],
     )
+    return network
 
 
 def parameter_kinds(network: ActorCritic) -> PyTree[int]:
