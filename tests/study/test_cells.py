@@ -122,7 +122,9 @@ def test_the_code_hash_reads_every_module_that_computes(monkeypatch):
     code_hash.__wrapped__()
     package = pathlib.Path(sys.modules["optim4rl"].__file__).parent
     computing = [package / floor for floor in ("optimizers", "tasks", "meta", "evaluation")]
-    expected = {path for folder in computing for path in folder.rglob("*.py")}
+    suffixes = (".py", ".cc", ".h")
+    files = [path for folder in computing for path in folder.rglob("*")]
+    expected = {path for path in files if path.suffix in suffixes}
     assert set(read) == expected | {package / "study" / f"{x}.py" for x in ("cells", "variant")}
 
 
