@@ -193,7 +193,11 @@ def test_every_preset_builds(name):
     assert all(task.learning_rate > 0 for task in tasks)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# Six large tasks take long to trace, over and over, until a chunk fits.
+SHOWN = [pytest.param(x, marks=pytest.mark.slow if x == "paper/six" else ()) for x in PRESETS]
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_every_preset_can_be_shown_without_running(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["train", "--preset", name, "--dry-run", "--json", "--seed", "7"])
