@@ -23,8 +23,9 @@ ReplayVjp = Callable[
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of the rule on flattened coordinates, in memory constant in their number.
+    """One implementation of the rule on flattened coordinates.
 
+    On CPUs it streams over them in constant memory; a replay on a GPU keeps K steps' activations.
     The functions are unbatched; `jax.vmap` over agents is efficient in all of them. Gradients,
     state and cotangents are constants: the only derivative is the one that `replay_vjp` gives.
 
