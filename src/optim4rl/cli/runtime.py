@@ -40,7 +40,7 @@ def _add_xla_flag(name: str, value: str) -> None:
 
 
 class CompileClock:
-    """Seconds that XLA spends compiling, from its making on; programs read from disk cost none."""
+    """Seconds until programs are there, from its making on: compiled, or read from the cache."""
 
     def __init__(self) -> None:
         """Listen to JAX's own report of each compilation."""

@@ -263,7 +263,7 @@ def _show_plan(
         "state_gib": round(plan.state / 2**30, 2),
         "work_gib": round(plan.work / 2**30, 2),
         "available_gib": round((options.execution.memory or available_bytes() / 2**30), 2),
-        "agents_per_chunk": plan.agents_per_chunk,
+        "agents_per_chunk": execution.agents_per_chunk,
         "devices": execution.devices.size,
     }
     if options.json:
