@@ -97,12 +97,9 @@ def replay_vjp(
     *,
     interpret: bool = False,
 ) -> MetaParameters:
-    """The meta-gradient of `sum(cotangents * directions)`, where directions = K steps of the rule.
+    """The meta-gradient, as `Kernel.replay_vjp` has it.
 
     Args:
-        gradients: the K gradients that the agent met, constants.
-        state: the rule's state before the first of them, a constant.
-        cotangents: what one unit of each direction does to the meta-objective.
         interpret: run the kernels in Pallas' interpreter, on any platform.
     """
     features, moments = _read(spec, gradients, state)
