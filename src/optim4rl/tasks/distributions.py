@@ -1,0 +1,177 @@
+"""Policies' distributions over actions: categorical, and a Gaussian squashed into the bounds.
+
+A network's outputs `[..., outputs]` are a distribution's parameters. What is sampled is the `raw`
+action: the number of a discrete action, or a continuous one before it is squashed, of which the
+probability is known also where the squashing has saturated. `squash` makes it the environment's.
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+# The least standard deviation that a network can ask for, as in Brax.
+MIN_SCALE = 0.001
+
+# Uniform numbers are kept this far from 0 and 1: normal ones are within 5.2.
+_EDGE = 1e-7
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A distribution over actions, for any number of environments at once.
+
+    Attributes:
+        outputs: how many outputs of the network it is made from.
+        uniforms: how many uniform numbers a sample takes.
+    """
+
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def uniforms(self) -> int: ...
+
+    def sample(
+        self, uniforms: Float[Array, "*batch uniforms E"], outputs: Float[Array, "*batch E outputs"]
+    ) -> Num[Array, "..."]:
+        """Raw actions, by inverting the distribution function."""
+
+    def squash(self, raw: Num[Array, "..."]) -> Num[Array, "..."]:
+        """The actions that an environment takes."""
+
+    def log_prob(
+        self, outputs: Float[Array, "*batch E outputs"], raw: Num[Array, "..."]
+    ) -> Float[Array, "*batch E"]:
+        """Logarithm of the probability, or of the density of the squashed action in (-1, 1)."""
+
+    def entropy(
+        self, outputs: Float[Array, "*batch E outputs"], uniforms: Float[Array, "*batch uniforms E"]
+    ) -> Float[Array, "*batch E"]:
+        """The entropy in closed form, or its estimate at the sample of those numbers."""
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """The softmax policy over `outputs` discrete actions; a raw action is its number."""
+
+    outputs: int
+
+    @property
+    def uniforms(self) -> int:
+        """One, where `jax.random.categorical` takes one for each logit."""
+        return 1
+
+    def sample(
+        self, uniforms: Float[Array, "*batch 1 E"], outputs: Float[Array, "*batch E actions"]
+    ) -> Int[Array, "*batch E"]:
+        """Actions. Sums are unrolled, so that they fuse into one loop over environments."""
+        odds = jnp.exp(outputs - jnp.max(outputs, axis=-1, keepdims=True))
+        sums = list(itertools.accumulate(jnp.moveaxis(odds, -1, 0)))
+        threshold = uniforms[..., 0, :] * sums[-1]
+        steps = [(threshold >= x).astype(jnp.int32) for x in sums[:-1]]
+        return functools.reduce(jnp.add, steps, jnp.zeros(threshold.shape, jnp.int32))
+
+    def squash(self, raw: Int[Array, "*batch E"]) -> Int[Array, "*batch E"]:
+        """They are what the environment takes."""
+        return raw
+
+    def log_prob(
+        self, outputs: Float[Array, "*batch E actions"], raw: Int[Array, "*batch E"]
+    ) -> Float[Array, "*batch E"]:
+        """The log-softmax of the actions that were taken."""
+        chosen = [raw == action for action in range(self.outputs)]
+        terms = zip(chosen, _log_softmax(outputs), strict=True)
+        return functools.reduce(jnp.add, [jnp.where(here, x, 0.0) for here, x in terms])
+
+    def entropy(
+        self, outputs: Float[Array, "*batch E actions"], uniforms: Float[Array, "*batch 1 E"]
+    ) -> Float[Array, "*batch E"]:
+        """In closed form."""
+        log_policy = _log_softmax(outputs)
+        return -jnp.sum(jnp.exp(log_policy) * log_policy, axis=0)
+
+
+def _log_softmax(outputs: Float[Array, "*batch actions"]) -> Float[Array, "actions *batch"]:
+    """Actions first: sums over a short last axis do not vectorize."""
+    logits = jnp.moveaxis(outputs, -1, 0)
+    return logits - jax.nn.logsumexp(logits, axis=0)[None]
+
+
+@dataclass(frozen=True)
+class TanhNormal:
+    """Independent Gaussians squashed by tanh, and stretched to the bounds of the actions.
+
+    As in Brax's PPO (brax/training/distribution.py): the first half of the outputs are the means,
+    and softplus of the second half plus 0.001 the standard deviations. Probabilities and entropies
+    are those of the action in (-1, 1), before it is stretched.
+
+    Attributes:
+        low: least value of each number of an action.
+        high: largest value of each.
+        shape: shape of one action; its numbers are in C order.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def outputs(self) -> int:
+        """A mean and a scale for each number of an action."""
+        return 2 * len(self.low)
+
+    @property
+    def uniforms(self) -> int:
+        """One for each number of an action."""
+        return len(self.low)
+
+    def sample(
+        self, uniforms: Float[Array, "*batch size E"], outputs: Float[Array, "*batch E outputs"]
+    ) -> Float[Array, "*batch E size"]:
+        """Gaussian numbers, not yet squashed."""
+        mean, scale = _mean_and_scale(outputs)
+        inside = jnp.clip(jnp.swapaxes(uniforms, -1, -2), _EDGE, 1.0 - _EDGE)
+        return mean + scale * math.sqrt(2.0) * jax.scipy.special.erfinv(2.0 * inside - 1.0)
+
+    def squash(self, raw: Float[Array, "*batch E size"]) -> Float[Array, "..."]:
+        """Into the bounds."""
+        low, high = (jnp.asarray(x, jnp.float32) for x in (self.low, self.high))
+        middle, reach = (high + low) / 2.0, (high - low) / 2.0
+        lead = (1,) * (raw.ndim - 1)
+        actions = middle.reshape(*lead, -1) + reach.reshape(*lead, -1) * jnp.tanh(raw)
+        return actions.reshape(*raw.shape[:-1], *self.shape)
+
+    def log_prob(
+        self, outputs: Float[Array, "*batch E outputs"], raw: Float[Array, "*batch E size"]
+    ) -> Float[Array, "*batch E"]:
+        """The Gaussian's density, less the squashing's stretch of space."""
+        mean, scale = _mean_and_scale(outputs)
+        normal = -0.5 * jnp.square((raw - mean) / scale) - jnp.log(scale)
+        return jnp.sum(normal - 0.5 * math.log(2 * math.pi) - _log_slope(raw), axis=-1)
+
+    def entropy(
+        self,
+        outputs: Float[Array, "*batch E outputs"],
+        uniforms: Float[Array, "*batch size E"],
+    ) -> Float[Array, "*batch E"]:
+        """The Gaussian's entropy, and the squashing's stretch at one sample, as in Brax."""
+        _, scale = _mean_and_scale(outputs)
+        stretch = _log_slope(self.sample(uniforms, outputs))
+        return jnp.sum(0.5 * math.log(2 * math.pi * math.e) + jnp.log(scale) + stretch, axis=-1)
+
+
+def _mean_and_scale(
+    outputs: Float[Array, "*batch outputs"],
+) -> tuple[Float[Array, "*batch size"], Float[Array, "*batch size"]]:
+    mean, scale = jnp.split(outputs, 2, axis=-1)
+    return mean, jax.nn.softplus(scale) + MIN_SCALE
+
+
+def _log_slope(raw: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Logarithm of the slope of tanh, `log(1 - tanh(x)^2)`, also where that rounds to 0."""
+    return 2.0 * (math.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))
