@@ -33,7 +33,7 @@ def _environments() -> Table:
                 "task": name,
                 "environment alone, M steps/s": rounded(NUM_ENVS * STEPS / seconds["play"] / 1e6),
                 "agent's gradient, M steps/s": rounded(
-                    task.env_steps_per_update / seconds["gradient"] / 1e6
+                    task.env_steps_per_rollout / seconds["gradient"] / 1e6
                 ),
             }
         )
@@ -68,7 +68,13 @@ def _play(task: Task) -> Any:
 def _gradient(task: Task) -> Any:
     key = jax.random.key(0)
     params, actor = task.init_params(key), task.init_actor(key)
-    return partial(jax.jit(task.gradient), params, actor, key)
+
+    @jax.jit
+    def gradient(params: Any, actor: Any, key: Any) -> Any:
+        batch, actor, _ = task.rollout(params, actor, key)
+        return task.gradient(params, batch, None), actor
+
+    return partial(gradient, params, actor, key)
 
 
 def _a2c() -> Table:

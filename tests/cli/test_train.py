@@ -237,7 +237,7 @@ def test_the_paper_catch_preset_takes_half_a_million_steps():
     _, (task,) = build(options)
     meta = options.meta
     rollouts = meta.iterations * meta.agents * (meta.inner_updates + 1)
-    assert rollouts * task.task.env_steps_per_update == pytest.approx(5e5, rel=0.01)
+    assert rollouts * task.task.env_steps_per_rollout == pytest.approx(5e5, rel=0.01)
 
 
 def test_one_value_serves_all_tasks_or_each_has_its_own():
@@ -255,7 +255,7 @@ def test_a_task_has_its_own_rate_scale_and_reward():
     )
     _, tasks = build(options)
     assert [x.learning_rate for x in tasks] == pytest.approx([1e-2, 3e-3])
-    assert [x.task.config.a2c.reward_scale for x in tasks] == [1.0, 10.0]
+    assert [x.task.config.learner.reward_scale for x in tasks] == [1.0, 10.0]
     assert [x.task.config.environment for x in tasks] == ["catch", "small_dense_long"]
 
 

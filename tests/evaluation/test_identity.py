@@ -44,16 +44,21 @@ FIELDS = ("online", "online_nonzero", "frozen", "frozen_nonzero")
 class NoisyQuadratic:
     """A task whose gradient is `params - noise`; the actor counts."""
 
+    updates_per_rollout = 1
+
     def init_params(self, key):
         return {"a": jax.random.normal(key, (9, 4)), "b": jnp.zeros(4)}
 
     def init_actor(self, key):
         return jnp.float32(0.0)
 
-    def gradient(self, params, actor, key):
+    def rollout(self, params, actor, key):
         noise = jax.random.normal(key, (4,))
-        gradient = {"a": params["a"] + actor, "b": params["b"] - noise}
-        return gradient, actor + 1.0, jnp.sum(noise)
+        return (actor, noise), actor + 1.0, jnp.sum(noise)
+
+    def gradient(self, params, batch, index):
+        count, noise = batch
+        return {"a": params["a"] + count, "b": params["b"] - noise}
 
 
 def scaled_gradients(time=100, coordinates=40):
@@ -286,7 +291,8 @@ def test_recording_equals_a_loop_by_hand():
     params, actor = task.init_params(key_agent), task.init_actor(key_agent)
     state, expected = transformation.init(params), []
     for key in jax.random.split(key_updates, 6):
-        gradient, actor, _ = task.gradient(params, actor, key)
+        batch, actor, _ = task.rollout(params, actor, key)
+        gradient = task.gradient(params, batch, None)
         expected.append(np.concatenate([np.ravel(gradient["a"]), gradient["b"]])[::3])
         steps, state = transformation.update(gradient, state, params)
         params = optax.apply_updates(params, steps)

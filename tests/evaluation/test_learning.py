@@ -32,7 +32,8 @@ class Descent:
 
     noise: float = 0.1
     quiet: bool = False
-    env_steps_per_update: int = 7
+    env_steps_per_rollout: int = 7
+    updates_per_rollout: int = 1
 
     def init_params(self, key: Any) -> Any:
         """Two to three from the optimum in both coordinates."""
@@ -42,12 +43,15 @@ class Descent:
         """Counts rollouts."""
         return jnp.zeros((), jnp.int32)
 
-    def gradient(self, params: Any, actor: Any, key: Any) -> Any:
-        """Noisy."""
-        x = params["x"]
+    def rollout(self, params: Any, actor: Any, key: Any) -> Any:
+        """The noise of its gradients."""
+        loss = jnp.zeros(()) if self.quiet else 0.5 * jnp.sum(jnp.square(params["x"]))
         noise = self.noise * jax.random.normal(key, (2,))
-        loss = jnp.zeros(()) if self.quiet else 0.5 * jnp.sum(jnp.square(x))
-        return {"x": x + noise}, actor + 1, Stats(-loss, jnp.ones((), jnp.int32))
+        return noise, actor + 1, Stats(-loss, jnp.ones((), jnp.int32))
+
+    def gradient(self, params: Any, batch: Any, index: Any) -> Any:
+        """Noisy."""
+        return {"x": params["x"] + batch}
 
 
 TASK = Descent()

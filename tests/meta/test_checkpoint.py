@@ -18,7 +18,7 @@ from optim4rl.meta.trainer import MetaConfig, MetaTask, init, train
 from optim4rl.tasks import A2CConfig, TaskConfig, make_task
 
 SPEC, _ = factor_rule()
-CATCH = TaskConfig("catch", num_envs=2, width=4, a2c=A2CConfig(rollout=5))
+CATCH = TaskConfig("catch", num_envs=2, width=4, learner=A2CConfig(rollout=5))
 TASKS = (MetaTask(make_task(CATCH), 0.05), MetaTask(Quadratic((1.0, 2.0)), 0.05))
 META = MetaConfig(iterations=6, agents=3, inner_updates=2, reset_interval=3)
 CONFIG = {"meta": dataclasses.asdict(META), "tasks": ["catch", "quadratic"], "note": None}

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from optim4rl.meta.meta_gradient import Agents, init_agents, truncated_meta_gradient
+from optim4rl.meta.meta_gradient import (
+    Agents,
+    init_agents,
+    num_rollouts,
+    truncated_meta_gradient,
+)
 from optim4rl.meta.resets import reset_mask, reset_offsets
 from optim4rl.optimizers import rule
 from optim4rl.optimizers.kernels.select import choose
@@ -27,6 +32,7 @@ class Quadratic:
     """Loss `0.5 sum(a x^2)` with its exact gradient; the stats are the loss and the actor's age."""
 
     curvatures: tuple[float, ...] = CURVATURES
+    updates_per_rollout: int = 1
 
     def init_params(self, key):
         n = len(self.curvatures)
@@ -39,8 +45,11 @@ class Quadratic:
         flat = ravel_pytree(params)[0]
         return 0.5 * jnp.sum(jnp.array(self.curvatures) * jnp.square(flat))
 
-    def gradient(self, params, actor, key):
-        return jax.grad(self.loss)(params), actor + 1, {"loss": self.loss(params), "age": actor}
+    def rollout(self, params, actor, key):
+        return None, actor + 1, {"loss": self.loss(params), "age": actor}
+
+    def gradient(self, params, batch, index):
+        return jax.grad(self.loss)(params)
 
     def rollout_loss(self, params, actor, key):
         return self.loss(params)
@@ -50,15 +59,16 @@ class DifferentiableCatch:
     """Catch on a small network, with the loss of a rollout as a function of the parameters."""
 
     def __init__(self, num_envs=2, width=4):
-        a2c = A2CConfig(rollout=6)
-        self.task = make_task(TaskConfig("catch", num_envs=num_envs, width=width, a2c=a2c))
+        learner = A2CConfig(rollout=6)
+        self.task = make_task(TaskConfig("catch", num_envs=num_envs, width=width, learner=learner))
         self.init_params, self.init_actor = self.task.init_params, self.task.init_actor
-        self.gradient = self.task.gradient
+        self.rollout, self.gradient = self.task.rollout, self.task.gradient
+        self.updates_per_rollout = 1
 
     def rollout_loss(self, params, actor, key):
         """The A2C loss; the rollout's data are constants."""
-        a2c = self.task.config.a2c
-        _, data, _ = jax.lax.stop_gradient(self.task.rollout(params, actor, key))
+        a2c = self.task.config.learner
+        _, data, _ = jax.lax.stop_gradient(self.task.transitions(params, actor, key))
         target = lambda_returns(
             data.reward, data.terminated, data.truncated, data.next_value, a2c.gamma, a2c.lam
         )
@@ -105,7 +115,8 @@ def meta_loss(spec, weights, task, agents, key, inner_updates, validation):
 
     def update(agent, keys):
         params, state, actor = agent
-        gradient, after, _ = task.gradient(unravel(params), actor, keys[0])
+        batch, after, _ = task.rollout(unravel(params), actor, keys[0])
+        gradient = task.gradient(unravel(params), batch, None)
         gradient, actor = jax.lax.stop_gradient((ravel_pytree(gradient)[0], after))
         direction, state = rule.step(spec, weights, gradient, state)
         params = params - ALPHA * direction
@@ -288,6 +299,66 @@ def test_what_it_reports_of_the_rollouts():
     np.testing.assert_array_equal(result.agents.actor, [4, 4])
     np.testing.assert_array_equal(result.agents.rule.age, [3, 3])
     assert (np.diff(result.stats["loss"], axis=0) < 0).all()
+
+
+@dataclass(frozen=True)
+class Minibatches(Quadratic):
+    """A rollout serves two updates, each on one half of the coordinates."""
+
+    updates_per_rollout: int = 2
+
+    def gradient(self, params, batch, index):
+        flat, unravel = ravel_pytree(super().gradient(params, batch, index))
+        if index is None:
+            return unravel(flat)
+        return unravel(jnp.where(jnp.arange(flat.size) % 2 == index, flat, 0.0))
+
+
+@pytest.mark.parametrize("validation", ["last", "dense"])
+def test_a_rollout_may_serve_several_updates(validation):
+    """As autodiff has it; the losses count after each rollout's updates, not in between."""
+    spec = dataclasses.replace(LEARNED["linear"], hidden_size=2, head_sizes=())
+    weights, task = live_weights(spec), Minibatches()
+    agents = init_agents(spec, task, jax.random.split(jax.random.key(1), 2))
+    _, unravel = ravel_pytree(task.init_params(jax.random.key(0)))
+
+    def objective(weights, agent):
+        losses = []
+        for _ in range(3):
+            for index in range(2):
+                gradient = ravel_pytree(task.gradient(unravel(agent.params), None, index))[0]
+                gradient = jax.lax.stop_gradient(gradient)
+                direction, state = rule.step(spec, weights, gradient, agent.rule)
+                agent = agent._replace(params=agent.params - ALPHA * direction, rule=state)
+            losses.append(task.loss(unravel(agent.params)))
+        return losses[-1] if validation == "last" else sum(losses) / 3
+
+    @quick_jit
+    def both():
+        found = meta_gradient(
+            spec,
+            weights,
+            task,
+            agents,
+            jax.random.key(2),
+            learning_rate=ALPHA,
+            inner_updates=6,
+            validation=validation,
+        )
+        each = jax.vmap(jax.grad(objective), in_axes=(None, 0))(weights, agents)
+        return found, jax.tree.map(partial(jnp.mean, axis=0), each)
+
+    found, expected = both()
+    assert found.stats["age"].shape == (4, 2)
+    np.testing.assert_array_equal(found.agents.rule.age, [6, 6])
+    scale = float(jnp.abs(flat(expected)).max())
+    np.testing.assert_allclose(flat(found.gradient), flat(expected), rtol=0, atol=1e-5 * scale)
+
+
+def test_updates_of_a_rollout_are_not_cut_short():
+    assert num_rollouts(Minibatches(), 6) == 3
+    with pytest.raises(ValueError, match="inner_updates = 3: a rollout serves 2 updates"):
+        num_rollouts(Minibatches(), 3)
 
 
 def test_meta_gradient_is_linear_over_agents():

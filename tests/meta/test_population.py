@@ -14,7 +14,7 @@ from optim4rl.meta.trainer import MetaConfig, MetaTask, init, train
 from optim4rl.tasks import A2CConfig, TaskConfig, make_task
 
 SPEC, _ = factor_rule()
-CATCH = TaskConfig("catch", num_envs=2, width=4, a2c=A2CConfig(rollout=5))
+CATCH = TaskConfig("catch", num_envs=2, width=4, learner=A2CConfig(rollout=5))
 TASKS = (MetaTask(make_task(CATCH), 0.05),)
 CONFIG = MetaConfig(
     iterations=6, agents=8, inner_updates=2, reset_interval=3, meta_learning_rate=3e-2

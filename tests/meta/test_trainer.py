@@ -115,13 +115,13 @@ class Breaking(Quadratic):
 
     at: int = 15
 
-    def gradient(self, params, actor, key):
-        gradient, after, stats = super().gradient(params, actor, key)
-        return (
-            jax.tree.map(lambda g: jnp.where(actor >= self.at, jnp.nan, g), gradient),
-            after,
-            stats,
-        )
+    def rollout(self, params, actor, key):
+        _, after, stats = super().rollout(params, actor, key)
+        return actor, after, stats
+
+    def gradient(self, params, batch, index):
+        gradient = super().gradient(params, None, index)
+        return jax.tree.map(lambda g: jnp.where(batch >= self.at, jnp.nan, g), gradient)
 
 
 def test_divergence_stops_with_the_last_good_rule():

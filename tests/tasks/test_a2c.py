@@ -207,7 +207,9 @@ class Probe(Environment[ProbeState, EnvParams]):
 def probe_task(environment: Probe, **a2c: Any) -> Task:
     """A small agent on a probe."""
     learner = A2CConfig(rollout=5, **{"gamma": 0.5, **a2c})
-    return task_from_environment(environment, TaskConfig("probe", num_envs=8, width=8, a2c=learner))
+    return task_from_environment(
+        environment, TaskConfig("probe", num_envs=8, width=8, learner=learner)
+    )
 
 
 def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +220,8 @@ def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
     def run() -> Any:
         def update(carry: Any, key: jax.Array) -> Any:
             params, state, actor = carry
-            gradient, actor, _ = task.gradient(params, actor, key)
+            batch, actor, _ = task.rollout(params, actor, key)
+            gradient = task.gradient(params, batch, None)
             steps, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, steps), state, actor), None
 

@@ -17,7 +17,7 @@ from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.task import Task, sample_actions
 
-SMALL = TaskConfig("catch", num_envs=4, width=8, a2c=A2CConfig(rollout=11))
+SMALL = TaskConfig("catch", num_envs=4, width=8, learner=A2CConfig(rollout=11))
 
 
 def count_parameters(task: Task) -> int:
@@ -48,7 +48,7 @@ def test_equal_configs_share_one_task() -> None:
     """So that programs compile once; another config is another task."""
     assert make_task(SMALL) is make_task(dataclasses.replace(SMALL))
     assert make_task(SMALL) is not make_task(dataclasses.replace(SMALL, width=9))
-    assert make_task(SMALL).env_steps_per_update == 44
+    assert make_task(SMALL).env_steps_per_rollout == 44
 
 
 def play(task: Task, key: int = 2) -> Any:
@@ -58,9 +58,15 @@ def play(task: Task, key: int = 2) -> Any:
     def run(key: jax.Array) -> Any:
         params = task.init_params(jax.random.key(0))
         actor = task.init_actor(jax.random.key(0))
-        return params, task.gradient(params, actor, key), task.rollout(params, actor, key)
+        return params, learn(task, params, actor, key), task.transitions(params, actor, key)
 
     return run(jax.random.key(key))
+
+
+def learn(task: Task, params: Any, actor: Any, key: jax.Array) -> Any:
+    """A rollout's gradient, the actor after it and its stats."""
+    batch, actor, stats = task.rollout(params, actor, key)
+    return task.gradient(params, batch, None), actor, stats
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
     With targets from the rollout's own values, as constants.
     """
     params, (gradient, actor, stats), (actor_again, data, stats_again) = played
-    config = task.config.a2c
+    config = task.config.learner
 
     @quick_jit
     def expected(params: Any) -> Any:
@@ -183,7 +189,7 @@ def test_a_padded_agent_is_the_narrow_agent() -> None:
     def both(key: jax.Array) -> Any:
         small = narrow(params), actor._replace(live=None)
         return [
-            (task.gradient(*agent, key), task.rollout(*agent, key))
+            (learn(task, *agent, key), task.transitions(*agent, key))
             for task, agent in ((wide_task, (params, actor)), (narrow_task, small))
         ]
 
@@ -194,6 +200,19 @@ def test_a_padded_agent_is_the_narrow_agent() -> None:
     assert np.abs(small[0].dense.kernel).max() > 1e-3
     padding = wide[0].dense.kernel[:, 5:], wide[0].dense.bias[5:], wide[0].policy.kernel[5:]
     assert not any(np.any(leaf) for leaf in (*padding, wide[0].value.kernel[5:]))
+
+
+def test_scaled_rewards_are_what_the_agent_learns_from_and_nothing_else(catch: Any) -> None:
+    """The same games and reports; targets from the rewards over the deviation of their sums."""
+    task = make_task(dataclasses.replace(SMALL, normalise_rewards=True))
+    _, (_, actor, stats), (_, data, _) = play(task)
+    _, (_, plain_actor, plain_stats), (_, plain, _) = catch
+    jax.tree.map(np.testing.assert_array_equal, stats, plain_stats)
+    jax.tree.map(np.testing.assert_array_equal, actor.episodes, plain_actor.episodes)
+    assert plain_actor.returns is None
+    scale = np.sqrt(actor.returns.moments.variance)
+    assert 0 < scale < 1
+    np.testing.assert_allclose(data.reward * scale, plain.reward, rtol=1e-5)
 
 
 def test_actions_follow_the_softmax() -> None:

@@ -65,6 +65,7 @@ class TrainOptions:
         learning_rate: inner learning rate alpha of each task; one value serves all.
         step_scale: multiplies alpha, per task; one value serves all.
         reward_scale: multiplies each task's rewards; one value serves all.
+        normalise_rewards: each agent scales its rewards by those that it has met.
         width: units of the agents' dense layer; 0 is the paper's own network for each task. With
             several, every fresh agent draws one of them.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
@@ -86,6 +87,7 @@ class TrainOptions:
     learning_rate: tuple[float, ...] = (1e-2,)
     step_scale: tuple[float, ...] = (1.0,)
     reward_scale: tuple[float, ...] = (1.0,)
+    normalise_rewards: bool = False
     width: tuple[int, ...] = (32,)
     maps: MapOrder = "channels"
     envs_per_agent: int = 64
@@ -149,7 +151,8 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
             # A narrow dense network trains the rule as well as the paper's convolution does.
             torso=config.torso if own_network else "dense",
             maps=options.maps,
-            a2c=dataclasses.replace(config.a2c, reward_scale=reward),
+            learner=dataclasses.replace(config.learner, reward_scale=reward),
+            normalise_rewards=options.normalise_rewards,
         )
         tasks.append(MetaTask(make_task(config), rate * scale))
     return spec, tuple(tasks)
@@ -182,7 +185,7 @@ def run(options: TrainOptions) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
         _start_log(log, options.tasks, int(state.iteration))
-    steps = sum(t.task.env_steps_per_update for t in tasks)  # type: ignore[attr-defined]
+    steps = sum(t.task.env_steps_per_rollout for t in tasks)  # type: ignore[attr-defined]
     steps *= options.meta.agents * (options.meta.inner_updates + 1)
     started, first = time.perf_counter(), int(state.iteration)
     bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)

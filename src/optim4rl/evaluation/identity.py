@@ -234,7 +234,8 @@ def record_gradients(
 
         def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
             params, actor, state = agent
-            gradient, actor, _ = task.gradient(params, actor, key)
+            batch, actor, _ = task.rollout(params, actor, key)
+            gradient = task.gradient(params, batch, None)
             steps, state = transformation.update(gradient, state, params)
             agent = (optax.apply_updates(params, steps), actor, state)
             return agent, ravel_pytree(gradient)[0][::every]
@@ -276,21 +277,32 @@ class GaussianClusters:
         _, _, key_means = jax.random.split(key, 3)
         return jax.random.normal(key_means, (self.classes, self.inputs))
 
-    def gradient(
+    @property
+    def updates_per_rollout(self) -> int:
+        """A minibatch is used once."""
+        return 1
+
+    def rollout(
         self, params: dict[str, Array], actor: Float[Array, "classes inputs"], key: PRNGKeyArray
-    ) -> tuple[dict[str, Array], Float[Array, "classes inputs"], Float[Array, ""]]:
-        """The gradient on a fresh minibatch; the stats are its loss."""
+    ) -> tuple[tuple[Array, Array], Float[Array, "classes inputs"], Float[Array, ""]]:
+        """A fresh minibatch, inputs and labels; the stats are its loss."""
         key_label, key_noise = jax.random.split(key)
         label = jax.random.randint(key_label, (self.batch,), 0, self.classes)
         x = actor[label] + 2.0 * jax.random.normal(key_noise, (self.batch, self.inputs))
+        return (x, label), actor, self._loss(params, (x, label))
 
-        def loss(params: dict[str, Array]) -> Array:
-            hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"][None])
-            logits = hidden @ params["out"] + params["out_bias"][None]
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+    def gradient(
+        self, params: dict[str, Array], batch: tuple[Array, Array], index: Int[Array, ""] | None
+    ) -> dict[str, Array]:
+        """The gradient of the cross-entropy."""
+        del index
+        return jax.grad(self._loss)(params, batch)
 
-        value, gradient = jax.value_and_grad(loss)(params)
-        return gradient, actor, value
+    def _loss(self, params: dict[str, Array], batch: tuple[Array, Array]) -> Array:
+        x, label = batch
+        hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"][None])
+        logits = hidden @ params["out"] + params["out_bias"][None]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
 
 
 def supervised_gradients(

@@ -76,7 +76,7 @@ def learning_curves(
         parameters: meta-parameters of a learned rule, None for a classical optimizer.
         rates: learning rates; for a learned rule its alpha times a step scale.
         seeds: one agent for each.
-        updates: gradient steps of each agent.
+        updates: rollouts of each agent, each followed by its learner's gradient steps.
 
     Returns:
         One `Curves` for each rate, with one run for each seed.
@@ -88,7 +88,7 @@ def learning_curves(
         for start in range(0, len(runs), size)
     ]
     sums, counts, finite = (np.concatenate(x) for x in zip(*batches, strict=True))
-    env_steps = task.env_steps_per_update * np.arange(1, updates + 1)
+    env_steps = task.env_steps_per_rollout * np.arange(1, updates + 1)
     every = Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
     return tuple(
         Curves(every.returns[runs], every.diverged_at[runs], env_steps)
@@ -161,9 +161,8 @@ def _advance(
 
         def update(agent: _Agent, index: Array) -> tuple[_Agent, tuple[Array, Array, Array]]:
             key = jax.random.fold_in(rollouts, index)
-            gradient, actor, stats = task.gradient(agent.params, agent.actor, key)
-            updates, state = optimizer.update(gradient, agent.optimizer, agent.params)
-            params = optax.apply_updates(agent.params, updates)
+            batch, actor, stats = task.rollout(agent.params, agent.actor, key)
+            params, state = _learn(task, optimizer, batch, agent.params, agent.optimizer)
             numbers = jax.tree.leaves((params, stats.return_sum))
             finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
             after = _Agent(params, state, actor)
@@ -172,6 +171,27 @@ def _advance(
         return jax.lax.scan(update, agent, first + jnp.arange(CHUNK))
 
     return jax.vmap(advance)(rates, keys, agents)
+
+
+def _learn(
+    task: EvaluationTask,
+    optimizer: optax.GradientTransformation,
+    batch: Any,
+    params: Any,
+    state: Any,
+) -> tuple[Any, Any]:
+    """All updates that a rollout serves: the parameters and the optimizer's state after them."""
+
+    def learn_once(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        gradient = task.gradient(params, batch, index)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry = (params, state)
+    if task.updates_per_rollout == 1:
+        return learn_once(carry, jnp.int32(0))[0]
+    return jax.lax.scan(learn_once, carry, jnp.arange(task.updates_per_rollout))[0]
 
 
 def _first_divergence(finite: Bool[np.ndarray, "run time"]) -> Int[np.ndarray, " run"]:

@@ -45,7 +45,7 @@ class MetaGradient(NamedTuple):
     Attributes:
         gradient: the meta-gradient, a mean over agents.
         agents: the agents after the K updates.
-        stats: the task's stats of all rollouts, leading axes `[K + 1, M]`.
+        stats: the task's stats of all rollouts, the validation's last: `[rollouts, M, ...]`.
     """
 
     gradient: MetaParameters
@@ -82,10 +82,15 @@ def truncated_meta_gradient(
         learning_rate: the inner learning rate alpha of the task.
         inner_updates: K.
         validation: "last" is the paper's meta-objective, the loss after all K updates. "dense" is
-            the mean of the losses after each of the K updates; the gradient of every later inner
-            rollout is the validation gradient of the updates before it, so it costs nothing.
+            the mean of the losses after each rollout's updates; the gradient of every later rollout
+            is the validation gradient of the updates before it, so with one update to a rollout it
+            costs nothing.
         kernel: the implementation of the rule.
+
+    Raises:
+        ValueError: K is no multiple of the inner updates that a rollout of the task serves.
     """
+    rollouts, updates = num_rollouts(task, inner_updates), task.updates_per_rollout
     before = agents.rule
     step = jax.vmap(partial(kernel.step, spec), in_axes=(None, 0, 0))
 
@@ -93,46 +98,91 @@ def truncated_meta_gradient(
         directions, rule = step(meta_parameters, gradients, agents.rule)
         return agents._replace(params=agents.params - learning_rate * directions, rule=rule)
 
-    def rollout(agents: Agents, k: Array) -> tuple[Agents, tuple[Array, Any]]:
-        gradients, actor, stats = _task_gradients(task, agents, keys, k)
-        agents = agents._replace(actor=actor)
-        # The last rollout is the validation: a gradient like the others, but no update.
-        agents = jax.lax.cond(
-            k < inner_updates, update, lambda agents, _: agents, agents, gradients
-        )
-        return agents, (gradients, stats)
+    def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, Array | None]:
+        """All updates that a rollout serves, and their gradients where `whole` is not the one."""
+        if updates == 1:
+            return update(agents, whole), None
 
-    agents, (gradients, stats) = jax.lax.scan(rollout, agents, jnp.arange(inner_updates + 1))
-    cotangents = -learning_rate * _validation_gradients(gradients, validation)
+        def learn_once(agents: Agents, index: Array) -> tuple[Agents, Array]:
+            gradients = _gradients(task, agents.params, batch, index)
+            return update(agents, gradients), gradients
+
+        return jax.lax.scan(learn_once, agents, jnp.arange(updates))
+
+    def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, Array | None]:
+        """No update."""
+        del batch
+        return agents, None if updates == 1 else jnp.zeros((updates, *whole.shape))
+
+    def play_and_learn(agents: Agents, index: Array) -> tuple[Agents, tuple[Any, Array, Any]]:
+        batch, actor, stats = _rollouts(task, agents, keys, index)
+        agents = agents._replace(actor=actor)
+        whole = _gradients(task, agents.params, batch, None)
+        # The last rollout is the validation: a gradient like the others, but no update.
+        agents, gradients = jax.lax.cond(index < rollouts, learn, look, agents, batch, whole)
+        return agents, (gradients, whole, stats)
+
+    agents, (gradients, wholes, stats) = jax.lax.scan(
+        play_and_learn, agents, jnp.arange(rollouts + 1)
+    )
+    gradients = wholes if updates == 1 else gradients
+    gradients = gradients[:-1].reshape(inner_updates, *wholes.shape[1:])
+    after = jnp.repeat(_validation_gradients(wholes, validation), updates, axis=0)
     replay = jax.vmap(partial(kernel.replay_vjp, spec), in_axes=(None, 1, 0, 1))
-    by_agent = replay(meta_parameters, gradients[:-1], before, cotangents)
+    by_agent = replay(meta_parameters, gradients, before, -learning_rate * after)
     gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
     return MetaGradient(gradient, agents, stats)
 
 
-def _task_gradients(
-    task: InnerTask, agents: Agents, keys: Key[Array, " M"], k: Array
-) -> tuple[Float[Array, "M n"], Any, Any]:
-    """Rollout k of every agent: flattened gradients, actors, stats."""
-    _, unravel = ravel_pytree(
-        jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(task.init_params, jax.random.key(0)),
-        )
-    )
+def num_rollouts(task: InnerTask, inner_updates: int) -> int:
+    """Rollouts that K inner updates take, the validation not counted.
 
-    def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Array, Any, Any]:
-        gradient, actor, stats = task.gradient(unravel(params), actor, jax.random.fold_in(key, k))
-        return ravel_pytree(gradient)[0], actor, stats
+    Raises:
+        ValueError: K is no multiple of the inner updates that a rollout serves.
+    """
+    if inner_updates % task.updates_per_rollout:
+        raise ValueError(
+            f"inner_updates = {inner_updates!r}: a rollout serves {task.updates_per_rollout} "
+            "updates (epochs x minibatches), of which a multiple is needed"
+        )
+    return inner_updates // task.updates_per_rollout
+
+
+def _unravel(task: InnerTask) -> Any:
+    """From flattened parameters to the task's."""
+    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
+    return ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))[1]
+
+
+def _rollouts(
+    task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
+) -> tuple[Any, Any, Any]:
+    """Rollout number `index` of every agent: batches, actors, stats."""
+    unravel = _unravel(task)
+
+    def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
+        return task.rollout(unravel(params), actor, jax.random.fold_in(key, index))
 
     return jax.vmap(one)(agents.params, agents.actor, keys)
 
 
+def _gradients(
+    task: InnerTask, params: Float[Array, "M n"], batches: Any, index: Array | None
+) -> Float[Array, "M n"]:
+    """Flattened gradients of every agent."""
+    unravel = _unravel(task)
+
+    def one(params: Array, batch: Any) -> Array:
+        return ravel_pytree(task.gradient(unravel(params), batch, index))[0]
+
+    return jax.vmap(one)(params, batches)
+
+
 def _validation_gradients(
-    gradients: Float[Array, "rollouts M n"], validation: Validation
-) -> Float[Array, "K M n"]:
-    """What each of the K steps in parameter space does to the meta-objective."""
-    after = gradients[1:]
+    wholes: Float[Array, "rollouts M n"], validation: Validation
+) -> Float[Array, "updated_on M n"]:
+    """What a step in parameter space, made with each rollout, does to the meta-objective."""
+    after = wholes[1:]
     if validation == "last":
         return jnp.broadcast_to(after[-1:], after.shape)
     return jnp.cumsum(after[::-1], axis=0)[::-1] / after.shape[0]

@@ -2,15 +2,15 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 
 @runtime_checkable
 class InnerTask(Protocol):
-    """An agent to start, and the gradient of a fresh rollout of it.
+    """An agent to start, its rollouts, and the gradients of the agent's loss on them.
 
-    The gradient is that of the whole agent loss; it serves the inner update and, taken on a fresh
-    rollout, the meta-objective. `stats` is a pytree of numbers to report.
+    A rollout serves `updates_per_rollout` inner updates, each with a gradient of its own; the
+    gradient of the whole loss on a fresh rollout is that of the meta-objective.
 
     `init_params` and `init_actor` are given the SAME key, the agent's, because the two parts of an
     agent must agree, for example on its width. Each folds the key for the draws of its own.
@@ -22,8 +22,22 @@ class InnerTask(Protocol):
     def init_actor(self, key: PRNGKeyArray) -> Any:
         """Fresh environments and whatever else a rollout carries on, a pytree."""
 
-    def gradient(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
-        """One rollout: (gradient like `params`, the actor after it, stats)."""
+    @property
+    def updates_per_rollout(self) -> int:
+        """Inner updates that one rollout serves: 1 with A2C, epochs x minibatches with PPO."""
+
+    def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
+        """One rollout: (batch, the actor after it, stats).
+
+        The batch, a pytree, is all that the gradients of the rollout are computed from besides
+        parameters; `stats` is a pytree of numbers to report.
+        """
+
+    def gradient(self, params: Any, batch: Any, index: Int[Array, ""] | None) -> Any:
+        """The gradient, like `params`, of the rollout's inner update number `index`.
+
+        None: the gradient of the whole loss on the whole rollout, made with these parameters.
+        """
 
 
 @runtime_checkable
@@ -31,5 +45,5 @@ class EvaluationTask(InnerTask, Protocol):
     """A task whose stats hold `return_sum` and `episode_count` of the episodes that ended."""
 
     @property
-    def env_steps_per_update(self) -> int:
-        """Environment steps that one gradient takes."""
+    def env_steps_per_rollout(self) -> int:
+        """Environment steps that one rollout takes."""

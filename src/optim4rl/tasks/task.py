@@ -1,4 +1,4 @@
-"""Tasks: an environment, an agent network and A2C, as pure functions of parameters and an actor."""
+"""Tasks: an environment, an agent network and a learner, as pure functions."""
 
 import dataclasses
 import functools
@@ -26,6 +26,7 @@ from optim4rl.tasks.environments.episodes import (
 from optim4rl.tasks.environments.sparse import is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
 from optim4rl.tasks.networks import ActorCritic, TorsoKind, make_network
+from optim4rl.tasks.normalisation import RunningReturns, init_returns, scale_rewards
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class TaskConfig:
             arrays have the largest size and the units beyond its own are masked out, so that one
             program serves all.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
-        a2c: settings of the learner.
+        learner: the inner learner's settings.
+        normalise_rewards: each agent divides its rewards by a running scale of its returns;
+            reported returns are not scaled.
     """
 
     environment: str = "catch"
@@ -48,7 +51,8 @@ class TaskConfig:
     torso: TorsoKind = "dense"
     width: int | tuple[int, ...] = 256
     maps: MapOrder = "channels"
-    a2c: A2CConfig = A2CConfig()
+    learner: A2CConfig = A2CConfig()
+    normalise_rewards: bool = False
 
     def __post_init__(self) -> None:
         if not _is_size(self.num_envs):
@@ -84,10 +88,12 @@ class Actor(NamedTuple):
         episodes: its environments.
         live: 1 for the units of its dense layer and 0 for those that only fill the array; None if
             all agents have the same width.
+        returns: what scales its rewards; None if nothing does.
     """
 
     episodes: VectorState
     live: Float[Array, "width"] | None
+    returns: RunningReturns | None
 
 
 class _Step(NamedTuple):
@@ -101,9 +107,21 @@ class _Step(NamedTuple):
     result: StepResult
 
 
+class Batch(NamedTuple):
+    """What the gradients of a rollout are computed from.
+
+    Attributes:
+        steps: the rollout, with the hidden units that its forward passes left.
+        target: what the values are to become.
+    """
+
+    steps: _Step
+    target: Float[Array, "T E"]
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
-    """An agent's task: start one, and take the gradient of one rollout of it.
+    """An agent's task: start one, play a rollout, and take the gradients of the learner's loss.
 
     Attributes:
         environment: a gymnax environment with discrete actions.
@@ -138,9 +156,14 @@ class Task:
         return inputs(self.observation_shape, self.config.maps)
 
     @property
-    def env_steps_per_update(self) -> int:
-        """Environment steps that one gradient takes."""
-        return self.config.num_envs * self.config.a2c.rollout
+    def updates_per_rollout(self) -> int:
+        """A2C learns from a rollout once."""
+        return 1
+
+    @property
+    def env_steps_per_rollout(self) -> int:
+        """Environment steps that one rollout takes."""
+        return self.config.num_envs * self.config.learner.rollout
 
     def init_params(self, key: PRNGKeyArray) -> ActorCritic:
         """A fresh agent network; `key` is the agent's."""
@@ -171,46 +194,52 @@ class Task:
         if len(widths) > 1:
             units = jnp.arange(max(widths), dtype=jnp.int32)
             live = (units < self._width(key)).astype(jnp.float32)
-        return Actor(self.vector.reset(jax.random.fold_in(key, 1)), live)
+        returns = init_returns(self.config.num_envs) if self.config.normalise_rewards else None
+        return Actor(self.vector.reset(jax.random.fold_in(key, 1)), live, returns)
 
-    def gradient(
+    def rollout(
         self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
-    ) -> tuple[ActorCritic, Actor, RolloutStats]:
-        """One rollout and the gradient of the whole A2C loss on it, like `params`.
-
-        The rollout's own hidden units, logits and values serve the backward pass.
-        """
-        actor, steps = self._play(params, actor, key)
-        config = self.config.a2c
+    ) -> tuple[Batch, Actor, RolloutStats]:
+        """Play on, and work out what the values are to become."""
+        actor, steps, reward = self._play(params, actor, key)
+        config = self.config.learner
         target = lambda_returns(
-            config.reward_scale * steps.result.reward,
+            reward,
             steps.result.terminated,
             steps.result.truncated,
             self._next_values(params, actor, steps),
             config.gamma,
             config.lam,
         )
+        return Batch(steps, target), actor, _stats(steps)
+
+    def gradient(
+        self, params: ActorCritic, batch: Batch, index: Int[Array, ""] | None
+    ) -> ActorCritic:
+        """The gradient of the whole A2C loss, by the parameters that the rollout was made with.
+
+        The rollout's own hidden units, logits and values serve the backward pass.
+        """
+        del index  # There is one update.
+        steps, target = batch
         cotangents = jax.grad(a2c_loss, argnums=(0, 1))(
-            steps.logits, steps.value, steps.action, target, config
+            steps.logits, steps.value, steps.action, target, self.config.learner
         )
         hidden, (logits, value) = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]), (steps.hidden, cotangents)
         )
         observation = self.inputs.join(steps.observation)
-        gradient = backward(
-            params, join_heads(params), self.inputs, observation, hidden, logits, value
-        )
-        return gradient, actor, _stats(steps)
+        return backward(params, join_heads(params), self.inputs, observation, hidden, logits, value)
 
-    def rollout(
+    def transitions(
         self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Actor, Transitions, RolloutStats]:
-        """The rollout that `gradient` learns from, written out."""
-        after, steps = self._play(params, actor, key)
+        """The rollout that the agent learns from, written out."""
+        after, steps, reward = self._play(params, actor, key)
         transitions = Transitions(
             jax.vmap(self.vector.unpack)(steps.observation),
             steps.action,
-            self.config.a2c.reward_scale * steps.result.reward,
+            reward,
             steps.result.terminated,
             steps.result.truncated,
             steps.value,
@@ -218,8 +247,10 @@ class Task:
         )
         return after, transitions, _stats(steps)
 
-    def _play(self, params: ActorCritic, actor: Actor, key: PRNGKeyArray) -> tuple[Actor, _Step]:
-        """T steps in every environment."""
+    def _play(
+        self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
+    ) -> tuple[Actor, _Step, Float[Array, "T E"]]:
+        """T steps in every environment, and the rewards as the learner takes them."""
         heads = join_heads(params)
 
         def step(episodes: VectorState, chance: tuple[Array, Any]) -> tuple[VectorState, _Step]:
@@ -231,9 +262,14 @@ class Task:
             after, result = self.vector.step(chance, episodes, action)
             return after, _Step(episodes.observation, logits, value, hidden, action, result)
 
-        chance = self.vector.draw(key, self.config.a2c.rollout)
-        episodes, recorded = jax.lax.scan(step, actor.episodes, chance)
-        return actor._replace(episodes=episodes), recorded
+        chance = self.vector.draw(key, self.config.learner.rollout)
+        episodes, steps = jax.lax.scan(step, actor.episodes, chance)
+        returns, reward = actor.returns, steps.result.reward
+        if returns is not None:
+            done = steps.result.terminated | steps.result.truncated
+            returns, reward = scale_rewards(returns, reward, done, self.config.learner.gamma)
+        reward = self.config.learner.reward_scale * reward
+        return Actor(episodes, actor.live, returns), steps, reward
 
     def _next_values(self, params: ActorCritic, after: Actor, steps: _Step) -> Float[Array, "T E"]:
         """The critic's values of the states that the steps led to, before any reset.

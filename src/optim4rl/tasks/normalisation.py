@@ -1,0 +1,81 @@
+"""Running statistics that an agent keeps of what it meets, to bring it to a common scale."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# A scaled reward never exceeds this: the first rewards of a sparse task meet a scale of zeros.
+REWARD_LIMIT = 10.0
+_EPSILON = 1e-8
+
+
+class Moments(NamedTuple):
+    """Number, mean and variance of everything seen so far, elementwise over `*shape`."""
+
+    seen: Float[Array, ""]
+    mean: Float[Array, "*shape"]
+    variance: Float[Array, "*shape"]
+
+
+def init_moments(shape: tuple[int, ...]) -> Moments:
+    """Nothing seen."""
+    return Moments(jnp.float32(0.0), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+
+def update_moments(moments: Moments, batch: Float[Array, "batch *shape"]) -> Moments:
+    """The moments of what was seen before and the batch together (Chan, Golub, LeVeque 1979)."""
+    size = jnp.float32(batch.shape[0])
+    mean, variance = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
+    seen = moments.seen + size
+    share = size / seen
+    difference = mean - moments.mean
+    return Moments(
+        seen,
+        moments.mean + share * difference,
+        (1.0 - share) * moments.variance
+        + share * variance
+        + share * (1.0 - share) * jnp.square(difference),
+    )
+
+
+class RunningReturns(NamedTuple):
+    """What the scale of an agent's rewards comes from.
+
+    Attributes:
+        discounted: in each environment the discounted sum of the rewards so far,
+            `R_t = gamma R_{t-1} + r_t`, which starts anew with each episode.
+        moments: of all of these sums.
+    """
+
+    discounted: Float[Array, "E"]
+    moments: Moments
+
+
+def init_returns(num_envs: int) -> RunningReturns:
+    """Nothing seen."""
+    return RunningReturns(jnp.zeros(num_envs, jnp.float32), init_moments(()))
+
+
+def scale_rewards(
+    returns: RunningReturns,
+    reward: Float[Array, "T E"],
+    done: Bool[Array, "T E"],
+    gamma: float,
+) -> tuple[RunningReturns, Float[Array, "T E"]]:
+    """Divide a rollout's rewards by the standard deviation of all discounted sums so far.
+
+    As `NormalizeReward` of Gymnasium does, but once for a whole rollout; the scaled rewards are
+    held to `[-REWARD_LIMIT, REWARD_LIMIT]`.
+    """
+
+    def accumulate(total: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = step
+        total = gamma * total + reward
+        return jnp.where(done, 0.0, total), total
+
+    discounted, sums = jax.lax.scan(accumulate, returns.discounted, (reward, done))
+    moments = update_moments(returns.moments, sums.reshape(-1))
+    scaled = reward * jax.lax.rsqrt(moments.variance + _EPSILON)
+    return RunningReturns(discounted, moments), jnp.clip(scaled, -REWARD_LIMIT, REWARD_LIMIT)
