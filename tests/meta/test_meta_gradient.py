@@ -17,7 +17,7 @@ from optim4rl.meta.meta_gradient import (
     num_rollouts,
     truncated_meta_gradient,
 )
-from optim4rl.meta.resets import reset_mask, reset_offsets
+from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers import rule
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import LEARNED
@@ -161,7 +161,8 @@ def meta_gradients(preset, task, num_agents, validation, inner_updates=2, iterat
 
     @quick_jit
     def run(offsets):
-        masks = jax.vmap(lambda t: reset_mask(t, offsets, INTERVAL))(jnp.arange(iterations))
+        intervals = reset_intervals(num_agents, INTERVAL)
+        masks = jax.vmap(lambda t: reset_mask(t, offsets, intervals))(jnp.arange(iterations))
         keys = jax.random.split(jax.random.key(6), iterations)
         agents = init_agents(spec, task, jax.random.split(jax.random.key(7), num_agents))
         return jax.lax.scan(iterate, agents, (masks, keys))[1]
@@ -216,7 +217,7 @@ def test_meta_gradient_is_that_of_autodiff_through_everything(preset, task, agen
     """Over five meta-iterations, with agents of all ages and with agents never reset."""
     run = meta_gradients(preset, TASKS[task], agents, validation)
     for schedule in ("staggered", "never"):
-        offsets = reset_offsets(schedule, agents, INTERVAL, jax.random.key(0))
+        offsets = reset_offsets(schedule, reset_intervals(agents, INTERVAL), jax.random.key(0))
         found, expected, ages = run(offsets)
         assert_ages(np.asarray(ages), schedule)
         assert_equal_gradients(found, expected)

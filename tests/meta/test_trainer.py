@@ -2,13 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_meta_gradient import Quadratic, factor_rule, meta_gradient, quick_jit
+from test_meta_gradient import Minibatches, Quadratic, factor_rule, meta_gradient, quick_jit
 
 from optim4rl.meta import trainer
 from optim4rl.meta.meta_gradient import init_agents
@@ -17,6 +18,7 @@ from optim4rl.meta.trainer import (
     MetaDivergenceError,
     MetaTask,
     clip_meta_gradient,
+    combine_meta_gradients,
     meta_optimizer,
     train,
 )
@@ -205,13 +207,69 @@ def test_meta_clips(clip, gradient, expected):
     np.testing.assert_allclose([*found["a"], found["b"][0, 0]], expected, rtol=1e-6)
 
 
+def combined(gradients, clip, limit, *, squared_norms=None, iteration=0):
+    norms = jnp.zeros(len(gradients)) if squared_norms is None else squared_norms
+    return combine_meta_gradients(gradients, norms, jnp.asarray(iteration), clip, limit)
+
+
 @pytest.mark.parametrize("clip", trainer.META_CLIPS)
 def test_meta_clips_leave_zero_at_zero_and_nan_visible(clip):
     """No division by a zero norm; a NaN is never turned into a number."""
     zero = jax.tree.map(jnp.zeros_like, GRADIENT)
-    assert not any(x.any() for x in jax.tree.leaves(clip_meta_gradient(zero, clip, 1.0)))
+    assert not any(x.any() for x in jax.tree.leaves(combined([zero], clip, 1.0)[0]))
     broken = {"network0": {"a": jnp.array([jnp.nan, 1.0])}}
-    assert np.isnan(clip_meta_gradient(broken, clip, 1.0)["network0"]["a"][0])
+    assert np.isnan(combined([broken], clip, 1.0)[0]["network0"]["a"][0])
+
+
+def test_running_normalisation_divides_by_the_usual_norm():
+    """Against a plain loop: two tasks, five iterations, the limit out of reach and within it."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(5, 2, 3)) * np.array([1e-3, 1e4])[:, None]
+    for limit in (100.0, 0.1):
+        norms, history = jnp.zeros(2), np.zeros(2)
+        for t, gradients in enumerate(drawn):
+            history = 0.9 * history + 0.1 * np.square(gradients).sum(axis=1)
+            usual = np.sqrt(history / (1 - 0.9 ** (t + 1)))
+            expected = (gradients / usual[:, None]).mean(axis=0)
+            expected *= min(1, limit / np.linalg.norm(expected))
+            trees = [{"network0": {"a": jnp.asarray(g, jnp.float32)}} for g in gradients]
+            found, norms = combined(trees, "running", limit, squared_norms=norms, iteration=t)
+            np.testing.assert_allclose(found["network0"]["a"], expected, rtol=1e-5)
+
+
+def test_the_scale_of_a_tasks_meta_objective_drops_out():
+    """One of two tasks with a meta-objective a thousand times as large: the same training."""
+
+    @dataclass(frozen=True)
+    class Scaled(Minibatches):
+        """Of the gradients only that of the whole loss, which the meta-objective has, is scaled."""
+
+        scale: Any = 1.0
+
+        def gradient(self, params, batch, index):
+            scale = self.scale if index is None else 1.0
+            return jax.tree.map(lambda g: scale * g, super().gradient(params, batch, index))
+
+    config = dataclasses.replace(CONFIG, agents=2, meta_clip="running")
+    tasks = (MetaTask(Minibatches(), 0.05), MetaTask(Quadratic(), 0.05))
+    start = trainer.init(SPEC, tasks, config)
+
+    @quick_jit
+    def run(scale):
+        scaled = (MetaTask(Scaled(scale=scale), 0.05), tasks[1])
+
+        def body(state, _):
+            return trainer.iterate(SPEC, scaled, config, state)[0], None
+
+        return jax.lax.scan(body, start, length=8)[0]
+
+    states = [run(scale) for scale in (1.0, 1000.0)]
+    one, other = (s.squared_norms for s in states)
+    np.testing.assert_allclose(other / one, [1e6, 1.0], rtol=1e-3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        *[state.meta_parameters for state in states],
+    )
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.0])
@@ -249,6 +307,8 @@ CHOICES = {
     "meta_clip": trainer.META_CLIPS,
 }
 BAD = [
+    ("shortest_interval", 0, "1 to reset_interval = 5 is needed"),
+    ("shortest_interval", 6, "1 to reset_interval = 5 is needed"),
     *[(field, 0, "a whole number of at least 1 is needed") for field in SIZES],
     *[(field, x, "a positive finite number") for field in POSITIVE for x in (0.0, -1.0, np.inf)],
     ("meta_learning_rate", float("nan"), "a positive finite number"),

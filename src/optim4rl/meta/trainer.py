@@ -19,12 +19,23 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from optim4rl.meta.meta_gradient import VALIDATIONS, Agents, Validation, init_agents
 from optim4rl.meta.population import REPLICATED, SHARDED, Execution, advance
-from optim4rl.meta.resets import RESET_SCHEDULES, ResetSchedule, reset_mask, reset_offsets
+from optim4rl.meta.resets import (
+    RESET_SCHEDULES,
+    ResetSchedule,
+    reset_intervals,
+    reset_mask,
+    reset_offsets,
+)
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
 from optim4rl.tasks.interface import InnerTask
 
-MetaClip = Literal["value", "norm", "normalise", "none"]
-META_CLIPS: tuple[MetaClip, ...] = ("value", "norm", "normalise", "none")
+TaskClip = Literal["value", "norm", "normalise", "none"]
+MetaClip = TaskClip | Literal["running"]
+META_CLIPS: tuple[MetaClip, ...] = ("value", "norm", "normalise", "none", "running")
+
+# Of the running mean that a task's meta-gradient is normalised by: about the last ten iterations,
+# and no meta-gradient counts for more than sqrt(10) of the usual ones.
+RUNNING_DECAY = 0.9
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,15 @@ class MetaConfig:
         inner_updates: K.
         resets: reset schedule; "staggered" is pipeline training.
         reset_interval: I, in meta-iterations: one life is I * K inner updates.
+        shortest_interval: lives of mixed length: each agent has an interval of its own, spread from
+            this to `reset_interval` evenly in logarithm; None: all have `reset_interval`.
         validation: "last" (the paper's) or "dense".
         meta_learning_rate: of Adam, the meta-optimizer.
         cosine_to: share of the meta-learning rate that a cosine decay ends at; 1 is constant.
         meta_clip: what happens to each task's meta-gradient: "value" clips it elementwise, "norm"
-            caps its global norm, "normalise" scales it to the limit, "none" leaves it.
+            caps its global norm, "normalise" scales it to the limit, "running" divides it by a
+            running root mean square of its norm, so that the scale of a task's rewards drops out,
+            and caps the global norm of the mean over tasks; "none" leaves it.
         meta_clip_limit: the limit of that.
         seed: of everything random in meta-training.
     """
@@ -51,6 +66,7 @@ class MetaConfig:
     inner_updates: int = 4
     resets: ResetSchedule = "staggered"
     reset_interval: int = 98
+    shortest_interval: int | None = None
     validation: Validation = "dense"
     meta_learning_rate: float = 3e-3
     cosine_to: float = 1.0
@@ -63,6 +79,12 @@ class MetaConfig:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
+        shortest = self.shortest_interval
+        if shortest is not None and not 1 <= shortest <= self.reset_interval:
+            raise ValueError(
+                f"shortest_interval = {shortest!r}: 1 to reset_interval = {self.reset_interval} is "
+                "needed, or None"
+            )
         for field, choices in (
             ("resets", RESET_SCHEDULES),
             ("validation", VALIDATIONS),
@@ -96,6 +118,7 @@ class MetaState(NamedTuple):
         meta_optimizer: the meta-optimizer's state.
         agents: one `Agents` for each task.
         offsets: the reset index of each agent, one array for each task.
+        squared_norms: each task's running mean of its meta-gradient's squared norm, from 0 on.
         key: the random key that every iteration's keys are folded from.
         iteration: meta-iterations done.
         stopped: numbers ceased to be finite. The rule, its optimizer and the iteration are those of
@@ -106,6 +129,7 @@ class MetaState(NamedTuple):
     meta_optimizer: Any
     agents: tuple[Agents, ...]
     offsets: tuple[Int[Array, " M"], ...]
+    squared_norms: Float[Array, " tasks"]
     key: PRNGKeyArray
     iteration: Int[Array, ""]
     stopped: Bool[Array, ""]
@@ -142,7 +166,7 @@ def meta_optimizer(config: MetaConfig) -> optax.GradientTransformation:
     return optax.adam(schedule)
 
 
-def clip_meta_gradient(gradient: MetaParameters, clip: MetaClip, limit: float) -> MetaParameters:
+def clip_meta_gradient(gradient: MetaParameters, clip: TaskClip, limit: float) -> MetaParameters:
     """One task's meta-gradient, clipped or normalised."""
     if clip == "value":
         return jax.tree.map(lambda x: jnp.clip(x, -limit, limit), gradient)
@@ -151,6 +175,34 @@ def clip_meta_gradient(gradient: MetaParameters, clip: MetaClip, limit: float) -
     norm = optax.tree.norm(gradient)
     floor = limit if clip == "norm" else 1e-12
     return jax.tree.map(lambda x: x * (limit / jnp.maximum(norm, floor)), gradient)
+
+
+def combine_meta_gradients(
+    gradients: list[MetaParameters],
+    squared_norms: Float[Array, " tasks"],
+    iteration: Int[Array, ""],
+    clip: MetaClip,
+    limit: float,
+) -> tuple[MetaParameters, Float[Array, " tasks"]]:
+    """The mean over tasks of meta-gradients made comparable, and the running mean of their norms.
+
+    "running" corrects that mean for its start at zero as Adam does (Kingma & Ba 2015, section 3).
+    """
+    found = jnp.stack([optax.tree.norm(gradient, squared=True) for gradient in gradients])
+    squared_norms = RUNNING_DECAY * squared_norms + (1 - RUNNING_DECAY) * found
+    if clip == "running":
+        usual = jnp.sqrt(squared_norms / (1 - RUNNING_DECAY ** (iteration + 1)))
+        scaled = [
+            jax.tree.map(lambda x, norm=norm: x / jnp.maximum(norm, 1e-12), gradient)
+            for gradient, norm in zip(gradients, usual, strict=True)
+        ]
+        return clip_meta_gradient(_mean(scaled), "norm", limit), squared_norms
+    clipped = [clip_meta_gradient(gradient, clip, limit) for gradient in gradients]
+    return _mean(clipped), squared_norms
+
+
+def _mean(trees: list[MetaParameters]) -> MetaParameters:
+    return jax.tree.map(lambda *x: sum(x) / len(trees), *trees)
 
 
 def init(
@@ -191,19 +243,25 @@ def _init(
         return init_agents(spec, tasks[index].task, keys)
 
     def offsets(index: int) -> Array:
-        key = jax.random.fold_in(key_offsets, index)
-        return reset_offsets(config.resets, config.agents, config.reset_interval, key)
+        return reset_offsets(
+            config.resets, _intervals(config), jax.random.fold_in(key_offsets, index)
+        )
 
     state = MetaState(
         meta_parameters=meta_parameters,
         meta_optimizer=meta_optimizer(config).init(meta_parameters),
         agents=tuple(agents(index) for index in range(len(tasks))),
         offsets=tuple(offsets(index) for index in range(len(tasks))),
+        squared_norms=jnp.zeros(len(tasks)),
         key=key,
         iteration=jnp.zeros((), jnp.int32),
         stopped=jnp.zeros((), jnp.bool),
     )
     return jax.lax.with_sharding_constraint(state, state_shardings(state, execution))
+
+
+def _intervals(config: MetaConfig) -> Int[np.ndarray, " M"]:
+    return reset_intervals(config.agents, config.reset_interval, config.shortest_interval)
 
 
 def state_shardings(state: MetaState, execution: Execution) -> MetaState:
@@ -230,7 +288,7 @@ def iterate(
             state.meta_parameters,
             meta_task.task,
             agents,
-            reset_mask(state.iteration, offsets, config.reset_interval),
+            reset_mask(state.iteration, offsets, _intervals(config)),
             jax.random.fold_in(key, index),
             learning_rate=meta_task.learning_rate,
             inner_updates=config.inner_updates,
@@ -241,11 +299,13 @@ def iterate(
             zip(tasks, state.agents, state.offsets, strict=True)
         )
     ]
-    clipped = [
-        clip_meta_gradient(result.gradient, config.meta_clip, config.meta_clip_limit)
-        for result in results
-    ]
-    mean = jax.tree.map(lambda *x: sum(x) / len(tasks), *clipped)
+    mean, squared_norms = combine_meta_gradients(
+        [result.gradient for result in results],
+        state.squared_norms,
+        state.iteration,
+        config.meta_clip,
+        config.meta_clip_limit,
+    )
     updates, optimizer_state = meta_optimizer(config).update(
         mean, state.meta_optimizer, state.meta_parameters
     )
@@ -253,6 +313,7 @@ def iterate(
     after = state._replace(
         meta_parameters=optax.apply_updates(state.meta_parameters, updates),
         meta_optimizer=optimizer_state,
+        squared_norms=squared_norms,
         iteration=state.iteration + 1,
     )
     after = _keep_last_good(state, after, jnp.isfinite(norm))
@@ -271,6 +332,7 @@ def _keep_last_good(before: MetaState, after: MetaState, finite: Bool[Array, ""]
     return after._replace(
         meta_parameters=keep(after.meta_parameters, before.meta_parameters),
         meta_optimizer=keep(after.meta_optimizer, before.meta_optimizer),
+        squared_norms=keep(after.squared_norms, before.squared_norms),
         iteration=keep(after.iteration, before.iteration),
         stopped=jnp.logical_not(finite),
     )
