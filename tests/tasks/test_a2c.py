@@ -16,6 +16,7 @@ from gymnax.environments.spaces import Discrete
 
 from optim4rl.tasks import A2CConfig, Task, TaskConfig, task_from_environment
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
+from optim4rl.tasks.distributions import Categorical
 
 GAMMA, LAM = 0.9, 0.8
 
@@ -122,16 +123,16 @@ def test_nothing_leaks_over_a_reset(end: str) -> None:
 
 def test_loss_and_gradient_are_the_softmax_formulae() -> None:
     """d/dlogits: policy gradient (pi - onehot) A, entropy pi (log pi + H); d/dvalue: TD errors."""
-    T, E, A = 5, 3, 4
+    N, A = 15, 4
     keys = jax.random.split(jax.random.key(0), 4)
-    logits = jax.random.normal(keys[0], (T, E, A))
-    value, target = jax.random.normal(keys[1], (2, T, E))
-    action = jax.random.randint(keys[2], (T, E), 0, A)
+    logits = jax.random.normal(keys[0], (N, A))
+    value, target = jax.random.normal(keys[1], (2, N))
+    action = jax.random.randint(keys[2], (N,), 0, A)
     config = A2CConfig(value_weight=0.7, entropy_weight=0.03)
 
-    loss, gradients = jax.jit(jax.value_and_grad(a2c_loss, argnums=(0, 1, 3)), static_argnums=4)(
-        logits, value, action, target, config
-    )
+    loss, gradients = jax.jit(
+        jax.value_and_grad(a2c_loss, argnums=(2, 3, 6)), static_argnums=(0, 1)
+    )(Categorical(A), config, logits, value, action, jnp.zeros((1, N), jnp.float32), target)
 
     x, v, g = (np.asarray(a, np.float64) for a in (logits, value, target))
     pi = np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
@@ -144,8 +145,8 @@ def test_loss_and_gradient_are_the_softmax_formulae() -> None:
     )
     by_logits = advantage[..., None] * (pi - onehot) + 0.03 * pi * (log_pi + entropy[..., None])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradients[0], by_logits / (T * E), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(gradients[1], -2 * 0.7 * advantage / (T * E), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradients[0], by_logits / N, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradients[1], -2 * 0.7 * advantage / N, rtol=1e-4, atol=1e-6)
     assert not gradients[2].any()
 
 

@@ -48,7 +48,7 @@ def play(vector: Vectorized, steps: int, actions: int = 3) -> tuple[VectorState,
     def run() -> Any:
         first = vector.reset(jax.random.key(0))
         random_play = jax.random.randint(jax.random.key(1), (steps, ENVS), 0, actions)
-        chance = (vector.draw(jax.random.key(2), steps)[1], random_play)
+        chance = (vector.draw(jax.random.key(2), steps, 1)[1], random_play)
         states, results = jax.lax.scan(step, first, chance)[1]
         unpack = jax.vmap(vector.unpack)
         states = states._replace(observation=unpack(states.observation))
@@ -138,7 +138,7 @@ def test_gymnax_environments_run(name: str) -> None:
 def test_same_chance_same_episodes() -> None:
     """Stepping is a pure function of its chance, and equals gymnax's own step."""
     vector = gymnax_vector("catch")
-    chance = vector.draw(jax.random.key(3), steps=1)[1][0]
+    chance = vector.draw(jax.random.key(3), steps=1, numbers=1)[1][0]
     state = vector.reset(jax.random.key(3))
     actions = jnp.arange(ENVS, dtype=jnp.int32) % 3
     step = jax.jit(lambda state: vector.step(chance, state, actions))
@@ -165,7 +165,7 @@ def test_agents_can_be_vmapped_over_batches(vector: Any) -> None:
     catch = vector("catch", num_envs=2)
     keys = jax.random.split(jax.random.key(0), 3)
     states = jax.vmap(catch.reset)(keys)
-    chance = jax.vmap(lambda key: catch.draw(key, 1)[1][0])(keys)
+    chance = jax.vmap(lambda key: catch.draw(key, 1, 1)[1][0])(keys)
     _, results = jax.jit(jax.vmap(catch.step))(chance, states, jnp.ones((3, 2), jnp.int32))
     assert results.reward.shape == (3, 2)
     assert results.ended_return.shape == (3, 2)
@@ -213,7 +213,7 @@ def test_sparse_steps_are_gymnax_s(name: str, params: dict[str, int]) -> None:
         zeros = jnp.zeros(ENVS, jnp.float32)
         last = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), states)
         ours = VectorState(last, jax.vmap(environment.ones, -1, -1)(last), zeros)
-        keys = reference.draw(jax.random.key(1), 130)[1]
+        keys = reference.draw(jax.random.key(1), 130, 1)[1]
         actions = jax.random.randint(jax.random.key(2), (130, ENVS), 0, environment.num_actions)
         theirs = VectorState(states, observation, zeros)
         return jax.lax.scan(step, (ours, theirs), (keys, actions))[1]

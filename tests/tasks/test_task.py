@@ -15,7 +15,7 @@ from test_a2c import Probe, probe_task, quick_jit
 from optim4rl.tasks import A2CConfig, TaskConfig, default_config, make_task, task_from_environment
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.environments.catch import Catch
-from optim4rl.tasks.task import Task, sample_actions
+from optim4rl.tasks.task import Task
 
 SMALL = TaskConfig("catch", num_envs=4, width=8, learner=A2CConfig(rollout=11))
 
@@ -91,7 +91,9 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
 
         def loss(params: Any) -> Any:
             logits, value = jax.vmap(jax.vmap(params))(data.observation)
-            return a2c_loss(logits, value, data.action, target, config)
+            flat = (x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action))
+            unused = jnp.zeros((1, target.size), jnp.float32)
+            return a2c_loss(task.distribution, config, *flat, unused, target.reshape(-1))
 
         return jax.grad(loss)(params)
 
@@ -213,21 +215,6 @@ def test_scaled_rewards_are_what_the_agent_learns_from_and_nothing_else(catch: A
     scale = np.sqrt(actor.returns.moments.variance)
     assert 0 < scale < 1
     np.testing.assert_allclose(data.reward * scale, plain.reward, rtol=1e-5)
-
-
-def test_actions_follow_the_softmax() -> None:
-    """The share of an action is its probability; evenly spaced numbers give it exactly."""
-    logits = jnp.array([2.0, -1.0, 0.5, 0.0])
-    uniforms = (jnp.arange(10_000, dtype=jnp.float32) + 0.5) / 10_000
-    actions = sample_actions(uniforms, jnp.broadcast_to(logits, (10_000, 4)))
-    shares = np.bincount(np.asarray(actions), minlength=4) / 10_000
-    np.testing.assert_allclose(shares, jax.nn.softmax(logits), atol=1.5e-4)
-
-
-def test_diverged_logits_still_give_an_action() -> None:
-    """One that exists; what diverged shows in the parameters."""
-    actions = sample_actions(jnp.array([0.3, 0.7]), jnp.array([[jnp.nan] * 3, [jnp.inf] * 3]))
-    assert set(np.asarray(actions).tolist()) <= {0, 1, 2}
 
 
 def test_the_recorded_rollout_is_consistent(catch: Any) -> None:

@@ -5,11 +5,15 @@ appendix; Mnih et al. 2016, arXiv 1602.01783).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+
+from optim4rl.tasks.backprop import BatchNetwork
+from optim4rl.tasks.distributions import Distribution
+from optim4rl.tasks.learner import Rollout, check_count, check_discount
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,8 @@ class A2CConfig:
     reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rollout < 1:
-            raise ValueError(f"rollout = {self.rollout!r}: at least one step is needed")
-        for field, value in (("gamma", self.gamma), ("lam", self.lam)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field} = {value!r}: a number in [0, 1] is needed")
+        check_count("rollout", self.rollout)
+        check_discount(self.gamma, self.lam)
 
 
 class Transitions(NamedTuple):
@@ -45,7 +46,7 @@ class Transitions(NamedTuple):
 
     Attributes:
         observation: what the agent saw.
-        action: what it did.
+        action: what it did, before any squashing.
         reward: what it got, scaled for learning.
         terminated: the step ended the episode in a terminal state, whose value is 0.
         truncated: the step hit a time limit; the state it led to still has a value.
@@ -54,7 +55,7 @@ class Transitions(NamedTuple):
     """
 
     observation: Float[Array, "T E *observation"]
-    action: Int[Array, "T E"]
+    action: Num[Array, "T E ..."]
     reward: Float[Array, "T E"]
     terminated: Bool[Array, "T E"]
     truncated: Bool[Array, "T E"]
@@ -90,22 +91,47 @@ def lambda_returns(
 
 
 def a2c_loss(
-    logits: Float[Array, "T E actions"],
-    value: Float[Array, "T E"],
-    action: Int[Array, "T E"],
-    target: Float[Array, "T E"],
+    distribution: Distribution,
     config: A2CConfig,
+    outputs: Float[Array, "N outputs"],
+    value: Float[Array, "N"],
+    action: Num[Array, "N ..."],
+    uniforms: Float[Array, "numbers N"],
+    target: Float[Array, "N"],
 ) -> Float[Array, ""]:
     """The whole loss. The targets are constants, and so is the advantage in the policy gradient."""
-    # Actions first: sums over a short last axis do not vectorize.
-    logits = jnp.moveaxis(logits, -1, 0)
-    log_policy = logits - jax.nn.logsumexp(logits, axis=0)[None]
-    actions = jnp.arange(len(logits), dtype=action.dtype)[:, None, None]
-    log_prob = jnp.sum(jnp.where(action[None] == actions, log_policy, 0.0), axis=0)
     error = jax.lax.stop_gradient(target) - value
-    entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=0)
+    log_prob = distribution.log_prob(outputs, action)
     return (
         jnp.mean(-jax.lax.stop_gradient(error) * log_prob)
         + config.value_weight * jnp.mean(jnp.square(error))
-        - config.entropy_weight * jnp.mean(entropy)
+        - config.entropy_weight * jnp.mean(distribution.entropy(outputs, uniforms))
     )
+
+
+@dataclass(frozen=True)
+class A2C:
+    """One update for each rollout, from what the network gave while it was played."""
+
+    config: A2CConfig
+    network: BatchNetwork
+    distribution: Distribution
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """A rollout is learned from once."""
+        return 1
+
+    def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Rollout:
+        """All of it."""
+        return rollout
+
+    def gradient(self, params: Any, batch: Rollout, index: Int[Array, ""] | None) -> Any:
+        """The gradient of the whole loss, by the parameters that the rollout was made with."""
+        cotangents = jax.grad(a2c_loss, argnums=(2, 3))(
+            self.distribution,
+            self.config,
+            *(batch.outputs, batch.value, batch.action, batch.uniforms, batch.target),
+        )
+        prepared = self.network.prepare(params, batch.live)
+        return self.network.backward(prepared, batch.observation, batch.cache, *cotangents)

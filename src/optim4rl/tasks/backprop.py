@@ -1,104 +1,278 @@
-"""The agent's network over a batch of observations, forward and backward.
+"""The agents' networks over batches of observations, forward and backward.
 
-The hidden units that the forward pass leaves are what the backward pass needs, so the gradient of a
-rollout takes no second forward pass.
+Learners see a `BatchNetwork`: outputs and values of a batch, and from their cotangents the gradient
+of the parameters. What the forward pass leaves in its cache serves the backward pass, so that the
+gradient of a rollout can do without a second forward pass.
 """
 
 import functools
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from optim4rl.tasks.inputs import Inputs
-from optim4rl.tasks.networks import ActorCritic, Conv2x2
+from optim4rl.tasks.networks import (
+    Activation,
+    ActorCritic,
+    Conv2x2,
+    Dense,
+    SeparateMLPs,
+    activation,
+    make_mlps,
+    make_network,
+)
 
 
-class Heads(NamedTuple):
-    """The policy's and the value's head as one layer, which reads the hidden units once."""
+@runtime_checkable
+class BatchNetwork(Protocol):
+    """A kind of agent network, and how it runs on batches.
 
+    Attributes:
+        inputs: how it reads observations.
+    """
+
+    @property
+    def inputs(self) -> Inputs: ...
+
+    def init(self, key: PRNGKeyArray) -> Any:
+        """Fresh parameters; `key` is the agent's."""
+
+    def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
+        """Which units the agent of this key has, 1 or 0; None if all agents have the same."""
+
+    def prepare(self, params: Any, live: Float[Array, "width"] | None) -> Any:
+        """What all passes of the same parameters share; the first argument of both passes."""
+
+    def forward(
+        self, prepared: Any, observation: Num[Array, "..."]
+    ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], Any]:
+        """The policy's outputs, the values, and a cache of arrays with the batch first."""
+
+    def backward(
+        self,
+        prepared: Any,
+        observation: Num[Array, "..."],
+        cache: Any,
+        outputs: Float[Array, "batch outputs"],
+        value: Float[Array, "batch"],
+    ) -> Any:
+        """The gradient of the parameters, from the cotangents of the outputs and of the value."""
+
+
+class Prepared(NamedTuple):
+    """A network with a shared torso and its heads as one layer, which reads the units once.
+
+    Attributes:
+        network: the parameters.
+        kernel: of the policy's head and, as its last row, the value's.
+        bias: of both.
+        live: 1 for the units that there are, 0 for those that only fill the arrays; None: all are.
+    """
+
+    network: ActorCritic
     kernel: Float[Array, "outputs width"]
     bias: Float[Array, "outputs"]
+    live: Float[Array, "width"] | None
 
 
-def join_heads(network: ActorCritic) -> Heads:
-    """Join the heads, once for all steps of a rollout.
+@dataclass(frozen=True)
+class SharedTorso:
+    """`networks.ActorCritic` over batches, with a backward pass by hand.
 
-    The barrier has them laid out with the units last: batches of one run twice as fast.
+    Attributes:
+        inputs: how it reads observations.
+        kind: a dense layer, or a convolution before it.
+        outputs: what the policy's distribution is made from.
+        widths: units of the dense layer, of which every agent draws one number. The arrays have the
+            largest size, and the units beyond an agent's own are masked out.
     """
-    kernel = jnp.concatenate([network.policy.kernel, network.value.kernel], axis=1).T
-    bias = jnp.concatenate([network.policy.bias, network.value.bias])
-    return Heads(*jax.lax.optimization_barrier((kernel, bias)))
+
+    inputs: Inputs
+    kind: Literal["dense", "conv"]
+    outputs: int
+    widths: tuple[int, ...]
+
+    def init(self, key: PRNGKeyArray) -> ActorCritic:
+        """Fresh parameters."""
+        network = make_network(
+            self.kind,
+            self.inputs.shape,
+            self.outputs,
+            width=max(self.widths),
+            maps=self.inputs.maps,
+            key=jax.random.fold_in(key, 0),
+        )
+        if len(self.widths) == 1:
+            return network
+        # The heads' variance is 1 / fan-in of the units that there are.
+        scale = jnp.sqrt(max(self.widths) / self._width(key).astype(jnp.float32))
+        scaled: ActorCritic = eqx.tree_at(
+            lambda tree: (tree.policy.kernel, tree.value.kernel),
+            network,
+            replace_fn=lambda kernel: scale * kernel,
+        )
+        return scaled
+
+    def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
+        """The first units, as many as the agent's width."""
+        if len(self.widths) == 1:
+            return None
+        units = jnp.arange(max(self.widths), dtype=jnp.int32)
+        return (units < self._width(key)).astype(jnp.float32)
+
+    def _width(self, key: PRNGKeyArray) -> Int[Array, ""]:
+        """The width that the agent of this key has."""
+        widths = jnp.asarray(self.widths, jnp.int32)
+        return jax.random.choice(jax.random.fold_in(key, 2), widths)
+
+    def prepare(self, params: ActorCritic, live: Float[Array, "width"] | None) -> Prepared:
+        """Join the heads.
+
+        The barrier has them laid out with the units last: batches of one run twice as fast.
+        """
+        kernel = jnp.concatenate([params.policy.kernel, params.value.kernel], axis=1).T
+        bias = jnp.concatenate([params.policy.bias, params.value.bias])
+        kernel, bias = jax.lax.optimization_barrier((kernel, bias))
+        return Prepared(params, kernel, bias, live)
+
+    def forward(
+        self, prepared: Prepared, observation: Num[Array, "..."]
+    ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], Float[Array, "batch width"]]:
+        """What the network gives; the cache holds the hidden units."""
+        network = prepared.network
+        if network.conv is None:
+            hidden = self.inputs.full(network.dense.kernel, observation)
+        else:
+            hidden = self._features(network.conv, observation) @ network.dense.kernel
+        hidden = jax.nn.relu(hidden + network.dense.bias[None])
+        if prepared.live is not None:
+            hidden = hidden * prepared.live[None]
+        outputs = jnp.einsum("bw,ow->bo", hidden, prepared.kernel) + prepared.bias[None]
+        return outputs[:, :-1], outputs[:, -1], hidden
+
+    def _features(
+        self, conv: Conv2x2, observation: Num[Array, "..."]
+    ) -> Float[Array, "batch features"]:
+        """What the convolution gives, flattened."""
+        images = jax.nn.relu(self.inputs.conv(conv.kernel, observation) + conv.bias[None, None])
+        return images.reshape(len(images), -1)
+
+    def backward(
+        self,
+        prepared: Prepared,
+        observation: Num[Array, "..."],
+        cache: Float[Array, "batch width"],
+        outputs: Float[Array, "batch outputs"],
+        value: Float[Array, "batch"],
+    ) -> ActorCritic:
+        """The transpose of `forward`.
+
+        The convolution is done again, for all observations at once: its images are large, and to
+        store them in each step of a rollout takes longer.
+        """
+        network, hidden = prepared.network, cache
+        outputs = jnp.concatenate([outputs, value[:, None]], axis=1)
+        # The barrier keeps XLA from folding the transposition into the product: 2 to 8 times as
+        # slow.
+        head_kernel = jax.lax.optimization_barrier(jnp.einsum("bo,bw->ow", outputs, hidden)).T
+        head_bias = jnp.sum(outputs, axis=0)
+        # Where a unit gave nothing, ReLU or mask let nothing through. Unrolled over the few
+        # outputs, the product is part of one loop and takes half the time.
+        columns = [x[:, None] * k[None] for x, k in zip(outputs.T, prepared.kernel, strict=True)]
+        hidden = jnp.where(hidden > 0, functools.reduce(jnp.add, columns), 0.0)
+        if network.conv is None:
+            torso = [self.inputs.full_gradient(observation, hidden)]
+        else:
+            features = self._features(network.conv, observation)
+            images = jnp.where(features > 0, hidden @ network.dense.kernel.T, 0.0)
+            images = images.reshape(len(images), -1, network.conv.bias.size)
+            conv_kernel = self.inputs.conv_gradient(observation, images)
+            torso = [conv_kernel, jnp.sum(images, axis=(0, 1)), features.T @ hidden]
+        leaves = [
+            *torso,
+            jnp.sum(hidden, axis=0),
+            *(head_kernel[:, :-1], head_bias[:-1]),
+            *(head_kernel[:, -1:], head_bias[-1:]),
+        ]
+        gradient: ActorCritic = jax.tree.unflatten(jax.tree.structure(network), leaves)
+        return gradient
 
 
-def forward(
-    network: ActorCritic,
-    heads: Heads,
+@dataclass(frozen=True)
+class SeparateTorsos:
+    """`networks.SeparateMLPs` over batches, differentiated by JAX.
+
+    The backward pass takes its own forward pass. Where both are in one program, as in PPO, XLA
+    finds them to be the same.
+
+    Attributes:
+        inputs: how it reads observations.
+        outputs: what the policy's distribution is made from.
+        policy_layers: units of the policy's hidden layers.
+        value_layers: units of the value's.
+        activation: between the layers.
+    """
+
+    inputs: Inputs
+    outputs: int
+    policy_layers: tuple[int, ...]
+    value_layers: tuple[int, ...]
+    activation: Activation
+
+    def init(self, key: PRNGKeyArray) -> SeparateMLPs:
+        """Fresh parameters."""
+        return make_mlps(
+            math.prod(self.inputs.shape),
+            self.outputs,
+            self.policy_layers,
+            self.value_layers,
+            self.activation,
+            key=jax.random.fold_in(key, 0),
+        )
+
+    def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
+        """None: all agents have the same units."""
+        return None
+
+    def prepare(self, params: SeparateMLPs, live: Float[Array, "width"] | None) -> SeparateMLPs:
+        """The parameters as they are."""
+        return params
+
+    def forward(
+        self, prepared: SeparateMLPs, observation: Num[Array, "..."]
+    ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], tuple[()]]:
+        """What the networks give; nothing is kept for the backward pass."""
+        run = functools.partial(_run, self.inputs, activation(self.activation), observation)
+        return run(prepared.policy), run(prepared.value)[:, 0], ()
+
+    def backward(
+        self,
+        prepared: SeparateMLPs,
+        observation: Num[Array, "..."],
+        cache: tuple[()],
+        outputs: Float[Array, "batch outputs"],
+        value: Float[Array, "batch"],
+    ) -> SeparateMLPs:
+        """The transpose of `forward`."""
+        _, transpose = jax.vjp(lambda params: self.forward(params, observation)[:2], prepared)
+        gradient: SeparateMLPs = transpose((outputs, value))[0]
+        return gradient
+
+
+def _run(
     inputs: Inputs,
+    activate: Callable[[Array], Array],
     observation: Num[Array, "..."],
-    live: Float[Array, "width"] | None = None,
-) -> tuple[Float[Array, "batch actions"], Float[Array, "batch"], Float[Array, "batch width"]]:
-    """Logits, values and hidden units: what `network` gives, of many observations.
-
-    Args:
-        live: 1 for the units that there are and 0 for those that only fill the array; None if all
-            are there.
-    """
-    if network.conv is None:
-        hidden = inputs.full(network.dense.kernel, observation)
-    else:
-        hidden = _features(network.conv, inputs, observation) @ network.dense.kernel
-    hidden = jax.nn.relu(hidden + network.dense.bias[None])
-    if live is not None:
-        hidden = hidden * live[None]
-    outputs = jnp.einsum("bw,ow->bo", hidden, heads.kernel) + heads.bias[None]
-    return outputs[:, :-1], outputs[:, -1], hidden
-
-
-def _features(
-    conv: Conv2x2, inputs: Inputs, observation: Num[Array, "..."]
-) -> Float[Array, "batch features"]:
-    """What the convolution gives, flattened."""
-    images = jax.nn.relu(inputs.conv(conv.kernel, observation) + conv.bias[None, None])
-    return images.reshape(len(images), -1)
-
-
-def backward(
-    network: ActorCritic,
-    heads: Heads,
-    inputs: Inputs,
-    observation: Num[Array, "..."],
-    hidden: Float[Array, "batch width"],
-    logits: Float[Array, "batch actions"],
-    value: Float[Array, "batch"],
-) -> ActorCritic:
-    """The gradient of the parameters, from the cotangents of the logits and of the value.
-
-    The convolution is done again, for all observations at once: its images are large, and to store
-    them in each step takes longer.
-    """
-    outputs = jnp.concatenate([logits, value[:, None]], axis=1)
-    # The barrier keeps XLA from folding the transposition into the product: 2 to 8 times as slow.
-    head_kernel = jax.lax.optimization_barrier(jnp.einsum("bo,bw->ow", outputs, hidden)).T
-    head_bias = jnp.sum(outputs, axis=0)
-    # Where a unit gave nothing, ReLU or mask let nothing through. Unrolled over the few outputs,
-    # the product is part of one loop and takes half the time.
-    columns = [x[:, None] * k[None] for x, k in zip(outputs.T, heads.kernel, strict=True)]
-    hidden = jnp.where(hidden > 0, functools.reduce(jnp.add, columns), 0.0)
-    if network.conv is None:
-        torso = [inputs.full_gradient(observation, hidden)]
-    else:
-        features = _features(network.conv, inputs, observation)
-        images = jnp.where(features > 0, hidden @ network.dense.kernel.T, 0.0)
-        images = images.reshape(len(images), -1, network.conv.bias.size)
-        conv_kernel = inputs.conv_gradient(observation, images)
-        torso = [conv_kernel, jnp.sum(images, axis=(0, 1)), features.T @ hidden]
-    leaves = [
-        *torso,
-        jnp.sum(hidden, axis=0),
-        *(head_kernel[:, :-1], head_bias[:-1]),
-        *(head_kernel[:, -1:], head_bias[-1:]),
-    ]
-    gradient: ActorCritic = jax.tree.unflatten(jax.tree.structure(network), leaves)
-    return gradient
+    layers: tuple[Dense, ...],
+) -> Float[Array, "batch outputs"]:
+    """Layers, one after the other."""
+    hidden = inputs.full(layers[0].kernel, observation) + layers[0].bias[None]
+    for layer in layers[1:]:
+        hidden = activate(hidden) @ layer.kernel + layer.bias[None]
+    return hidden

@@ -22,7 +22,17 @@ MapOrder = Literal["channels", "rows"]
 
 @runtime_checkable
 class Inputs(Protocol):
-    """How a batch of observations meets the first layer of a network."""
+    """How a batch of observations meets the first layer of a network.
+
+    Attributes:
+        shape: of one observation.
+        maps: order of its axes to a convolution.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def maps(self) -> MapOrder: ...
 
     def join(self, x: Num[Array, "steps ..."]) -> Num[Array, "..."]:
         """The batches of several steps as one, step by step."""
@@ -31,6 +41,9 @@ class Inputs(Protocol):
         self, x: Num[Array, "steps ..."], step: Int[Array, "some batch"]
     ) -> Num[Array, "..."]:
         """Some of the steps, chosen for each member of the batch by itself."""
+
+    def take(self, x: Num[Array, "..."], members: Int[Array, "some"]) -> Num[Array, "..."]:
+        """Some members of a batch."""
 
     def full(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch outputs"]:
         """Observations times a kernel."""
@@ -65,6 +78,12 @@ class DenseInputs:
     ) -> Float[Array, "some batch *observation"]:
         """The batch is the first axis."""
         return x[step, jnp.arange(x.shape[1])[None]]
+
+    def take(
+        self, x: Float[Array, "batch *observation"], members: Int[Array, "some"]
+    ) -> Float[Array, "some *observation"]:
+        """The batch is the first axis."""
+        return x[members]
 
     def full(
         self, kernel: Float[Array, "inputs outputs"], x: Float[Array, "batch *observation"]
@@ -127,6 +146,12 @@ class SparseInputs:
     ) -> Int[Array, "some ones batch"]:
         """The batch is the last axis."""
         return jnp.take_along_axis(x, step[:, None], axis=0)
+
+    def take(
+        self, x: Int[Array, "ones batch"], members: Int[Array, "some"]
+    ) -> Int[Array, "ones some"]:
+        """The batch is the last axis."""
+        return x[:, members]
 
     def full(
         self, kernel: Float[Array, "inputs outputs"], x: Int[Array, "ones batch"]

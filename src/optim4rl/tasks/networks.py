@@ -1,8 +1,9 @@
-"""The agents' networks: a shared torso, a policy head and a value head."""
+"""The agents' networks: policy and value on a shared torso, or each a network of its own."""
 
 import itertools
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args
 
 import equinox as eqx
 import jax
@@ -11,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from optim4rl.tasks.inputs import MapOrder, shifted_images
 
-TorsoKind = Literal["dense", "conv"]
+TorsoKind = Literal["dense", "conv", "mlp"]
+Activation = Literal["relu", "swish", "tanh"]
 
 # As in flax, whose default the paper's networks use: variance 1 / fan-in, truncated at two
 # standard deviations; biases start at zero.
@@ -84,8 +86,66 @@ class ActorCritic(eqx.Module):
         return self.policy(features), self.value(features)[0]
 
 
+class SeparateMLPs(eqx.Module):
+    """Policy and value of one observation, each by layers of its own, the last of them linear."""
+
+    policy: tuple[Dense, ...]
+    value: tuple[Dense, ...]
+    activation: Activation = eqx.field(static=True)
+
+    def __call__(
+        self, observation: Float[Array, "*observation"]
+    ) -> tuple[Float[Array, "outputs"], Float[Array, ""]]:
+        """Return the policy's outputs and the value of ONE observation; vmap over many."""
+        activate = activation(self.activation)
+
+        def run(layers: tuple[Dense, ...]) -> Array:
+            hidden = layers[0](observation.reshape(-1))
+            for layer in layers[1:]:
+                hidden = layer(activate(hidden))
+            return hidden
+
+        return run(self.policy), run(self.value)[0]
+
+
+def activation(name: Activation) -> Callable[[Array], Array]:
+    """The function of that name."""
+    return {"relu": jax.nn.relu, "swish": jax.nn.swish, "tanh": jnp.tanh}[name]
+
+
+def make_mlps(
+    inputs: int,
+    num_outputs: int,
+    policy_layers: tuple[int, ...],
+    value_layers: tuple[int, ...],
+    activation: Activation,
+    *,
+    key: PRNGKeyArray,
+) -> SeparateMLPs:
+    """Build and initialise separate networks of the policy and the value.
+
+    Args:
+        inputs: Numbers in an observation.
+        num_outputs: Numbers that the policy's distribution is made from.
+        policy_layers: Units of the policy's hidden layers.
+        value_layers: Units of the value's hidden layers.
+        activation: Between the layers.
+        key: Source of the initial kernels.
+    """
+
+    def layers(hidden: tuple[int, ...], outputs: int) -> tuple[Dense, ...]:
+        sizes = itertools.pairwise((inputs, *hidden, outputs))
+        return tuple(Dense(*size, key=key) for size in sizes)
+
+    def shapes() -> SeparateMLPs:
+        policy, value = layers(policy_layers, num_outputs), layers(value_layers, 1)
+        return SeparateMLPs(policy, value, activation)
+
+    return _draw(jax.eval_shape(shapes), key)
+
+
 def make_network(
-    kind: TorsoKind,
+    kind: Literal["dense", "conv"],
     observation_shape: tuple[int, ...],
     num_actions: int,
     *,
@@ -112,9 +172,12 @@ def make_network(
         ValueError: If `kind` or `maps` is unknown, a size is not positive, or a convolution is
             asked for on an observation without three axes.
     """
-    for field, value, known in (("kind", kind, TorsoKind), ("maps", maps, MapOrder)):
-        if value not in get_args(known):
-            raise ValueError(f"{field} must be one of {get_args(known)}, not {value!r}")
+    for field, value, known in (
+        ("kind", kind, ("dense", "conv")),
+        ("maps", maps, get_args(MapOrder)),
+    ):
+        if value not in known:
+            raise ValueError(f"{field} must be one of {known}, not {value!r}")
     for field, size in (("num_actions", num_actions), ("width", width), ("filters", filters)):
         if size < 1:
             raise ValueError(f"{field} must be at least 1, not {size}")
@@ -141,7 +204,10 @@ def make_network(
     return _draw(jax.eval_shape(shapes), key)
 
 
-def _draw(shapes: ActorCritic, key: PRNGKeyArray) -> ActorCritic:
+Network = TypeVar("Network", ActorCritic, SeparateMLPs)
+
+
+def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
     """Fresh parameters of those shapes.
 
     One draw serves all: each draw more takes XLA as long to compile as a small network does.
@@ -151,7 +217,7 @@ def _draw(shapes: ActorCritic, key: PRNGKeyArray) -> ActorCritic:
     ends = list(itertools.accumulate(sizes))
     # What `_kernel_init` draws, before it is scaled to the fan-in.
     normal = _kernel_init(key, (1, ends[-1]), jnp.float32)[0]
-    network: ActorCritic = jax.tree.unflatten(
+    network: Network = jax.tree.unflatten(
         structure,
         [
             normal[end - size : end].reshape(leaf.shape) / math.sqrt(size // leaf.shape[-1])
@@ -163,11 +229,18 @@ def _draw(shapes: ActorCritic, key: PRNGKeyArray) -> ActorCritic:
     return network
 
 
-def parameter_kinds(network: ActorCritic) -> PyTree[int]:
-    """Label every parameter: 0 torso kernel, 1 torso bias, 2 policy head, 3 value head."""
+def parameter_kinds(network: ActorCritic | SeparateMLPs) -> PyTree[int]:
+    """Label every parameter: 0 torso kernel, 1 torso bias, 2 policy head, 3 value head.
+
+    The heads of separate networks are their last layers.
+    """
+
+    def heads(tree: Any) -> tuple[Any, Any]:
+        if isinstance(tree, SeparateMLPs):
+            return tree.policy[-1], tree.value[-1]
+        return tree.policy, tree.value
+
     kinds = jax.tree.map(lambda leaf: 0 if leaf.ndim > 1 else 1, network)
-    heads = (
-        jax.tree.map(lambda _: 2, network.policy),
-        jax.tree.map(lambda _: 3, network.value),
-    )
-    return eqx.tree_at(lambda tree: (tree.policy, tree.value), kinds, heads)
+    policy, value = heads(network)
+    labels = jax.tree.map(lambda _: 2, policy), jax.tree.map(lambda _: 3, value)
+    return eqx.tree_at(heads, kinds, labels)

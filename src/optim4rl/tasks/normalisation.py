@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 # A scaled reward never exceeds this: the first rewards of a sparse task meet a scale of zeros.
 REWARD_LIMIT = 10.0
+# So far from the mean, in deviations, an observation is held.
+OBSERVATION_LIMIT = 10.0
 _EPSILON = 1e-8
 
 
@@ -79,3 +81,15 @@ def scale_rewards(
     moments = update_moments(returns.moments, sums.reshape(-1))
     scaled = reward * jax.lax.rsqrt(moments.variance + _EPSILON)
     return RunningReturns(discounted, moments), jnp.clip(scaled, -REWARD_LIMIT, REWARD_LIMIT)
+
+
+def normalise(moments: Moments, x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Bring to mean 0 and variance 1 by what was seen before, within `OBSERVATION_LIMIT`.
+
+    The last axes of `x` are those of the moments. As long as nothing was seen, only the limit
+    applies.
+    """
+    scale = jnp.where(moments.seen > 0, jax.lax.rsqrt(moments.variance + _EPSILON), 1.0)
+    lead = (1,) * (x.ndim - scale.ndim)
+    normal = (x - moments.mean.reshape(*lead, *scale.shape)) * scale.reshape(*lead, *scale.shape)
+    return jnp.clip(normal, -OBSERVATION_LIMIT, OBSERVATION_LIMIT)

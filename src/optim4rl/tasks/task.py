@@ -1,20 +1,19 @@
 """Tasks: an environment, an agent network and a learner, as pure functions."""
 
-import dataclasses
-import functools
-import itertools
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments.environment import Environment, EnvParams
+from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.tasks.a2c import A2CConfig, Transitions, a2c_loss, lambda_returns
-from optim4rl.tasks.backprop import backward, forward, join_heads
+from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
+from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
+from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
 from optim4rl.tasks.environments.adapters import check_environment, make_environment
 from optim4rl.tasks.environments.episodes import (
     GymnaxVector,
@@ -23,10 +22,21 @@ from optim4rl.tasks.environments.episodes import (
     Vectorized,
     VectorState,
 )
+from optim4rl.tasks.environments.physics import Physics, PhysicsVector
 from optim4rl.tasks.environments.sparse import is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
-from optim4rl.tasks.networks import ActorCritic, TorsoKind, make_network
-from optim4rl.tasks.normalisation import RunningReturns, init_returns, scale_rewards
+from optim4rl.tasks.learner import Learner, Rollout, check_count
+from optim4rl.tasks.networks import Activation, TorsoKind
+from optim4rl.tasks.normalisation import (
+    Moments,
+    RunningReturns,
+    init_moments,
+    init_returns,
+    normalise,
+    scale_rewards,
+    update_moments,
+)
+from optim4rl.tasks.ppo import PPO, PPOConfig
 
 
 @dataclass(frozen=True)
@@ -34,16 +44,23 @@ class TaskConfig:
     """A task by name, with all its settings as plain values.
 
     Attributes:
-        environment: a name from `environment_names()`, or "gymnax:NAME".
+        environment: a name from `environment_names()`, "gymnax:NAME", or another that
+            `make_environment` knows.
         num_envs: environments that one agent learns from at once.
-        torso: "dense" or "conv".
-        width: units of the dense layer. With several, every fresh agent draws one of them; its
-            arrays have the largest size and the units beyond its own are masked out, so that one
-            program serves all.
+        torso: "dense" or "conv" is a torso that policy and value share, a dense layer or a
+            convolution and then that layer; "mlp" gives each of them layers of its own.
+        width: units of the shared dense layer. With several, every fresh agent draws one of them;
+            its arrays have the largest size and the units beyond its own are masked out, so that
+            one program serves all.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
-        learner: the inner learner's settings.
+        learner: the inner learner's settings: A2C or PPO.
         normalise_rewards: each agent divides its rewards by a running scale of its returns;
             reported returns are not scaled.
+        normalise_observations: each agent brings what it sees to mean 0 and variance 1 by what it
+            saw in the rollouts before.
+        policy_layers: units of the policy's hidden layers in an "mlp"; the default is Brax's.
+        value_layers: units of the value's hidden layers in an "mlp"; the default is the paper's.
+        activation: between the layers of an "mlp".
     """
 
     environment: str = "catch"
@@ -51,17 +68,28 @@ class TaskConfig:
     torso: TorsoKind = "dense"
     width: int | tuple[int, ...] = 256
     maps: MapOrder = "channels"
-    learner: A2CConfig = A2CConfig()
+    learner: A2CConfig | PPOConfig = A2CConfig()
     normalise_rewards: bool = False
+    normalise_observations: bool = False
+    policy_layers: tuple[int, ...] = (32, 32, 32, 32)
+    value_layers: tuple[int, ...] = (64, 64, 64, 64, 64)
+    activation: Activation = "swish"
 
     def __post_init__(self) -> None:
-        if not _is_size(self.num_envs):
-            raise ValueError(
-                f"num_envs = {self.num_envs!r}: a whole number of at least 1 is needed"
-            )
+        check_count("num_envs", self.num_envs)
         if not self.widths or not all(map(_is_size, self.widths)):
             raise ValueError(
                 f"width = {self.width!r}: a whole number of at least 1 is needed, or several"
+            )
+        for field in ("policy_layers", "value_layers"):
+            sizes = getattr(self, field)
+            if not all(map(_is_size, sizes)):
+                raise ValueError(f"{field} = {sizes!r}: whole numbers of at least 1 are needed")
+        samples = self.num_envs * self.learner.rollout
+        if isinstance(self.learner, PPOConfig) and samples % self.learner.minibatches:
+            raise ValueError(
+                f"minibatches = {self.learner.minibatches}: a divisor of num_envs x rollout = "
+                f"{self.num_envs} x {self.learner.rollout} is needed"
             )
 
     @property
@@ -89,34 +117,28 @@ class Actor(NamedTuple):
         live: 1 for the units of its dense layer and 0 for those that only fill the array; None if
             all agents have the same width.
         returns: what scales its rewards; None if nothing does.
+        seen: what normalises its observations; None if nothing does.
     """
 
     episodes: VectorState
     live: Float[Array, "width"] | None
     returns: RunningReturns | None
+    seen: Moments | None
 
 
 class _Step(NamedTuple):
-    """One step of E environments and what the network gave on the way; a rollout stacks T."""
+    """One step of E environments and what the network gave on the way; a rollout stacks T.
 
-    observation: Num[Array, "..."]
-    logits: Float[Array, "*T E actions"]
-    value: Float[Array, "*T E"]
-    hidden: Float[Array, "*T E width"]
-    action: Int[Array, "*T E"]
-    result: StepResult
-
-
-class Batch(NamedTuple):
-    """What the gradients of a rollout are computed from.
-
-    Attributes:
-        steps: the rollout, with the hidden units that its forward passes left.
-        target: what the values are to become.
+    The observations are the environment's; the network reads them normalised.
     """
 
-    steps: _Step
-    target: Float[Array, "T E"]
+    observation: Num[Array, "..."]
+    outputs: Float[Array, "*T E outputs"]
+    value: Float[Array, "*T E"]
+    cache: Any
+    uniforms: Float[Array, "*T numbers E"]
+    action: Num[Array, "..."]
+    result: StepResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +146,7 @@ class Task:
     """An agent's task: start one, play a rollout, and take the gradients of the learner's loss.
 
     Attributes:
-        environment: a gymnax environment with discrete actions.
+        environment: a gymnax environment.
         env_params: its parameters.
         config: network and learner; `config.environment` is a label here.
     """
@@ -141,147 +163,168 @@ class Task:
         )
         return tuple(observation.shape)
 
+    @property
+    def _looks_up(self) -> bool:
+        """Whether observations are the places of their ones: not if these are normalised."""
+        return is_sparse(self.environment) and not self.config.normalise_observations
+
     @cached_property
     def vector(self) -> Vectorized:
         """The agent's environments."""
-        if is_sparse(self.environment):
-            shape = self.observation_shape
-            return SparseVector(self.environment, self.env_params, self.config.num_envs, shape)
-        return GymnaxVector(self.environment, self.env_params, self.config.num_envs)
+        arguments = (self.environment, self.env_params, self.config.num_envs)
+        if self._looks_up:
+            return SparseVector(*arguments, self.observation_shape)
+        if isinstance(self.environment, Physics):
+            return PhysicsVector(*arguments)
+        return GymnaxVector(*arguments)
 
     @cached_property
     def inputs(self) -> Inputs:
         """How the network reads what `vector` writes."""
-        inputs = SparseInputs if is_sparse(self.environment) else DenseInputs
+        inputs = SparseInputs if self._looks_up else DenseInputs
         return inputs(self.observation_shape, self.config.maps)
+
+    @cached_property
+    def distribution(self) -> Distribution:
+        """What the policy's outputs mean."""
+        actions = self.environment.action_space(self.env_params)
+        if isinstance(actions, Discrete):
+            return Categorical(int(actions.n))
+        low, high = (np.broadcast_to(x, actions.shape).ravel() for x in (actions.low, actions.high))
+        return TanhNormal(tuple(low.tolist()), tuple(high.tolist()), tuple(actions.shape))
+
+    @cached_property
+    def network(self) -> BatchNetwork:
+        """The agent's network."""
+        config, outputs = self.config, self.distribution.outputs
+        if config.torso == "mlp":
+            layers = (config.policy_layers, config.value_layers)
+            return SeparateTorsos(self.inputs, outputs, *layers, config.activation)
+        return SharedTorso(self.inputs, config.torso, outputs, config.widths)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """What learns."""
+        if isinstance(self.config.learner, PPOConfig):
+            return PPO(self.config.learner, self.network, self.distribution)
+        return A2C(self.config.learner, self.network, self.distribution)
 
     @property
     def updates_per_rollout(self) -> int:
-        """A2C learns from a rollout once."""
-        return 1
+        """Inner updates that one rollout serves."""
+        return self.learner.updates_per_rollout
 
     @property
     def env_steps_per_rollout(self) -> int:
         """Environment steps that one rollout takes."""
         return self.config.num_envs * self.config.learner.rollout
 
-    def init_params(self, key: PRNGKeyArray) -> ActorCritic:
+    def init_params(self, key: PRNGKeyArray) -> Any:
         """A fresh agent network; `key` is the agent's."""
-        config = self.config
-        network = make_network(
-            config.torso,
-            self.observation_shape,
-            self.environment.action_space(self.env_params).n,
-            width=max(config.widths),
-            maps=config.maps,
-            key=jax.random.fold_in(key, 0),
-        )
-        if len(config.widths) == 1:
-            return network
-        # The heads' variance is 1 / fan-in of the units that there are.
-        scale = jnp.sqrt(max(config.widths) / self._width(key).astype(jnp.float32))
-        scaled: ActorCritic = eqx.tree_at(
-            lambda tree: (tree.policy.kernel, tree.value.kernel),
-            network,
-            replace_fn=lambda kernel: scale * kernel,
-        )
-        return scaled
+        return self.network.init(key)
 
     def init_actor(self, key: PRNGKeyArray) -> Actor:
         """Fresh environments; `key` is the agent's."""
-        widths = self.config.widths
-        live = None
-        if len(widths) > 1:
-            units = jnp.arange(max(widths), dtype=jnp.int32)
-            live = (units < self._width(key)).astype(jnp.float32)
-        returns = init_returns(self.config.num_envs) if self.config.normalise_rewards else None
-        return Actor(self.vector.reset(jax.random.fold_in(key, 1)), live, returns)
+        config = self.config
+        return Actor(
+            self.vector.reset(jax.random.fold_in(key, 1)),
+            self.network.live(key),
+            init_returns(config.num_envs) if config.normalise_rewards else None,
+            init_moments(self.observation_shape) if config.normalise_observations else None,
+        )
 
     def rollout(
-        self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
-    ) -> tuple[Batch, Actor, RolloutStats]:
-        """Play on, and work out what the values are to become."""
-        actor, steps, reward = self._play(params, actor, key)
+        self, params: Any, actor: Actor, key: PRNGKeyArray
+    ) -> tuple[Any, Actor, RolloutStats]:
+        """Play on, and make the learner's batch of it."""
+        after, steps, reward = self._play(params, actor, key)
         config = self.config.learner
         target = lambda_returns(
             reward,
             steps.result.terminated,
             steps.result.truncated,
-            self._next_values(params, actor, steps),
+            self._next_values(params, actor, after, steps),
             config.gamma,
             config.lam,
         )
-        return Batch(steps, target), actor, _stats(steps)
+        outputs, value, cache, action, target = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]),
+            (steps.outputs, steps.value, steps.cache, steps.action, target),
+        )
+        rollout = Rollout(
+            self.inputs.join(_normalised(actor, steps.observation)),
+            outputs,
+            value,
+            cache,
+            action,
+            jnp.moveaxis(steps.uniforms, 1, 0).reshape(steps.uniforms.shape[1], -1),
+            target,
+            actor.live,
+        )
+        return self.learner.batch(rollout, jax.random.fold_in(key, 1)), after, _stats(steps)
 
-    def gradient(
-        self, params: ActorCritic, batch: Batch, index: Int[Array, ""] | None
-    ) -> ActorCritic:
-        """The gradient of the whole A2C loss, by the parameters that the rollout was made with.
+    def gradient(self, params: Any, batch: Any, index: Int[Array, ""] | None) -> Any:
+        """The gradient of the rollout's update number `index`; None: of the whole loss on it.
 
-        The rollout's own hidden units, logits and values serve the backward pass.
+        A2C takes the parameters to be those that the rollout was made with.
         """
-        del index  # There is one update.
-        steps, target = batch
-        cotangents = jax.grad(a2c_loss, argnums=(0, 1))(
-            steps.logits, steps.value, steps.action, target, self.config.learner
-        )
-        hidden, (logits, value) = jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), (steps.hidden, cotangents)
-        )
-        observation = self.inputs.join(steps.observation)
-        return backward(params, join_heads(params), self.inputs, observation, hidden, logits, value)
+        return self.learner.gradient(params, batch, index)
 
     def transitions(
-        self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
+        self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Actor, Transitions, RolloutStats]:
         """The rollout that the agent learns from, written out."""
         after, steps, reward = self._play(params, actor, key)
         transitions = Transitions(
-            jax.vmap(self.vector.unpack)(steps.observation),
+            jax.vmap(self.vector.unpack)(_normalised(actor, steps.observation)),
             steps.action,
             reward,
             steps.result.terminated,
             steps.result.truncated,
             steps.value,
-            self._next_values(params, after, steps),
+            self._next_values(params, actor, after, steps),
         )
         return after, transitions, _stats(steps)
 
     def _play(
-        self, params: ActorCritic, actor: Actor, key: PRNGKeyArray
+        self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Actor, _Step, Float[Array, "T E"]]:
         """T steps in every environment, and the rewards as the learner takes them."""
-        heads = join_heads(params)
+        network, distribution = self.network, self.distribution
+        prepared = network.prepare(params, actor.live)
 
         def step(episodes: VectorState, chance: tuple[Array, Any]) -> tuple[VectorState, _Step]:
             uniforms, chance = chance
-            logits, value, hidden = forward(
-                params, heads, self.inputs, episodes.observation, actor.live
-            )
-            action = sample_actions(uniforms, logits)
-            after, result = self.vector.step(chance, episodes, action)
-            return after, _Step(episodes.observation, logits, value, hidden, action, result)
+            seen = episodes.observation
+            outputs, value, cache = network.forward(prepared, _normalised(actor, seen))
+            action = distribution.sample(uniforms, outputs)
+            after, result = self.vector.step(chance, episodes, distribution.squash(action))
+            return after, _Step(seen, outputs, value, cache, uniforms, action, result)
 
-        chance = self.vector.draw(key, self.config.learner.rollout)
+        chance = self.vector.draw(key, self.config.learner.rollout, distribution.uniforms)
         episodes, steps = jax.lax.scan(step, actor.episodes, chance)
-        returns, reward = actor.returns, steps.result.reward
+        returns, seen, reward = actor.returns, actor.seen, steps.result.reward
         if returns is not None:
             done = steps.result.terminated | steps.result.truncated
             returns, reward = scale_rewards(returns, reward, done, self.config.learner.gamma)
+        if seen is not None:
+            seen = update_moments(seen, self.inputs.join(steps.observation))
         reward = self.config.learner.reward_scale * reward
-        return Actor(episodes, actor.live, returns), steps, reward
+        return Actor(episodes, actor.live, returns, seen), steps, reward
 
-    def _next_values(self, params: ActorCritic, after: Actor, steps: _Step) -> Float[Array, "T E"]:
+    def _next_values(
+        self, params: Any, actor: Actor, after: Actor, steps: _Step
+    ) -> Float[Array, "T E"]:
         """The critic's values of the states that the steps led to, before any reset.
 
         Where an episode goes on, that is what the agent saw next. Where it is truncated, it is the
         final observation; of `spacing` consecutive steps at most one is truncated, so one forward
         pass for them is enough. Where it is terminated, the value has no meaning and no use.
         """
-        heads = join_heads(params)
+        prepared = self.network.prepare(params, actor.live)
 
         def value(observation: Array) -> Array:
-            return forward(params, heads, self.inputs, observation, after.live)[1]
+            return self.network.forward(prepared, _normalised(actor, observation))[1]
 
         following = jnp.concatenate([steps.value[1:], value(after.episodes.observation)[None]])
         spacing = self.vector.steps_between_truncations
@@ -297,25 +340,10 @@ class Task:
         last = value(self.inputs.join(final)).reshape(blocks, E)
         return jnp.where(steps.result.truncated, jnp.repeat(last, spacing, axis=0)[:T], following)
 
-    def _width(self, key: PRNGKeyArray) -> Int[Array, ""]:
-        """The width that the agent of this key has."""
-        widths = jnp.asarray(self.config.widths, jnp.int32)
-        return jax.random.choice(jax.random.fold_in(key, 2), widths)
 
-
-def sample_actions(
-    uniforms: Float[Array, "E"], logits: Float[Array, "E actions"]
-) -> Int[Array, "E"]:
-    """Actions of the softmax policy, by inverting its distribution function.
-
-    One number for each environment takes the place of `jax.random.categorical`'s one for each
-    logit. Sums are unrolled, so that they fuse into one loop over environments.
-    """
-    odds = list(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).T)
-    sums = list(itertools.accumulate(odds))
-    threshold = uniforms * sums[-1]
-    steps = [(threshold >= x).astype(jnp.int32) for x in sums[:-1]]
-    return functools.reduce(jnp.add, steps, jnp.zeros(uniforms.shape, jnp.int32))
+def _normalised(actor: Actor, observation: Num[Array, "..."]) -> Num[Array, "..."]:
+    """What the network reads: by what was seen before the rollout."""
+    return observation if actor.seen is None else normalise(actor.seen, observation)
 
 
 def _stats(steps: _Step) -> RolloutStats:
@@ -340,7 +368,8 @@ def task_from_environment(
     """A task on one's own gymnax environment.
 
     Args:
-        environment: a gymnax `Environment` with discrete actions and an array observation.
+        environment: a gymnax `Environment` whose actions are discrete or have bounds, and whose
+            observation is one array.
         config: network and learner; `environment` in it is the label that results carry.
         env_params: the environment's parameters; None for its defaults.
 
@@ -350,12 +379,3 @@ def task_from_environment(
     params = environment.default_params if env_params is None else env_params
     check_environment(environment, params)
     return Task(environment, params, config)
-
-
-def default_config(environment: str) -> TaskConfig:
-    """The paper's network: dense 256 on Catch, 32 elsewhere, convolved on the big grid worlds."""
-    config = TaskConfig(environment)
-    if environment == "catch":
-        return config
-    torso: TorsoKind = "conv" if environment.startswith("big_") else "dense"
-    return dataclasses.replace(config, torso=torso, width=32)

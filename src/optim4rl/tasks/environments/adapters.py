@@ -5,37 +5,50 @@ import difflib
 import gymnax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments.environment import Environment, EnvParams
-from gymnax.environments.spaces import Discrete
+from gymnax.environments.spaces import Box, Discrete
 
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.environments.gridworld import GRID_WORLDS, GridWorld
+from optim4rl.tasks.environments.physics import BRAX, make_brax
 
-_GYMNAX = "gymnax:"
+_GYMNAX, _BRAX = "gymnax:", "brax:"
 
 
 def environment_names() -> tuple[str, ...]:
-    """List the built-in environments; `make_environment` takes any "gymnax:NAME" besides."""
+    """List the built-in environments; `make_environment` takes names of other packages besides."""
     return ("catch", *GRID_WORLDS)
+
+
+def package_names() -> tuple[str, ...]:
+    """List the environments of other packages, such as "gymnax:CartPole-v1" and "brax:ant"."""
+    return (
+        *(_GYMNAX + name for name in gymnax.registered_envs),
+        *(_BRAX + name for name in BRAX),
+    )
 
 
 def make_environment(name: str) -> tuple[Environment, EnvParams]:
     """Build an environment and its default parameters.
 
     Args:
-        name: One of `environment_names()`, or "gymnax:NAME" for a registered gymnax environment
-            with discrete actions, such as "gymnax:CartPole-v1".
+        name: One of `environment_names()` or `package_names()`. The bodies of Brax can name their
+            simulator, as in "brax:ant/generalized" (see `physics.make_brax`).
 
     Raises:
-        ValueError: If the name is unknown, or the gymnax environment is one that
-            `check_environment` refuses.
+        ValueError: If the name is unknown, its package is not installed, or the environment is one
+            that `check_environment` refuses.
     """
+    package, _, rest = name.partition(":")
     if name == "catch":
         environment = Catch()
     elif name in GRID_WORLDS:
         environment = GridWorld(GRID_WORLDS[name])
-    elif name.removeprefix(_GYMNAX) in gymnax.registered_envs and name.startswith(_GYMNAX):
-        environment, _ = gymnax.make(name.removeprefix(_GYMNAX))
+    elif package == "gymnax" and rest in gymnax.registered_envs:
+        environment, _ = gymnax.make(rest)
+    elif package == "brax" and rest.partition("/")[0] in BRAX:
+        environment = make_brax(rest)
     else:
         raise ValueError(_unknown(name))
     return check_environment(environment)
@@ -54,31 +67,40 @@ def check_environment(
         The environment itself and its parameters.
 
     Raises:
-        ValueError: If its actions are not discrete, or its observation is not one array of floats.
+        ValueError: If its actions are neither discrete nor numbers within bounds, or its
+            observation is not one array of numbers.
     """
     params = environment.default_params if params is None else params
     actions = environment.action_space(params)
-    if not isinstance(actions, Discrete):
-        raise ValueError(f"{environment.name}: its actions must be discrete, not {actions!r}")
+    if not (isinstance(actions, Discrete) or _is_bounded(actions)):
+        raise ValueError(
+            f"{environment.name}: its actions must be discrete or have bounds, not {actions!r}"
+        )
     observation, _ = jax.eval_shape(environment.reset_env, jax.random.key(0), params)
     if not isinstance(observation, jax.ShapeDtypeStruct):
         raise ValueError(
             f"{environment.name}: its observation must be one array, "
             f"not {jax.tree.structure(observation)}"
         )
-    if not jnp.issubdtype(observation.dtype, jnp.floating):
+    if not (jnp.issubdtype(observation.dtype, jnp.number) or observation.dtype == jnp.bool):
         raise ValueError(
-            f"{environment.name}: its observation must be of floats, not {observation.dtype}"
+            f"{environment.name}: its observation must be of numbers, not {observation.dtype}"
         )
     return environment, params
 
 
+def _is_bounded(actions: object) -> bool:
+    return isinstance(actions, Box) and bool(
+        np.isfinite(actions.low).all() and np.isfinite(actions.high).all()
+    )
+
+
 def _unknown(name: str) -> str:
     known = environment_names()
-    others = [_GYMNAX + other for other in gymnax.registered_envs]
-    near = difflib.get_close_matches(name, [*known, *others])
+    near = difflib.get_close_matches(name, [*known, *package_names()])
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return (
         f"unknown environment {name!r}.{hint} "
-        f"Known: {', '.join(known)}, and gymnax:NAME for a gymnax environment."
+        f"Known: {', '.join(known)}, gymnax:NAME for a gymnax environment, "
+        f"and brax:NAME for {', '.join(BRAX)}."
     )

@@ -63,14 +63,16 @@ class Vectorized(Protocol):
     def reset(self, key: PRNGKeyArray) -> VectorState:
         """Start an episode in each environment."""
 
-    def draw(self, key: PRNGKeyArray, steps: int) -> tuple[Float[Array, "steps env"], Any]:
+    def draw(
+        self, key: PRNGKeyArray, steps: int, numbers: int
+    ) -> tuple[Float[Array, "steps numbers env"], Any]:
         """All randomness of so many steps, which are the leading axis of every leaf.
 
-        A uniform number for each action to be sampled with, and the chance of the environments.
+        So many uniform numbers for each action to be sampled with, and the environments' chance.
         """
 
     def step(
-        self, chance: Any, state: VectorState, actions: Int[Array, "env"]
+        self, chance: Any, state: VectorState, actions: Num[Array, "env ..."]
     ) -> tuple[VectorState, StepResult]:
         """Step every environment once; those whose episode ended start the next one.
 
@@ -87,7 +89,7 @@ class Vectorized(Protocol):
 
 @dataclass(frozen=True)
 class GymnaxVector:
-    """Any gymnax environment, through its own `step`; observations are the environment's own."""
+    """Any gymnax environment, through its own `step`; observations are its own, as floats."""
 
     environment: Environment
     params: EnvParams
@@ -102,32 +104,33 @@ class GymnaxVector:
         """Start an episode in each environment."""
         keys = jax.random.split(key, self.num_envs)
         observation, state = jax.vmap(self.environment.reset, in_axes=(0, None))(keys, self.params)
-        return VectorState(state, observation, jnp.zeros(self.num_envs, jnp.float32))
+        zeros = jnp.zeros(self.num_envs, jnp.float32)
+        return VectorState(state, observation.astype(jnp.float32), zeros)
 
     def draw(
-        self, key: PRNGKeyArray, steps: int
-    ) -> tuple[Float[Array, "steps env"], Key[Array, "steps env"]]:
+        self, key: PRNGKeyArray, steps: int, numbers: int
+    ) -> tuple[Float[Array, "steps numbers env"], Key[Array, "steps env"]]:
         """The chance is a key for every step and environment."""
         key_actions, key_steps = jax.random.split(key)
-        shape = (steps, self.num_envs)
-        return jax.random.uniform(key_actions, shape), jax.random.split(key_steps, shape)
+        actions = jax.random.uniform(key_actions, (steps, numbers, self.num_envs))
+        return actions, jax.random.split(key_steps, (steps, self.num_envs))
 
     def step(
-        self, chance: Key[Array, "env"], state: VectorState, actions: Int[Array, "env"]
+        self, chance: Key[Array, "env"], state: VectorState, actions: Num[Array, "env ..."]
     ) -> tuple[VectorState, StepResult]:
         """Step every environment with its key."""
         observation, inner, reward, terminated, truncated, info = jax.vmap(
             self.environment.step, in_axes=(0, 0, 0, None)
         )(chance, state.environment, actions, self.params)
-        episode_return, ended_return = _returns(state, reward, terminated | truncated)
+        episode_return, ended_return = running_returns(state, reward, terminated | truncated)
         result = StepResult(
             reward.astype(jnp.float32),
             terminated,
             truncated,
-            info["final_observation"],
+            info["final_observation"].astype(jnp.float32),
             ended_return,
         )
-        return VectorState(inner, observation, episode_return), result
+        return VectorState(inner, observation.astype(jnp.float32), episode_return), result
 
     def unpack(self, observation: Float[Array, "..."]) -> Float[Array, "env *observation"]:
         """They are as they should be."""
@@ -158,12 +161,12 @@ class SparseVector:
         return VectorState(state, self._ones(state), jnp.zeros(self.num_envs, jnp.float32))
 
     def draw(
-        self, key: PRNGKeyArray, steps: int
-    ) -> tuple[Float[Array, "steps env"], Float[Array, "steps numbers env"]]:
+        self, key: PRNGKeyArray, steps: int, numbers: int
+    ) -> tuple[Float[Array, "steps numbers env"], Float[Array, "steps chance env"]]:
         """The chance is the uniform numbers of a step and, after them, of a reset."""
-        numbers = 1 + self.environment.step_uniforms + self.environment.reset_uniforms
-        drawn = uniforms(key, (steps, numbers, self.num_envs))
-        return drawn[:, 0], drawn[:, 1:]
+        total = numbers + self.environment.step_uniforms + self.environment.reset_uniforms
+        drawn = uniforms(key, (steps, total, self.num_envs))
+        return drawn[:, :numbers], drawn[:, numbers:]
 
     def step(
         self, chance: Float[Array, "numbers env"], state: VectorState, actions: Int[Array, "env"]
@@ -172,7 +175,7 @@ class SparseVector:
         inner, after, reward, terminated, truncated = jax.vmap(self._step_one, -1, -1)(
             chance, state.environment, actions
         )
-        episode_return, ended_return = _returns(state, reward, terminated | truncated)
+        episode_return, ended_return = running_returns(state, reward, terminated | truncated)
         result = StepResult(reward, terminated, truncated, self._ones(after), ended_return)
         return VectorState(inner, self._ones(inner), episode_return), result
 
@@ -202,7 +205,7 @@ class SparseVector:
         return jax.vmap(self.environment.ones, -1, -1)(state)
 
 
-def _returns(
+def running_returns(
     state: VectorState, reward: Float[Array, "env"], done: Bool[Array, "env"]
 ) -> tuple[Float[Array, "env"], Float[Array, "env"]]:
     """The returns of the episodes that go on, and of those that ended; 0 where there is none."""

@@ -1,0 +1,55 @@
+"""The network and the learner that suit an environment."""
+
+import dataclasses
+
+from optim4rl.tasks.ppo import PPOConfig
+from optim4rl.tasks.task import TaskConfig
+
+# Separate networks of two layers, the usual choice where observations are a few numbers.
+_SMALL = TaskConfig(
+    torso="mlp",
+    policy_layers=(64, 64),
+    value_layers=(64, 64),
+    activation="tanh",
+    learner=PPOConfig(),
+)
+
+# Brax's PPO as the paper runs it on Ant (Lan et al. 2024, appendix).
+_PHYSICS = TaskConfig(
+    num_envs=2048,
+    torso="mlp",
+    learner=PPOConfig(rollout=5, epochs=4, minibatches=32, gamma=0.97, clip=0.3, reward_scale=10.0),
+    normalise_observations=True,
+)
+
+
+def default_config(environment: str) -> TaskConfig:
+    """A task with settings that are known to work.
+
+    - Catch and the grid worlds: the paper's A2C, on a dense layer of 256 units in Catch and of 32
+      in the worlds, after a convolution in the big ones.
+    - MinAtar: PPO, on a convolution and a dense layer of 128 units.
+    - Brax and Playground: PPO with the paper's settings, rewards scaled by 10 (Humanoid: 0.1, ten
+      steps, entropy 0.001).
+    - Other gymnax environments: PPO, two layers of 64 units each for policy and value; where
+      actions are continuous, observations and rewards are normalised.
+
+    For A2C instead of PPO, `dataclasses.replace(config, learner=A2CConfig())`.
+    """
+    family, _, name = environment.partition(":")
+    if family in ("brax", "playground"):
+        config = _PHYSICS
+        if name.startswith("humanoid"):
+            learner = dataclasses.replace(
+                config.learner, rollout=10, reward_scale=0.1, entropy_weight=1e-3
+            )
+            config = dataclasses.replace(config, learner=learner)
+    elif name.endswith("-MinAtar"):
+        config = TaskConfig(torso="conv", width=128, maps="rows", learner=PPOConfig())
+    elif family == "gymnax":
+        config = _SMALL
+    elif environment == "catch":
+        config = TaskConfig()
+    else:
+        config = TaskConfig(torso="conv" if environment.startswith("big_") else "dense", width=32)
+    return dataclasses.replace(config, environment=environment)

@@ -1,0 +1,201 @@
+"""Simulated bodies: Brax, and MuJoCo Playground's control suite, as gymnax environments.
+
+Both simulators share an interface: `reset(key)` and `step(state, action)` give a state with `obs`,
+`reward` and `done`. A reset costs as much as a step or more, so agents learn from them through
+`PhysicsVector`, which never computes a reset that is then thrown away.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments.environment import Environment, EnvParams
+from gymnax.environments.spaces import Box
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from optim4rl.tasks.environments.episodes import StepResult, VectorState, running_returns
+
+BRAX = (
+    "ant",
+    "halfcheetah",
+    "hopper",
+    "humanoid",
+    "inverted_double_pendulum",
+    "walker2d",
+)
+BRAX_BACKENDS = ("spring", "generalized", "positional", "mjx")
+
+# Steps after which an episode is cut, in Brax's and Playground's own training.
+EPISODE_LENGTH = 1000
+
+
+class PhysicsState(NamedTuple):
+    """The simulator's state, and the steps since the reset."""
+
+    simulator: Any
+    time: Int[Array, "*env"]
+
+
+@dataclass(frozen=True)
+class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gymnax is untyped
+    """A simulated body as a gymnax environment; its actions are in [-1, 1].
+
+    Attributes:
+        label: its name, such as "brax:ant/spring".
+        simulator: a Brax `Env` or a Playground `MjxEnv`.
+    """
+
+    label: str
+    simulator: Any
+
+    @property
+    def name(self) -> str:
+        """As users write it."""
+        return self.label
+
+    @property
+    def default_params(self) -> EnvParams:
+        """A thousand steps."""
+        return EnvParams(max_steps_in_episode=EPISODE_LENGTH)
+
+    def action_space(self, params: EnvParams | None = None) -> Box:
+        """One number for each actuator."""
+        return Box(-1.0, 1.0, (self.simulator.action_size,), jnp.float32)
+
+    def observation_space(self, params: EnvParams | None = None) -> Box:
+        """Positions and velocities."""
+        return Box(-jnp.inf, jnp.inf, (self.simulator.observation_size,), jnp.float32)
+
+    def reset_env(
+        self, key: PRNGKeyArray, params: EnvParams
+    ) -> tuple[Float[Array, "size"], PhysicsState]:
+        """The body at rest, with the simulator's own noise."""
+        with _its_own_numerics():
+            state = self.simulator.reset(key)
+        return state.obs, PhysicsState(state, jnp.int32(0))
+
+    def step_env(
+        self,
+        key: PRNGKeyArray,
+        state: PhysicsState,
+        action: Float[Array, "actuators"],
+        params: EnvParams,
+    ) -> tuple[
+        Float[Array, "size"], PhysicsState, Float[Array, ""], Bool[Array, ""], dict[str, Any]
+    ]:
+        """One step of the simulation, which takes no chance."""
+        with _its_own_numerics():
+            after = self.simulator.step(state.simulator, action)
+        following = PhysicsState(after, state.time + 1)
+        reward = jnp.asarray(after.reward, jnp.float32)
+        return after.obs, following, reward, after.done > 0.5, {}
+
+
+class Replayed(NamedTuple):
+    """Episodes that all start alike: the present states, and what each of them started from."""
+
+    state: PhysicsState
+    first: PhysicsState
+    first_observation: Float[Array, "env size"]
+
+
+@dataclass(frozen=True)
+class PhysicsVector:
+    """Simulated bodies, each of which starts every episode from its own first state.
+
+    So does Brax's own training: a reset is a copy.
+    """
+
+    environment: Physics
+    params: EnvParams
+    num_envs: int
+
+    @property
+    def steps_between_truncations(self) -> int | None:
+        """The time limit."""
+        return int(self.params.max_steps_in_episode)
+
+    def reset(self, key: PRNGKeyArray) -> VectorState:
+        """Start an episode in each environment."""
+        keys = jax.random.split(key, self.num_envs)
+        observation, state = jax.vmap(self.environment.reset_env, (0, None))(keys, self.params)
+        episodes = Replayed(state, state, observation)
+        return VectorState(episodes, observation, jnp.zeros(self.num_envs, jnp.float32))
+
+    def draw(
+        self, key: PRNGKeyArray, steps: int, numbers: int
+    ) -> tuple[Float[Array, "steps numbers env"], None]:
+        """Bodies take no chance."""
+        return jax.random.uniform(key, (steps, numbers, self.num_envs)), None
+
+    def step(
+        self, chance: None, state: VectorState, actions: Float[Array, "env actuators"]
+    ) -> tuple[VectorState, StepResult]:
+        """Step all, and go back to the start where an episode ended."""
+        episodes: Replayed = state.environment
+        key = jax.random.key(0)  # Gymnax wants one; nothing is drawn from it.
+        observation, after, reward, terminated, _ = jax.vmap(
+            self.environment.step_env, (None, 0, 0, None)
+        )(key, episodes.state, actions, self.params)
+        truncated = self.environment.is_truncated(after, self.params)
+        done = terminated | truncated
+        following, seen = jax.tree.map(
+            lambda first, now: jnp.where(done.reshape(-1, *[1] * (now.ndim - 1)), first, now),
+            (episodes.first, episodes.first_observation),
+            (after, observation),
+        )
+        episode_return, ended_return = running_returns(state, reward, done)
+        result = StepResult(reward, terminated, truncated, observation, ended_return)
+        return VectorState(episodes._replace(state=following), seen, episode_return), result
+
+    def unpack(self, observation: Float[Array, "env size"]) -> Float[Array, "env size"]:
+        """They are as they should be."""
+        return observation
+
+
+@contextlib.contextmanager
+def _its_own_numerics() -> Iterator[None]:
+    """Simulators mix types and ranks, whatever the program around them allows itself."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Brax says at every import that it is no longer maintained, and MJX what it could not find."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@lru_cache
+def make_brax(name: str) -> Physics:
+    """A body of Brax, "ant" or, with a simulator of Brax's named, "ant/generalized".
+
+    The spring simulator is the default here, Brax's own default is the generalized one: on a CPU
+    that is two to five times as slow.
+
+    Raises:
+        ValueError: if Brax is not installed, or has no such simulator.
+    """
+    body, _, backend = name.partition("/")
+    backend = backend or BRAX_BACKENDS[0]
+    if backend not in BRAX_BACKENDS:
+        raise ValueError(
+            f"brax:{name}: the simulator must be one of {', '.join(BRAX_BACKENDS)}, not {backend!r}"
+        )
+    try:
+        with _quietly():
+            from brax import envs
+
+            return Physics(f"brax:{name}", envs.get_environment(body, backend=backend))
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"brax:{name}: Brax is not installed; pip install 'optim4rl[brax]'"
+        ) from error

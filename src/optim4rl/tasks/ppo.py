@@ -1,0 +1,155 @@
+"""Proximal policy optimization: several epochs of minibatches on each rollout.
+
+`loss = -min(r A, clip(r, 1 - c, 1 + c) A) + 0.5 TD^2 - 0.01 entropy`, means over a minibatch, with
+`r` the ratio of the new policy's probability of an action to the old one's and A the advantages by
+GAE (Schulman et al. 2017, arXiv 1707.06347; 2016, arXiv 1506.02438). The value is not clipped.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from optim4rl.tasks.backprop import BatchNetwork
+from optim4rl.tasks.distributions import Distribution
+from optim4rl.tasks.learner import Rollout, check_count, check_discount
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of the inner learner.
+
+    Attributes:
+        rollout: environment steps T of a rollout, in each environment.
+        epochs: times that the whole rollout is learned from.
+        minibatches: updates of an epoch; their number must divide the samples of a rollout.
+        gamma: discount factor.
+        lam: lambda of the generalised advantage estimates and of the values' targets.
+        clip: how far the ratio of probabilities may move from 1.
+        value_weight: weight of the squared error.
+        entropy_weight: weight of the policy's entropy.
+        normalise_advantages: to mean 0 and deviation 1, in each minibatch.
+        reward_scale: rewards are multiplied by this before learning; reported returns are not.
+    """
+
+    rollout: int = 32
+    epochs: int = 4
+    minibatches: int = 4
+    gamma: float = 0.99
+    lam: float = 0.95
+    clip: float = 0.2
+    value_weight: float = 0.5
+    entropy_weight: float = 0.01
+    normalise_advantages: bool = True
+    reward_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("rollout", "epochs", "minibatches"):
+            check_count(field, getattr(self, field))
+        check_discount(self.gamma, self.lam)
+        if not self.clip > 0:
+            raise ValueError(f"clip = {self.clip!r}: a positive number is needed")
+
+
+class Samples(NamedTuple):
+    """What the loss is computed from.
+
+    Attributes:
+        observation: what the agent saw, as its network reads batches.
+        action: the raw action that was sampled.
+        uniforms: the numbers that it was sampled with.
+        log_prob: its log-probability then.
+        advantage: the target of the value less the value then.
+        target: the TD(lambda) target of the value.
+    """
+
+    observation: Num[Array, "..."]
+    action: Num[Array, "N ..."]
+    uniforms: Float[Array, "numbers N"]
+    log_prob: Float[Array, "N"]
+    advantage: Float[Array, "N"]
+    target: Float[Array, "N"]
+
+
+class PPOBatch(NamedTuple):
+    """A rollout, the order in which each epoch takes its samples, and the agent's units."""
+
+    samples: Samples
+    order: Int[Array, "epochs N"]
+    live: Float[Array, "width"] | None
+
+
+def ppo_loss(
+    distribution: Distribution,
+    config: PPOConfig,
+    outputs: Float[Array, "N outputs"],
+    value: Float[Array, "N"],
+    samples: Samples,
+) -> Float[Array, ""]:
+    """The whole loss of a minibatch, with its advantages normalised if the config says so."""
+    advantage = samples.advantage
+    if config.normalise_advantages:
+        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+    ratio = jnp.exp(distribution.log_prob(outputs, samples.action) - samples.log_prob)
+    clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
+    return (
+        -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+        + config.value_weight * jnp.mean(jnp.square(samples.target - value))
+        - config.entropy_weight * jnp.mean(distribution.entropy(outputs, samples.uniforms))
+    )
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Epochs x minibatches updates for each rollout."""
+
+    config: PPOConfig
+    network: BatchNetwork
+    distribution: Distribution
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """One for each minibatch of each epoch."""
+        return self.config.epochs * self.config.minibatches
+
+    def batch(self, rollout: Rollout, key: PRNGKeyArray) -> PPOBatch:
+        """What the policy gave then, and a permutation of the samples for each epoch."""
+        samples = Samples(
+            rollout.observation,
+            rollout.action,
+            rollout.uniforms,
+            self.distribution.log_prob(rollout.outputs, rollout.action),
+            rollout.target - rollout.value,
+            rollout.target,
+        )
+        bits = jax.random.bits(key, (self.config.epochs, len(rollout.value)), jnp.uint32)
+        return PPOBatch(samples, jnp.argsort(bits, axis=1), rollout.live)
+
+    def gradient(self, params: Any, batch: PPOBatch, index: Int[Array, ""] | None) -> Any:
+        """The gradient on minibatch `index % minibatches` of epoch `index // minibatches`.
+
+        None: of the whole loss on all samples.
+        """
+        samples = batch.samples if index is None else self._minibatch(batch, index)
+        prepared = self.network.prepare(params, batch.live)
+        outputs, value, cache = self.network.forward(prepared, samples.observation)
+        cotangents = jax.grad(ppo_loss, argnums=(2, 3))(
+            self.distribution, self.config, outputs, value, samples
+        )
+        return self.network.backward(prepared, samples.observation, cache, *cotangents)
+
+    def _minibatch(self, batch: PPOBatch, index: Int[Array, ""]) -> Samples:
+        epoch, number = jnp.divmod(index, self.config.minibatches)
+        members = batch.order.reshape(self.config.epochs, self.config.minibatches, -1)
+        members = members[epoch, number]
+        samples = batch.samples
+        return Samples(
+            self.network.inputs.take(samples.observation, members),
+            samples.action[members],
+            samples.uniforms[:, members],
+            samples.log_prob[members],
+            samples.advantage[members],
+            samples.target[members],
+        )
