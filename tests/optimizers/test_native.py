@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import shutil
 from functools import partial
@@ -12,19 +13,22 @@ import numpy as np
 import pytest
 from test_rule import random_weights
 
-from optim4rl.optimizers import LEARNED, RuleState, init_state
+from optim4rl.optimizers import KINDS, LEARNED, RuleState, init_state
 from optim4rl.optimizers.kernels import native, xla
 from optim4rl.optimizers.kernels.native import KERNEL
+from optim4rl.optimizers.layout import Tensor
 
-PRESETS = {name: LEARNED[name] for name in ("optim4rl", "optim4rl-rlc", "anchored")}
-A, B, ANCHORED = PRESETS.values()
+PRESETS = {name: LEARNED[name] for name in ("optim4rl", "optim4rl-rlc", "anchored", "generalist")}
+A, B, ANCHORED, GENERALIST = PRESETS.values()
 VARIATIONS = {
     "unsigned": dataclasses.replace(
         A, structure=dataclasses.replace(A.structure, signed=False), clip=None
     ),
     "linear head": dataclasses.replace(A, head_sizes=(), zero_head=True, step_scale=0.3),
     "anchored, deep": dataclasses.replace(ANCHORED, head_sizes=(16, 16), clip=None),
-    "odd sizes": dataclasses.replace(B, hidden_size=5, head_sizes=(7,), clip=0.01),
+    "odd sizes": dataclasses.replace(
+        B, hidden_size=5, head_sizes=(7,), clip=0.01, inputs=("layer", "kind")
+    ),
 }
 SPECS = {**PRESETS, **VARIATIONS}
 SIZES = (1, 7, 63, 64, 65, 1000, 5000)
@@ -58,6 +62,16 @@ def problem(spec, K, n=N, seed=0):
     return random_weights(spec), gradients, state, jax.random.normal(keys[4], (K, n))
 
 
+def layout_of(n):
+    """Some small tensors and some large ones; the last one has what is left."""
+    sizes = [min(left, n) for left in (70, 1, 64, 3, 2, 4000)]
+    cuts = [0, *(min(cut, n) for cut in np.cumsum(sizes)), n]
+    return tuple(
+        Tensor((int(end - start),), KINDS[i % 4], i / 6)
+        for i, (start, end) in enumerate(itertools.pairwise(cuts))
+    )
+
+
 def head(tree, n):
     """The first n coordinates."""
     return jax.tree.map(lambda x: x[..., :n] if x.ndim else x, tree)
@@ -75,7 +89,14 @@ def assert_close(found, expected, tolerance=2e-5):
 
 
 def jitted(function, spec):
-    return jax.jit(partial(function, spec))
+    """Both arguments of a kernel decide n: the gradients come second."""
+
+    @jax.jit
+    def run(weights, gradients, *rest):
+        layout = layout_of(gradients.shape[-1])
+        return function(spec, weights, gradients, *rest, layout=layout)
+
+    return run
 
 
 @built
@@ -95,9 +116,14 @@ def test_step_and_replay_of_any_size_are_those_of_xla(name):
     def run():
         return [
             (
-                KERNEL.step(spec, weights, gradients[0, :n], head(state, n)),
+                KERNEL.step(spec, weights, gradients[0, :n], head(state, n), layout=layout_of(n)),
                 KERNEL.replay_vjp(
-                    spec, weights, gradients[:, :n], head(state, n), cotangents[:, :n]
+                    spec,
+                    weights,
+                    gradients[:, :n],
+                    head(state, n),
+                    cotangents[:, :n],
+                    layout=layout_of(n),
                 ),
             )
             for n in sizes
@@ -153,7 +179,7 @@ def test_a_nan_stays_in_its_coordinate_and_shows_in_the_meta_gradient(name):
 
 
 @built
-@pytest.mark.parametrize(("name", "shared"), [("optim4rl-rlc", True), ("anchored", False)])
+@pytest.mark.parametrize(("name", "shared"), [("optim4rl-rlc", True), ("generalist", False)])
 def test_agents_side_by_side(name, shared):
     """Two nested batches, each agent of another age, with shared or their own weights."""
     spec, K, n, batch = SPECS[name], 2, 70, (2, 3)
@@ -175,8 +201,8 @@ def test_agents_side_by_side(name, shared):
     def run(kernel):
         def one(weights, gradients, state, cotangents):
             return (
-                kernel.step(spec, weights, gradients[0], state),
-                kernel.replay_vjp(spec, weights, gradients, state, cotangents),
+                kernel.step(spec, weights, gradients[0], state, layout=layout_of(n)),
+                kernel.replay_vjp(spec, weights, gradients, state, cotangents, layout=layout_of(n)),
             )
 
         axes = (axis, 0, 0, 0)
@@ -285,6 +311,14 @@ class another_library:  # noqa: N801  (a context manager reads as a function)
     def __exit__(self, *_):
         self.monkeypatch.undo()
         native._load.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", [xla.KERNEL, pytest.param(KERNEL, marks=built)])
+def test_a_layout_of_another_size_is_refused(kernel):
+    weights, gradients, state, _ = problem(GENERALIST, 1, n=10)
+    for layout in ((), layout_of(11)):
+        with pytest.raises(ValueError, match="inputs kind of 10 coordinates need the layout"):
+            kernel.step(GENERALIST, weights, gradients[0], state, layout=layout)
 
 
 def test_what_it_does_not_run_is_refused_with_the_reason():

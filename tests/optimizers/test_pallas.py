@@ -10,6 +10,7 @@ from test_rule import EVERY_SPEC, random_weights
 
 from optim4rl.optimizers import LEARNED, init_state
 from optim4rl.optimizers.kernels import pallas, xla
+from optim4rl.optimizers.layout import Tensor
 
 SPECS = {**LEARNED, "lstm": EVERY_SPEC["adaptive/raw_and_square/lstm"]}
 
@@ -28,11 +29,18 @@ def problem(spec, shape, steps):
     start = init_state(spec, (n,))
 
     def warm_up(gradients):
-        return xla.unroll(spec, weights, gradients, start)[1]
+        def body(state, gradient):
+            return xla.stream_step(spec, weights, gradient, state, layout=layout_of(n))[1], None
+
+        return jax.lax.scan(body, start, gradients)[0]
 
     for _ in agents:
         warm_up = jax.vmap(warm_up)
     return weights, gradients, jax.jit(warm_up)(warm), cotangents
+
+
+def layout_of(n):
+    return (Tensor((n - n // 3,), "weight", 0.0), Tensor((n // 3,), "value_head", 1.0))
 
 
 def assert_close(found, expected):
@@ -49,8 +57,10 @@ def assert_close(found, expected):
 def test_a_step_is_the_rules_step(name, n):
     spec = SPECS[name]
     weights, gradients, state, _ = problem(spec, (n,), 1)
-    found = jax.jit(partial(pallas.step, spec, interpret=True))(weights, gradients[0], state)
-    assert_close(found, jax.jit(partial(xla.KERNEL.step, spec))(weights, gradients[0], state))
+    options = {"layout": layout_of(n)}
+    step = jax.jit(partial(pallas.step, spec, interpret=True, **options))
+    expected = jax.jit(partial(xla.stream_step, spec, **options))(weights, gradients[0], state)
+    assert_close(step(weights, gradients[0], state), expected)
 
 
 @pytest.mark.parametrize("name", slowly("optim4rl-rlc", "anchored"))
@@ -59,18 +69,19 @@ def test_the_replay_is_the_oracles(name, monkeypatch):
     # Two programs for three blocks: one takes two of them, the other one and an empty one.
     monkeypatch.setattr(pallas, "MAX_PROGRAMS", 2)
     arguments = problem(spec, (n,), steps)
-    found = jax.jit(partial(pallas.replay_vjp, spec, interpret=True))(*arguments)
-    assert_close(found, jax.jit(partial(xla.replay_vjp, spec))(*arguments))
+    options = {"layout": layout_of(n)}
+    found = jax.jit(partial(pallas.replay_vjp, spec, interpret=True, **options))(*arguments)
+    assert_close(found, jax.jit(partial(xla.replay_vjp, spec, **options))(*arguments))
 
 
 def test_agents_of_different_ages_are_one_batch():
-    spec = LEARNED["anchored"]
+    spec, layout = LEARNED["generalist"], layout_of(70)
     weights, gradients, state, cotangents = problem(spec, (3, 70), 2)
     state = state._replace(age=jnp.array([2, 5, 90], jnp.int32))
 
     def both(kernel_step, kernel_replay):
-        step = jax.vmap(partial(kernel_step, spec), in_axes=(None, 0, 0))
-        replay = jax.vmap(partial(kernel_replay, spec), in_axes=(None, 0, 0, 0))
+        step = jax.vmap(partial(kernel_step, spec, layout=layout), in_axes=(None, 0, 0))
+        replay = jax.vmap(partial(kernel_replay, spec, layout=layout), in_axes=(None, 0, 0, 0))
         return jax.jit(
             lambda: (
                 step(weights, gradients[:, 0], state),
@@ -89,8 +100,9 @@ def test_every_primitive_has_a_lowering_to_triton(name):
     spec = SPECS[name]
     arguments = problem(spec, (2, 100), 4)
     axes = (None, 0, 0, 0)
-    step = jax.jit(jax.vmap(partial(pallas.step, spec), in_axes=axes[:3]))
-    replay = jax.jit(jax.vmap(partial(pallas.replay_vjp, spec), in_axes=axes))
+    layout = layout_of(100)
+    step = jax.jit(jax.vmap(partial(pallas.step, spec, layout=layout), in_axes=axes[:3]))
+    replay = jax.jit(jax.vmap(partial(pallas.replay_vjp, spec, layout=layout), in_axes=axes))
     weights, gradients, state, _ = arguments
     for traced in (step.trace(weights, gradients[:, 0], state), replay.trace(*arguments)):
         text = traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -39,13 +39,15 @@ def test_every_name_is_listed_once():
         ("linear", SignLog(1e-18), Linear(), (16, 16)),
         ("l2lgd2", Andrychowicz(p=10.0), L2L(), (16, 16)),
         ("anchored", SignLog(1e-8, 9.2, 0.1), Anchored(), ()),
+        ("generalist", SignLog(1e-8, 9.2, 0.1), Anchored(), ()),
     ],
 )
 def test_the_presets_are_as_published(name, processing, structure, head_sizes):
     spec = learned_spec(name)
     assert (spec.processing, spec.structure, spec.head_sizes) == (processing, structure, head_sizes)
     assert (spec.cell, spec.hidden_size, spec.clip, spec.step_scale) == ("gru", 8, 1.0, 1.0)
-    assert spec.zero_head == (name == "anchored")
+    assert spec.zero_head == (name in ("anchored", "generalist"))
+    assert spec.inputs == (("kind",) if name == "generalist" else ())
 
 
 def test_the_default_spec_is_the_papers_reference():

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from optim4rl.optimizers import LEARNED, OptimizerSpec, init_meta_parameters, init_state, step
+from optim4rl.optimizers.inputs import tensor_inputs
+from optim4rl.optimizers.layout import KINDS, Tensor
 from optim4rl.optimizers.processing import PROCESSINGS, Andrychowicz, Raw, SignLog, Symlog
 from optim4rl.optimizers.rule import spec_from_dict, spec_to_dict
 from optim4rl.optimizers.structures import (
+    L2L,
     STRUCTURES,
     Adaptive,
     Anchored,
@@ -57,13 +60,20 @@ def random_weights(spec, seed=0):
     )
 
 
+def weight_rows(spec, shape):
+    """The further inputs of coordinates that are weights of the last layer."""
+    values = jnp.asarray(tensor_inputs(spec.inputs, Tensor(shape, "weight", 1.0)), jnp.float32)
+    return jnp.broadcast_to(values.reshape(-1, *(1,) * len(shape)), (values.size, *shape))
+
+
 @partial(jax.jit, static_argnums=0)
 def run(spec, weights, gradients):
     """Directions of successive steps over `[K, *shape]`."""
     state = init_state(spec, gradients.shape[1:])
+    rows = weight_rows(spec, gradients.shape[1:])
 
     def body(state, gradient):
-        direction, state = step(spec, weights, gradient, state)
+        direction, state = step(spec, weights, gradient, state, rows)
         return state, direction
 
     state, directions = jax.lax.scan(body, state, gradients)
@@ -142,6 +152,20 @@ def test_linear_and_l2l_are_their_formulae():
     h = reference_gru(w["network0"], np.array([np.log(g) / 10, 1.0]), np.zeros(8))
     (o,) = reference_mlp(w["network0"], h)
     np.testing.assert_allclose(run(l2l, w, gradients)[0], [[np.exp(o) * g]], rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kind_is_a_one_hot_input_after_the_features(kind):
+    """So what a kind does is to add its column of the input kernel to the biases."""
+    spec = OptimizerSpec(structure=L2L(), head_sizes=(), inputs=("layer", "kind"))
+    weights = random_weights(spec)
+    rows = jnp.asarray(tensor_inputs(spec.inputs, Tensor((1,), kind, 0.25)))[:, None]
+    found, _ = step(spec, weights, jnp.full(1, 0.4), init_state(spec, (1,)), rows)
+    one_hot = np.eye(4)[KINDS.index(kind)]
+    x = np.array([1.0, np.log(0.4), 0.25, *one_hot])
+    h = reference_gru(weights["network0"], x, np.zeros(8))
+    (o,) = reference_mlp(weights["network0"], h)
+    np.testing.assert_allclose(found, [np.exp(o) * 0.4], rtol=2e-5)
 
 
 def test_lstm_is_the_reference_formula():
@@ -302,11 +326,20 @@ def test_the_papers_rule_keeps_sixteen_floats_a_parameter():
         ({"structure": {"name": "adaptive", "signed": 3}}, r"structure\.signed = 3"),
         ({"structure": "adaptive"}, "structure = 'adaptive'"),
         ({"colour": 1}, "colour"),
+        ({"inputs": "kind"}, "inputs = 'kind'"),
+        ({"inputs": ["weather"]}, r"inputs = .'weather'.*kind, layer"),
+        ({"inputs": ["kind", "kind"]}, r"inputs = .*at most once"),
     ],
 )
 def test_a_bad_spec_names_the_field_and_the_value(change, message):
     with pytest.raises(ValueError, match=message):
         spec_from_dict({**spec_to_dict(OptimizerSpec()), **change})
+
+
+def test_a_spec_of_an_older_release_takes_the_defaults():
+    values = spec_to_dict(LEARNED["anchored"])
+    del values["inputs"]
+    assert spec_from_dict(values) == LEARNED["anchored"]
 
 
 def test_anchored_decay_rates_are_checked():

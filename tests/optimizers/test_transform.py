@@ -412,3 +412,22 @@ def test_a_kernel_that_cannot_run_a_rule_is_refused_with_the_reason():
         optimizer("anchored", kernel="pallas")
     with pytest.raises(ValueError, match=r"^kernel = 'cuda': known kernels are auto, .*xla$"):
         choose.__wrapped__(LEARNED["anchored"], "cuda")
+
+
+def agent(policy, value):
+    """A small actor and critic under names of the user's choice."""
+    return {policy: {"kernel": jnp.ones((2, 3))}, value: {"kernel": jnp.ones((2, 1))}}
+
+
+def test_a_rule_that_reads_kinds_is_told_them_by_names_or_by_the_user():
+    gradients = random_gradients(agent("policy", "value"))
+    inferred = runner(optimizer("generalist"))(gradients)
+    renamed = dict(zip(("left", "right"), gradients.values(), strict=True))
+    for kinds in (
+        {"left": "policy_head", "right": "value_head"},
+        lambda path, leaf: "policy_head" if path.startswith("left") else "value_head",
+    ):
+        given = runner(optimizer("generalist", kinds=kinds))(renamed)
+        assert_identical([*given.values()], [*inferred.values()])
+    unknown = runner(optimizer("generalist"))(renamed)
+    assert not np.allclose(unknown["left"]["kernel"], given["left"]["kernel"], rtol=1e-2)

@@ -9,16 +9,32 @@ import numpy as np
 import pytest
 from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, random_weights
 
-from optim4rl.optimizers import LEARNED, init_state
+from optim4rl.optimizers import LEARNED, init_state, step
+from optim4rl.optimizers.inputs import tensor_inputs
 from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step, unroll
+from optim4rl.optimizers.layout import Tensor
 
 PLAIN_FILE = Path(__file__).parents[2] / "bench" / "plain.py"
+
+
+def layout_of(n):
+    """Coordinates of three kinds, as many as there are, and an empty tensor."""
+    sizes = {"weight": n // 2, "bias": 0, "policy_head": n - n // 2 - n // 3, "value_head": n // 3}
+    return tuple(Tensor((size,), kind, 0.5) for kind, size in sizes.items())
+
+
+def rows_of(spec, n):
+    """Their further inputs, one tensor after the other."""
+    columns = [
+        np.tile(tensor_inputs(spec.inputs, tensor), (tensor.shape[0], 1)) for tensor in layout_of(n)
+    ]
+    return jnp.asarray(np.concatenate(columns).T.reshape(-1, n), jnp.float32)
 
 
 def warm_state(spec, weights, n):
     gradients = jax.random.normal(jax.random.key(9), (2, n))
     start = init_state(spec, (n,))
-    return jax.jit(lambda: unroll(spec, weights, gradients, start)[1])()
+    return jax.jit(lambda: unroll(spec, weights, gradients, start, rows_of(spec, n))[1])()
 
 
 @pytest.mark.parametrize("n", [1, 8, 9, 30])
@@ -28,8 +44,11 @@ def test_streaming_changes_nothing(name, n):
     weights = random_weights(spec)
     state = warm_state(spec, weights, n)
     gradient = jax.random.normal(jax.random.key(0), (n,))
-    whole, blocks = jax.jit(
-        lambda: tuple(stream_step(spec, weights, gradient, state, block) for block in (64, 8))
+    blocks, whole = jax.jit(
+        lambda: (
+            stream_step(spec, weights, gradient, state, 8, layout=layout_of(n)),
+            step(spec, weights, gradient, state, rows_of(spec, n)),
+        )
     )()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, blocks)
 
@@ -43,8 +62,13 @@ def test_the_replay_is_the_gradient_of_the_unrolled_steps(name):
 
     @jax.jit
     def both(weights):
-        total = lambda w: jnp.sum(unroll(spec, w, gradients, state)[0] * cotangents)  # noqa: E731
-        found = replay_vjp(spec, weights, gradients, state, cotangents, block=5)
+        def total(weights):
+            directions, _ = unroll(spec, weights, gradients, state, rows_of(spec, n))
+            return jnp.sum(directions * cotangents)
+
+        found = replay_vjp(
+            spec, weights, gradients, state, cotangents, block=5, layout=layout_of(n)
+        )
         return found, jax.grad(total)(weights)
 
     found, expected = both(weights)

@@ -14,29 +14,16 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
+from optim4rl.meta.agents import Agents, gradients_of, num_rollouts, param_shapes, play
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
+from optim4rl.optimizers.layout import infer_layout
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.tasks.interface import InnerTask
 
 Validation = Literal["last", "dense"]
 VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
-
-
-class Agents(NamedTuple):
-    """M agents of one task, side by side; every array has a leading axis of size M.
-
-    Attributes:
-        params: flattened parameters, `[M, n]`.
-        rule: the optimizer's state.
-        actor: environments and whatever else the task carries on.
-    """
-
-    params: Float[Array, "M n"]
-    rule: RuleState
-    actor: Any
 
 
 class MetaGradient(NamedTuple):
@@ -51,16 +38,6 @@ class MetaGradient(NamedTuple):
     gradient: MetaParameters
     agents: Agents
     stats: Any
-
-
-def init_agents(spec: OptimizerSpec, task: InnerTask, keys: Key[Array, " M"]) -> Agents:
-    """A fresh agent for each key."""
-
-    def init(key: PRNGKeyArray) -> Agents:
-        params, _ = ravel_pytree(task.init_params(key))
-        return Agents(params, init_state(spec, params.shape), task.init_actor(key))
-
-    return jax.vmap(init)(keys)
 
 
 def truncated_meta_gradient(
@@ -92,7 +69,8 @@ def truncated_meta_gradient(
     """
     rollouts, updates = num_rollouts(task, inner_updates), task.updates_per_rollout
     before = agents.rule
-    step = jax.vmap(partial(kernel.step, spec), in_axes=(None, 0, 0))
+    layout = infer_layout(param_shapes(task))
+    step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0))
 
     def update(agents: Agents, gradients: Array) -> Agents:
         directions, rule = step(meta_parameters, gradients, agents.rule)
@@ -104,7 +82,7 @@ def truncated_meta_gradient(
             return update(agents, whole), None
 
         def learn_once(agents: Agents, index: Array) -> tuple[Agents, Array]:
-            gradients = _gradients(task, agents.params, batch, index)
+            gradients = gradients_of(task, agents.params, batch, index)
             return update(agents, gradients), gradients
 
         return jax.lax.scan(learn_once, agents, jnp.arange(updates))
@@ -115,9 +93,9 @@ def truncated_meta_gradient(
         return agents, None if updates == 1 else jnp.zeros((updates, *whole.shape))
 
     def play_and_learn(agents: Agents, index: Array) -> tuple[Agents, tuple[Any, Array, Any]]:
-        batch, actor, stats = _rollouts(task, agents, keys, index)
+        batch, actor, stats = play(task, agents, keys, index)
         agents = agents._replace(actor=actor)
-        whole = _gradients(task, agents.params, batch, None)
+        whole = gradients_of(task, agents.params, batch, None)
         # The last rollout is the validation: a gradient like the others, but no update.
         agents, gradients = jax.lax.cond(index < rollouts, learn, look, agents, batch, whole)
         return agents, (gradients, whole, stats)
@@ -128,54 +106,10 @@ def truncated_meta_gradient(
     gradients = wholes if updates == 1 else gradients
     gradients = gradients[:-1].reshape(inner_updates, *wholes.shape[1:])
     after = jnp.repeat(_validation_gradients(wholes, validation), updates, axis=0)
-    replay = jax.vmap(partial(kernel.replay_vjp, spec), in_axes=(None, 1, 0, 1))
+    replay = jax.vmap(partial(kernel.replay_vjp, spec, layout=layout), in_axes=(None, 1, 0, 1))
     by_agent = replay(meta_parameters, gradients, before, -learning_rate * after)
     gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
     return MetaGradient(gradient, agents, stats)
-
-
-def num_rollouts(task: InnerTask, inner_updates: int) -> int:
-    """Rollouts that K inner updates take, the validation not counted.
-
-    Raises:
-        ValueError: K is no multiple of the inner updates that a rollout serves.
-    """
-    if inner_updates % task.updates_per_rollout:
-        raise ValueError(
-            f"inner_updates = {inner_updates!r}: a rollout serves {task.updates_per_rollout} "
-            "updates (epochs x minibatches), of which a multiple is needed"
-        )
-    return inner_updates // task.updates_per_rollout
-
-
-def _unravel(task: InnerTask) -> Any:
-    """From flattened parameters to the task's."""
-    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-    return ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))[1]
-
-
-def _rollouts(
-    task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
-) -> tuple[Any, Any, Any]:
-    """Rollout number `index` of every agent: batches, actors, stats."""
-    unravel = _unravel(task)
-
-    def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
-        return task.rollout(unravel(params), actor, jax.random.fold_in(key, index))
-
-    return jax.vmap(one)(agents.params, agents.actor, keys)
-
-
-def _gradients(
-    task: InnerTask, params: Float[Array, "M n"], batches: Any, index: Array | None
-) -> Float[Array, "M n"]:
-    """Flattened gradients of every agent."""
-    unravel = _unravel(task)
-
-    def one(params: Array, batch: Any) -> Array:
-        return ravel_pytree(task.gradient(unravel(params), batch, index))[0]
-
-    return jax.vmap(one)(params, batches)
 
 
 def _validation_gradients(

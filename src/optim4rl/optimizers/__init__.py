@@ -1,5 +1,11 @@
 """Learned optimizers: the rule, its replay and meta-gradient, its optax form and its files."""
 
+from optim4rl.optimizers.layout import (
+    KINDS as KINDS,
+    Kind as Kind,
+    Layout as Layout,
+    infer_layout as infer_layout,
+)
 from optim4rl.optimizers.presets import (
     CLASSICAL as CLASSICAL,
     LEARNED as LEARNED,

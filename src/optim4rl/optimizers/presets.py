@@ -25,6 +25,14 @@ LEARNED: dict[str, OptimizerSpec] = {
     "anchored": OptimizerSpec(
         processing=CENTRED_SIGN_LOG, structure=Anchored(), head_sizes=(), zero_head=True
     ),
+    # Anchored, and told what each parameter is for: one rule for many tasks.
+    "generalist": OptimizerSpec(
+        processing=CENTRED_SIGN_LOG,
+        structure=Anchored(),
+        head_sizes=(),
+        zero_head=True,
+        inputs=("kind",),
+    ),
 }
 
 # A learning rate: a number, an array of one, or a function of the update count.

@@ -6,7 +6,7 @@ or agents: a gradient is an array of any shape and the update has the same shape
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from optim4rl.optimizers.inputs import INPUT_NAMES, InputName, num_rows
 from optim4rl.optimizers.networks import (
     CELL_KINDS,
     Carry,
@@ -26,7 +27,14 @@ from optim4rl.optimizers.networks import (
     init_network,
 )
 from optim4rl.optimizers.processing import PROCESSINGS, Processing, SignLog
-from optim4rl.optimizers.structures import STRUCTURES, Adaptive, Structure
+from optim4rl.optimizers.structures import (
+    STRUCTURES,
+    Adaptive,
+    Features,
+    NetworkShape,
+    Outputs,
+    Structure,
+)
 
 MetaParameters = dict[str, Weights]
 
@@ -44,6 +52,7 @@ class OptimizerSpec:
         zero_head: start the heads' last layer at zero.
         clip: gradients are clipped to [-clip, clip], elementwise, first; None: not at all.
         step_scale: every update is multiplied by this.
+        inputs: what every network reads beside the structure's features, by name (`inputs`).
     """
 
     processing: Processing = SignLog()
@@ -54,6 +63,7 @@ class OptimizerSpec:
     zero_head: bool = False
     clip: float | None = 1.0
     step_scale: float = 1.0
+    inputs: tuple[InputName, ...] = ()
 
     def __post_init__(self) -> None:
         _require_cell(self.cell)
@@ -65,12 +75,21 @@ class OptimizerSpec:
         for field, value in (("clip", self.clip), ("step_scale", self.step_scale)):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{field} = {value!r}: a positive finite number is needed")
+        _require_inputs(self.inputs)
+
+    @property
+    def networks(self) -> tuple[NetworkShape, ...]:
+        """The shapes of the networks: those of the structure, with the further inputs."""
+        return tuple(
+            NetworkShape(network.inputs + num_rows(self.inputs), network.outputs)
+            for network in self.structure.networks(self.processing)
+        )
 
     @property
     def state_floats(self) -> int:
         """Floats of optimizer state for each parameter (Adam keeps 2)."""
-        networks = len(self.structure.networks(self.processing))
-        return networks * carry_floats(self.cell, self.hidden_size) + self.structure.num_moments
+        carries = len(self.networks) * carry_floats(self.cell, self.hidden_size)
+        return carries + self.structure.num_moments
 
 
 class RuleState(NamedTuple):
@@ -90,7 +109,7 @@ class RuleState(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def init_meta_parameters(spec: OptimizerSpec, key: PRNGKeyArray) -> MetaParameters:
     """Fresh weights for the rule's networks."""
-    shapes = spec.structure.networks(spec.processing)
+    shapes = spec.networks
     return {
         f"network{index}": init_network(
             k,
@@ -110,10 +129,7 @@ def init_meta_parameters(spec: OptimizerSpec, key: PRNGKeyArray) -> MetaParamete
 def init_state(spec: OptimizerSpec, shape: tuple[int, ...]) -> RuleState:
     """The state of coordinates that have seen no gradient."""
     return RuleState(
-        carries=tuple(
-            init_carry(spec.cell, spec.hidden_size, shape)
-            for _ in spec.structure.networks(spec.processing)
-        ),
+        carries=tuple(init_carry(spec.cell, spec.hidden_size, shape) for _ in spec.networks),
         moments=jnp.zeros((spec.structure.num_moments, *shape), jnp.float32),
         age=jnp.zeros((), jnp.int32),
     )
@@ -124,16 +140,14 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
+    rows: Float[Array, "rows *shape"] | None = None,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """One step of the rule: the direction `d` and the new state; parameters move by `-alpha * d`.
 
+    `rows` holds what `spec.inputs` names, for each coordinate; None where it names nothing.
     Infinite gradients are clipped where the spec clips; a NaN stays in its own coordinate.
     """
-    if spec.clip is not None:
-        gradient = jnp.clip(gradient, -spec.clip, spec.clip)
-    structure, processing = spec.structure, spec.processing
-    moments = structure.accumulate(gradient, state.moments)
-    features = structure.features(processing, gradient, moments, state.age)
+    features, moments = read(spec, gradient, state.moments, state.age, rows)
     outputs, carries = zip(
         *(
             apply_network(meta_parameters[f"network{index}"], spec.cell, x, carry)
@@ -141,8 +155,42 @@ def step(
         ),
         strict=True,
     )
-    direction = structure.direction(processing, gradient, moments, state.age, outputs)
-    return spec.step_scale * direction, RuleState(carries, moments, state.age + 1)
+    direction = write(spec, gradient, moments, state.age, outputs)
+    return direction, RuleState(carries, moments, state.age + 1)
+
+
+def read(
+    spec: OptimizerSpec,
+    gradient: Float[Array, "*shape"],
+    moments: Float[Array, "moments *shape"],
+    age: Int[Array, ""],
+    rows: Float[Array, "rows *shape"] | None,
+) -> tuple[Features, Float[Array, "moments *shape"]]:
+    """What each network reads of a gradient, and the moments after it; no weight is involved."""
+    gradient = _clip(spec, gradient)
+    moments = spec.structure.accumulate(gradient, moments)
+    features = spec.structure.features(spec.processing, gradient, moments, age)
+    if rows is not None:
+        features = tuple(jnp.concatenate([x, rows]) for x in features)
+    return features, moments
+
+
+def write(
+    spec: OptimizerSpec,
+    gradient: Float[Array, "*shape"],
+    moments: Float[Array, "moments *shape"],
+    age: Int[Array, ""],
+    outputs: Outputs,
+) -> Float[Array, "*shape"]:
+    """The direction that the networks' outputs stand for."""
+    gradient = _clip(spec, gradient)
+    return spec.step_scale * spec.structure.direction(
+        spec.processing, gradient, moments, age, outputs
+    )
+
+
+def _clip(spec: OptimizerSpec, gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return gradient if spec.clip is None else jnp.clip(gradient, -spec.clip, spec.clip)
 
 
 def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
@@ -156,55 +204,66 @@ def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
         for field in dataclasses.fields(spec)
         if field.name not in named
     }
-    return {**named, **plain, "head_sizes": list(spec.head_sizes)}
+    return {**named, **plain, **{name: list(plain[name]) for name in _LISTS}}
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
-    """The spec that `spec_to_dict` wrote.
+    """The spec that `spec_to_dict` wrote; what an older release did not write has its default.
 
     Raises:
         ValueError: a field is missing, unknown or of the wrong type; the message names it.
     """
     fields = {field.name for field in dataclasses.fields(OptimizerSpec)}
-    if set(values) != fields:
-        wrong = sorted(set(values) ^ fields)
+    wrong = sorted((set(values) ^ fields) - _ADDED)
+    if wrong:
         raise ValueError(f"optimizer spec: fields {wrong} are missing or unknown")
-    head_sizes = values["head_sizes"]
-    if not isinstance(head_sizes, (list, tuple)):
-        raise ValueError(f"head_sizes = {head_sizes!r}: a list of layer sizes is needed")
     _require_types(values)
-    return OptimizerSpec(
-        processing=_build("processing", PROCESSINGS, values["processing"]),
-        structure=_build("structure", STRUCTURES, values["structure"]),
-        head_sizes=tuple(head_sizes),
-        **{
-            name: values[name]
-            for name in ("cell", "hidden_size", "zero_head", "clip", "step_scale")
-        },
-    )
+    built = {
+        field: _build(field, registry, values[field])
+        for field, registry in (("processing", PROCESSINGS), ("structure", STRUCTURES))
+    }
+    lists = {field: tuple(values[field]) for field in _LISTS if field in values}
+    return OptimizerSpec(**{**values, **built, **lists})
+
+
+# What the files of older releases lack.
+_ADDED = {"inputs"}
+_NUMBER = (int, float)
+_LISTS: dict[str, tuple[type, ...]] = {"head_sizes": (int,), "inputs": (str,)}
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "cell": (str,),
+    "hidden_size": (int,),
+    "zero_head": (bool,),
+    "clip": (*_NUMBER, type(None)),
+    "step_scale": _NUMBER,
+}
 
 
 def _require_types(values: Mapping[str, Any]) -> None:
-    number = (int, float)
-    kinds: dict[str, tuple[type, ...]] = {
-        "cell": (str,),
-        "hidden_size": (int,),
-        "zero_head": (bool,),
-        "clip": (*number, type(None)),
-        "step_scale": number,
-    }
-    entries = [(name, values[name], kind) for name, kind in kinds.items()]
-    entries += [("head_sizes", size, (int,)) for size in values["head_sizes"]]
+    entries = [(name, values[name], kind) for name, kind in _PLAIN.items() if name in values]
+    for name, kind in _LISTS.items():
+        listed = values.get(name, ())
+        if not isinstance(listed, (list, tuple)):
+            raise ValueError(f"{name} = {listed!r}: a list is needed")
+        entries += [(name, entry, kind) for entry in listed]
     for name, value, kind in entries:
         if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
             wanted = " or ".join(t.__name__ for t in kind)
             raise ValueError(f"{name} = {value!r}: {wanted} is needed")
     _require_cell(values["cell"])
+    _require_inputs(values.get("inputs", ()))
 
 
 def _require_cell(cell: str) -> None:
     if cell not in CELL_KINDS:
         raise ValueError(f"cell = {cell!r}: known cells are {', '.join(CELL_KINDS)}")
+
+
+def _require_inputs(inputs: Sequence[str]) -> None:
+    if not set(inputs) <= set(INPUT_NAMES) or len(set(inputs)) != len(inputs):
+        raise ValueError(
+            f"inputs = {inputs!r}: each is one of {', '.join(INPUT_NAMES)}, at most once"
+        )
 
 
 def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:

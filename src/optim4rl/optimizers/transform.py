@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from optim4rl.optimizers.inputs import tensor_inputs
 from optim4rl.optimizers.kernels.interface import Kernel, KernelName
 from optim4rl.optimizers.kernels.select import choose
+from optim4rl.optimizers.layout import Kinds, Tensor, infer_layout
 from optim4rl.optimizers.networks import Carry
 from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import (
@@ -46,7 +48,11 @@ class LearnedRuleState(NamedTuple):
 
 
 def scale_by_learned_rule(
-    spec: OptimizerSpec, meta_parameters: MetaParameters, *, kernel: KernelName | None = "auto"
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    *,
+    kernel: KernelName | None = "auto",
+    kinds: Kinds = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
@@ -56,6 +62,9 @@ def scale_by_learned_rule(
         kernel: the implementation of the rule, by name (`kernels.select`). None is plain JAX, which
             keeps the sharding of each leaf and can be differentiated. "auto" is the fastest that
             runs the rule here, and None where there are several devices to shard over.
+        kinds: what each parameter is for, where the rule reads it: a tree of kinds or a function of
+            path and leaf (`layout.infer_layout`). None: inferred from the names and shapes of the
+            gradients that the rule is given.
 
     Raises:
         ValueError: the kernel is unknown, or cannot run the rule here; the message says why.
@@ -65,7 +74,7 @@ def scale_by_learned_rule(
     wrap with `optax.apply_if_finite` to skip such steps instead.
     """
     if kernel is None or (kernel == "auto" and jax.device_count() > 1):
-        step_leaf = step
+        step_leaf = _step_plain
     else:
         step_leaf = partial(_step_flat, choose(spec, kernel))
 
@@ -88,14 +97,15 @@ def scale_by_learned_rule(
     ) -> tuple[optax.Updates, LearnedRuleState]:
         del params, extra
 
-        def update_leaf(gradient: Any, leaf: LeafState) -> tuple[Array, LeafState]:
+        def update_leaf(gradient: Any, leaf: LeafState, tensor: Tensor) -> tuple[Array, LeafState]:
             gradient = jnp.asarray(gradient)
             before = RuleState(leaf.carries, leaf.moments, state.count)
             exact = gradient.astype(jnp.float32)
-            direction, after = step_leaf(spec, meta_parameters, exact, before)
+            direction, after = step_leaf(spec, meta_parameters, exact, before, tensor)
             return direction.astype(gradient.dtype), LeafState(after.carries, after.moments)
 
-        results = jax.tree.map(update_leaf, updates, state.leaves)
+        layout = jax.tree.unflatten(jax.tree.structure(updates), infer_layout(updates, kinds))
+        results = jax.tree.map(update_leaf, updates, state.leaves, layout)
         directions, leaves = (
             jax.tree.map(lambda _, result, i=i: result[i], updates, results) for i in (0, 1)
         )
@@ -104,23 +114,41 @@ def scale_by_learned_rule(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _step_plain(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradient: Float[Array, "*shape"],
+    state: RuleState,
+    tensor: Tensor,
+) -> tuple[Float[Array, "*shape"], RuleState]:
+    """The rule's step on a leaf, whose shape is kept."""
+    values = jnp.asarray(tensor_inputs(spec.inputs, tensor), jnp.float32)
+    rows = jnp.broadcast_to(
+        values.reshape(-1, *(1,) * gradient.ndim), (values.size, *gradient.shape)
+    )
+    return step(spec, meta_parameters, gradient, state, rows)
+
+
 def _step_flat(
     kernel: Kernel,
     spec: OptimizerSpec,
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
+    tensor: Tensor,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """A kernel's step on a leaf of any shape."""
     if gradient.size == 0:
-        return step(spec, meta_parameters, gradient, state)
+        return gradient, state
 
     def flatten(x: Array) -> Array:
         return x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size)
 
     carries, moments = jax.tree.map(flatten, (state.carries, state.moments))
     flat = RuleState(carries, moments, state.age)
-    direction, after = kernel.step(spec, meta_parameters, gradient.reshape(-1), flat)
+    direction, after = kernel.step(
+        spec, meta_parameters, gradient.reshape(-1), flat, layout=(tensor,)
+    )
     return jax.tree.map(
         lambda x, like: x.reshape(like.shape), (direction, after), (gradient, state)
     )
@@ -132,9 +160,10 @@ def learned_optimizer(
     learning_rate: ScalarOrSchedule,
     *,
     kernel: KernelName | None = "auto",
+    kinds: Kinds = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate`."""
     return optax.chain(
-        scale_by_learned_rule(spec, meta_parameters, kernel=kernel),
+        scale_by_learned_rule(spec, meta_parameters, kernel=kernel, kinds=kinds),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -23,6 +23,7 @@ from jaxtyping import PRNGKeyArray
 
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.kernels.interface import KernelName
+from optim4rl.optimizers.layout import Kinds
 from optim4rl.optimizers.presets import ScalarOrSchedule, learned_spec
 from optim4rl.optimizers.rule import (
     MetaParameters,
@@ -64,11 +65,15 @@ class LearnedOptimizer:
         *,
         step_scale: float = 1.0,
         kernel: KernelName | None = "auto",
+        kinds: Kinds = None,
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer for optax. `step_scale` multiplies every update; tune it like a rate."""
+        """The optimizer for optax. `step_scale` multiplies every update; tune it like a rate.
+
+        `kernel` and `kinds` are those of `scale_by_learned_rule`.
+        """
         spec = dataclasses.replace(self.spec, step_scale=self.spec.step_scale * step_scale)
         rate = self.learning_rate if learning_rate is None else learning_rate
-        return learned_optimizer(spec, self.meta_parameters, rate, kernel=kernel)
+        return learned_optimizer(spec, self.meta_parameters, rate, kernel=kernel, kinds=kinds)
 
 
 def untrained(preset: str, learning_rate: float, key: PRNGKeyArray) -> LearnedOptimizer:
@@ -125,6 +130,7 @@ def load(
     learning_rate: ScalarOrSchedule | None = None,
     *,
     step_scale: float = 1.0,
+    kinds: Kinds = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A pretrained learned optimizer as a drop-in optax optimizer.
 
@@ -132,11 +138,15 @@ def load(
         weights: a shipped name (`optim4rl list weights`) or the path of a weights file.
         learning_rate: a float or an optax schedule; None for the rate it was trained with.
         step_scale: multiplies every update; tune it like a learning rate.
+        kinds: what each parameter is for, for weights that read it: a tree of "weight", "bias",
+            "policy_head" and "value_head", or a function of a leaf's path and the leaf. None:
+            inferred from names and shapes (`layout.infer_layout`).
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
     """
-    return load_weights(weights).transformation(learning_rate, step_scale=step_scale)
+    optimizer = load_weights(weights)
+    return optimizer.transformation(learning_rate, step_scale=step_scale, kinds=kinds)
 
 
 def shipped_names() -> tuple[str, ...]:

@@ -206,6 +206,7 @@ void place_weights(Rule& rule, ffi::Span<const int64_t> inputs, ffi::Span<const 
   for (int i = 0; i < rule.num_networks; ++i) {
     Network& network = rule.networks[i];
     network.inputs = static_cast<int>(inputs[i]);
+    network.features = network.inputs - rule.num_segment_inputs;
     network.input = take(3 * H * network.inputs);
     network.bias = take(3 * H);
     network.hidden_kernel = take(3 * H * H);
@@ -240,6 +241,9 @@ Rule read_rule(Reader& reader) {
   rule.beta_slow = reader.attribute<float>("beta_slow");
   rule.fresh_weight = reader.attribute<float>("fresh_weight");
   rule.slow_weight = reader.attribute<float>("slow_weight");
+  rule.num_segment_inputs = reader.attribute<int32_t>("num_segment_inputs");
+  rule.segment_ends = reader.attribute<Sizes>("segment_ends").begin();
+  rule.segment_inputs = reader.attribute<ffi::Span<const float>>("segment_inputs").begin();
   const auto inputs = reader.attribute<Sizes>("inputs");
   const auto outputs = reader.attribute<Sizes>("outputs");
   const auto head_inputs = reader.attribute<Sizes>("head_inputs");

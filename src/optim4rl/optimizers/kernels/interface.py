@@ -2,23 +2,50 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from jaxtyping import Array, Float
 
+from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 
 KernelName = Literal["auto", "native", "pallas", "xla"]
 KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
-Step = Callable[
-    [OptimizerSpec, MetaParameters, Float[Array, " n"], RuleState],
-    tuple[Float[Array, " n"], RuleState],
-]
-ReplayVjp = Callable[
-    [OptimizerSpec, MetaParameters, Float[Array, "K n"], RuleState, Float[Array, "K n"]],
-    MetaParameters,
-]
+
+@runtime_checkable
+class Step(Protocol):
+    """`rule.step` on the coordinates of a layout."""
+
+    def __call__(
+        self,
+        spec: OptimizerSpec,
+        meta_parameters: MetaParameters,
+        gradient: Float[Array, " n"],
+        state: RuleState,
+        /,
+        *,
+        layout: Layout = (),
+    ) -> tuple[Float[Array, " n"], RuleState]:
+        """The direction and the new state."""
+
+
+@runtime_checkable
+class ReplayVjp(Protocol):
+    """The VJP of K steps on the coordinates of a layout."""
+
+    def __call__(
+        self,
+        spec: OptimizerSpec,
+        meta_parameters: MetaParameters,
+        gradients: Float[Array, "K n"],
+        state: RuleState,
+        cotangents: Float[Array, "K n"],
+        /,
+        *,
+        layout: Layout = (),
+    ) -> MetaParameters:
+        """The meta-gradient of `sum(cotangents * directions)`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +55,7 @@ class Kernel:
     On CPUs it streams over them in constant memory; a replay on a GPU keeps K steps' activations.
     The functions are unbatched; `jax.vmap` over agents is efficient in all of them. Gradients,
     state and cotangents are constants: the only derivative is the one that `replay_vjp` gives.
+    `layout` says what the coordinates belong to; a rule without further `inputs` needs none.
 
     Attributes:
         name: its name as an option.

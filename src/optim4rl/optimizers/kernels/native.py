@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from optim4rl.optimizers.inputs import segments
 from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.processing import RawAndSquare, SignLog
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import Adaptive, Anchored
@@ -96,6 +98,8 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
+    *,
+    layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`; the state is updated in place where XLA finds that it can be."""
     hidden = [carry[0] for carry in state.carries]
@@ -107,7 +111,8 @@ def step(
         input_output_aliases={3 + index: 1 + index for index in range(len(rows))},
     )
     weights, (clock,) = _pack(spec, meta_parameters), _clocks(spec, state.age, 1)
-    direction, *hidden, moments = call(weights, clock, gradient, *rows, **_attributes(spec))
+    attributes = _attributes(spec, layout, gradient.shape[0])
+    direction, *hidden, moments = call(weights, clock, gradient, *rows, **attributes)
     return direction, RuleState(tuple((h,) for h in hidden), moments, state.age + 1)
 
 
@@ -117,6 +122,8 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
+    *,
+    layout: Layout = (),
 ) -> MetaParameters:
     """The meta-gradient of `sum(cotangents * directions)`, as `xla.replay_vjp` has it."""
     weights = _pack(spec, meta_parameters)
@@ -132,7 +139,7 @@ def replay_vjp(
         *(carry[0] for carry in state.carries),
         state.moments,
         cotangents,
-        **_attributes(spec),
+        **_attributes(spec, layout, gradients.shape[1]),
     )
     return _unpack(spec, packed, meta_parameters)
 
@@ -146,7 +153,7 @@ def _names(classes: tuple[Any, ...]) -> str:
 
 def _weight_names(spec: OptimizerSpec) -> Iterator[tuple[str, str]]:
     """Where each array of the meta-parameters lies, in the order of the packed weights."""
-    for network in range(len(spec.structure.networks(spec.processing))):
+    for network in range(len(spec.networks)):
         for name in ("input", "bias", "hidden", "bias_new"):
             yield f"network{network}", name
         for layer in range(len(spec.head_sizes) + 1):
@@ -184,9 +191,9 @@ def _clocks(spec: OptimizerSpec, age: Int[Array, ""], K: int) -> Float[Array, "K
     return jnp.stack([*(1.0 - beta**steps for beta in betas), log_age], axis=1)
 
 
-def _attributes(spec: OptimizerSpec) -> dict[str, Any]:
-    """The spec as `ffi.cc` reads it; settings that a rule lacks are zero."""
-    networks = spec.structure.networks(spec.processing)
+def _attributes(spec: OptimizerSpec, layout: Layout, n: int) -> dict[str, Any]:
+    """The rule as `ffi.cc` reads it; settings that it lacks are zero."""
+    runs = segments(spec.inputs, layout, n)
     settings = {
         "clip": np.inf if spec.clip is None else spec.clip,
         "step_scale": spec.step_scale,
@@ -201,8 +208,11 @@ def _attributes(spec: OptimizerSpec) -> dict[str, Any]:
         "structure": np.int32(_STRUCTURES.index(type(spec.structure))),
         "has_sign": np.bool_(getattr(spec.structure, "signed", False)),
         "num_moments": np.int32(spec.structure.num_moments),
-        "inputs": np.array([network.inputs for network in networks], np.int64),
-        "outputs": np.array([network.outputs for network in networks], np.int64),
+        "inputs": np.array([network.inputs for network in spec.networks], np.int64),
+        "outputs": np.array([network.outputs for network in spec.networks], np.int64),
         "head_inputs": np.array([spec.hidden_size, *spec.head_sizes], np.int64),
+        "num_segment_inputs": np.int32(runs.values.shape[1]),
+        "segment_ends": runs.ends,
+        "segment_inputs": runs.values.ravel(),
         **{name: np.float32(value) for name, value in settings.items()},
     }

@@ -23,7 +23,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from optim4rl.optimizers import rule
+from optim4rl.optimizers.inputs import rows_at, segments
 from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.networks import (
     Carry,
     CellKind,
@@ -72,10 +75,11 @@ def step(
     gradient: Float[Array, " n"],
     state: RuleState,
     *,
+    layout: Layout = (),
     interpret: bool = False,
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, the networks fused."""
-    features, moments = _read(spec, gradient[None], state)
+    features, moments = _read(spec, gradient[None], state, layout)
     outputs, carries = zip(
         *(
             _run(_tiles(spec.cell, weights), spec.cell, weights, x, carry, interpret)
@@ -95,6 +99,7 @@ def replay_vjp(
     state: RuleState,
     cotangents: Float[Array, "K n"],
     *,
+    layout: Layout = (),
     interpret: bool = False,
 ) -> MetaParameters:
     """The meta-gradient, as `Kernel.replay_vjp` has it.
@@ -102,7 +107,7 @@ def replay_vjp(
     Args:
         interpret: run the kernels in Pallas' interpreter, on any platform.
     """
-    features, moments = _read(spec, gradients, state)
+    features, moments = _read(spec, gradients, state, layout)
     tiles, pullbacks, outputs, carries = [], [], [], []
     for weights, x, carry in _each(meta_parameters, features, state):
         padded, pullback = jax.vjp(partial(_tiles, spec.cell), weights)
@@ -130,19 +135,19 @@ def _each(
     ]
 
 
-def _clip(spec: OptimizerSpec, gradients: Array) -> Array:
-    return gradients if spec.clip is None else jnp.clip(gradients, -spec.clip, spec.clip)
-
-
 def _read(
-    spec: OptimizerSpec, gradients: Float[Array, "K n"], state: RuleState
+    spec: OptimizerSpec, gradients: Float[Array, "K n"], state: RuleState, layout: Layout
 ) -> tuple[tuple[Float[Array, "K _ n"], ...], Float[Array, "K moments n"]]:
     """What each network reads at each step, and the moments at each step."""
+    n = gradients.shape[-1]
+    rows = None
+    if spec.inputs:
+        rows = rows_at(segments(spec.inputs, layout, n), jnp.arange(n, dtype=jnp.int32))
     moments, features, history = state.moments, [], []
-    for k, gradient in enumerate(_clip(spec, gradients)):
-        moments = spec.structure.accumulate(gradient, moments)
+    for k, gradient in enumerate(gradients):
+        x, moments = rule.read(spec, gradient, moments, state.age + k, rows)
         history.append(moments)
-        features.append(spec.structure.features(spec.processing, gradient, moments, state.age + k))
+        features.append(x)
     return tuple(map(jnp.stack, zip(*features, strict=True))), jnp.stack(history)
 
 
@@ -154,12 +159,10 @@ def _write(
     outputs: tuple[Float[Array, "K _ n"], ...],
 ) -> Float[Array, "K n"]:
     """The direction of each step."""
-    return spec.step_scale * jnp.stack(
+    return jnp.stack(
         [
-            spec.structure.direction(
-                spec.processing, gradient, moments[k], age + k, tuple(x[k] for x in outputs)
-            )
-            for k, gradient in enumerate(_clip(spec, gradients))
+            rule.write(spec, gradient, moments[k], age + k, tuple(x[k] for x in outputs))
+            for k, gradient in enumerate(gradients)
         ]
     )
 

@@ -20,7 +20,7 @@ namespace optim4rl {
 namespace {
 
 constexpr int kBlock = 64;      // coordinates that run through the rule together
-constexpr int kSegment = 4096;  // coordinates whose weight gradients are summed in float32
+constexpr int kFlush = 64;      // blocks whose weight gradients are summed in float32
 constexpr int kStride = kTile * kLanes;
 constexpr int kRows = 4;  // of a register tile
 constexpr float kLog2E = 1.442695041f;
@@ -104,46 +104,48 @@ FORCE_INLINE void add_outer_tile(const float* d, const float* x, int steps, int6
 }
 
 template <int R, int C>
-FORCE_INLINE void add_outer_columns(int column, int columns, const float* d, const float* x,
-                                    int steps, int64_t step_stride, float* sums,
+FORCE_INLINE void add_outer_columns(int column, const float* d, const float* x, int steps,
+                                    int64_t step_stride, float* sums, int row_stride,
                                     float* bias_sums) {
   x += column * kBlock;
   sums += column * kLanes;
   if (bias_sums != nullptr && column == 0) {
-    add_outer_tile<R, C, true>(d, x, steps, step_stride, sums, columns, bias_sums);
+    add_outer_tile<R, C, true>(d, x, steps, step_stride, sums, row_stride, bias_sums);
   } else {
-    add_outer_tile<R, C, false>(d, x, steps, step_stride, sums, columns, nullptr);
+    add_outer_tile<R, C, false>(d, x, steps, step_stride, sums, row_stride, nullptr);
   }
 }
 
 template <int R>
 FORCE_INLINE void add_outer_rows(int columns, const float* d, const float* x, int steps,
-                                 int64_t step_stride, float* sums, float* bias_sums) {
+                                 int64_t step_stride, float* sums, int row_stride,
+                                 float* bias_sums) {
   int c = 0;
   for (; c + kTile <= columns; c += kTile)
-    add_outer_columns<R, kTile>(c, columns, d, x, steps, step_stride, sums, bias_sums);
+    add_outer_columns<R, kTile>(c, d, x, steps, step_stride, sums, row_stride, bias_sums);
   if (c + 2 <= columns) {
-    add_outer_columns<R, 2>(c, columns, d, x, steps, step_stride, sums, bias_sums);
+    add_outer_columns<R, 2>(c, d, x, steps, step_stride, sums, row_stride, bias_sums);
     c += 2;
   }
   if (c < columns)
-    add_outer_columns<R, 1>(c, columns, d, x, steps, step_stride, sums, bias_sums);
+    add_outer_columns<R, 1>(c, d, x, steps, step_stride, sums, row_stride, bias_sums);
 }
 
-// A null `bias_sums` leaves them out.
+// A row of `sums` has `row_stride` entries, of which the first `columns` are added to. A null
+// `bias_sums` leaves them out.
 void add_outer(int rows, int columns, const float* d, const float* x, int steps,
-               int64_t step_stride, float* sums, float* bias_sums) {
+               int64_t step_stride, float* sums, int row_stride, float* bias_sums) {
   int row = 0;
   const auto advance = [&](int count) {
     row += count;
     d += count * kBlock;
-    sums += count * columns * kLanes;
+    sums += count * row_stride * kLanes;
     if (bias_sums != nullptr) bias_sums += count * kLanes;
   };
   for (; row + kRows <= rows; advance(kRows))
-    add_outer_rows<kRows>(columns, d, x, steps, step_stride, sums, bias_sums);
+    add_outer_rows<kRows>(columns, d, x, steps, step_stride, sums, row_stride, bias_sums);
   for (; row < rows; advance(1))
-    add_outer_rows<1>(columns, d, x, steps, step_stride, sums, bias_sums);
+    add_outer_rows<1>(columns, d, x, steps, step_stride, sums, row_stride, bias_sums);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ struct Workspace {
 };
 
 int64_t packed_floats(const Rule& rule, const Network& network) {
-  return rule.hidden * (4 + 3 * (network.inputs + rule.hidden));
+  return rule.hidden * (4 + 3 * (network.features + rule.hidden));
 }
 
 // Lays the arrays out from `start` on; with a null `start` it only measures.
@@ -189,7 +191,7 @@ Workspace lay_out(const Rule& rule, int steps, bool replay, float* start) {
   for (int i = 0; i < rule.num_networks; ++i) {
     const Network& network = rule.networks[i];
     Tape& tape = w.tapes[i];
-    tape.features = rows(w.tape_floats, network.inputs);
+    tape.features = rows(w.tape_floats, network.features);
     tape.hidden = rows(w.tape_floats, rule.hidden);
     if (replay) tape.gates = rows(w.tape_floats, 4 * rule.hidden);
     for (int l = 0; l < rule.num_layers; ++l) {
@@ -258,15 +260,21 @@ bool are_zero(const float* rows, int num_rows, int64_t n, int count) {
 // The weights of each unit in the order in which `gru_forward` reads them: 4 biases, then (reset,
 // update, new) for each input, then (reset, update, recall) for each hidden unit. They are scaled
 // so that the exponentials of the gates are powers of two: sigmoid(x) = 1 / (1 + 2^(-x log2 e))
-// and tanh(x) = (2^(2 x log2 e) - 1) / (2^(2 x log2 e) + 1).
-void pack_gates(const Rule& rule, const Network& network, const float* weights, float* packed) {
+// and tanh(x) = (2^(2 x log2 e) - 1) / (2^(2 x log2 e) + 1). The inputs that are constants of a
+// segment, `constants`, are added to its biases.
+void pack_gates(const Rule& rule, const Network& network, const float* weights,
+                const float* constants, float* packed) {
   const int H = rule.hidden, I = network.inputs;
   const float scale[3] = {-kLog2E, -kLog2E, 2.0f * kLog2E};
   for (int unit = 0; unit < H; ++unit) {
-    for (int gate = 0; gate < 3; ++gate)
-      *packed++ = scale[gate] * weights[network.bias + gate * H + unit];
+    for (int gate = 0; gate < 3; ++gate) {
+      float bias = weights[network.bias + gate * H + unit];
+      const float* row = weights + network.input + (gate * H + unit) * I + network.features;
+      for (int i = 0; i < rule.num_segment_inputs; ++i) bias += row[i] * constants[i];
+      *packed++ = scale[gate] * bias;
+    }
     *packed++ = scale[2] * weights[network.bias_new + unit];
-    for (int i = 0; i < I; ++i)
+    for (int i = 0; i < network.features; ++i)
       for (int gate = 0; gate < 3; ++gate)
         *packed++ = scale[gate] * weights[network.input + (gate * H + unit) * I + i];
     for (int j = 0; j < H; ++j)
@@ -438,7 +446,7 @@ void head_backward(const Rule& rule, const Network& network, const Tape& tape, c
 
 void add_weight_gradients(const Rule& rule, const Network& network, const Tape& tape, int steps,
                           const Workspace& w) {
-  const int H = rule.hidden, I = network.inputs;
+  const int H = rule.hidden, F = network.features, I = network.inputs;
   const int64_t stride = w.tape_floats;
   const float* first = w.steps + stride;
   const float* gates = first + tape.gates;
@@ -447,17 +455,17 @@ void add_weight_gradients(const Rule& rule, const Network& network, const Tape& 
   const float* h = w.steps + tape.hidden;
   const float* recall = gates + 2 * H * kBlock;
   const float* candidate = gates + 3 * H * kBlock;
-  add_outer(2 * H, I, gates, x, steps, stride, sums(network.input), sums(network.bias));
-  add_outer(H, I, candidate, x, steps, stride, sums(network.input + 2 * H * I),
+  add_outer(2 * H, F, gates, x, steps, stride, sums(network.input), I, sums(network.bias));
+  add_outer(H, F, candidate, x, steps, stride, sums(network.input + 2 * H * I), I,
             sums(network.bias + 2 * H));
-  add_outer(2 * H, H, gates, h, steps, stride, sums(network.hidden_kernel), nullptr);
-  add_outer(H, H, recall, h, steps, stride, sums(network.hidden_kernel + 2 * H * H),
+  add_outer(2 * H, H, gates, h, steps, stride, sums(network.hidden_kernel), H, nullptr);
+  add_outer(H, H, recall, h, steps, stride, sums(network.hidden_kernel + 2 * H * H), H,
             sums(network.bias_new));
   const float* inputs = first + tape.hidden;
   for (int l = 0; l < rule.num_layers; ++l) {
     const Layer& layer = network.layers[l];
     add_outer(layer.outputs, layer.inputs, first + tape.deltas[l], inputs, steps, stride,
-              sums(layer.kernel), sums(layer.bias));
+              sums(layer.kernel), layer.inputs, sums(layer.bias));
     inputs = first + tape.outputs[l];
   }
 }
@@ -605,7 +613,7 @@ void forward(const Rule& rule, const Workspace& w, const float* weights, const C
   }
   for (int i = 0; i < rule.num_networks; ++i) {
     const Tape& tape = w.tapes[i];
-    gru_forward<Replay>(rule.hidden, rule.networks[i].inputs, w.gates[i], step + tape.features,
+    gru_forward<Replay>(rule.hidden, rule.networks[i].features, w.gates[i], step + tape.features,
                         step - w.tape_floats + tape.hidden, step + tape.hidden, step + tape.gates);
     head_forward(rule, rule.networks[i], tape, weights, step);
   }
@@ -646,12 +654,40 @@ void write_state(const Rule& rule, const Agent& agent, int64_t begin, int count,
   write_rows(agent.new_moments + begin, w.moments, rule.num_moments, agent.n, count);
 }
 
-// Moves the float32 sums of a segment to the float64 totals.
-void flush(const Rule& rule, const Workspace& w) {
+// Moves the float32 sums to the float64 totals. Where an input is a constant of the segment, its
+// weights have no sums of their own: they are that constant times those of the bias.
+void flush(const Rule& rule, const float* constants, const Workspace& w) {
+  for (int i = 0; i < rule.num_networks; ++i) {
+    const Network& network = rule.networks[i];
+    for (int row = 0; rule.num_segment_inputs > 0 && row < 3 * rule.hidden; ++row) {
+      const double bias = sum(load(w.sums + (network.bias + row) * kLanes));
+      double* totals = w.totals + network.input + row * network.inputs + network.features;
+      for (int c = 0; c < rule.num_segment_inputs; ++c) totals[c] += constants[c] * bias;
+    }
+  }
   for (int64_t i = 0; i < rule.num_weights; ++i) {
     w.totals[i] += sum(load(w.sums + i * kLanes));
     store(w.sums + i * kLanes, Vec{});
   }
+}
+
+// Calls `run(constants, begin, end)` for the part of each segment that lies in [begin, end).
+template <class Run>
+void for_segments(const Rule& rule, int64_t begin, int64_t end, Run run) {
+  const int64_t* stop = rule.segment_ends;
+  const float* constants = rule.segment_inputs;
+  for (; begin < end; ++stop, constants += rule.num_segment_inputs) {
+    if (*stop <= begin) continue;
+    const int64_t here = *stop < end ? *stop : end;
+    run(constants, begin, here);
+    begin = here;
+  }
+}
+
+void pack_all_gates(const Rule& rule, const float* weights, const float* constants,
+                    const Workspace& w) {
+  for (int i = 0; i < rule.num_networks; ++i)
+    pack_gates(rule, rule.networks[i], weights, constants, w.gates[i]);
 }
 
 int block_size(int64_t begin, int64_t end) {
@@ -664,10 +700,8 @@ int64_t replay_workspace(const Rule& rule, int steps) {
   return lay_out(rule, steps, true, nullptr).floats;
 }
 
-void step(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, float* workspace) {
-  const Workspace w = lay_out(rule, 1, false, workspace);
-  for (int i = 0; i < rule.num_networks; ++i)
-    pack_gates(rule, rule.networks[i], agent.weights, w.gates[i]);
+void step_segment(const Rule& rule, const Agent& agent, int64_t begin, int64_t end,
+                  const Workspace& w) {
   alignas(64) float direction[kBlock];
   for (; begin < end; begin += kBlock) {
     const int count = block_size(begin, end);
@@ -680,17 +714,11 @@ void step(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, floa
   }
 }
 
-void replay(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, float* workspace,
-            float* weight_gradient) {
-  const Workspace w = lay_out(rule, agent.steps, true, workspace);
-  for (int i = 0; i < rule.num_networks; ++i)
-    pack_gates(rule, rule.networks[i], agent.weights, w.gates[i]);
-  for (int64_t i = 0; i < rule.num_weights * kLanes; i += kLanes) store(w.sums + i, Vec{});
-  for (int64_t i = 0; i < rule.num_weights; ++i) w.totals[i] = 0.0;
+void replay_segment(const Rule& rule, const Agent& agent, int64_t begin, int64_t end,
+                    const float* constants, const Workspace& w) {
   alignas(64) float cotangent[kBlock];
-  for (int64_t done = 0; begin < end; begin += kBlock) {
+  for (int blocks = 1; begin < end; begin += kBlock, ++blocks) {
     const int count = block_size(begin, end);
-    done += count;
     // An input that an agent never met has no gradient, and often a row of weights to itself.
     if (are_zero(agent.cotangents + begin, agent.steps, agent.n, count)) continue;
     read_state(rule, agent, begin, count, w);
@@ -703,9 +731,28 @@ void replay(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, fl
                     cotangent, nullptr);
     }
     backward(rule, w, agent.weights, agent.steps);
-    if (done % kSegment == 0) flush(rule, w);
+    if (blocks % kFlush == 0) flush(rule, constants, w);
   }
-  flush(rule, w);
+  flush(rule, constants, w);
+}
+
+void step(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, float* workspace) {
+  const Workspace w = lay_out(rule, 1, false, workspace);
+  for_segments(rule, begin, end, [&](const float* constants, int64_t from, int64_t to) {
+    pack_all_gates(rule, agent.weights, constants, w);
+    step_segment(rule, agent, from, to, w);
+  });
+}
+
+void replay(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, float* workspace,
+            float* weight_gradient) {
+  const Workspace w = lay_out(rule, agent.steps, true, workspace);
+  for (int64_t i = 0; i < rule.num_weights * kLanes; i += kLanes) store(w.sums + i, Vec{});
+  for (int64_t i = 0; i < rule.num_weights; ++i) w.totals[i] = 0.0;
+  for_segments(rule, begin, end, [&](const float* constants, int64_t from, int64_t to) {
+    pack_all_gates(rule, agent.weights, constants, w);
+    replay_segment(rule, agent, from, to, constants, w);
+  });
   for (int64_t i = 0; i < rule.num_weights; ++i)
     weight_gradient[i] = static_cast<float>(w.totals[i]);
 }

@@ -22,9 +22,10 @@ struct Layer {
 };
 
 // A GRU and its head. Gates come in the order reset, update, new: `input` [3 hidden, inputs],
-// `bias` [3 hidden], `hidden_kernel` [3 hidden, hidden] and `bias_new` [hidden] are offsets.
+// `bias` [3 hidden], `hidden_kernel` [3 hidden, hidden] and `bias_new` [hidden] are offsets. The
+// first `features` inputs are computed of the gradient, the others are constants of a segment.
 struct Network {
-  int inputs;
+  int inputs, features;
   int64_t input, bias, hidden_kernel, bias_new;
   Layer layers[kMaxLayers];
 };
@@ -42,6 +43,11 @@ struct Rule {
   float epsilon;                                  // of the structure
   float beta1, beta2, beta_slow;                  // Anchored
   float fresh_weight, slow_weight;
+  // Runs of coordinates: segment i ends at segment_ends[i], and what all networks read of its
+  // coordinates is segment_inputs[i], [num_segment_inputs].
+  int num_segment_inputs;
+  const int64_t* segment_ends;
+  const float* segment_inputs;
 };
 
 // What depends on the age alone, for one step of an anchored rule.

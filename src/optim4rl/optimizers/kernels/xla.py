@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from optim4rl.optimizers.inputs import rows_at, segments
 from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
 
 # Coordinates in one block: few enough for the working set to stay in cache, which for a replay
@@ -29,17 +31,24 @@ def stream_step(
     gradient: Float[Array, " n"],
     state: RuleState,
     block: int = BLOCK,
+    *,
+    layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, one block of coordinates at a time."""
     n = gradient.shape[0]
     block = _even(n, block)
+    rows = _block_rows(spec, layout, n, block)
     if n == block:
-        return step(spec, meta_parameters, gradient, state)
+        return step(spec, meta_parameters, gradient, state, rows(jnp.int32(0)))
 
     def write(index: Array, outputs: tuple[Array, RuleState]) -> tuple[Array, RuleState]:
         start = _start(index, block, n)
         result = step(
-            spec, meta_parameters, _slice(gradient, start, block), _slice_state(state, start, block)
+            spec,
+            meta_parameters,
+            _slice(gradient, start, block),
+            _slice_state(state, start, block),
+            rows(start),
         )
         return jax.tree.map(
             lambda whole, part: (
@@ -60,11 +69,12 @@ def unroll(
     meta_parameters: MetaParameters,
     gradients: Float[Array, "K *shape"],
     state: RuleState,
+    rows: Float[Array, "rows *shape"] | None = None,
 ) -> tuple[Float[Array, "K *shape"], RuleState]:
     """The directions of K steps over recorded gradients, and the state after them."""
 
     def body(carry: RuleState, gradient: Array) -> tuple[RuleState, Array]:
-        direction, carry = step(spec, meta_parameters, gradient, carry)
+        direction, carry = step(spec, meta_parameters, gradient, carry, rows)
         return carry, direction
 
     state, directions = jax.lax.scan(body, state, gradients, unroll=gradients.shape[0] <= 4)
@@ -78,6 +88,8 @@ def replay_vjp(
     state: RuleState,
     cotangents: Float[Array, "K n"],
     block: int = REPLAY_BLOCK,
+    *,
+    layout: Layout = (),
 ) -> MetaParameters:
     """The meta-gradient of `sum(cotangents * directions)`, where directions = K steps of the rule.
 
@@ -86,9 +98,11 @@ def replay_vjp(
         state: the rule's state before the first of them, a constant.
         cotangents: what one unit of each direction does to the meta-objective.
         block: coordinates held in memory at a time.
+        layout: what the coordinates belong to.
     """
     n = gradients.shape[-1]
     block = _even(n, block)
+    rows = _block_rows(spec, layout, n, block)
 
     def accumulate(total: MetaParameters, index: Array) -> tuple[MetaParameters, None]:
         start = _start(index, block, n)
@@ -100,6 +114,7 @@ def replay_vjp(
                 spec,
                 gradients=_slice(gradients, start, block),
                 state=_slice_state(state, start, block),
+                rows=rows(start),
             ),
             meta_parameters,
         )
@@ -113,9 +128,24 @@ def replay_vjp(
 
 
 def _directions(
-    spec: OptimizerSpec, meta_parameters: MetaParameters, *, gradients: Array, state: RuleState
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    *,
+    gradients: Array,
+    state: RuleState,
+    rows: Array | None,
 ) -> Float[Array, "K n"]:
-    return unroll(spec, meta_parameters, gradients, state)[0]
+    return unroll(spec, meta_parameters, gradients, state, rows)[0]
+
+
+def _block_rows(
+    spec: OptimizerSpec, layout: Layout, n: int, block: int
+) -> Callable[[Int[Array, ""]], Float[Array, "rows block"] | None]:
+    """The further inputs of the block that starts at a coordinate, made where they are read."""
+    if not spec.inputs:
+        return lambda start: None
+    runs = segments(spec.inputs, layout, n)
+    return lambda start: rows_at(runs, start + jnp.arange(block, dtype=jnp.int32))
 
 
 def _num_blocks(n: int, block: int) -> int:
@@ -145,8 +175,8 @@ def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     Side by side, the blocks of all of them would not fit into the cache.
     """
 
-    def run(spec: OptimizerSpec, *arrays: Any) -> Any:
-        return sequential_vmap(partial(function, spec))(*arrays)
+    def run(spec: OptimizerSpec, *arrays: Any, layout: Layout = ()) -> Any:
+        return sequential_vmap(partial(function, spec, layout=layout))(*arrays)
 
     return run
 

@@ -1,0 +1,92 @@
+"""Further inputs of a rule's networks: what a coordinate is, beside the gradient it meets.
+
+| name | rows | what they hold |
+|---|---|---|
+| kind | 4 | one-hot: weight, bias, policy head, value head |
+| layer | 1 | the depth of the coordinate's layer, 0 to 1 |
+
+These are constants of a tensor (`layout.Tensor`), so they cost neither memory nor time that grows
+with the agents: a kernel makes them where it needs them, or adds what they make to a bias.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from optim4rl.optimizers.layout import KINDS, Layout, Tensor
+
+InputName = Literal["kind", "layer"]
+INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
+
+_OF_TENSOR: dict[InputName, Callable[[Tensor], list[float]]] = {
+    "kind": lambda tensor: [float(tensor.kind == kind) for kind in KINDS],
+    "layer": lambda tensor: [tensor.depth],
+}
+_ROWS: dict[InputName, int] = {"kind": len(KINDS), "layer": 1}
+
+
+def num_rows(names: tuple[InputName, ...]) -> int:
+    """Rows that the inputs of these names take together."""
+    return sum(_ROWS[name] for name in names)
+
+
+def tensor_inputs(names: tuple[InputName, ...], tensor: Tensor) -> list[float]:
+    """The inputs of a tensor's coordinates, one number for each row."""
+    return [x for name in names for x in _OF_TENSOR[name](tensor)]
+
+
+class Segments(NamedTuple):
+    """Runs of coordinates that share their inputs.
+
+    Attributes:
+        ends: where each run ends; the last end is the number of coordinates.
+        values: the rows of inputs of each run.
+    """
+
+    ends: Int[np.ndarray, " runs"]
+    values: Float[np.ndarray, "runs rows"]
+
+
+@lru_cache(maxsize=256)
+def segments(names: tuple[InputName, ...], layout: Layout, n: int) -> Segments:
+    """The inputs of `n` coordinates, those of the layout's tensors one after the other.
+
+    Raises:
+        ValueError: there are inputs, and the layout is that of another number of coordinates.
+    """
+    if not names:
+        return Segments(np.array([n], np.int64), np.zeros((1, 0), np.float32))
+    sizes = [int(np.prod(tensor.shape, dtype=np.int64)) for tensor in layout]
+    if sum(sizes) != n:
+        raise ValueError(
+            f"layout: {len(layout)} tensors of {sum(sizes)} coordinates in all; inputs "
+            f"{', '.join(names)} of {n} coordinates need the layout of these"
+        )
+    ends: list[int] = []
+    values: list[list[float]] = []
+    for tensor, size, end in zip(layout, sizes, np.cumsum(sizes), strict=True):
+        row = tensor_inputs(names, tensor)
+        if size == 0:
+            continue
+        if values and values[-1] == row:
+            ends[-1] = int(end)
+        else:
+            ends.append(int(end))
+            values.append(row)
+    return Segments(
+        np.array(ends, np.int64), np.array(values, np.float32).reshape(-1, num_rows(names))
+    )
+
+
+def rows_at(runs: Segments, coordinates: Int[Array, " c"]) -> Float[Array, "rows c"]:
+    """The inputs of those coordinates."""
+    rows = runs.values.shape[1]
+    if len(runs.ends) <= 1:
+        return jnp.broadcast_to(runs.values.reshape(rows, -1), (rows, *coordinates.shape))
+    starts = jnp.asarray(runs.ends[:-1], jnp.int32)
+    run = jnp.sum(coordinates[None] >= starts[:, None], axis=0)
+    return jnp.asarray(runs.values.T)[:, run]

@@ -1,0 +1,96 @@
+"""Rules that read what a parameter is for, on our own agents."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from optim4rl.meta.meta_gradient import init_agents, truncated_meta_gradient
+from optim4rl.optimizers import KINDS, LEARNED, infer_layout, rule
+from optim4rl.optimizers.inputs import rows_at, segments
+from optim4rl.optimizers.kernels.select import choose
+from optim4rl.tasks.networks import make_network, parameter_kinds
+
+ALPHA = 0.01
+WEIGHTS = {"dense": (2, 3), "policy": (3, 2), "value": (3, 1)}
+
+
+class Quadratic:
+    """Half the squared distance of a small agent's parameters to their own target."""
+
+    updates_per_rollout = 1
+
+    def init_params(self, key):
+        keys = jax.random.split(key, len(WEIGHTS))
+        return {
+            name: {"kernel": jax.random.normal(k, shape), "bias": jnp.zeros(shape[1])}
+            for k, (name, shape) in zip(keys, WEIGHTS.items(), strict=True)
+        }
+
+    def init_actor(self, key):
+        return jnp.zeros(())
+
+    def rollout(self, params, actor, key):
+        targets = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size * 1.0)), params)
+        batch = jax.tree.map(lambda x, like: x.reshape(like.shape), targets, params)
+        return batch, actor, actor
+
+    def gradient(self, params, batch, index):
+        return jax.tree.map(jnp.subtract, params, batch)
+
+
+@pytest.mark.parametrize("torso", ["dense", "conv"])
+def test_the_inferred_kinds_of_our_agents_are_those_of_their_networks(torso):
+    make = partial(make_network, torso, (3, 4, 5), 6, width=7)
+    network = jax.eval_shape(lambda: make(key=jax.random.key(0)))
+    layout = infer_layout(network)
+    assert [KINDS.index(tensor.kind) for tensor in layout] == jax.tree.leaves(
+        parameter_kinds(network)
+    )
+    assert [tensor.depth for tensor in layout][-6:] == pytest.approx(
+        [0.5 if torso == "conv" else 0.0] * 2 + [1.0] * 4
+    )
+
+
+@pytest.mark.parametrize("kernel", ["xla", "auto"])
+def test_the_meta_gradient_sees_the_kinds(kernel):
+    """Against autodiff through the unrolled updates, with each coordinate's kind beside it."""
+    spec, task, K, num_agents = LEARNED["generalist"], Quadratic(), 2, 2
+    weights, unravel = ravel_pytree(rule.init_meta_parameters(spec, jax.random.key(0)))
+    weights = unravel(weights + 0.1 * jax.random.normal(jax.random.key(1), weights.shape))
+    params = task.init_params(jax.random.key(0))
+    start, unravel = ravel_pytree(params)
+    n = start.size
+    rows = rows_at(segments(spec.inputs, infer_layout(params), n), jnp.arange(n))
+    target = ravel_pytree(task.rollout(params, 0.0, None)[0])[0]
+
+    def objective(weights, params, state):
+        for _ in range(K):
+            gradient = jax.lax.stop_gradient(params - target)
+            direction, state = rule.step(spec, weights, gradient, state, rows)
+            params = params - ALPHA * direction
+        return 0.5 * jnp.sum(jnp.square(params - target))
+
+    @jax.jit
+    def both():
+        agents = init_agents(spec, task, jax.random.split(jax.random.key(2), num_agents))
+        found = truncated_meta_gradient(
+            spec,
+            weights,
+            task,
+            agents,
+            jax.random.split(jax.random.key(3), num_agents),
+            learning_rate=ALPHA,
+            inner_updates=K,
+            validation="last",
+            kernel=choose(spec, kernel),
+        )
+        expected = jax.vmap(jax.grad(objective), (None, 0, 0))(weights, agents.params, agents.rule)
+        return found.gradient, jax.tree.map(lambda x: jnp.mean(x, axis=0), expected)
+
+    found, expected = (np.asarray(ravel_pytree(x)[0]) for x in both())
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -1,0 +1,159 @@
+"""What a parameter is for, told from its name and its shape in the trees that people have."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from optim4rl.optimizers import infer_layout
+from optim4rl.optimizers.layout import Tensor
+
+
+def flax(*layers):
+    return {name: {"bias": jnp.ones(3), "kernel": jnp.ones((3, 3))} for name in layers}
+
+
+class Brax(NamedTuple):
+    policy: dict
+    value: dict
+
+
+class Box(NamedTuple):
+    value: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Module:
+    """Fields in an order that is not the alphabet's."""
+
+    torso: dict
+    policy: dict
+    critic: list
+
+
+HIDDEN = [f"hidden_{i}" for i in range(12)]
+SQUARE = jnp.ones((2, 2))
+W, B, P, V = "weight", "bias", "policy_head", "value_head"
+TREES = {
+    "bare leaf": (jnp.ones(2), [B]),
+    "scalar": (1.0, [B]),
+    "list": ([SQUARE, jnp.ones(2)], [W, B]),
+    "nothing": (None, []),
+    "flax": ({"params": flax("Dense_0", "actor", "critic")}, [B, W, P, P, V, V]),
+    # hidden_11 is the last layer, though hidden_9 is the last name.
+    "brax": (
+        Brax({"params": flax(*HIDDEN)}, {"params": flax("hidden_0", "hidden_1")}),
+        [*[B, W] * 3, P, P, *[B, W] * 8, B, W, V, V],
+    ),
+    "stable baselines": (
+        {
+            "action_net.bias": jnp.ones(2),
+            "action_net.weight": SQUARE,
+            "mlp_extractor.policy_net.0.weight": SQUARE,
+            "mlp_extractor.policy_net.2.weight": SQUARE,
+            "mlp_extractor.value_net.0.weight": SQUARE,
+            "value_net.weight": SQUARE,
+        },
+        [P, P, W, W, W, V],
+    ),
+    "clean rl": (
+        {
+            "actor_logstd": jnp.ones((1, 2)),
+            "actor_mean.0.weight": SQUARE,
+            "actor_mean.2.bias": jnp.ones(2),
+            "actor_mean.2.weight": SQUARE,
+            "critic.10.weight": SQUARE,
+            "critic.2.weight": SQUARE,
+        },
+        [P, W, P, P, V, W],
+    ),
+    "named last layer": (
+        {"policy": flax("dense", "logits"), "vf": flax("fc", "out")},
+        [B, W, P, P, B, W, V, V],
+    ),
+    "all that cannot be told": ({"policy": flax("left", "right")}, [P] * 4),
+    "inside a policy": ({"policy": flax("action_net", "value_net")}, [P, P, V, V]),
+    "actor critic": ({"ActorCritic_0": flax("Dense_0", "policyHead")}, [B, W, P, P]),
+    "module": (
+        Module(flax("dense"), flax("linear"), [SQUARE, jnp.ones(2)]),
+        [B, W, P, P, V, V],
+    ),
+    "boxed": ({"dense": Box(SQUARE), "pi": Box(SQUARE)}, [W, P]),
+    "equinox": (
+        {"v": eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))},
+        [W, B, V, V],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_kinds_are_inferred(name):
+    tree, kinds = TREES[name]
+    if name == "equinox":
+        tree = eqx.filter(tree, eqx.is_array)
+    assert [tensor.kind for tensor in infer_layout(tree)] == kinds
+
+
+def test_a_layout_is_static_and_needs_shapes_alone():
+    tree = {"a": jnp.ones((2, 3)), "policy": jnp.ones(4)}
+    layout = infer_layout(jax.eval_shape(lambda: tree))
+    assert layout == infer_layout(tree)
+    assert hash(layout) == hash(infer_layout(tree))
+    assert layout == (Tensor((2, 3), W, 0.0), Tensor((4,), P, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("tree", "depths"),
+    [
+        (jnp.ones(2), [0.0]),
+        (
+            flax("layer_0", "layer_1", "layer_10", "layer_2"),
+            [0, 0, 1 / 3, 1 / 3, 1, 1, 2 / 3, 2 / 3],
+        ),
+        # One torso, then the policy's two layers beside the value's one.
+        (
+            {"policy": flax("0", "1"), "torso": flax("dense"), "value": flax("0")},
+            [0.5, 0.5, 1, 1, 0, 0, 1, 1],
+        ),
+        (Module(flax("z", "a"), flax("linear"), [SQUARE]), [0, 0, 0.5, 0.5, 1, 1, 1]),
+    ],
+)
+def test_depth_is_the_layers_place(tree, depths):
+    assert [tensor.depth for tensor in infer_layout(tree)] == pytest.approx(depths)
+
+
+def test_kinds_may_be_given():
+    tree = {"a": {"w": SQUARE, "b": jnp.ones(2)}, "z": SQUARE}
+    kinds = lambda kinds: [tensor.kind for tensor in infer_layout(tree, kinds)]  # noqa: E731
+    assert kinds({"a": {"w": V, "b": B}, "z": P}) == [B, V, P]
+    assert kinds({"a": V, "z": W}) == [V, V, W]
+    seen = {}
+
+    def by_name(path, leaf):
+        seen[path] = leaf.shape
+        return V if path == "z" else None
+
+    assert kinds(by_name) == [B, W, V]
+    assert seen == {"a/b": (2,), "a/w": (2, 2), "z": (2, 2)}
+
+
+def test_masked_leaves_need_no_kind():
+    tree = {"a": SQUARE, "b": None}
+    assert [t.kind for t in infer_layout(tree, {"a": V, "b": P})] == [V]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"a": "head"}, "'head' is none; known kinds are weight, bias, policy_head, value_head"),
+        ({"b": W}, "kinds = .*not a tree like the parameters'"),
+        (lambda path, leaf: "kernel", "'kernel' is none"),
+    ],
+)
+def test_bad_kinds_are_refused(kinds, message):
+    with pytest.raises(ValueError, match=message):
+        infer_layout({"a": SQUARE}, kinds)
