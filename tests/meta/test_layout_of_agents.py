@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from optim4rl.meta.meta_gradient import init_agents, truncated_meta_gradient
+from optim4rl.meta.agents import init_agents
+from optim4rl.meta.meta_gradient import truncated_meta_gradient
 from optim4rl.optimizers import KINDS, LEARNED, infer_layout, rule
 from optim4rl.optimizers.inputs import rows_at, segments
 from optim4rl.optimizers.kernels.select import choose

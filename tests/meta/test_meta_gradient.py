@@ -11,12 +11,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from optim4rl.meta.meta_gradient import (
-    Agents,
-    init_agents,
-    num_rollouts,
-    truncated_meta_gradient,
-)
+from optim4rl.meta.agents import Agents, init_agents, num_rollouts
+from optim4rl.meta.meta_gradient import truncated_meta_gradient
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers import rule
 from optim4rl.optimizers.kernels.select import choose

@@ -59,7 +59,7 @@ def test_devices_and_chunks_change_nothing(alone, num_devices, agents_per_chunk)
     execution = Execution(agents_mesh(num_devices), agents_per_chunk)
     state, progress = train(SPEC, TASKS, CONFIG, chunk=6, execution=execution)
     assert_close((state, progress), alone)
-    assert state.agents[0].params.sharding.num_devices == num_devices
+    assert state.estimators[0].agents.params.sharding.num_devices == num_devices
     assert state.key.sharding.is_fully_replicated
 
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(alone, tmp_path):
     save_checkpoint(path, state, {})
     like = jax.eval_shape(lambda: init(SPEC, TASKS, CONFIG))
     state = load_checkpoint(path, like, {}, two)
-    assert state.agents[0].params.sharding.num_devices == 2
+    assert state.estimators[0].agents.params.sharding.num_devices == 2
     state, _ = train(SPEC, TASKS, CONFIG, chunk=3, state=state, execution=two)
     assert_close(state, alone[0])
 

@@ -144,9 +144,11 @@ def pipeline():
     def run(offsets):
         def body(state, _):
             state, _ = iterate(spec, tasks, config, state)
-            return state, state.agents[0]
+            return state, state.estimators[0].agents
 
-        start = init(spec, tasks, config, weights)._replace(offsets=(offsets,))
+        start = init(spec, tasks, config, weights)
+        estimators = (start.estimators[0]._replace(offsets=offsets),)
+        start = start._replace(estimators=estimators)
         return jax.lax.scan(body, start, length=7)[1]
 
     return {schedule: run(draw(schedule, 3, 3)) for schedule in ("staggered", "never")}

@@ -12,7 +12,10 @@ import pytest
 from test_meta_gradient import Minibatches, Quadratic, factor_rule, meta_gradient, quick_jit
 
 from optim4rl.meta import trainer
-from optim4rl.meta.meta_gradient import init_agents
+from optim4rl.meta.agents import init_agents
+from optim4rl.meta.config import ESTIMATORS, META_CLIPS
+from optim4rl.meta.meta_gradient import VALIDATIONS
+from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.meta.trainer import (
     MetaConfig,
     MetaDivergenceError,
@@ -52,7 +55,7 @@ def test_same_seed_same_result_other_seed_another(trained):
     for name in ("input", "head0_bias"):
         a, b = (s.meta_parameters["network0"][name] for s in (trained[0], other))
         assert (a != b).any()
-    assert (trained[0].agents[0].params != other.agents[0].params).all()
+    assert (trained[0].estimators[0].agents.params != other.estimators[0].agents.params).all()
 
 
 def test_chunks_do_not_change_the_result(trained):
@@ -164,13 +167,13 @@ def test_meta_gradients_of_several_tasks_are_clipped_one_by_one_then_averaged():
                 SPEC,
                 WEIGHTS,
                 meta_task.task,
-                agents,
+                estimator.agents,
                 jax.random.key(0),
                 learning_rate=meta_task.learning_rate,
                 inner_updates=config.inner_updates,
                 validation=config.validation,
             ).gradient
-            for meta_task, agents in zip(tasks, start.agents, strict=True)
+            for meta_task, estimator in zip(tasks, start.estimators, strict=True)
         ]
         return trainer.iterate(SPEC, tasks, config, start), gradients
 
@@ -212,7 +215,7 @@ def combined(gradients, clip, limit, *, squared_norms=None, iteration=0):
     return combine_meta_gradients(gradients, norms, jnp.asarray(iteration), clip, limit)
 
 
-@pytest.mark.parametrize("clip", trainer.META_CLIPS)
+@pytest.mark.parametrize("clip", META_CLIPS)
 def test_meta_clips_leave_zero_at_zero_and_nan_visible(clip):
     """No division by a zero norm; a NaN is never turned into a number."""
     zero = jax.tree.map(jnp.zeros_like, GRADIENT)
@@ -300,11 +303,12 @@ def test_given_weights_are_where_it_starts():
 
 
 SIZES = ("iterations", "agents", "inner_updates", "reset_interval")
-POSITIVE = ("meta_learning_rate", "meta_clip_limit")
+POSITIVE = ("meta_learning_rate", "meta_clip_limit", "sigma")
 CHOICES = {
-    "resets": trainer.RESET_SCHEDULES,
-    "validation": trainer.VALIDATIONS,
-    "meta_clip": trainer.META_CLIPS,
+    "estimator": ESTIMATORS,
+    "resets": RESET_SCHEDULES,
+    "validation": VALIDATIONS,
+    "meta_clip": META_CLIPS,
 }
 BAD = [
     ("shortest_interval", 0, "1 to reset_interval = 5 is needed"),

@@ -189,7 +189,10 @@ def peak_bytes(jaxpr: Jaxpr, donated: bool = False) -> int:
 
 def _one_device(config: MetaConfig, execution: Execution) -> MetaConfig:
     execution.chunk(config.agents)
-    return dataclasses.replace(config, agents=config.agents // execution.devices.size)
+    share = config.agents // execution.devices.size
+    if config.estimator != "truncated":
+        share += share % 2  # half a pair may lie on each of two devices
+    return dataclasses.replace(config, agents=share)
 
 
 def _limited(execution: Execution, size: int) -> Execution:

@@ -1,35 +1,33 @@
 """A population of agents: in chunks that fit into memory, sharded over the devices of a mesh.
 
-The meta-gradient is a mean over agents, which share nothing but the rule. So they are advanced a
+A meta-gradient is a mean over agents, which share nothing but the rule. So they are advanced a
 chunk at a time, each chunk's meta-gradient added to the sum, and every device has its own share of
-them; one collective averages the meta-gradients. None of it changes what is computed: an agent's
+them; one collective adds up the meta-gradients. None of it changes what is computed: an agent's
 random numbers are its own, whatever the chunk and the device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Key
 
-from optim4rl.meta.meta_gradient import (
-    Agents,
-    MetaGradient,
-    Validation,
-    init_agents,
-    truncated_meta_gradient,
-)
+from optim4rl.meta.agents import Agents, init_agents
 from optim4rl.optimizers.kernels.interface import KernelName
-from optim4rl.optimizers.kernels.select import choose
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.tasks.interface import InnerTask
 
 AXIS = "agents"
 SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
+
+Shared = TypeVar("Shared")
+Units = TypeVar("Units")
+Given = TypeVar("Given")
+Sums = TypeVar("Sums")
 
 
 @dataclass(frozen=True)
@@ -90,93 +88,66 @@ def agents_mesh(num_devices: int | None = None) -> Mesh:
     return Mesh(np.asarray(devices[:num_devices]), (AXIS,))
 
 
-def advance(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    task: InnerTask,
-    agents: Agents,
-    fresh: Bool[Array, " M"],
-    key: PRNGKeyArray,
-    *,
-    learning_rate: float,
-    inner_updates: int,
-    validation: Validation,
+def share_out(
+    work: Callable[[Shared, Units, Given], tuple[Sums, Units]],
+    shared: Shared,
+    units: Units,
+    given: Given,
     execution: Execution,
-) -> MetaGradient:
-    """Reset the agents that are to be `fresh`, then `truncated_meta_gradient` of all.
+) -> tuple[Sums, Units]:
+    """Do the work of all agents, chunk by chunk on every device.
+
+    Args:
+        work: `(shared, units, given) -> (sums, units)` of some agents.
+        shared: what all of them read.
+        units: the agents, or whatever there is one of for each: every array has a leading axis for
+            them. What the work returns takes their place.
+        given: more that there is one of for each; it is only read.
+        execution: devices and chunks.
 
     Returns:
-        The mean meta-gradient, the agents after it, and stats summed over rollouts and agents.
+        The sums over all agents, and the units after the work.
 
     Raises:
-        ValueError: the agents cannot be shared out evenly over the devices, or the kernel cannot
-            run the rule.
+        ValueError: the agents cannot be shared out evenly over the devices.
     """
-    num_agents = fresh.shape[0]
-    chunk = execution.chunk(num_agents)
-    window = partial(
-        truncated_meta_gradient,
-        learning_rate=learning_rate,
-        inner_updates=inner_updates,
-        validation=validation,
-        kernel=choose(spec, execution.kernel),
-    )
+    chunk = execution.chunk(_count(units))
 
-    def advance_chunk(
-        meta_parameters: MetaParameters, agents: Agents, fresh: Array, keys: Array
-    ) -> MetaGradient:
-        key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
-        agents = _reset(spec, task, agents, fresh, key_init)
-        result = window(spec, meta_parameters, task, agents, key_rollouts)
-        share = chunk / num_agents
-        return MetaGradient(
-            jax.tree.map(lambda x: share * x, result.gradient),
-            result.agents,
-            jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), result.stats),
-        )
+    def work_share(shared: Shared, units: Units, given: Given) -> tuple[Sums, Units]:
+        """A device's own agents, each written back where it was read."""
 
-    def advance_share(
-        meta_parameters: MetaParameters, agents: Agents, fresh: Array, keys: Array
-    ) -> MetaGradient:
-        """A device's own agents, chunk by chunk, each written back where it was read."""
-
-        def add(index: Array, total: MetaGradient) -> MetaGradient:
+        def add(index: Array, total: tuple[Sums, Units]) -> tuple[Sums, Units]:
             def read(x: Array) -> Array:
                 return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk)
 
             def write(whole: Array, part: Array) -> Array:
                 return jax.lax.dynamic_update_slice_in_dim(whole, part, index * chunk, 0)
 
-            part = advance_chunk(meta_parameters, *jax.tree.map(read, (total.agents, fresh, keys)))
-            return MetaGradient(
-                jax.tree.map(jnp.add, total.gradient, part.gradient),
-                jax.tree.map(write, total.agents, part.agents),
-                jax.tree.map(jnp.add, total.stats, part.stats),
-            )
+            sums, units = total
+            more, part = work(shared, *jax.tree.map(read, (units, given)))
+            return jax.tree.map(jnp.add, sums, more), jax.tree.map(write, units, part)
 
-        first = jax.tree.map(lambda x: x[:chunk], (agents, fresh, keys))
-        sums = jax.eval_shape(advance_chunk, meta_parameters, *first)
-        gradient, stats = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), (sums.gradient, sums.stats)
-        )
-        total = MetaGradient(gradient, agents, stats)
-        total = jax.lax.fori_loop(0, fresh.shape[0] // chunk, add, total)
-        return total._replace(
-            gradient=jax.lax.psum(total.gradient, AXIS), stats=jax.lax.psum(total.stats, AXIS)
-        )
+        first = jax.tree.map(lambda x: x[:chunk], (units, given))
+        shapes, _ = jax.eval_shape(work, shared, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        sums, units = jax.lax.fori_loop(0, _count(units) // chunk, add, (zeros, units))
+        return jax.lax.psum(sums, AXIS), units
 
-    sharded = jax.shard_map(
-        advance_share,
+    return jax.shard_map(
+        work_share,
         mesh=execution.devices,
-        in_specs=(REPLICATED, SHARDED, SHARDED, SHARDED),
-        out_specs=MetaGradient(REPLICATED, SHARDED, REPLICATED),  # type: ignore[arg-type]
+        in_specs=(REPLICATED, SHARDED, SHARDED),
+        out_specs=(REPLICATED, SHARDED),
         # The kernels are opaque to the check of what varies over devices.
         check_vma=False,
-    )
-    return sharded(meta_parameters, agents, fresh, jax.random.split(key, num_agents))
+    )(shared, units, given)
 
 
-def _reset(
+def _count(units: Any) -> int:
+    return int(jax.tree.leaves(units)[0].shape[0])
+
+
+def reset_agents(
     spec: OptimizerSpec,
     task: InnerTask,
     agents: Agents,

@@ -1,4 +1,4 @@
-"""Meta-training: agents of all ages, the truncated meta-gradient, a meta-optimizer.
+"""Meta-training: an estimate of each task's meta-gradient, their mean, a meta-optimizer.
 
 The whole state of meta-training is one pytree, so saving it is resuming. Whole chunks of
 meta-iterations run inside jit, which updates the state in place; the host returns to report, log
@@ -7,9 +7,8 @@ and save.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,97 +16,24 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.meta.meta_gradient import VALIDATIONS, Agents, Validation, init_agents
-from optim4rl.meta.population import REPLICATED, SHARDED, Execution, advance
-from optim4rl.meta.resets import (
-    RESET_SCHEDULES,
-    ResetSchedule,
-    reset_intervals,
-    reset_mask,
-    reset_offsets,
+from optim4rl.meta.config import (
+    MetaClip as MetaClip,
+    MetaConfig as MetaConfig,
+    MetaTask as MetaTask,
+    TaskClip,
 )
+from optim4rl.meta.estimators import (
+    EstimatorState,
+    GradientEstimator,
+    TruncatedMetaGradient,
+)
+from optim4rl.meta.evolution import EvolutionStrategies, PersistentEvolutionStrategies
+from optim4rl.meta.population import REPLICATED, SHARDED, Execution
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
-from optim4rl.tasks.interface import InnerTask
-
-TaskClip = Literal["value", "norm", "normalise", "none"]
-MetaClip = TaskClip | Literal["running"]
-META_CLIPS: tuple[MetaClip, ...] = ("value", "norm", "normalise", "none", "running")
 
 # Of the running mean that a task's meta-gradient is normalised by: about the last ten iterations,
 # and no meta-gradient counts for more than sqrt(10) of the usual ones.
 RUNNING_DECAY = 0.9
-
-
-@dataclass(frozen=True)
-class MetaConfig:
-    """Settings of meta-training, apart from the rule and the tasks.
-
-    Attributes:
-        iterations: meta-iterations, each of K inner updates and one update of the rule.
-        agents: agents M of each task.
-        inner_updates: K.
-        resets: reset schedule; "staggered" is pipeline training.
-        reset_interval: I, in meta-iterations: one life is I * K inner updates.
-        shortest_interval: lives of mixed length: each agent has an interval of its own, spread from
-            this to `reset_interval` evenly in logarithm; None: all have `reset_interval`.
-        validation: "last" (the paper's) or "dense".
-        meta_learning_rate: of Adam, the meta-optimizer.
-        cosine_to: share of the meta-learning rate that a cosine decay ends at; 1 is constant.
-        meta_clip: what happens to each task's meta-gradient: "value" clips it elementwise, "norm"
-            caps its global norm, "normalise" scales it to the limit, "running" divides it by a
-            running root mean square of its norm, so that the scale of a task's rewards drops out,
-            and caps the global norm of the mean over tasks; "none" leaves it.
-        meta_clip_limit: the limit of that.
-        seed: of everything random in meta-training.
-    """
-
-    iterations: int = 200
-    agents: int = 8
-    inner_updates: int = 4
-    resets: ResetSchedule = "staggered"
-    reset_interval: int = 98
-    shortest_interval: int | None = None
-    validation: Validation = "dense"
-    meta_learning_rate: float = 3e-3
-    cosine_to: float = 1.0
-    meta_clip: MetaClip = "value"
-    meta_clip_limit: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("iterations", "agents", "inner_updates", "reset_interval"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
-        shortest = self.shortest_interval
-        if shortest is not None and not 1 <= shortest <= self.reset_interval:
-            raise ValueError(
-                f"shortest_interval = {shortest!r}: 1 to reset_interval = {self.reset_interval} is "
-                "needed, or None"
-            )
-        for field, choices in (
-            ("resets", RESET_SCHEDULES),
-            ("validation", VALIDATIONS),
-            ("meta_clip", META_CLIPS),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{field} = {getattr(self, field)!r}: known values are {', '.join(choices)}"
-                )
-        for field in ("meta_learning_rate", "meta_clip_limit"):
-            value = getattr(self, field)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{field} = {value!r}: a positive finite number is needed")
-        if not 0 <= self.cosine_to <= 1:
-            raise ValueError(f"cosine_to = {self.cosine_to!r}: a share in [0, 1] is needed")
-
-
-@dataclass(frozen=True)
-class MetaTask:
-    """One task of meta-training and the inner learning rate that the rule is used with there."""
-
-    task: InnerTask
-    learning_rate: float
 
 
 class MetaState(NamedTuple):
@@ -116,19 +42,17 @@ class MetaState(NamedTuple):
     Attributes:
         meta_parameters: the rule's weights.
         meta_optimizer: the meta-optimizer's state.
-        agents: one `Agents` for each task.
-        offsets: the reset index of each agent, one array for each task.
+        estimators: the state of each task's estimator, its agents above all.
         squared_norms: each task's running mean of its meta-gradient's squared norm, from 0 on.
         key: the random key that every iteration's keys are folded from.
         iteration: meta-iterations done.
         stopped: numbers ceased to be finite. The rule, its optimizer and the iteration are those of
-            the last good iteration; the agents are as the next one left them.
+            the last good iteration; the estimators are as the next one left them.
     """
 
     meta_parameters: MetaParameters
     meta_optimizer: Any
-    agents: tuple[Agents, ...]
-    offsets: tuple[Int[Array, " M"], ...]
+    estimators: tuple[EstimatorState, ...]
     squared_norms: Float[Array, " tasks"]
     key: PRNGKeyArray
     iteration: Int[Array, ""]
@@ -205,6 +129,22 @@ def _mean(trees: list[MetaParameters]) -> MetaParameters:
     return jax.tree.map(lambda *x: sum(x) / len(trees), *trees)
 
 
+def make_estimator(
+    spec: OptimizerSpec, meta_task: MetaTask, config: MetaConfig, execution: Execution
+) -> GradientEstimator:
+    """The estimator of one task's meta-gradient that the config names.
+
+    Raises:
+        ValueError: it needs returns, which the task does not report.
+    """
+    kinds: dict[str, Callable[..., GradientEstimator]] = {
+        "truncated": TruncatedMetaGradient,
+        "es": EvolutionStrategies,
+        "pes": PersistentEvolutionStrategies,
+    }
+    return kinds[config.estimator](spec, meta_task, config, execution)
+
+
 def init(
     spec: OptimizerSpec,
     tasks: tuple[MetaTask, ...],
@@ -236,22 +176,16 @@ def _init(
     key = jax.random.key(seed)
     if meta_parameters is None:
         meta_parameters = init_meta_parameters(spec, jax.random.fold_in(key, 0))
-    key_agents, key_offsets, key = jax.random.split(jax.random.fold_in(key, 1), 3)
-
-    def agents(index: int) -> Agents:
-        keys = jax.random.split(jax.random.fold_in(key_agents, index), config.agents)
-        return init_agents(spec, tasks[index].task, keys)
-
-    def offsets(index: int) -> Array:
-        return reset_offsets(
-            config.resets, _intervals(config), jax.random.fold_in(key_offsets, index)
-        )
-
+    key_estimators, _, key = jax.random.split(jax.random.fold_in(key, 1), 3)
     state = MetaState(
         meta_parameters=meta_parameters,
         meta_optimizer=meta_optimizer(config).init(meta_parameters),
-        agents=tuple(agents(index) for index in range(len(tasks))),
-        offsets=tuple(offsets(index) for index in range(len(tasks))),
+        estimators=tuple(
+            make_estimator(spec, task, config, execution).init(
+                meta_parameters, jax.random.fold_in(key_estimators, index)
+            )
+            for index, task in enumerate(tasks)
+        ),
         squared_norms=jnp.zeros(len(tasks)),
         key=key,
         iteration=jnp.zeros((), jnp.int32),
@@ -260,16 +194,17 @@ def _init(
     return jax.lax.with_sharding_constraint(state, state_shardings(state, execution))
 
 
-def _intervals(config: MetaConfig) -> Int[np.ndarray, " M"]:
-    return reset_intervals(config.agents, config.reset_interval, config.shortest_interval)
-
-
 def state_shardings(state: MetaState, execution: Execution) -> MetaState:
     """The sharding of each leaf: agents over the devices, all else on each of them."""
     replicated = execution.sharding(REPLICATED)
     sharded = execution.sharding(SHARDED)
     return jax.tree.map(lambda _: replicated, state)._replace(
-        agents=jax.tree.map(lambda _: sharded, state.agents)
+        estimators=tuple(
+            jax.tree.map(lambda _: replicated, estimator)._replace(
+                agents=jax.tree.map(lambda _: sharded, estimator.agents)
+            )
+            for estimator in state.estimators
+        )
     )
 
 
@@ -280,24 +215,13 @@ def iterate(
     state: MetaState,
     execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress]:
-    """One meta-iteration: resets, K inner updates, validation, one update of the rule."""
+    """One meta-iteration: an estimate of each task's meta-gradient, one update of the rule."""
     key = jax.random.fold_in(state.key, state.iteration)
     results = [
-        advance(
-            spec,
-            state.meta_parameters,
-            meta_task.task,
-            agents,
-            reset_mask(state.iteration, offsets, _intervals(config)),
-            jax.random.fold_in(key, index),
-            learning_rate=meta_task.learning_rate,
-            inner_updates=config.inner_updates,
-            validation=config.validation,
-            execution=execution,
+        make_estimator(spec, task, config, execution).estimate(
+            state.meta_parameters, estimator, jax.random.fold_in(key, index)
         )
-        for index, (meta_task, agents, offsets) in enumerate(
-            zip(tasks, state.agents, state.offsets, strict=True)
-        )
+        for index, (task, estimator) in enumerate(zip(tasks, state.estimators, strict=True))
     ]
     mean, squared_norms = combine_meta_gradients(
         [result.gradient for result in results],
@@ -317,7 +241,7 @@ def iterate(
         iteration=state.iteration + 1,
     )
     after = _keep_last_good(state, after, jnp.isfinite(norm))
-    after = after._replace(agents=tuple(result.agents for result in results))
+    after = after._replace(estimators=tuple(result.state for result in results))
     return after, Progress(norm, tuple(result.stats for result in results))
 
 

@@ -1,0 +1,84 @@
+"""Agents of one task, side by side: fresh ones, their rollouts and their gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from optim4rl.optimizers.rule import OptimizerSpec, RuleState, init_state
+from optim4rl.tasks.interface import InnerTask
+
+
+class Agents(NamedTuple):
+    """M agents of one task, side by side; every array has a leading axis of size M.
+
+    Attributes:
+        params: flattened parameters, `[M, n]`.
+        rule: the optimizer's state.
+        actor: environments and whatever else the task carries on.
+    """
+
+    params: Float[Array, "M n"]
+    rule: RuleState
+    actor: Any
+
+
+def init_agents(spec: OptimizerSpec, task: InnerTask, keys: Key[Array, " M"]) -> Agents:
+    """A fresh agent for each key."""
+
+    def init(key: PRNGKeyArray) -> Agents:
+        params, _ = ravel_pytree(task.init_params(key))
+        return Agents(params, init_state(spec, params.shape), task.init_actor(key))
+
+    return jax.vmap(init)(keys)
+
+
+def num_rollouts(task: InnerTask, inner_updates: int) -> int:
+    """Rollouts that K inner updates take, the validation not counted.
+
+    Raises:
+        ValueError: K is no multiple of the inner updates that a rollout serves.
+    """
+    if inner_updates % task.updates_per_rollout:
+        raise ValueError(
+            f"inner_updates = {inner_updates!r}: a rollout serves {task.updates_per_rollout} "
+            "updates (epochs x minibatches), of which a multiple is needed"
+        )
+    return inner_updates // task.updates_per_rollout
+
+
+def param_shapes(task: InnerTask) -> Any:
+    """The task's parameters without their values."""
+    return jax.eval_shape(task.init_params, jax.random.key(0))
+
+
+def _unravel(task: InnerTask) -> Any:
+    """From flattened parameters to the task's."""
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), param_shapes(task))
+    return ravel_pytree(zeros)[1]
+
+
+def play(
+    task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
+) -> tuple[Any, Any, Any]:
+    """Rollout number `index` of every agent: batches, actors, stats."""
+    unravel = _unravel(task)
+
+    def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
+        return task.rollout(unravel(params), actor, jax.random.fold_in(key, index))
+
+    return jax.vmap(one)(agents.params, agents.actor, keys)
+
+
+def gradients_of(
+    task: InnerTask, params: Float[Array, "M n"], batches: Any, index: Array | None
+) -> Float[Array, "M n"]:
+    """Flattened gradients of every agent."""
+    unravel = _unravel(task)
+
+    def one(params: Array, batch: Any) -> Array:
+        return ravel_pytree(task.gradient(unravel(params), batch, index))[0]
+
+    return jax.vmap(one)(params, batches)

@@ -1,0 +1,137 @@
+"""What estimates the meta-gradient of a task: one interface, and the truncated meta-gradient.
+
+The trainer knows no more of an estimator than `GradientEstimator`; those that perturb the rule
+instead of differentiating through it are in `evolution`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
+
+from optim4rl.meta.agents import Agents, init_agents, num_rollouts
+from optim4rl.meta.config import MetaConfig, MetaTask
+from optim4rl.meta.meta_gradient import truncated_meta_gradient
+from optim4rl.meta.population import Execution, reset_agents, share_out
+from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
+from optim4rl.optimizers.kernels.select import choose
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+
+
+class EstimatorState(NamedTuple):
+    """What an estimator carries from one estimate to the next.
+
+    Attributes:
+        agents: what there is one of for each agent; it is shared out over the devices.
+        offsets: the reset index of each agent.
+        iteration: estimates made.
+    """
+
+    agents: Any
+    offsets: Int[Array, " M"]
+    iteration: Int[Array, ""]
+
+
+class Estimate(NamedTuple):
+    """What an estimator gives.
+
+    Attributes:
+        gradient: an estimate of the meta-gradient.
+        state: the estimator's state after it.
+        stats: the task's stats, summed over rollouts and agents.
+    """
+
+    gradient: MetaParameters
+    state: EstimatorState
+    stats: Any
+
+
+@runtime_checkable
+class GradientEstimator(Protocol):
+    """An estimator of one task's meta-gradient."""
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts that each agent plays for one estimate."""
+
+    def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
+        """The state before the first estimate."""
+
+    def estimate(
+        self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
+    ) -> Estimate:
+        """Reset the agents that are due, let all of them learn, and estimate the meta-gradient.
+
+        Raises:
+            ValueError: the agents cannot be shared out evenly over the devices, or the kernel
+                cannot run the rule.
+        """
+
+
+@dataclass(frozen=True)
+class TruncatedMetaGradient:
+    """The exact gradient of K inner updates (`meta_gradient`); what came before is a constant."""
+
+    spec: OptimizerSpec
+    meta_task: MetaTask
+    config: MetaConfig
+    execution: Execution
+
+    @property
+    def rollouts(self) -> int:
+        """Those of the K updates, and the validation."""
+        return num_rollouts(self.meta_task.task, self.config.inner_updates) + 1
+
+    def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
+        """Fresh agents."""
+        del meta_parameters
+        keys = jax.random.split(key, self.config.agents)
+        agents = init_agents(self.spec, self.meta_task.task, keys)
+        offsets = reset_offsets(self.config.resets, self._intervals, key)
+        return EstimatorState(agents, offsets, jnp.zeros((), jnp.int32))
+
+    def estimate(
+        self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
+    ) -> Estimate:
+        """The mean of all agents' truncated meta-gradients."""
+        fresh = reset_mask(state.iteration, state.offsets, self._intervals)
+        keys = jax.random.split(key, self.config.agents)
+        (gradient, stats), agents = share_out(
+            self._window, meta_parameters, state.agents, (fresh, keys), self.execution
+        )
+        after = EstimatorState(agents, state.offsets, state.iteration + 1)
+        return Estimate(gradient, after, stats)
+
+    @property
+    def _intervals(self) -> Int[np.ndarray, " M"]:
+        config = self.config
+        return reset_intervals(config.agents, config.reset_interval, config.shortest_interval)
+
+    def _window(
+        self,
+        meta_parameters: MetaParameters,
+        agents: Agents,
+        given: tuple[Bool[Array, " chunk"], Key[Array, " chunk"]],
+    ) -> tuple[tuple[MetaParameters, Any], Agents]:
+        """What a chunk of agents adds to the mean meta-gradient and to the stats."""
+        fresh, keys = given
+        key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
+        agents = reset_agents(self.spec, self.meta_task.task, agents, fresh, key_init)
+        result = truncated_meta_gradient(
+            self.spec,
+            meta_parameters,
+            self.meta_task.task,
+            agents,
+            key_rollouts,
+            learning_rate=self.meta_task.learning_rate,
+            inner_updates=self.config.inner_updates,
+            validation=self.config.validation,
+            kernel=choose(self.spec, self.execution.kernel),
+        )
+        share = fresh.shape[0] / self.config.agents
+        gradient = jax.tree.map(lambda x: share * x, result.gradient)
+        stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), result.stats)
+        return (gradient, stats), result.agents

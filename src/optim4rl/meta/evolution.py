@@ -1,0 +1,296 @@
+"""Evolution strategies: the meta-gradient from agents that learn with perturbed rules.
+
+Nothing is differentiated, so that lives of any length count whole: the loss of an agent is minus
+its mean return over what it lived, whatever the rule did for it and however long ago. The gradient
+is that of the loss smoothed by a Gaussian of standard deviation `sigma` around the rule. Agents
+come in antithetic pairs: agent i and agent i + M/2 have opposite perturbations and all else alike,
+their first parameters, their environments and every random number.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from optim4rl.meta.agents import (
+    Agents,
+    gradients_of,
+    init_agents,
+    num_rollouts,
+    param_shapes,
+    play,
+)
+from optim4rl.meta.config import MetaConfig, MetaTask
+from optim4rl.meta.estimators import Estimate, EstimatorState
+from optim4rl.meta.population import Execution, reset_agents, share_out
+from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
+from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.kernels.select import choose
+from optim4rl.optimizers.layout import infer_layout
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.tasks.interface import EvaluationTask, InnerTask
+
+
+class Learners(NamedTuple):
+    """Agents and what is known of their returns.
+
+    Attributes:
+        agents: the agents.
+        returns: the mean return of the episodes that last ended; 0 before any did.
+    """
+
+    agents: Agents
+    returns: Float[Array, " M"]
+
+
+def live(
+    spec: OptimizerSpec,
+    rules: MetaParameters,
+    task: InnerTask,
+    learners: Learners,
+    keys: Key[Array, " M"],
+    *,
+    learning_rate: float,
+    rollouts: int,
+    kernel: Kernel,
+) -> tuple[Learners, Float[Array, " M"], Any]:
+    """Let agents learn that have a rule each.
+
+    Args:
+        rules: the meta-parameters of each agent, every array with a leading axis of size M.
+        keys: one key for each agent, whose rollouts are drawn from it alone.
+        rollouts: how long they live.
+
+    Returns:
+        The agents after it; the loss of each: minus the mean over its rollouts of the mean return
+        of the episodes that ended in the rollout or, where none did, last before it; and the task's
+        stats, summed over rollouts and agents.
+    """
+    updates = task.updates_per_rollout
+    layout = infer_layout(param_shapes(task))
+    step = jax.vmap(partial(kernel.step, spec, layout=layout))
+
+    def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
+        gradients = gradients_of(task, agents.params, batch, None if updates == 1 else index)
+        directions, rule = step(rules, gradients, agents.rule)
+        params = agents.params - learning_rate * directions
+        return agents._replace(params=params, rule=rule), None
+
+    def play_and_learn(learners: Learners, index: Array) -> tuple[Learners, tuple[Array, Any]]:
+        batch, actor, stats = play(task, learners.agents, keys, index)
+        ended = stats.return_sum / jnp.maximum(stats.episode_count, 1)
+        returns = jnp.where(stats.episode_count > 0, ended, learners.returns)
+        agents = learners.agents._replace(actor=actor)
+        agents, _ = jax.lax.scan(partial(learn, batch), agents, jnp.arange(updates))
+        return Learners(agents, returns), (returns, stats)
+
+    learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, jnp.arange(rollouts))
+    stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
+    return learners, -jnp.mean(curves, axis=0), stats
+
+
+@dataclass(frozen=True)
+class EvolutionStrategies:
+    """Evolution strategies over whole lives (Salimans et al. 2017), as evosax has them.
+
+    In each estimate every agent starts afresh and lives `reset_interval` times K inner updates
+    under one perturbed rule. Only the perturbation differs between the two of a pair.
+    """
+
+    spec: OptimizerSpec
+    meta_task: MetaTask
+    config: MetaConfig
+    execution: Execution
+
+    def __post_init__(self) -> None:
+        _require_returns(self.meta_task.task, self.config)
+
+    @property
+    def rollouts(self) -> int:
+        """Those of a life."""
+        return _rollouts(self.meta_task.task, self.config) * self.config.reset_interval
+
+    def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
+        """Nothing is carried on."""
+        del meta_parameters, key
+        never = jnp.full((self.config.agents,), -1, jnp.int32)
+        return EstimatorState((), never, jnp.zeros((), jnp.int32))
+
+    def estimate(
+        self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
+    ) -> Estimate:
+        """Ask evosax for perturbed rules, let an agent live with each, and tell it the losses."""
+        key_ask, key_agents = jax.random.split(key)
+        # evosax relies on NumPy's rules of broadcasting, which a user may have restricted.
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            strategy = _open_es(self.config, meta_parameters)
+            distribution = strategy.init(key_ask, meta_parameters, strategy.default_params)
+            rules, distribution = strategy.ask(key_ask, distribution, strategy.default_params)
+        losses = jnp.zeros(self.config.agents)
+        keys = _paired(jax.random.split(key_agents, self.config.agents // 2))
+        stats, losses = share_out(self._lives, (), losses, (rules, keys), self.execution)
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            distribution, _ = strategy.tell(
+                key_ask, rules, losses, distribution, strategy.default_params
+            )
+        gradient = ravel_pytree(meta_parameters)[1](distribution.opt_state)
+        return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats)
+
+    def _lives(
+        self,
+        shared: tuple[()],
+        losses: Float[Array, " chunk"],
+        given: tuple[MetaParameters, Key[Array, " chunk"]],
+    ) -> tuple[Any, Float[Array, " chunk"]]:
+        """Whole lives of a chunk of agents."""
+        del shared
+        rules, keys = given
+        key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
+        agents = init_agents(self.spec, self.meta_task.task, key_init)
+        _, losses, stats = live(
+            self.spec,
+            rules,
+            self.meta_task.task,
+            Learners(agents, jnp.zeros_like(losses)),
+            key_rollouts,
+            learning_rate=self.meta_task.learning_rate,
+            rollouts=self.rollouts,
+            kernel=choose(self.spec, self.execution.kernel),
+        )
+        return stats, losses
+
+
+def _open_es(config: MetaConfig, meta_parameters: MetaParameters) -> Any:
+    """A strategy whose optimizer moves nothing and remembers the gradient that it was given."""
+    from evosax.algorithms import Open_ES
+    from evosax.core.fitness_shaping import identity_fitness_shaping_fn
+
+    remember = optax.GradientTransformation(
+        jnp.zeros_like, lambda gradient, state, params=None: (jnp.zeros_like(gradient), gradient)
+    )
+    return Open_ES(
+        config.agents,
+        meta_parameters,
+        optimizer=remember,
+        std_schedule=optax.constant_schedule(config.sigma),
+        fitness_shaping_fn=identity_fitness_shaping_fn,
+    )
+
+
+class Persistent(NamedTuple):
+    """Agents that live on under perturbed rules.
+
+    Attributes:
+        learners: the agents and their returns.
+        perturbation: the sum of each agent's perturbations in its life so far.
+    """
+
+    learners: Learners
+    perturbation: Float[Array, "M meta_parameters"]
+
+
+@dataclass(frozen=True)
+class PersistentEvolutionStrategies:
+    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835).
+
+    In each estimate every agent lives on for K inner updates under a freshly perturbed rule. Their
+    loss counts towards all perturbations of the life so far (algorithm 2 there), so that unlike
+    with truncation the influence of earlier updates is not lost. Pairs are reset by the schedule,
+    each on its own, and their sum of perturbations with them.
+    """
+
+    spec: OptimizerSpec
+    meta_task: MetaTask
+    config: MetaConfig
+    execution: Execution
+
+    def __post_init__(self) -> None:
+        _require_returns(self.meta_task.task, self.config)
+
+    @property
+    def rollouts(self) -> int:
+        """Those of K updates."""
+        return _rollouts(self.meta_task.task, self.config)
+
+    def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
+        """Fresh pairs, unperturbed so far."""
+        keys = _paired(jax.random.split(key, self.config.agents // 2))
+        agents = init_agents(self.spec, self.meta_task.task, keys)
+        perturbation = jnp.zeros((keys.size, ravel_pytree(meta_parameters)[0].size))
+        population = Persistent(Learners(agents, jnp.zeros(keys.size)), perturbation)
+        offsets = _paired(reset_offsets(self.config.resets, self._intervals, key))
+        return EstimatorState(population, offsets, jnp.zeros((), jnp.int32))
+
+    def estimate(
+        self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
+    ) -> Estimate:
+        """The mean over agents of loss times summed perturbations, over sigma squared."""
+        fresh = reset_mask(state.iteration, state.offsets, np.tile(self._intervals, 2))
+        keys = _paired(jax.random.split(key, self._intervals.size))
+        signs = jnp.repeat(jnp.array([1.0, -1.0]), self._intervals.size)
+        (gradient, stats), population = share_out(
+            self._window, meta_parameters, state.agents, (fresh, signs, keys), self.execution
+        )
+        after = EstimatorState(population, state.offsets, state.iteration + 1)
+        return Estimate(gradient, after, stats)
+
+    @property
+    def _intervals(self) -> Int[np.ndarray, " pairs"]:
+        config = self.config
+        return reset_intervals(config.agents // 2, config.reset_interval, config.shortest_interval)
+
+    def _window(
+        self,
+        meta_parameters: MetaParameters,
+        population: Persistent,
+        given: tuple[Bool[Array, " chunk"], Float[Array, " chunk"], Key[Array, " chunk"]],
+    ) -> tuple[tuple[MetaParameters, Any], Persistent]:
+        """What a chunk of agents adds to the estimate and to the stats."""
+        fresh, signs, keys = given
+        task, sigma = self.meta_task.task, self.config.sigma
+        key_init, key_rollouts, key_draw = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(
+            keys
+        )
+        (agents, returns), total = population
+        agents = reset_agents(self.spec, task, agents, fresh, key_init)
+        returns = jnp.where(fresh, 0.0, returns)
+        total = jnp.where(fresh[:, None], 0.0, total)
+        mean, unravel = ravel_pytree(meta_parameters)
+        drawn = jax.vmap(lambda key: jax.random.normal(key, mean.shape))(key_draw)
+        drawn = sigma * signs[:, None] * drawn
+        learners, losses, stats = live(
+            self.spec,
+            jax.vmap(unravel)(mean[None] + drawn),
+            task,
+            Learners(agents, returns),
+            key_rollouts,
+            learning_rate=self.meta_task.learning_rate,
+            rollouts=self.rollouts,
+            kernel=choose(self.spec, self.execution.kernel),
+        )
+        total += drawn
+        gradient = losses @ total / (sigma**2 * self.config.agents)
+        return (unravel(gradient), stats), Persistent(learners, total)
+
+
+def _paired(x: Any) -> Any:
+    """For both agents of every pair."""
+    return jnp.concatenate([x, x])
+
+
+def _rollouts(task: InnerTask, config: MetaConfig) -> int:
+    return num_rollouts(task, config.inner_updates)
+
+
+def _require_returns(task: InnerTask, config: MetaConfig) -> None:
+    if not isinstance(task, EvaluationTask):
+        raise ValueError(
+            f"estimator = {config.estimator!r}: it needs returns, so a task whose rollouts report "
+            "return_sum and episode_count (tasks.interface.EvaluationTask)"
+        )

@@ -1,0 +1,256 @@
+"""Evolution strategies: unbiased where the gradient of the smoothed loss is known."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_meta_gradient import Quadratic, factor_rule, quick_jit
+from test_population import assert_close
+
+from optim4rl.meta import evolution
+from optim4rl.meta.agents import init_agents
+from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
+from optim4rl.meta.population import Execution, agents_mesh
+from optim4rl.meta.trainer import MetaConfig, MetaTask, init, make_estimator, train
+from optim4rl.optimizers.kernels.select import choose
+
+SPEC, _ = factor_rule()
+ALPHA, CURVATURE, SIGMA = 0.1, 2.0, 0.5
+# A rule with one meta-parameter: directions are the gradient times it.
+FACTOR = {"network0": {"factor": jnp.array([1.5])}}
+K, LIFE = 2, 4
+CONFIG = MetaConfig(agents=512, inner_updates=K, estimator="pes", sigma=SIGMA, reset_interval=LIFE)
+
+
+class Returns(NamedTuple):
+    """What a rollout reports."""
+
+    return_sum: jax.Array
+    episode_count: jax.Array
+
+
+@dataclass(frozen=True)
+class Episodes(Quadratic):
+    """A quadratic with returns: two episodes end in every rollout, and return minus the loss."""
+
+    env_steps_per_rollout: int = 1
+
+    def rollout(self, params, actor, key):
+        _, actor, stats = super().rollout(params, actor, key)
+        return None, actor, Returns(-2 * stats["loss"], jnp.asarray(2))
+
+
+@dataclass(frozen=True)
+class OneParameter(Episodes):
+    """The loss is half the curvature times a square; every agent starts at 1."""
+
+    curvatures: tuple[float, ...] = (CURVATURE,)
+
+    def init_params(self, key):
+        return jnp.ones(1)
+
+
+def multiply(spec, meta_parameters, gradient, state, *, layout=()):
+    """A step of the rule with one meta-parameter."""
+    return meta_parameters["network0"]["factor"] * gradient, state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _factor_as_kernel():
+    kernel = dataclasses.replace(choose(SPEC, "xla"), step=multiply)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evolution, "choose", lambda spec, name: kernel if name == "auto" else None)
+        yield
+
+
+def estimator(config, task=OneParameter()):
+    return make_estimator(SPEC, MetaTask(task, ALPHA), config, Execution())
+
+
+def expected(function):
+    """The mean of a function of a standard normal variable, and exactly so for polynomials."""
+    x, weights = np.polynomial.hermite_e.hermegauss(40)
+    return (function(x) * weights).sum() / weights.sum()
+
+
+def slope(function, step=1e-5):
+    at = float(FACTOR["network0"]["factor"][0])
+    return (function(at + step) - function(at - step)) / (2 * step)
+
+
+def shrink(factor, updates):
+    """What that many updates with a perturbed factor do to the loss, on average."""
+    return expected(lambda x: (1 - ALPHA * CURVATURE * (factor + SIGMA * x)) ** (2 * updates))
+
+
+def assert_unbiased(estimates, gradient, relative_error=0.05):
+    """The mean is within five standard errors of the gradient, which are small beside it."""
+    estimates = np.asarray(estimates, np.float64)
+    error = estimates.std(ddof=1) / np.sqrt(estimates.size)
+    assert error < relative_error * abs(gradient)
+    assert abs(estimates.mean() - gradient) < 5 * error
+
+
+def test_es_is_unbiased_over_whole_lives():
+    """One perturbation for the whole life: the loss is a polynomial in it."""
+    es = estimator(dataclasses.replace(CONFIG, estimator="es"))
+    assert es.rollouts == K * LIFE
+
+    @quick_jit
+    def run(keys):
+        state = es.init(FACTOR, keys[0])
+        return jax.lax.map(lambda key: es.estimate(FACTOR, state, key).gradient, keys)
+
+    found = run(jax.random.split(jax.random.key(0), 32))["network0"]["factor"][:, 0]
+    updates = np.arange(K * LIFE)
+    gradient = slope(lambda at: np.mean([CURVATURE / 2 * shrink(at, n) for n in updates]))
+    assert_unbiased(found, gradient)
+
+
+@pytest.fixture(scope="module")
+def pes():
+    """Estimates of eight lives: a function of the offsets, and of whether to forget."""
+    pes = estimator(CONFIG)
+    assert pes.rollouts == K
+    start = quick_jit(pes.init)(FACTOR, jax.random.key(0))
+
+    @quick_jit
+    def run(offsets, memory):
+        def body(state, key):
+            population = state.agents._replace(perturbation=memory * state.agents.perturbation)
+            estimate = pes.estimate(FACTOR, state._replace(agents=population), key)
+            return estimate.state, estimate.gradient["network0"]["factor"][0]
+
+        keys = jax.random.split(jax.random.key(1), 24 * LIFE)
+        return jax.lax.scan(body, start._replace(offsets=offsets), keys)[1]
+
+    def estimates(schedule, memory=1.0):
+        config = dataclasses.replace(CONFIG, resets=schedule)
+        offsets = quick_jit(estimator(config).init)(FACTOR, jax.random.key(0)).offsets
+        return np.asarray(run(offsets, memory)).reshape(-1, LIFE)
+
+    return estimates
+
+
+def window_loss(factors):
+    """The mean smoothed loss in the last window of a life, with a factor for each window."""
+    *before, now = factors
+    start = np.prod([shrink(factor, K) for factor in before])
+    return CURVATURE / 2 * start * np.mean([shrink(now, n) for n in range(K)])
+
+
+def test_pes_is_unbiased_where_truncation_is_not(pes):
+    """Window by window; without its memory it sees the last perturbation's share alone."""
+    found, forgetful = pes("synchronous"), pes("synchronous", memory=0.0)
+    at = float(FACTOR["network0"]["factor"][0])
+    for window in range(LIFE):
+        whole = slope(lambda factor, n=window: window_loss([factor] * (n + 1)))
+        share = slope(lambda factor, n=window: window_loss([at] * n + [factor]))
+        assert_unbiased(found[:, window], whole, relative_error=0.1)
+        assert_unbiased(forgetful[:, window], share, relative_error=0.2)
+        # Of the last window's loss hardly a tenth is due to the last window's updates.
+        assert share / whole < (1.01, 0.35, 0.2, 0.15)[window]
+
+
+def test_pes_is_unbiased_with_staggered_resets(pes):
+    """Once lives are at all stages, every estimate is of the mean over windows."""
+    found = pes("staggered")[1:]
+    windows = [slope(lambda factor, n=n: window_loss([factor] * (n + 1))) for n in range(LIFE)]
+    assert_unbiased(found, np.mean(windows))
+
+
+def test_pairs_share_everything_but_the_perturbation():
+    """Their first parameters, their resets and their random numbers."""
+    pes = estimator(dataclasses.replace(CONFIG, agents=6), Episodes((1.0, 2.0)))
+
+    @quick_jit
+    def run():
+        start = pes.init(FACTOR, jax.random.key(0))
+
+        def body(state, key):
+            state = pes.estimate(FACTOR, state, key).state
+            return state, state.agents
+
+        keys = jax.random.split(jax.random.key(1), LIFE)
+        return start, jax.lax.scan(body, start, keys)[1]
+
+    start, lives = run()
+    first, second = start.agents.learners.agents.params.reshape(2, 3, 2)
+    np.testing.assert_array_equal(first, second)
+    assert len(np.unique(first, axis=0)) == 3
+    np.testing.assert_array_equal(*start.offsets.reshape(2, 3))
+    drawn = lives.perturbation.reshape(LIFE, 2, 3)
+    np.testing.assert_array_equal(drawn[:, 0], -drawn[:, 1])
+    assert len(np.unique(abs(drawn))) == LIFE * 3
+    # The pair with offset 1 is reset at iteration 1: both start anew from the same place.
+    np.testing.assert_array_equal(lives.learners.agents.actor[1].reshape(2, 3), [[4, 2, 4]] * 2)
+
+
+def test_a_curve_holds_its_value_where_no_episode_ends():
+    """Losses are means over rollouts of the last known mean return."""
+
+    @dataclass(frozen=True)
+    class Rarely(Episodes):
+        """Two episodes end in every third rollout; they return the number of the rollout."""
+
+        def rollout(self, params, actor, key):
+            ends = actor % 3 == 2
+            stats = Returns(jnp.where(ends, 2.0 * actor, 0.0), 2 * ends)
+            return None, actor + 1, stats
+
+    task = Rarely((1.0, 2.0))
+
+    @quick_jit
+    def run():
+        keys = jax.random.split(jax.random.key(0), 2)
+        rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
+        learners = evolution.Learners(init_agents(SPEC, task, keys), jnp.array([0.0, -1.0]))
+        kernel = evolution.choose(SPEC, "auto")
+        settings = {"learning_rate": ALPHA, "rollouts": 7, "kernel": kernel}
+        return learners, evolution.live(SPEC, rules, task, learners, keys, **settings)
+
+    before, (after, losses, stats) = run()
+    np.testing.assert_allclose(losses, -np.array([2 * 3 + 5 * 2, 2 * 3 + 5 * 2 - 2]) / 7, rtol=1e-6)
+    np.testing.assert_array_equal(after.returns, [5.0, 5.0])
+    assert (stats.return_sum, stats.episode_count) == (2 * 2 * (2 + 5), 2 * 2 * 2)
+    # Each learned with a rule of its own.
+    factor = 1 - ALPHA * 1.5 * np.outer([1, 2], task.curvatures)
+    np.testing.assert_allclose(after.agents.params, before.agents.params * factor**7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["es", "pes"])
+def test_training_goes_on_from_a_checkpoint_on_other_devices(name, tmp_path):
+    """Four iterations on one device; two, a file, and two on two devices in chunks."""
+    tasks = (MetaTask(Episodes((1.0, 2.0)), ALPHA),)
+    config = dataclasses.replace(CONFIG, agents=8, estimator=name, iterations=4, reset_interval=2)
+    weights = {"network0": {**FACTOR["network0"]}}
+
+    def start(config):
+        return init(SPEC, tasks, config, jax.tree.map(jnp.copy, weights))
+
+    whole, progress = train(SPEC, tasks, config, state=start(config), chunk=4)
+    assert (progress.meta_gradient_norm > 0).all()
+    # Every agent's rollouts, with two episodes each.
+    rollouts = {"es": K * 2, "pes": K}[name]
+    np.testing.assert_array_equal(progress.stats[0].episode_count, [8 * 2 * rollouts] * 4)
+    shorter = dataclasses.replace(config, iterations=2)
+    half, _ = train(SPEC, tasks, shorter, state=start(shorter), chunk=4)
+    save_checkpoint(tmp_path / "file", half, {})
+    two = Execution(agents_mesh(2), agents_per_chunk=2)
+    state = load_checkpoint(tmp_path / "file", half, {}, two)
+    state, _ = train(SPEC, tasks, config, state=state, chunk=4, execution=two)
+    assert_close(state, whole)
+
+
+def test_what_does_not_fit_an_estimator_is_refused():
+    """Before anything is compiled, naming the field, the value and what would be right."""
+    with pytest.raises(ValueError, match=r"^estimator = 'pes': it needs returns, so a task whose"):
+        estimator(CONFIG, Quadratic())
+    with pytest.raises(ValueError, match=r"^agents = 7: es has antithetic pairs of agents, so an"):
+        MetaConfig(agents=7, estimator="es")
+    with pytest.raises(ValueError, match=r"^shortest_interval = 5: lives of mixed length need the"):
+        MetaConfig(estimator="es", shortest_interval=5)
