@@ -1,5 +1,6 @@
 """The GPU kernels in Pallas' interpreter against the XLA kernel, and their lowering to Triton."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -12,7 +13,10 @@ from optim4rl.optimizers import LEARNED, init_state
 from optim4rl.optimizers.kernels import pallas, xla
 from optim4rl.optimizers.layout import Tensor
 
-SPECS = {**LEARNED, "lstm": EVERY_SPEC["adaptive/raw_and_square/lstm"]}
+SPECS = {
+    **{name: spec for name, spec in LEARNED.items() if not spec.structure.tensorwise},
+    "lstm": EVERY_SPEC["adaptive/raw_and_square/lstm"],
+}
 
 
 def slowly(*quick):
@@ -107,6 +111,12 @@ def test_every_primitive_has_a_lowering_to_triton(name):
     for traced in (step.trace(weights, gradients[:, 0], state), replay.trace(*arguments)):
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
         assert "triton" in text
+
+
+def test_what_it_does_not_run_is_refused_with_the_reason():
+    assert pallas.KERNEL.refusal(LEARNED["celo2"]) == "cell = 'none': only gru, lstm"
+    with_cell = dataclasses.replace(LEARNED["celo2"], cell="gru")
+    assert pallas.KERNEL.refusal(with_cell).startswith("structure = 'celo2'")
 
 
 def test_without_a_gpu_it_says_so():

@@ -15,7 +15,7 @@ from optim4rl.optimizers import (
     optimizer_names,
 )
 from optim4rl.optimizers.processing import Andrychowicz, RawAndSquare, SignLog
-from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Linear
+from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear
 
 TREE = {"w": (2, 3), "b": (3,)}
 
@@ -48,6 +48,12 @@ def test_the_presets_are_as_published(name, processing, structure, head_sizes):
     assert (spec.cell, spec.hidden_size, spec.clip, spec.step_scale) == ("gru", 8, 1.0, 1.0)
     assert spec.zero_head == (name in ("anchored", "generalist"))
     assert spec.inputs == (("kind",) if name == "generalist" else ())
+
+
+def test_celo2_is_an_mlp_of_two_hidden_layers_of_8_with_updates_of_unit_rms():
+    spec = learned_spec("celo2")
+    assert (spec.cell, spec.head_sizes, spec.normalise) == ("none", (8, 8), "rms")
+    assert (spec.structure, spec.clip, spec.zero_head) == (Celo2(beta2=0.95), 1000.0, False)
 
 
 def test_the_default_spec_is_the_papers_reference():

@@ -19,6 +19,7 @@ from optim4rl.optimizers.structures import (
     Adaptive,
     Anchored,
     NonAdaptive,
+    factors,
     straight_through_sign,
 )
 
@@ -38,16 +39,14 @@ def product(structures, processings, cells):
 SPECS = {
     **LEARNED,
     **product(["adaptive"], [p for p in PROCESSINGS if p != "sign_log"], ["gru"]),
-    **product(["non_adaptive"], ["sign_log"], ["gru", "lstm"]),
+    **product(["non_adaptive"], ["sign_log"], ["gru", "lstm", "none"]),
 }
-EVERY_SPEC = product(STRUCTURES, PROCESSINGS, ["gru", "lstm"])
+EVERY_SPEC = product(STRUCTURES, PROCESSINGS, ["gru", "lstm", "none"])
 
 
-def every_spec_slowly():
-    return [
-        *SPECS,
-        *(pytest.param(name, marks=pytest.mark.slow) for name in EVERY_SPEC if name not in SPECS),
-    ]
+def every_spec_slowly(tensorwise=(False, True)):
+    names = [n for n, s in {**SPECS, **EVERY_SPEC}.items() if s.structure.tensorwise in tensorwise]
+    return [pytest.param(n, marks=() if n in SPECS else pytest.mark.slow) for n in names]
 
 
 def random_weights(spec, seed=0):
@@ -184,6 +183,64 @@ def test_lstm_is_the_reference_formula():
         np.testing.assert_allclose(direction, expected, rtol=2e-5)
 
 
+def test_without_a_cell_the_head_reads_the_features_and_nothing_is_kept():
+    spec = OptimizerSpec(structure=NonAdaptive(signed=False), cell="none", head_sizes=(5,))
+    assert spec.state_floats == 0
+    weights = random_weights(spec)
+    assert set(weights["network0"]) == {"head0", "head0_bias", "head1", "head1_bias"}
+    gradients = np.array([[0.5], [-0.1]])
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    for g, direction in zip(gradients[:, 0], np.asarray(directions)[:, 0], strict=True):
+        (o,) = reference_mlp(weights["network0"], np.array([np.sign(g), np.log(abs(g))]))
+        np.testing.assert_allclose(direction, np.sign(g) * np.exp(o), rtol=2e-5)
+
+
+def reference_adafactor(gradients, beta2):
+    """The moments of a tensor after its gradients, by name, and Adafactor's factors, in numpy."""
+    betas = (0.9, 0.99, 0.999)
+    m, v = np.zeros((3, *gradients.shape[1:])), np.zeros(gradients.shape[1:])
+    rows, columns = np.zeros((3, gradients.shape[1])), np.zeros((3, gradients.shape[2]))
+    for g in gradients:
+        v = beta2 * v + (1 - beta2) * g**2
+        for i, beta in enumerate(betas):
+            m[i] = beta * m[i] + (1 - beta) * g
+            rows[i] = beta * rows[i] + (1 - beta) * (g**2).mean(axis=1)
+            columns[i] = beta * columns[i] + (1 - beta) * (g**2).mean(axis=0)
+    scale = [1 / np.sqrt(np.outer(r, c) / r.mean()) for r, c in zip(rows, columns, strict=True)]
+    rows = np.stack([np.tile(r[:, None], (1, m.shape[2])) for r in rows])
+    columns = np.stack([np.tile(c, (m.shape[1], 1)) for c in columns])
+    return m, v[None], rows, columns, np.stack(scale)
+
+
+def reference_unit_rms(features):
+    return np.stack([x / np.sqrt(np.mean(x**2) + 1e-9) for x in features])
+
+
+def test_celo2_is_the_papers_formula():
+    """On a matrix longer than wide: its row factors are means over the longer axis."""
+    spec = LEARNED["celo2"]
+    weights = random_weights(spec)
+    gradients = np.random.default_rng(0).normal(size=(3, 4, 6))
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    g = gradients[-1][None]
+    m, v, rows, columns, scale = reference_adafactor(gradients, 0.95)
+    inverse = 1 / np.sqrt(v + 1e-8)
+    features = [g, m, v, m * inverse, inverse, g * scale, rows, columns]
+    features += [1 / np.sqrt(rows + 1e-8), 1 / np.sqrt(columns + 1e-8), m * scale]
+    features += [np.clip(g, -0.1, 0.1), g * inverse]
+    x = reference_unit_rms(np.concatenate(features))
+    expected = np.apply_along_axis(lambda x: reference_mlp(weights["network0"], x), 0, x)[0]
+    np.testing.assert_allclose(directions[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_factors_of_a_vector_are_its_second_moments():
+    v = jnp.asarray([[0.5, 2.0]])
+    found = factors(v)
+    np.testing.assert_array_equal(found.rows, v)
+    np.testing.assert_array_equal(found.columns, v)
+    np.testing.assert_allclose(found.scale, 1 / np.sqrt(v), rtol=1e-6)
+
+
 def test_andrychowicz_input_is_continuous_at_the_threshold_and_linear_below():
     processing = Andrychowicz(p=10.0)
     g = jnp.asarray([0.5, -2e-6, 0.0, 1e30], jnp.float32)
@@ -237,7 +294,7 @@ def test_anchored_starts_as_exactly_adam():
         np.testing.assert_allclose(direction, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", every_spec_slowly())
+@pytest.mark.parametrize("name", every_spec_slowly(tensorwise=(False,)))
 def test_a_rule_is_coordinate_wise(name):
     """Permuting, reshaping or splitting commutes with the rule; a NaN stays in its coordinate."""
     spec = {**EVERY_SPEC, **SPECS}[name]
@@ -326,6 +383,7 @@ def test_the_papers_rule_keeps_sixteen_floats_a_parameter():
         ({"structure": {"name": "adaptive", "signed": 3}}, r"structure\.signed = 3"),
         ({"structure": "adaptive"}, "structure = 'adaptive'"),
         ({"colour": 1}, "colour"),
+        ({"normalise": "max"}, "normalise = 'max': known are none, rms"),
         ({"inputs": "kind"}, "inputs = 'kind'"),
         ({"inputs": ["weather"]}, r"inputs = .'weather'.*kind, layer"),
         ({"inputs": ["kind", "kind"]}, r"inputs = .*at most once"),
@@ -338,7 +396,7 @@ def test_a_bad_spec_names_the_field_and_the_value(change, message):
 
 def test_a_spec_of_an_older_release_takes_the_defaults():
     values = spec_to_dict(LEARNED["anchored"])
-    del values["inputs"]
+    del values["inputs"], values["normalise"]
     assert spec_from_dict(values) == LEARNED["anchored"]
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from optim4rl.optimizers.layout import KINDS, Layout, Tensor
+from optim4rl.optimizers.layout import KINDS, Layout, Tensor, pieces
 
 InputName = Literal["kind", "layer"]
 INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
@@ -37,6 +37,15 @@ def num_rows(names: tuple[InputName, ...]) -> int:
 def tensor_inputs(names: tuple[InputName, ...], tensor: Tensor) -> list[float]:
     """The inputs of a tensor's coordinates, one number for each row."""
     return [x for name in names for x in _OF_TENSOR[name](tensor)]
+
+
+def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "rows *shape"] | None:
+    """The inputs of a whole tensor, in its shape; None where there are none."""
+    if not names:
+        return None
+    column = jnp.asarray(tensor_inputs(names, tensor), jnp.float32)
+    column = column.reshape(-1, *(1,) * len(tensor.shape))
+    return jnp.broadcast_to(column, (num_rows(names), *tensor.shape))
 
 
 class Segments(NamedTuple):
@@ -60,22 +69,14 @@ def segments(names: tuple[InputName, ...], layout: Layout, n: int) -> Segments:
     """
     if not names:
         return Segments(np.array([n], np.int64), np.zeros((1, 0), np.float32))
-    sizes = [int(np.prod(tensor.shape, dtype=np.int64)) for tensor in layout]
-    if sum(sizes) != n:
-        raise ValueError(
-            f"layout: {len(layout)} tensors of {sum(sizes)} coordinates in all; inputs "
-            f"{', '.join(names)} of {n} coordinates need the layout of these"
-        )
     ends: list[int] = []
     values: list[list[float]] = []
-    for tensor, size, end in zip(layout, sizes, np.cumsum(sizes), strict=True):
+    for tensor, where in pieces(layout, n):
         row = tensor_inputs(names, tensor)
-        if size == 0:
-            continue
         if values and values[-1] == row:
-            ends[-1] = int(end)
+            ends[-1] = where.stop
         else:
-            ends.append(int(end))
+            ends.append(where.stop)
             values.append(row)
     return Segments(
         np.array(ends, np.int64), np.array(values, np.float32).reshape(-1, num_rows(names))

@@ -4,6 +4,8 @@ A layout is static and hashable: it follows from the tree's structure and shapes
 memory, and is the same for all agents of a task.
 """
 
+import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -43,6 +45,25 @@ Layout = tuple[Tensor, ...]
 # A tree of kinds (a prefix of the parameters' will do), or a function of a leaf's path, such as
 # "policy/kernel", and the leaf; where that gives None, the kind is inferred.
 Kinds = Any | Callable[[str, Any], Kind | None]
+
+
+def pieces(layout: Layout, n: int) -> list[tuple[Tensor, slice]]:
+    """Where each tensor lies among `n` flattened coordinates; empty ones are left out.
+
+    Raises:
+        ValueError: the layout is that of another number of coordinates.
+    """
+    sizes = [math.prod(tensor.shape) for tensor in layout]
+    ends = list(itertools.accumulate(sizes))
+    if sum(sizes) != n:
+        raise ValueError(
+            f"layout: {len(layout)} tensors of {sum(sizes)} coordinates in all, but there are {n}"
+        )
+    return [
+        (tensor, slice(end - size, end))
+        for tensor, size, end in zip(layout, sizes, ends, strict=True)
+        if size
+    ]
 
 
 class _Part(NamedTuple):

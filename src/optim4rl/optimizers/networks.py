@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-CellKind = Literal["gru", "lstm"]
-CELL_KINDS: tuple[CellKind, ...] = ("gru", "lstm")
+# "none" is no cell: the head reads the features, and nothing is carried over.
+CellKind = Literal["gru", "lstm", "none"]
+CELL_KINDS: tuple[CellKind, ...] = ("gru", "lstm", "none")
 
 Weights = dict[str, Array]
-# What a cell carries over from step to step: (h,) for a GRU, (h, c) for an LSTM.
+# What a cell carries over from step to step: (h,) for a GRU, (h, c) for an LSTM, () for none.
 Carry = tuple[Float[Array, "hidden *shape"], ...]
 # One array per product or activation of a cell.
 Rows = tuple[Float[Array, "hidden *shape"], ...]
 
-_GATES: dict[CellKind, int] = {"gru": 3, "lstm": 4}
-_CARRIES: dict[CellKind, int] = {"gru": 1, "lstm": 2}
+_GATES: dict[CellKind, int] = {"gru": 3, "lstm": 4, "none": 0}
+_CARRIES: dict[CellKind, int] = {"gru": 1, "lstm": 2, "none": 0}
 
 
 def carry_floats(cell: CellKind, hidden_size: int) -> int:
@@ -48,6 +49,29 @@ def init_network(
     """
     key_input, key_hidden, *key_head = jax.random.split(key, 3 + len(head_sizes))
     lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+    weights: Weights = {}
+    if cell != "none":
+        weights = _init_cell(key_input, key_hidden, cell, num_inputs, hidden_size)
+    sizes = (num_inputs if cell == "none" else hidden_size, *head_sizes, num_outputs)
+    for layer, k in enumerate(key_head):
+        shape = (sizes[layer + 1], sizes[layer])
+        last = layer == len(head_sizes)
+        kernel = (
+            jnp.zeros(shape, jnp.float32) if zero_head and last else lecun(k, shape, jnp.float32)
+        )
+        weights[f"head{layer}"] = kernel
+        weights[f"head{layer}_bias"] = jnp.zeros((shape[0],), jnp.float32)
+    return weights
+
+
+def _init_cell(
+    key_input: PRNGKeyArray,
+    key_hidden: PRNGKeyArray,
+    cell: CellKind,
+    num_inputs: int,
+    hidden_size: int,
+) -> Weights:
+    lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
     orthogonal = jax.nn.initializers.orthogonal()
     gates = _GATES[cell]
     weights: Weights = {
@@ -67,15 +91,6 @@ def init_network(
     }
     if cell == "gru":
         weights["bias_new"] = jnp.zeros((hidden_size,), jnp.float32)
-    sizes = (hidden_size, *head_sizes, num_outputs)
-    for layer, k in enumerate(key_head):
-        shape = (sizes[layer + 1], sizes[layer])
-        last = layer == len(head_sizes)
-        kernel = (
-            jnp.zeros(shape, jnp.float32) if zero_head and last else lecun(k, shape, jnp.float32)
-        )
-        weights[f"head{layer}"] = kernel
-        weights[f"head{layer}_bias"] = jnp.zeros((shape[0],), jnp.float32)
     return weights
 
 
@@ -101,7 +116,8 @@ class _Residuals(NamedTuple):
     Attributes:
         reads: `[h, inputs, 1]`, what the cell's one matrix is multiplied by.
         activations: of the cell, in the order in which its backward pass takes them.
-        layers: what each layer of the head read, the new hidden state first.
+        layers: what each layer of the head read, the new hidden state (or, without a cell, the
+            inputs) first.
     """
 
     weights: Weights
@@ -114,10 +130,13 @@ class _Residuals(NamedTuple):
 def _forward(
     weights: Weights, cell: CellKind, inputs: Array, carry: Carry
 ) -> tuple[tuple[Array, Carry], _Residuals]:
-    reads = jnp.concatenate([carry[0], inputs, jnp.ones_like(inputs[:1])])
-    products = _linear(cell_kernel(weights, cell), reads)
-    new_carry, activations = cell_forward(cell, tuple(jnp.split(products, 4)), carry)
-    layers = [new_carry[0]]
+    reads, new_carry = inputs, carry
+    activations: Rows = ()
+    if cell != "none":
+        reads = jnp.concatenate([carry[0], inputs, jnp.ones_like(inputs[:1])])
+        products = _linear(cell_kernel(weights, cell), reads)
+        new_carry, activations = cell_forward(cell, tuple(jnp.split(products, 4)), carry)
+    layers = [new_carry[0] if new_carry else inputs]
     for layer in range(num_layers(weights)):
         x = _affine(weights[f"head{layer}"], layers[-1], weights[f"head{layer}_bias"])
         layers.append(jax.nn.relu(x))
@@ -129,7 +148,7 @@ def _backward(
     cell: CellKind, residuals: _Residuals, cotangents: tuple[Array, Carry]
 ) -> tuple[Weights, Array, Carry]:
     weights, reads, carry, activations, layers = residuals
-    delta, (d_hidden, *d_rest) = cotangents
+    delta, d_carry = cotangents
     gradients: Weights = {}
     for layer in reversed(range(len(layers))):
         gradients[f"head{layer}"] = _outer(delta, layers[layer])
@@ -137,6 +156,9 @@ def _backward(
         delta = _linear_transpose(weights[f"head{layer}"], delta)
         if layer > 0:
             delta = jnp.where(layers[layer] > 0, delta, 0.0)
+    if cell == "none":
+        return gradients, delta, ()
+    d_hidden, *d_rest = d_carry
     deltas, (d_h, *d_state) = cell_backward(cell, carry, activations, (delta + d_hidden, *d_rest))
     d_products = jnp.concatenate(deltas)
     size = carry[0].shape[0]

@@ -5,9 +5,9 @@ from typing import Any, TypeAlias
 
 import optax
 
-from optim4rl.optimizers.processing import Andrychowicz, RawAndSquare, SignLog
+from optim4rl.optimizers.processing import Andrychowicz, Raw, RawAndSquare, SignLog
 from optim4rl.optimizers.rule import OptimizerSpec
-from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Linear
+from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear
 
 # The floor of 1e-8 on |g| puts a zero gradient at log = -18.4; shifted and scaled, [1e-8, 1] reads
 # as about [-0.9, 0.9].
@@ -32,6 +32,14 @@ LEARNED: dict[str, OptimizerSpec] = {
         head_sizes=(),
         zero_head=True,
         inputs=("kind",),
+    ),
+    "celo2": OptimizerSpec(
+        processing=Raw(),
+        structure=Celo2(),
+        cell="none",
+        head_sizes=(8, 8),
+        clip=1000.0,
+        normalise="rms",
     ),
 }
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,13 @@ from optim4rl.optimizers.structures import (
     Features,
     NetworkShape,
     Outputs,
+    Reading,
     Structure,
 )
 
 MetaParameters = dict[str, Weights]
+Normalisation = Literal["none", "rms"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,16 @@ class OptimizerSpec:
     Attributes:
         processing: what the networks read of a gradient.
         structure: the update formula.
-        cell: recurrent cell of each network, "gru" or "lstm".
+        cell: recurrent cell of each network, "gru" or "lstm"; "none" is the head alone, on the
+            features, without memory beside the structure's moments.
         hidden_size: hidden units H of each cell.
         head_sizes: hidden layers of the MLP head on each cell; () is one linear layer.
         zero_head: start the heads' last layer at zero.
         clip: gradients are clipped to [-clip, clip], elementwise, first; None: not at all.
         step_scale: every update is multiplied by this.
         inputs: what every network reads beside the structure's features, by name (`inputs`).
+        normalise: "rms" scales each tensor's direction to a root mean square of 1, before
+            `step_scale`, so that a step size means the same everywhere (`normalise`).
     """
 
     processing: Processing = SignLog()
@@ -64,6 +70,7 @@ class OptimizerSpec:
     clip: float | None = 1.0
     step_scale: float = 1.0
     inputs: tuple[InputName, ...] = ()
+    normalise: Normalisation = "none"
 
     def __post_init__(self) -> None:
         _require_cell(self.cell)
@@ -76,6 +83,7 @@ class OptimizerSpec:
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{field} = {value!r}: a positive finite number is needed")
         _require_inputs(self.inputs)
+        _require_normalisation(self.normalise)
 
     @property
     def networks(self) -> tuple[NetworkShape, ...]:
@@ -144,19 +152,13 @@ def step(
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """One step of the rule: the direction `d` and the new state; parameters move by `-alpha * d`.
 
+    The direction is what the formula gives, before `spec.normalise`: that needs the whole tensor.
     `rows` holds what `spec.inputs` names, for each coordinate; None where it names nothing.
     Infinite gradients are clipped where the spec clips; a NaN stays in its own coordinate.
     """
-    features, moments = read(spec, gradient, state.moments, state.age, rows)
-    outputs, carries = zip(
-        *(
-            apply_network(meta_parameters[f"network{index}"], spec.cell, x, carry)
-            for index, (x, carry) in enumerate(zip(features, state.carries, strict=True))
-        ),
-        strict=True,
-    )
-    direction = write(spec, gradient, moments, state.age, outputs)
-    return direction, RuleState(carries, moments, state.age + 1)
+    features, reading = read(spec, gradient, state.moments, state.age, rows)
+    direction, carries = run(spec, meta_parameters, features, reading, state.carries)
+    return direction, RuleState(carries, reading.moments, state.age + 1)
 
 
 def read(
@@ -165,32 +167,38 @@ def read(
     moments: Float[Array, "moments *shape"],
     age: Int[Array, ""],
     rows: Float[Array, "rows *shape"] | None,
-) -> tuple[Features, Float[Array, "moments *shape"]]:
+) -> tuple[Features, Reading]:
     """What each network reads of a gradient, and the moments after it; no weight is involved."""
-    gradient = _clip(spec, gradient)
-    moments = spec.structure.accumulate(gradient, moments)
-    features = spec.structure.features(spec.processing, gradient, moments, age)
+    if spec.clip is not None:
+        gradient = jnp.clip(gradient, -spec.clip, spec.clip)
+    reading = Reading(gradient, spec.structure.accumulate(gradient, moments), age)
+    features = spec.structure.features(spec.processing, reading)
     if rows is not None:
         features = tuple(jnp.concatenate([x, rows]) for x in features)
-    return features, moments
+    return features, reading
 
 
-def write(
+def run(
     spec: OptimizerSpec,
-    gradient: Float[Array, "*shape"],
-    moments: Float[Array, "moments *shape"],
-    age: Int[Array, ""],
-    outputs: Outputs,
-) -> Float[Array, "*shape"]:
-    """The direction that the networks' outputs stand for."""
-    gradient = _clip(spec, gradient)
-    return spec.step_scale * spec.structure.direction(
-        spec.processing, gradient, moments, age, outputs
+    meta_parameters: MetaParameters,
+    features: Features,
+    reading: Reading,
+    carries: tuple[Carry, ...],
+) -> tuple[Float[Array, "*shape"], tuple[Carry, ...]]:
+    """The direction, and what the networks carry on."""
+    outputs, carries = zip(
+        *(
+            apply_network(meta_parameters[f"network{index}"], spec.cell, x, carry)
+            for index, (x, carry) in enumerate(zip(features, carries, strict=True))
+        ),
+        strict=True,
     )
+    return write(spec, reading, outputs), carries
 
 
-def _clip(spec: OptimizerSpec, gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return gradient if spec.clip is None else jnp.clip(gradient, -spec.clip, spec.clip)
+def write(spec: OptimizerSpec, reading: Reading, outputs: Outputs) -> Float[Array, "*shape"]:
+    """The direction that the networks' outputs stand for."""
+    return spec.step_scale * spec.structure.direction(spec.processing, reading, outputs)
 
 
 def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
@@ -227,7 +235,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
 
 
 # What the files of older releases lack.
-_ADDED = {"inputs"}
+_ADDED = {"inputs", "normalise"}
 _NUMBER = (int, float)
 _LISTS: dict[str, tuple[type, ...]] = {"head_sizes": (int,), "inputs": (str,)}
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -236,6 +244,7 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     "zero_head": (bool,),
     "clip": (*_NUMBER, type(None)),
     "step_scale": _NUMBER,
+    "normalise": (str,),
 }
 
 
@@ -252,6 +261,7 @@ def _require_types(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} = {value!r}: {wanted} is needed")
     _require_cell(values["cell"])
     _require_inputs(values.get("inputs", ()))
+    _require_normalisation(values.get("normalise", "none"))
 
 
 def _require_cell(cell: str) -> None:
@@ -264,6 +274,11 @@ def _require_inputs(inputs: Sequence[str]) -> None:
         raise ValueError(
             f"inputs = {inputs!r}: each is one of {', '.join(INPUT_NAMES)}, at most once"
         )
+
+
+def _require_normalisation(normalise: str) -> None:
+    if normalise not in NORMALISATIONS:
+        raise ValueError(f"normalise = {normalise!r}: known are {', '.join(NORMALISATIONS)}")
 
 
 def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:

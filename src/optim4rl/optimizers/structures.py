@@ -11,6 +11,7 @@ parameter moves by `-alpha * d`.
 | linear | `exp(o1) g + exp(o2) o3` | LinearOptim, Lan et al. 2024 |
 | l2l | `exp(o) g` | L2LGD2, Andrychowicz et al. 2016 |
 | anchored | `exp(o1) adam + 0.1 o2 g/sqrt(v_hat) + 0.3 o3 slow` | starts as exactly Adam; ours |
+| celo2 | `o` of a tensor's Adafactor features | Moudgil et al. 2026 (Celo2-base) |
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from optim4rl.optimizers.processing import (
@@ -41,16 +43,34 @@ class NetworkShape(NamedTuple):
     outputs: int
 
 
+class Reading(NamedTuple):
+    """What a rule knows of its coordinates at one step.
+
+    Attributes:
+        gradient: the gradient, clipped.
+        moments: the running moments, this gradient included.
+        age: updates made before this one.
+    """
+
+    gradient: Float[Array, "*shape"]
+    moments: Float[Array, "moments *shape"]
+    age: Int[Array, ""]
+
+
 @runtime_checkable
 class Structure(Protocol):
-    """An update formula around one or two recurrent networks, coordinate by coordinate.
+    """An update formula around one or two networks, coordinate by coordinate.
 
-    `gradient` has the coordinates' shape, `moments` one row per running moment, `age` is the
-    number of updates made before this one.
+    Attributes:
+        name: its name in files and options.
+        num_moments: its running moments.
+        tensorwise: its features hold statistics of the whole tensor, so that `features` must be
+            given all of a tensor, in its shape. Everything else is coordinate-wise.
     """
 
     name: ClassVar[str]
     num_moments: ClassVar[int]
+    tensorwise: ClassVar[bool]
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         """The shapes of the networks, in the order of `features` and `outputs`."""
@@ -60,22 +80,11 @@ class Structure(Protocol):
     ) -> Float[Array, "moments *shape"]:
         """The running moments after this gradient."""
 
-    def features(
-        self,
-        processing: Processing,
-        gradient: Float[Array, "*shape"],
-        moments: Float[Array, "moments *shape"],
-        age: Int[Array, ""],
-    ) -> Features:
+    def features(self, processing: Processing, reading: Reading) -> Features:
         """What each network reads."""
 
     def direction(
-        self,
-        processing: Processing,
-        gradient: Float[Array, "*shape"],
-        moments: Float[Array, "moments *shape"],
-        age: Int[Array, ""],
-        outputs: Outputs,
+        self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
         """The direction `d` of the update `-alpha * d`."""
 
@@ -84,6 +93,7 @@ class _WithoutMoments:
     """A structure whose only memory is the networks' hidden state."""
 
     num_moments: ClassVar[int] = 0
+    tensorwise: ClassVar[bool] = False
 
     def accumulate(
         self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
@@ -95,11 +105,8 @@ class _WithoutMoments:
 class _OneNetwork(_WithoutMoments):
     """A structure of one network, which reads the gradient as a first moment."""
 
-    def features(
-        self, processing: Processing, gradient: Array, moments: Array, age: Array
-    ) -> Features:
-        del moments, age
-        return (processing.first(gradient),)
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        return (processing.first(reading.gradient),)
 
 
 def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -135,23 +142,14 @@ class Adaptive(_WithoutMoments):
             NetworkShape(processing.second_features, 1),
         )
 
-    def features(
-        self, processing: Processing, gradient: Array, moments: Array, age: Array
-    ) -> Features:
-        del moments, age
-        return processing.first(gradient), processing.second(gradient)
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        return processing.first(reading.gradient), processing.second(reading.gradient)
 
     def direction(
-        self,
-        processing: Processing,
-        gradient: Array,
-        moments: Array,
-        age: Array,
-        outputs: Outputs,
+        self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
-        del moments, age
         first, second = outputs
-        m = _first_moment(processing, gradient, first, self.signed)
+        m = _first_moment(processing, reading.gradient, first, self.signed)
         v = bounded_exp(second[0], LOG_DOMAIN_LIMIT) + self.epsilon
         return m * jax.lax.rsqrt(v)
 
@@ -168,15 +166,9 @@ class NonAdaptive(_OneNetwork):
         return (NetworkShape(processing.first_features, 2 if self.signed else 1),)
 
     def direction(
-        self,
-        processing: Processing,
-        gradient: Array,
-        moments: Array,
-        age: Array,
-        outputs: Outputs,
+        self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
-        del moments, age
-        return _first_moment(processing, gradient, outputs[0], self.signed)
+        return _first_moment(processing, reading.gradient, outputs[0], self.signed)
 
 
 @dataclass(frozen=True)
@@ -189,16 +181,11 @@ class Linear(_OneNetwork):
         return (NetworkShape(processing.first_features, 3),)
 
     def direction(
-        self,
-        processing: Processing,
-        gradient: Array,
-        moments: Array,
-        age: Array,
-        outputs: Outputs,
+        self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
-        del processing, moments, age
+        del processing
         gain, offset_gain, offset = outputs[0]
-        return bounded_exp(gain, FACTOR_LIMIT) * gradient + (
+        return bounded_exp(gain, FACTOR_LIMIT) * reading.gradient + (
             bounded_exp(offset_gain, FACTOR_LIMIT) * offset
         )
 
@@ -213,15 +200,10 @@ class L2L(_OneNetwork):
         return (NetworkShape(processing.first_features, 1),)
 
     def direction(
-        self,
-        processing: Processing,
-        gradient: Array,
-        moments: Array,
-        age: Array,
-        outputs: Outputs,
+        self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
-        del processing, moments, age
-        return bounded_exp(outputs[0][0], FACTOR_LIMIT) * gradient
+        del processing
+        return bounded_exp(outputs[0][0], FACTOR_LIMIT) * reading.gradient
 
 
 @dataclass(frozen=True)
@@ -243,6 +225,7 @@ class Anchored:
 
     name: ClassVar[str] = "anchored"
     num_moments: ClassVar[int] = 3
+    tensorwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field in ("beta1", "beta2", "beta_slow"):
@@ -259,8 +242,9 @@ class Anchored:
         slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
         return jnp.stack([m, v, slow])
 
-    def _ratios(self, gradient: Array, moments: Array, age: Array) -> tuple[Array, Array, Array]:
+    def _ratios(self, reading: Reading) -> tuple[Array, Array, Array]:
         """`m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
+        gradient, moments, age = reading
         steps = (age + 1).astype(jnp.float32)
         m = moments[0] / (1.0 - self.beta1**steps)
         v = moments[1] / (1.0 - self.beta2**steps)
@@ -268,24 +252,18 @@ class Anchored:
         scale = 1.0 / (jnp.sqrt(v) + self.epsilon)
         return m * scale, gradient * scale, slow * scale
 
-    def features(
-        self, processing: Processing, gradient: Array, moments: Array, age: Array
-    ) -> Features:
+    def features(self, processing: Processing, reading: Reading) -> Features:
         # log(1 + age) scaled so that a few hundred updates read about 1.
-        log_age = jnp.broadcast_to(jnp.log1p(age.astype(jnp.float32)) / 6.0, gradient.shape)
-        ratios = jnp.clip(jnp.stack(self._ratios(gradient, moments, age)), -5.0, 5.0)
-        return (jnp.concatenate([processing.first(gradient), log_age[None], ratios]),)
+        log_age = jnp.log1p(reading.age.astype(jnp.float32)) / 6.0
+        log_age = jnp.broadcast_to(log_age, reading.gradient.shape)
+        ratios = jnp.clip(jnp.stack(self._ratios(reading)), -5.0, 5.0)
+        return (jnp.concatenate([processing.first(reading.gradient), log_age[None], ratios]),)
 
     def direction(
-        self,
-        processing: Processing,
-        gradient: Array,
-        moments: Array,
-        age: Array,
-        outputs: Outputs,
+        self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
         del processing
-        adam, fresh, slow = self._ratios(gradient, moments, age)
+        adam, fresh, slow = self._ratios(reading)
         gain, fresh_mix, slow_mix = outputs[0]
         return (
             bounded_exp(gain, FACTOR_LIMIT) * adam
@@ -294,6 +272,137 @@ class Anchored:
         )
 
 
+# The decay rates of the running moments behind Adafactor features, and the floor of their squares.
+MOMENTUM_BETAS = (0.9, 0.99, 0.999)
+FACTORED_BETAS = (0.9, 0.99, 0.999)
+_FLOOR = 1e-9
+
+
+def unit_rms(x: Float[Array, "rows *shape"], epsilon: float) -> Float[Array, "rows *shape"]:
+    """Each row scaled to a root mean square of 1 over the tensor."""
+    square = jnp.mean(jnp.square(x), axis=range(1, x.ndim), keepdims=True)
+    return x * jax.lax.rsqrt(square + epsilon)
+
+
+def decayed(
+    betas: tuple[float, ...], moments: Float[Array, "betas *shape"], x: Float[Array, "*shape"]
+) -> Float[Array, "betas *shape"]:
+    """Exponential moving averages, one for each decay rate."""
+    beta = jnp.asarray(betas, jnp.float32).reshape(-1, *(1,) * x.ndim)
+    return beta * moments + (1.0 - beta) * x[None]
+
+
+class Factors(NamedTuple):
+    """Adafactor's second moments (Shazeer and Stern 2018), one row for each decay rate.
+
+    Attributes:
+        rows: means of the second moment over the tensor's longest axis.
+        columns: means over its second longest axis.
+        scale: what a gradient is multiplied by, `1 / sqrt(rows columns / mean(rows))`.
+    """
+
+    rows: Float[Array, "betas *shape"]
+    columns: Float[Array, "betas *shape"]
+    scale: Float[Array, "betas *shape"]
+
+
+def factors(v: Float[Array, "betas *shape"]) -> Factors:
+    """The factors of a tensor's second moments; of fewer than two axes, the moments themselves.
+
+    A mean over an axis and a moving average commute, so no factor needs a state of its own.
+    """
+    if v.ndim < 3:
+        return Factors(v, v, _bounded_rsqrt(v + _FLOOR))
+    second, longest = (int(axis) + 1 for axis in np.argsort(v.shape[1:], kind="stable")[-2:])
+    rows, columns = (jnp.mean(v, axis=axis, keepdims=True) for axis in (longest, second))
+    relative = rows / (jnp.mean(rows, axis=second, keepdims=True) + _FLOOR)
+    scale = _bounded_rsqrt(relative) * _bounded_rsqrt(columns)
+    return Factors(*(jnp.broadcast_to(x, v.shape) for x in (rows, columns, scale)))
+
+
+def _bounded_rsqrt(x: Array) -> Array:
+    return jax.lax.rsqrt(jnp.maximum(x, _FLOOR))
+
+
+class _Adafactor:
+    """Running moments of Adafactor features: three of the gradient, one and three of its square."""
+
+    beta2: float
+
+    num_moments: ClassVar[int] = len(MOMENTUM_BETAS) + 1 + len(FACTORED_BETAS)
+    tensorwise: ClassVar[bool] = True
+
+    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
+        square = bounded_square(gradient)
+        m, v, factored = self._split(moments)
+        return jnp.concatenate(
+            [
+                decayed(MOMENTUM_BETAS, m, gradient),
+                decayed((self.beta2,), v, square),
+                decayed(FACTORED_BETAS, factored, square),
+            ]
+        )
+
+    def _split(self, moments: Array) -> tuple[Array, Array, Array]:
+        first = len(MOMENTUM_BETAS)
+        return moments[:first], moments[first : first + 1], moments[first + 1 :]
+
+    def _features(self, reading: Reading, epsilon: float) -> list[Float[Array, "_ *shape"]]:
+        """27 rows: the moments, their ratios and the factored ones, not yet scaled."""
+        m, v, factored = self._split(reading.moments)
+        scale = jax.lax.rsqrt(v + epsilon)
+        rows, columns, factor = factors(factored)
+        gradient = reading.gradient[None]
+        return [
+            gradient,
+            m,
+            v,
+            m * scale,
+            scale,
+            gradient * factor,
+            rows,
+            columns,
+            jax.lax.rsqrt(rows + 1e-8),
+            jax.lax.rsqrt(columns + 1e-8),
+            m * factor,
+        ]
+
+
+@dataclass(frozen=True)
+class Celo2(_Adafactor):
+    """A small MLP on momentum and second-moment features: `d = o`, in the manner of Celo2-base.
+
+    Its direction is meant to be normalised (`OptimizerSpec.normalise`). The features, each scaled
+    to unit root mean square over the tensor: the gradient, plain, clipped to 0.1 and over its root
+    mean square; three momenta, plain, over it and over Adafactor's; the second moments, and their
+    inverse roots. Moudgil et al. 2026 (arXiv 2602.19142) also read the parameter, and scale
+    over a tensor's last two axes.
+    """
+
+    beta2: float = 0.95
+
+    name: ClassVar[str] = "celo2"
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        del processing
+        return (NetworkShape(29, 1),)
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        del processing
+        _, v, _ = self._split(reading.moments)
+        gradient = reading.gradient[None]
+        more = [jnp.clip(gradient, -0.1, 0.1), gradient * jax.lax.rsqrt(v + 1e-8)]
+        features = jnp.concatenate([*self._features(reading, 1e-8), *more])
+        return (unit_rms(features, 1e-9),)
+
+    def direction(
+        self, processing: Processing, reading: Reading, outputs: Outputs
+    ) -> Float[Array, "*shape"]:
+        del processing, reading
+        direction: Array = outputs[0][0]
+        return direction
+
+
 STRUCTURES: dict[str, type[Structure]] = {
-    cls.name: cls for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored)
+    cls.name: cls for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Celo2)
 }

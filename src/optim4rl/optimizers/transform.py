@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from optim4rl.optimizers.inputs import tensor_inputs
+from optim4rl.optimizers.inputs import tensor_rows
 from optim4rl.optimizers.kernels.interface import Kernel, KernelName
+from optim4rl.optimizers.kernels.normalise import raw, scale_to_unit_rms
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.layout import Kinds, Tensor, infer_layout
 from optim4rl.optimizers.networks import Carry
@@ -122,11 +123,11 @@ def _step_plain(
     tensor: Tensor,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """The rule's step on a leaf, whose shape is kept."""
-    values = jnp.asarray(tensor_inputs(spec.inputs, tensor), jnp.float32)
-    rows = jnp.broadcast_to(
-        values.reshape(-1, *(1,) * gradient.ndim), (values.size, *gradient.shape)
-    )
-    return step(spec, meta_parameters, gradient, state, rows)
+    rows = tensor_rows(spec.inputs, tensor)
+    if spec.normalise == "none":
+        return step(spec, meta_parameters, gradient, state, rows)
+    direction, after = step(raw(spec), meta_parameters, gradient, state, rows)
+    return spec.step_scale * scale_to_unit_rms(direction), after
 
 
 def _step_flat(

@@ -136,6 +136,11 @@ COMPONENTS: Final = (
                 ("anchored", "adam anchored", "anchored adam", "anchored at adam", "residual adam"),
                 "A learned correction around Adam: untrained, the update is exactly Adam's.",
             ),
+            Choice(
+                "celo2",
+                ("celo2", "adafactor feature"),
+                "Celo2 (Moudgil et al. 2026): Δθ = -α·o, read from a tensor's scaled moments.",
+            ),
         ),
         defaults=("linear", "non_adaptive"),
         remove="non_adaptive",
@@ -308,6 +313,11 @@ COMPONENTS: Final = (
                 "lstm",
                 ("lstm", "lstm cell", "long short term memory"),
                 "A long short-term memory cell (LSTM) of the same hidden size.",
+            ),
+            Choice(
+                "none",
+                ("no cell", "mlp", "feed forward", "without memory"),
+                "No cell: the head reads the features, and no hidden state is kept.",
             ),
         ),
         defaults=("lstm",),

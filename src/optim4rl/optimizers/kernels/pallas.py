@@ -38,6 +38,7 @@ from optim4rl.optimizers.networks import (
     num_layers,
 )
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
+from optim4rl.optimizers.structures import Reading
 
 # Coordinates held by one program: a tile of 16 features is 8 registers of each of 128 threads.
 BLOCK = 64
@@ -79,7 +80,7 @@ def step(
     interpret: bool = False,
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, the networks fused."""
-    features, moments = _read(spec, gradient[None], state, layout)
+    features, readings = _read(spec, gradient[None], state, layout)
     outputs, carries = zip(
         *(
             _run(_tiles(spec.cell, weights), spec.cell, weights, x, carry, interpret)
@@ -87,9 +88,9 @@ def step(
         ),
         strict=True,
     )
-    (direction,) = _write(spec, gradient[None], moments, state.age, outputs)
+    (direction,) = _write(spec, readings, outputs)
     last = jax.tree.map(lambda after: after[-1], carries)
-    return direction, RuleState(last, moments[-1], state.age + 1)
+    return direction, RuleState(last, readings[-1].moments, state.age + 1)
 
 
 def replay_vjp(
@@ -107,7 +108,7 @@ def replay_vjp(
     Args:
         interpret: run the kernels in Pallas' interpreter, on any platform.
     """
-    features, moments = _read(spec, gradients, state, layout)
+    features, readings = _read(spec, gradients, state, layout)
     tiles, pullbacks, outputs, carries = [], [], [], []
     for weights, x, carry in _each(meta_parameters, features, state):
         padded, pullback = jax.vjp(partial(_tiles, spec.cell), weights)
@@ -116,7 +117,7 @@ def replay_vjp(
         pullbacks.append(pullback)
         outputs.append(output)
         carries.append((carry, after))
-    _, to_outputs = jax.vjp(partial(_write, spec, gradients, moments, state.age), tuple(outputs))
+    _, to_outputs = jax.vjp(partial(_write, spec, readings), tuple(outputs))
     (deltas,) = to_outputs(cotangents)
     return {
         f"network{i}": pullback(_run_backward(padded, spec.cell, x, *carry, delta, interpret))[0]
@@ -137,32 +138,29 @@ def _each(
 
 def _read(
     spec: OptimizerSpec, gradients: Float[Array, "K n"], state: RuleState, layout: Layout
-) -> tuple[tuple[Float[Array, "K _ n"], ...], Float[Array, "K moments n"]]:
-    """What each network reads at each step, and the moments at each step."""
+) -> tuple[tuple[Float[Array, "K _ n"], ...], list[Reading]]:
+    """What each network reads at each step, and what the formula does."""
     n = gradients.shape[-1]
     rows = None
     if spec.inputs:
         rows = rows_at(segments(spec.inputs, layout, n), jnp.arange(n, dtype=jnp.int32))
-    moments, features, history = state.moments, [], []
+    moments, features, readings = state.moments, [], []
     for k, gradient in enumerate(gradients):
-        x, moments = rule.read(spec, gradient, moments, state.age + k, rows)
-        history.append(moments)
+        x, reading = rule.read(spec, gradient, moments, state.age + k, rows)
+        moments = reading.moments
         features.append(x)
-    return tuple(map(jnp.stack, zip(*features, strict=True))), jnp.stack(history)
+        readings.append(reading)
+    return tuple(map(jnp.stack, zip(*features, strict=True))), readings
 
 
 def _write(
-    spec: OptimizerSpec,
-    gradients: Float[Array, "K n"],
-    moments: Float[Array, "K moments n"],
-    age: Array,
-    outputs: tuple[Float[Array, "K _ n"], ...],
+    spec: OptimizerSpec, readings: list[Reading], outputs: tuple[Float[Array, "K _ n"], ...]
 ) -> Float[Array, "K n"]:
     """The direction of each step."""
     return jnp.stack(
         [
-            rule.write(spec, gradient, moments[k], age + k, tuple(x[k] for x in outputs))
-            for k, gradient in enumerate(gradients)
+            rule.write(spec, reading, tuple(x[k] for x in outputs))
+            for k, reading in enumerate(readings)
         ]
     )
 
@@ -396,7 +394,10 @@ def _tile(ref: Any, rows: int, columns: Array, step: tuple[Array, ...]) -> tuple
 
 
 def _refusal(spec: OptimizerSpec) -> str | None:
-    del spec
+    if spec.cell not in _READS_HIDDEN:
+        return f"cell = {spec.cell!r}: only {', '.join(_READS_HIDDEN)}"
+    if spec.structure.tensorwise:
+        return f"structure = {spec.structure.name!r}: only those that read coordinates one by one"
     platform = jax.default_backend()
     return None if platform == "gpu" else f"it needs a GPU, and JAX runs on {platform} here"
 

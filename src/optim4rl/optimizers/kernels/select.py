@@ -2,10 +2,13 @@
 
 from optim4rl.optimizers.kernels import native, pallas, xla
 from optim4rl.optimizers.kernels.interface import KERNEL_NAMES, Kernel, KernelName
+from optim4rl.optimizers.kernels.normalise import normalised
 from optim4rl.optimizers.rule import OptimizerSpec
 
 # In order of preference: the last one runs everything.
-KERNELS: tuple[Kernel, ...] = (pallas.KERNEL, native.KERNEL, xla.KERNEL)
+KERNELS: tuple[Kernel, ...] = tuple(
+    normalised(kernel) for kernel in (pallas.KERNEL, native.KERNEL, xla.KERNEL)
+)
 
 
 def choose(spec: OptimizerSpec, name: KernelName = "auto") -> Kernel:

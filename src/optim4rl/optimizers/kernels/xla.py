@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
-from optim4rl.optimizers.inputs import rows_at, segments
+from optim4rl.optimizers.inputs import rows_at, segments, tensor_rows
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.layout import Layout
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
+from optim4rl.optimizers.layout import Layout, Tensor, pieces
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, read, run, step
+from optim4rl.optimizers.structures import Features, Reading
 
 # Coordinates in one block: few enough for the working set to stay in cache, which for a replay
 # holds the activations of all its steps.
@@ -37,19 +38,17 @@ def stream_step(
     """`rule.step`, one block of coordinates at a time."""
     n = gradient.shape[0]
     block = _even(n, block)
-    rows = _block_rows(spec, layout, n, block)
+    reader = _Reader(spec, layout, gradient[None], state, block)
+
+    def result(start: Array) -> tuple[Array, RuleState]:
+        (direction,), after = reader.directions(meta_parameters, start)
+        return direction, after
+
     if n == block:
-        return step(spec, meta_parameters, gradient, state, rows(jnp.int32(0)))
+        return result(jnp.int32(0))
 
     def write(index: Array, outputs: tuple[Array, RuleState]) -> tuple[Array, RuleState]:
         start = _start(index, block, n)
-        result = step(
-            spec,
-            meta_parameters,
-            _slice(gradient, start, block),
-            _slice_state(state, start, block),
-            rows(start),
-        )
         return jax.tree.map(
             lambda whole, part: (
                 jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=-1)
@@ -57,7 +56,7 @@ def stream_step(
                 else part
             ),
             outputs,
-            result,
+            result(start),
         )
 
     outputs = jax.tree.map(jnp.zeros_like, (gradient, state))
@@ -102,22 +101,13 @@ def replay_vjp(
     """
     n = gradients.shape[-1]
     block = _even(n, block)
-    rows = _block_rows(spec, layout, n, block)
+    reader = _Reader(spec, layout, gradients, state, block)
 
     def accumulate(total: MetaParameters, index: Array) -> tuple[MetaParameters, None]:
         start = _start(index, block, n)
         # The last block overlaps the one before it: what that one has counted is not counted again.
         fresh = start + jnp.arange(block) >= index * block
-        _, pullback = jax.vjp(
-            partial(
-                _directions,
-                spec,
-                gradients=_slice(gradients, start, block),
-                state=_slice_state(state, start, block),
-                rows=rows(start),
-            ),
-            meta_parameters,
-        )
+        _, pullback = jax.vjp(lambda w: reader.directions(w, start)[0], meta_parameters)
         part = jnp.where(fresh[None], _slice(cotangents, start, block), 0.0)
         (gradient,) = pullback(part)
         return jax.tree.map(jnp.add, total, gradient), None
@@ -127,25 +117,75 @@ def replay_vjp(
     return total
 
 
-def _directions(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    *,
-    gradients: Array,
-    state: RuleState,
-    rows: Array | None,
-) -> Float[Array, "K n"]:
-    return unroll(spec, meta_parameters, gradients, state, rows)[0]
+class _Reader:
+    """K steps of the rule over recorded gradients, for one block of coordinates at a time."""
+
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        layout: Layout,
+        gradients: Float[Array, "K n"],
+        state: RuleState,
+        block: int,
+    ) -> None:
+        self.spec, self.state, self.block, self.gradients = spec, state, block, gradients
+        n = gradients.shape[-1]
+        self.segments = segments(spec.inputs, layout, n)
+        # Statistics of a tensor need all of it, so what depends on them is made once.
+        self.readings = None
+        if spec.structure.tensorwise:
+            self.readings = _read_tensors(spec, layout, gradients, state)
+
+    def directions(
+        self, meta_parameters: MetaParameters, start: Int[Array, ""]
+    ) -> tuple[Float[Array, "K block"], RuleState]:
+        """The directions of the block that starts at a coordinate, and its state after them."""
+        state = _slice_state(self.state, start, self.block)
+        gradients = _slice(self.gradients, start, self.block)
+        if self.readings is None:
+            return unroll(self.spec, meta_parameters, gradients, state, self._rows(start))
+
+        def body(state: RuleState, read: tuple[Features, Array, Array]) -> tuple[RuleState, Array]:
+            features, gradient, moments = read
+            reading = Reading(gradient, moments, state.age)
+            direction, carries = run(self.spec, meta_parameters, features, reading, state.carries)
+            return RuleState(carries, moments, state.age + 1), direction
+
+        readings = jax.tree.map(lambda x: _slice(x, start, self.block), self.readings)
+        state, directions = jax.lax.scan(body, state, readings)
+        return directions, state
+
+    def _rows(self, start: Int[Array, ""]) -> Float[Array, "rows block"] | None:
+        """The further inputs of the block, made where they are read."""
+        if not self.spec.inputs:
+            return None
+        return rows_at(self.segments, start + jnp.arange(self.block, dtype=jnp.int32))
 
 
-def _block_rows(
-    spec: OptimizerSpec, layout: Layout, n: int, block: int
-) -> Callable[[Int[Array, ""]], Float[Array, "rows block"] | None]:
-    """The further inputs of the block that starts at a coordinate, made where they are read."""
-    if not spec.inputs:
-        return lambda start: None
-    runs = segments(spec.inputs, layout, n)
-    return lambda start: rows_at(runs, start + jnp.arange(block, dtype=jnp.int32))
+def _read_tensors(
+    spec: OptimizerSpec, layout: Layout, gradients: Float[Array, "K n"], state: RuleState
+) -> tuple[Features, Float[Array, "K n"], Float[Array, "K moments n"]]:
+    """What the networks read, the clipped gradients and the moments of K steps."""
+
+    def body(state: RuleState, gradient: Array) -> tuple[RuleState, Any]:
+        parts = []
+        for tensor, where in pieces(layout, gradient.shape[0]):
+
+            def whole(x: Array, where: slice = where, tensor: Tensor = tensor) -> Array:
+                return x[..., where].reshape(*x.shape[:-1], *tensor.shape)
+
+            def flat(x: Array, tensor: Tensor = tensor) -> Array:
+                return x.reshape(*x.shape[: x.ndim - len(tensor.shape)], -1)
+
+            rows = tensor_rows(spec.inputs, tensor)
+            features, (clipped, moments, _) = read(
+                spec, whole(gradient), whole(state.moments), state.age, rows
+            )
+            parts.append(jax.tree.map(flat, (features, clipped, moments)))
+        result = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+        return state._replace(moments=result[-1], age=state.age + 1), result
+
+    return jax.lax.scan(body, state, gradients)[1]
 
 
 def _num_blocks(n: int, block: int) -> int:
@@ -162,6 +202,8 @@ def _start(index: Array, block: int, n: int) -> Array:
 
 
 def _slice(x: Array, start: Array, block: int) -> Array:
+    if x.shape[-1] == block:
+        return x
     return jax.lax.dynamic_slice_in_dim(x, start, block, axis=-1)
 
 

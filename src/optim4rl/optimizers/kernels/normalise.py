@@ -1,0 +1,95 @@
+"""Directions scaled to unit root mean square, tensor by tensor, around any kernel.
+
+`d_hat = d s` with `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor. It couples the
+coordinates of a tensor, so it stays outside the kernels. A cotangent `c` of `d_hat` is one of `d`:
+
+    s (c - d_hat mean(c d_hat)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.layout import Layout, pieces
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
+
+EPSILON = 1e-9
+
+
+def normalised(kernel: Kernel) -> Kernel:
+    """The kernel with `spec.normalise`; a replay takes the raw directions once more for it."""
+
+    def step(
+        spec: OptimizerSpec,
+        meta_parameters: MetaParameters,
+        gradient: Float[Array, " n"],
+        state: RuleState,
+        /,
+        *,
+        layout: Layout = (),
+    ) -> tuple[Float[Array, " n"], RuleState]:
+        if spec.normalise == "none":
+            return kernel.step(spec, meta_parameters, gradient, state, layout=layout)
+        direction, state = kernel.step(raw(spec), meta_parameters, gradient, state, layout=layout)
+        return spec.step_scale * _tensor_by_tensor(scale_to_unit_rms, layout, direction), state
+
+    def replay_vjp(
+        spec: OptimizerSpec,
+        meta_parameters: MetaParameters,
+        gradients: Float[Array, "K n"],
+        state: RuleState,
+        cotangents: Float[Array, "K n"],
+        /,
+        *,
+        layout: Layout = (),
+    ) -> MetaParameters:
+        replay = partial(kernel.replay_vjp, layout=layout)
+        if spec.normalise == "none":
+            return replay(spec, meta_parameters, gradients, state, cotangents)
+
+        def body(state: RuleState, gradient: Array) -> tuple[RuleState, Array]:
+            step = partial(kernel.step, layout=layout)
+            direction, state = step(raw(spec), meta_parameters, gradient, state)
+            return state, direction
+
+        _, directions = jax.lax.scan(body, state, gradients)
+        cotangents = spec.step_scale * _tensor_by_tensor(_pull_back, layout, directions, cotangents)
+        return replay(raw(spec), meta_parameters, gradients, state, cotangents)
+
+    return dataclasses.replace(kernel, step=step, replay_vjp=replay_vjp)
+
+
+def raw(spec: OptimizerSpec) -> OptimizerSpec:
+    """The rule before it is normalised and scaled."""
+    return dataclasses.replace(spec, normalise="none", step_scale=1.0)
+
+
+def scale_to_unit_rms(direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """One tensor's direction, scaled."""
+    return direction * jax.lax.rsqrt(jnp.mean(jnp.square(direction)) + EPSILON)
+
+
+def _pull_back(
+    directions: Float[Array, "K size"], cotangents: Float[Array, "K size"]
+) -> Float[Array, "K size"]:
+    """Cotangents of one tensor's directions, given those of the scaled ones."""
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(directions), axis=-1, keepdims=True) + EPSILON)
+    scaled = directions * scale
+    return scale * (cotangents - scaled * jnp.mean(cotangents * scaled, axis=-1, keepdims=True))
+
+
+def _tensor_by_tensor(
+    function: Callable[..., Array], layout: Layout, *arrays: Float[Array, "*K n"]
+) -> Float[Array, "*K n"]:
+    return jnp.concatenate(
+        [
+            function(*(x[..., where] for x in arrays))
+            for _, where in pieces(layout, arrays[0].shape[-1])
+        ],
+        axis=-1,
+    )

@@ -1,0 +1,84 @@
+"""Directions of unit root mean square: the formula, its VJP around each kernel, and in optax."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from test_rule import random_weights
+
+from optim4rl.optimizers import LEARNED, infer_layout, init_state, scale_by_learned_rule
+from optim4rl.optimizers.kernels.normalise import scale_to_unit_rms
+from optim4rl.optimizers.kernels.select import KERNELS, choose
+
+PARAMS = {
+    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))},
+    "empty": jnp.zeros((0, 2)),
+    "policy": jnp.zeros((3, 5)),
+}
+LAYOUT = infer_layout(PARAMS)
+FLAT, unravel = ravel_pytree(PARAMS)
+RULES = {
+    "celo2": dataclasses.replace(LEARNED["celo2"], step_scale=0.5, inputs=("kind",)),
+    "generalist": dataclasses.replace(LEARNED["generalist"], step_scale=2.0, normalise="rms"),
+}
+CASES = [
+    (name, kernel.name)
+    for name, spec in RULES.items()
+    for kernel in KERNELS
+    if kernel.refusal(spec) is None
+]
+
+
+def directions_of(spec, weights, gradients, kernel):
+    """The optax form's directions, each tensor by itself."""
+    tx = scale_by_learned_rule(spec, weights, kernel=kernel)
+    state, directions = tx.init(PARAMS), []
+    for gradient in gradients:
+        update, state = tx.update(unravel(gradient), state)
+        directions.append(ravel_pytree(update)[0])
+    return jnp.stack(directions)
+
+
+@pytest.mark.parametrize(("name", "kernel"), CASES)
+def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
+    spec, K = RULES[name], 2
+    weights = random_weights(spec)
+    gradients, cotangents = jax.random.normal(jax.random.key(0), (2, K, FLAT.size))
+    state, used = init_state(spec, FLAT.shape), choose(spec, kernel)
+
+    @jax.jit
+    def both(weights):
+        def total(weights):
+            directions = directions_of(spec, weights, gradients, None)
+            return jnp.sum(directions * cotangents), directions
+
+        expected, directions = jax.grad(total, has_aux=True)(weights)
+        first, _ = used.step(spec, weights, gradients[0], state, layout=LAYOUT)
+        found = used.replay_vjp(spec, weights, gradients, state, cotangents, layout=LAYOUT)
+        leafwise = directions_of(spec, weights, gradients[:1], kernel)
+        return (first, leafwise[0], found), (directions[0], directions[0], expected)
+
+    found, expected = both(weights)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[-1]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
+    )
+    for tensor in jax.tree.leaves(unravel(found[0])):
+        if tensor.size:
+            rms = np.sqrt(np.mean(np.square(tensor)))
+            np.testing.assert_allclose(rms, spec.step_scale, rtol=1e-4)
+
+
+def test_a_direction_of_zero_stays_zero():
+    np.testing.assert_array_equal(scale_to_unit_rms(jnp.zeros(3)), jnp.zeros(3))
+
+
+def test_without_its_layout_a_normalised_rule_is_refused():
+    spec = RULES["generalist"]
+    with pytest.raises(ValueError, match=r"layout: 0 tensors of 0 coordinates in all, but .* 4"):
+        choose(spec, "xla").step(
+            spec, random_weights(spec), jnp.zeros(4), init_state(spec, (4,)), layout=()
+        )
