@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,8 @@ from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
 from optim4rl.study.cells import evaluation_task
 
 Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd"]
+# What the name of an untrained control ends in.
+CONTROL = " untrained"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class EvaluateOptions:
     Every optimizer is tuned on seeds that are not reported, then run on the reported seeds and in
     the stress test (short runs at multiples of its step). Weights of one recipe and several
     meta-seeds can be given together, separated by commas: they count as one optimizer.
+
+    With `--suite NAME` (grid, minatar, classic, brax) all tasks of a benchmark are run and read
+    together; `optim4rl evaluate --suite grid --help` shows what can be chosen then.
 
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them.
@@ -88,18 +94,34 @@ def contenders(options: EvaluateOptions) -> list[Contender]:
         raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
     if len(set(names)) < len(names):
         raise ValueError(f"weights, baselines = {names!r}: each optimizer is evaluated once")
-    found = []
-    for group in options.weights:
+    found = [
+        _learned(name, members, options.settings)
+        for name, members in load_groups(options.weights).items()
+    ]
+    rates = options.settings.classical_rates
+    found += [Contender(name, Classical(name), (None,), rates) for name in options.baselines]
+    return found
+
+
+def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
+    """Learned optimizers, one for each meta-seed, by name: every group and its untrained control.
+
+    Args:
+        groups: shipped names, paths, or several of one recipe separated by commas.
+
+    Raises:
+        WeightsError: weights cannot be read.
+        ValueError: the members of a group do not belong to one recipe.
+    """
+    found = {}
+    for group in groups:
         members = [load_weights(name) for name in group.split(",")]
         if len({(m.spec, m.learning_rate) for m in members}) != 1:
             raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
-        found.append(_learned(group, members, options.settings))
         # With zero heads an untrained rule is the same whatever its seed.
         controls = members[:1] if members[0].spec.zero_head else members
-        control = [_fresh(member) for member in controls]
-        found.append(_learned(f"{group} untrained", control, options.settings))
-    rates = options.settings.classical_rates
-    found += [Contender(name, Classical(name), (None,), rates) for name in options.baselines]
+        found[group] = members
+        found[f"{group}{CONTROL}"] = [_fresh(member) for member in controls]
     return found
 
 
@@ -182,11 +204,11 @@ def summarise(
                 "seeds": int(areas[name].shape[-1]),
                 "rates": [e.tuning.rate for e in found],
                 "rate_at_edge": any(e.tuning.at_edge for e in found),
-                "auc": _estimate(bootstrap_interval(areas[name])),
+                "auc": estimate_values(bootstrap_interval(areas[name])),
                 "auc_worst": worst if np.isfinite(worst) else None,
-                "final": _estimate(bootstrap_interval(finals[name])),
+                "final": estimate_values(bootstrap_interval(finals[name])),
                 "improvement_over": reference if better else None,
-                "probability_of_improvement": _estimate(better) if better else None,
+                "probability_of_improvement": estimate_values(better) if better else None,
                 "failure_rate": _mean([failure_rate(e.curves).value for e in found]),
                 "stuck_rates": {
                     f"{multiple:g}": _mean(
@@ -219,7 +241,8 @@ def _mean(values: list[float]) -> float | None:
     return mean if np.isfinite(mean) else None
 
 
-def _estimate(estimate: Estimate) -> list[float | None]:
+def estimate_values(estimate: Estimate) -> list[float | None]:
+    """Value, low and high as JSON values; None where diverged runs leave none."""
     values = (estimate.value, estimate.low, estimate.high)
     return [float(x) if np.isfinite(x) else None for x in values]
 

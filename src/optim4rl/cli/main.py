@@ -17,6 +17,7 @@ optim4rl: learned optimizers for reinforcement learning
 
   optim4rl train --out DIR           meta-train an optimizer        [--preset NAME]
   optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
+  optim4rl evaluate WEIGHTS --suite NAME --out DIR    on all tasks of a benchmark
   optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
   optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
   optim4rl report DIR                write a study's report again
@@ -135,8 +136,11 @@ def _split_preset(word: str) -> list[str]:
 
 
 def _evaluate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import evaluate
+    from optim4rl.cli import evaluate, suite
 
+    if any(word.split("=")[0] == "--suite" for word in rest):
+        suite.run(_parse(suite.SuiteOptions, command, rest))
+        return
     evaluate.run(_parse(evaluate.EvaluateOptions, command, rest))
 
 

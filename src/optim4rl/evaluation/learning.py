@@ -21,13 +21,21 @@ from optim4rl.tasks.interface import EvaluationTask
 
 @dataclass(frozen=True)
 class Classical:
-    """A classical optimizer by name, as a function of its learning rate."""
+    """A classical optimizer by name, as a function of its learning rate.
+
+    Attributes:
+        name: see `optimizers.presets.CLASSICAL`.
+        decay_over: updates over which the rate falls to zero, linearly; None keeps it.
+    """
 
     name: str
+    decay_over: int | None = None
 
     def __call__(self, parameters: Any, rate: Float[Array, ""]) -> optax.GradientTransformation:
         del parameters
-        return classical(self.name, rate)
+        if self.decay_over is None:
+            return classical(self.name, rate)
+        return classical(self.name, optax.linear_schedule(rate, 0.0, self.decay_over))
 
 
 @dataclass(frozen=True)

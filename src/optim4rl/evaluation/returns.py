@@ -132,7 +132,7 @@ def interquartile_mean(values: Float[np.ndarray, "*shape"]) -> float:
 
 def _interquartile_mean(values: np.ndarray) -> Any:
     cut = values.shape[-1] // 4
-    ordered = np.sort(_worst_first(values), axis=-1)
+    ordered = np.sort(worst_first(values), axis=-1)
     middle = ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
     return np.where(np.isneginf(middle), np.nan, middle)
 
@@ -183,7 +183,7 @@ def bootstrap_interval(
         meta_draw[:, None, :, None],
         seed_draw[:, :, None, :],
     ]
-    return _percentile_estimate(apply(scores.ravel()), apply(resampled.reshape(resamples, -1)))
+    return percentile_estimate(apply(scores.ravel()), apply(resampled.reshape(resamples, -1)))
 
 
 def probability_of_improvement(
@@ -206,12 +206,12 @@ def probability_of_improvement(
     """
     _check_pair(x, y)
     tasks = x.shape[0]
-    x_runs = _worst_first(x).reshape(tasks, -1, 1)
-    y_runs = _worst_first(y).reshape(tasks, 1, -1)
+    x_runs = worst_first(x).reshape(tasks, -1, 1)
+    y_runs = worst_first(y).reshape(tasks, 1, -1)
     wins = (x_runs > y_runs) + 0.5 * (x_runs == y_runs)
     x_counts, y_counts = _pair_counts(x.shape, y.shape, resamples, seed)
     won = np.einsum("tbj,tbj->b", x_counts @ wins, y_counts)
-    return _percentile_estimate(float(wins.mean()), won / wins.size)
+    return percentile_estimate(float(wins.mean()), won / wins.size)
 
 
 # Tests
@@ -262,7 +262,7 @@ def permutation_test(
     """
     if not (x.size and y.size):
         raise ValueError(f"x, y: sizes {x.size} and {y.size} must both be at least 1")
-    pooled = _worst_first(np.concatenate([x, y]).astype(np.float64))
+    pooled = worst_first(np.concatenate([x, y]).astype(np.float64))
     if np.isneginf(pooled).any():
         pooled = stats.rankdata(pooled)
     pooled = pooled - pooled.mean()
@@ -394,13 +394,13 @@ def _difference(x: np.ndarray, y: np.ndarray, resamples: int, seed: int) -> Esti
     tasks = x.shape[0]
     x_means = np.einsum("tbi,ti->b", x_counts, x.reshape(tasks, -1)) / x.size
     y_means = np.einsum("tbi,ti->b", y_counts, y.reshape(tasks, -1)) / y.size
-    return _percentile_estimate(float(x.mean() - y.mean()), x_means - y_means)
+    return percentile_estimate(float(x.mean() - y.mean()), x_means - y_means)
 
 
 def _mid_ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks all runs of X and Y within each task, diverged runs lowest."""
     tasks = x.shape[0]
-    pooled = _worst_first(np.concatenate([x.reshape(tasks, -1), y.reshape(tasks, -1)], axis=1))
+    pooled = worst_first(np.concatenate([x.reshape(tasks, -1), y.reshape(tasks, -1)], axis=1))
     ranks = stats.rankdata(pooled, axis=1)
     x_runs = x[0].size
     return ranks[:, :x_runs].reshape(x.shape), ranks[:, x_runs:].reshape(y.shape)
@@ -467,33 +467,37 @@ def _pair_counts(
     rng = np.random.default_rng(seed)
     tasks, x_meta_seeds, x_seeds = x_shape
     _, y_meta_seeds, y_seeds = y_shape
-    x_meta = _draw_counts(rng, (1, resamples), x_meta_seeds)
-    y_meta = _draw_counts(rng, (1, resamples), y_meta_seeds)
-    x_seed = _draw_counts(rng, (tasks, resamples), x_seeds)
-    y_seed = x_seed if x_seeds == y_seeds else _draw_counts(rng, (tasks, resamples), y_seeds)
-    return _crossed(x_meta, x_seed), _crossed(y_meta, y_seed)
+    x_meta = draw_counts(rng, (1, resamples), x_meta_seeds)
+    y_meta = draw_counts(rng, (1, resamples), y_meta_seeds)
+    x_seed = draw_counts(rng, (tasks, resamples), x_seeds)
+    y_seed = x_seed if x_seeds == y_seeds else draw_counts(rng, (tasks, resamples), y_seeds)
+    return crossed(x_meta, x_seed), crossed(y_meta, y_seed)
 
 
-def _draw_counts(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
+def draw_counts(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
     """Returns how often each of `size` items occurs in `size` draws with replacement."""
     return rng.multinomial(size, np.full(size, 1 / size), size=shape).astype(np.float64)
 
 
-def _crossed(meta: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def crossed(meta: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Returns the counts of runs, ``[..., meta_seed * seed]``, of crossed draws of both."""
     counts: np.ndarray = meta[..., :, None] * seeds[..., None, :]
     return counts.reshape(*seeds.shape[:2], -1)
 
 
-def _percentile_estimate(value: Any, resampled: np.ndarray) -> Estimate:
-    """Takes order statistics without interpolation, since -inf cannot be interpolated."""
-    ordered = np.sort(_worst_first(resampled))
+def percentile_estimate(value: Any, resampled: np.ndarray) -> Estimate:
+    """Returns the value with the 95 % percentile interval of its resamples.
+
+    Order statistics are taken without interpolation, since -inf cannot be interpolated.
+    """
+    ordered = np.sort(worst_first(resampled))
     tail = (1 - 0.95) / 2 * (ordered.size - 1)
     low, high = ordered[math.floor(tail)], ordered[ordered.size - 1 - math.floor(tail)]
     return Estimate(float(value), _nan_if_worst(low), _nan_if_worst(high))
 
 
-def _worst_first(values: np.ndarray) -> np.ndarray:
-    """Puts -inf, which sorts below every number, in place of every non-finite value."""
+def worst_first(values: np.ndarray) -> np.ndarray:
+    """Returns the values with -inf, which sorts below every number, in place of NaN and inf."""
     ordered: np.ndarray = np.where(np.isfinite(values), values, -np.inf)
     return ordered
 

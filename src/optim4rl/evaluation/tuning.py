@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.learning import Family, learning_curves
@@ -34,9 +35,14 @@ class Tuning:
 
 def choose_rate(rates: Sequence[float], curves: Sequence[Curves]) -> Tuning:
     """The rate with the highest mean AUC. A rate at which any run diverged is chosen last."""
-    scores = [float(np.mean(area_under_curve(c))) for c in curves]
-    ranked = [score if np.isfinite(score) else -np.inf for score in scores]
-    return Tuning(float(rates[int(np.argmax(ranked))]), tuple(rates), tuple(ranked))
+    return best_of_grid(rates, np.stack([area_under_curve(c) for c in curves]))
+
+
+def best_of_grid(grid: Sequence[float], areas: Float[np.ndarray, "value run"]) -> Tuning:
+    """The value of a grid with the highest mean AUC; one with a diverged run is chosen last."""
+    means = areas.mean(axis=1)
+    scores = np.where(np.isfinite(means), means, -np.inf)
+    return Tuning(float(grid[int(np.argmax(scores))]), tuple(grid), tuple(scores.tolist()))
 
 
 def tune_rate(

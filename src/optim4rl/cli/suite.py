@@ -1,0 +1,148 @@
+"""`optim4rl evaluate --suite NAME`: one protocol for all tasks of a benchmark."""
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from optim4rl.cli.evaluate import CONTROL, load_groups
+from optim4rl.cli.runtime import progress_bar
+from optim4rl.cli.suite_pieces import Method, keep_weights
+from optim4rl.cli.suite_report import print_summary, to_json, write_report
+from optim4rl.cli.suite_runs import BASELINES, REFERENCE, Benchmark, Entry, Role, run_benchmark
+from optim4rl.evaluation.protocol import require_grid
+from optim4rl.evaluation.suites import load_suite
+
+Baseline = Literal["adam", "rmsprop", "sign_sgd", "adam_decay", "adam_raw_rewards"]
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """Compare learned optimizers with classical ones on all tasks of a suite.
+
+    Every optimizer is tuned on seeds that are not reported, learned ones over as many step scales
+    as classical ones over learning rates; it is then run on the reported seeds, at each task's own
+    best setting and at the one setting that is best for all tasks together. Weights of one recipe
+    and several meta-seeds can be given together, separated by commas: they count as one recipe.
+    Finished runs are kept in the folder and never made twice: stop it and start it again as you
+    like.
+
+    Attributes:
+        weights: shipped names, paths, or comma-separated groups of them.
+        suite: grid, minatar, classic or brax.
+        out: output folder: results.md, results.json, runs.parquet, pictures, and finished runs.
+        only: environments of the suite to keep; all by default.
+        seeds: reported runs of an optimizer on a task.
+        tuning_seeds: runs that each setting is judged by on a task.
+        rates: learning rates that classical optimizers are tuned over; the suite's by default.
+        step_scales: multiples of its own rate that a learned optimizer is tuned over, as many as
+            there are rates; the suite's by default.
+        baselines: classical optimizers to compare with; adam is always needed.
+        controls: run learned optimizers untrained, too.
+        stress_scales: multiples of the tuned setting in the stress test.
+        stress_seeds: stress runs at each of them.
+        rollouts: at most so many rollouts of a run, for a quick look.
+        num_envs: environments of each agent; the suite's by default.
+        jobs: worker processes, each of which uses about one core.
+        json: print the results as JSON.
+    """
+
+    weights: Annotated[tuple[str, ...], tyro.conf.Positional]
+    suite: str
+    out: Path
+    only: tuple[str, ...] = ()
+    seeds: int = 16
+    tuning_seeds: int = 4
+    rates: tuple[float, ...] | None = None
+    step_scales: tuple[float, ...] | None = None
+    baselines: tuple[Baseline, ...] = get_args(Baseline)
+    controls: bool = True
+    stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    stress_seeds: int = 16
+    rollouts: int | None = None
+    num_envs: int | None = None
+    jobs: int = os.cpu_count() or 1
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "tuning_seeds", "stress_seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
+        require_grid("stress_scales", self.stress_scales)
+        if REFERENCE not in self.baselines:
+            raise ValueError(
+                f"baselines = {self.baselines!r}: {REFERENCE} is needed; all is compared with it"
+            )
+
+
+def run(options: SuiteOptions) -> None:
+    """The command."""
+    benchmark = lay_out(options)
+    with progress_bar(f"suite {options.suite}", "pieces") as update:
+        results = run_benchmark(benchmark, options.jobs, update)
+    write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
+    if options.json:
+        print(json.dumps(to_json(results)))
+    else:
+        print_summary(results)
+
+
+def lay_out(options: SuiteOptions) -> Benchmark:
+    """Decide what to run, and put the weights into the folder.
+
+    Raises:
+        ValueError: the suite or a task is unknown or cannot be made here, weights cannot be read or
+            grouped, or grids are not of the same size.
+    """
+    suite = load_suite(
+        options.suite, only=options.only, rollouts=options.rollouts, num_envs=options.num_envs
+    )
+    suite = dataclasses.replace(
+        suite,
+        rates=options.rates or suite.rates,
+        step_scales=options.step_scales or suite.step_scales,
+    )
+    learned = load_groups(options.weights)
+    names = _short_names(options.weights)
+    entries = []
+    for name, optimizers in learned.items():
+        control = name.endswith(CONTROL)
+        if control and not options.controls:
+            continue
+        members = tuple(
+            Method(None, weights=keep_weights(options.out, optimizer)) for optimizer in optimizers
+        )
+        short = names[name.removesuffix(CONTROL)] + CONTROL * control
+        role: Role = "control" if control else "learned"
+        alpha = optimizers[0].learning_rate
+        entries.append(Entry(short, role, members, suite.step_scales, alpha))
+    entries += [
+        Entry(name, "baseline", (BASELINES[name],), suite.rates) for name in options.baselines
+    ]
+    return Benchmark(
+        suite,
+        tuple(entries),
+        options.out,
+        options.seeds,
+        options.tuning_seeds,
+        options.stress_scales,
+        options.stress_seeds,
+    )
+
+
+def _short_names(groups: Sequence[str]) -> dict[str, str]:
+    """What tables call each group: its first member's file name and how many follow it."""
+    names = {}
+    for group in groups:
+        first, *others = group.split(",")
+        names[group] = Path(first).stem + (f" +{len(others)}" if others else "")
+    if len({*names.values(), *BASELINES}) < len(names) + len(BASELINES):
+        return {group: group for group in groups}
+    return names
