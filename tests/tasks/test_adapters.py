@@ -47,6 +47,7 @@ def test_gymnax_names_build() -> None:
         ("Catch-bsuite", "gymnax:Catch-bsuite"),
         ("brax:humanoit", "brax:humanoid"),
         ("brax:hopper2/spring", "brax:hopper"),
+        ("playground:CartPoleBalance", "playground:CartpoleBalance"),
     ],
 )
 def test_unknown_names_are_answered_with_near_and_known_ones(name: str, hint: str) -> None:
@@ -57,7 +58,10 @@ def test_unknown_names_are_answered_with_near_and_known_ones(name: str, hint: st
     assert repr(name) in message
     assert "Did you mean" in message
     assert repr(hint) in message
-    assert all(known in message for known in (*environment_names(), "gymnax:NAME", "brax:NAME"))
+    assert all(
+        known in message
+        for known in (*environment_names(), "gymnax:NAME", "brax:NAME", "playground:NAME")
+    )
 
 
 def test_a_name_like_no_other_gets_no_hint() -> None:

@@ -14,12 +14,29 @@ _SMALL = TaskConfig(
     learner=PPOConfig(),
 )
 
+# Those of them with continuous actions, whose rewards can be anything.
+_CONTINUOUS = dataclasses.replace(
+    _SMALL,
+    learner=PPOConfig(gamma=0.95),
+    normalise_rewards=True,
+    normalise_observations=True,
+)
+_CONTINUOUS_NAMES = ("Pendulum-v1", "MountainCarContinuous-v0")
+
 # Brax's PPO as the paper runs it on Ant (Lan et al. 2024, appendix).
 _PHYSICS = TaskConfig(
     num_envs=2048,
     torso="mlp",
     learner=PPOConfig(rollout=5, epochs=4, minibatches=32, gamma=0.97, clip=0.3, reward_scale=10.0),
     normalise_observations=True,
+)
+
+# What MuJoCo Playground trains its control suite with (Zakka et al. 2025, arXiv 2502.08844).
+_CONTROL_SUITE = dataclasses.replace(
+    _PHYSICS,
+    learner=PPOConfig(
+        rollout=30, epochs=16, minibatches=32, gamma=0.995, clip=0.3, reward_scale=10.0
+    ),
 )
 
 
@@ -29,15 +46,18 @@ def default_config(environment: str) -> TaskConfig:
     - Catch and the grid worlds: the paper's A2C, on a dense layer of 256 units in Catch and of 32
       in the worlds, after a convolution in the big ones.
     - MinAtar: PPO, on a convolution and a dense layer of 128 units.
-    - Brax and Playground: PPO with the paper's settings, rewards scaled by 10 (Humanoid: 0.1, ten
-      steps, entropy 0.001).
-    - Other gymnax environments: PPO, two layers of 64 units each for policy and value; where
-      actions are continuous, observations and rewards are normalised.
+    - Brax: PPO with the paper's settings, rewards scaled by 10 (Humanoid: 0.1, ten steps, entropy
+      0.001).
+    - Playground's control suite: PPO with Playground's own settings.
+    - Other gymnax environments: PPO, two layers of 64 units each for policy and value; in
+      Pendulum and MountainCarContinuous, observations and rewards are normalised.
 
     For A2C instead of PPO, `dataclasses.replace(config, learner=A2CConfig())`.
     """
     family, _, name = environment.partition(":")
-    if family in ("brax", "playground"):
+    if family == "playground":
+        config = _CONTROL_SUITE
+    elif family == "brax":
         config = _PHYSICS
         if name.startswith("humanoid"):
             learner = dataclasses.replace(
@@ -47,7 +67,7 @@ def default_config(environment: str) -> TaskConfig:
     elif name.endswith("-MinAtar"):
         config = TaskConfig(torso="conv", width=128, maps="rows", learner=PPOConfig())
     elif family == "gymnax":
-        config = _SMALL
+        config = _CONTINUOUS if name in _CONTINUOUS_NAMES else _SMALL
     elif environment == "catch":
         config = TaskConfig()
     else:

@@ -11,9 +11,12 @@ from gymnax.environments.spaces import Box, Discrete
 
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.environments.gridworld import GRID_WORLDS, GridWorld
-from optim4rl.tasks.environments.physics import BRAX, make_brax
-
-_GYMNAX, _BRAX = "gymnax:", "brax:"
+from optim4rl.tasks.environments.physics import (
+    BRAX,
+    PLAYGROUND,
+    make_brax,
+    make_playground,
+)
 
 
 def environment_names() -> tuple[str, ...]:
@@ -23,10 +26,8 @@ def environment_names() -> tuple[str, ...]:
 
 def package_names() -> tuple[str, ...]:
     """List the environments of other packages, such as "gymnax:CartPole-v1" and "brax:ant"."""
-    return (
-        *(_GYMNAX + name for name in gymnax.registered_envs),
-        *(_BRAX + name for name in BRAX),
-    )
+    packages = {"gymnax": gymnax.registered_envs, "brax": BRAX, "playground": PLAYGROUND}
+    return tuple(f"{package}:{name}" for package, names in packages.items() for name in names)
 
 
 def make_environment(name: str) -> tuple[Environment, EnvParams]:
@@ -49,6 +50,8 @@ def make_environment(name: str) -> tuple[Environment, EnvParams]:
         environment, _ = gymnax.make(rest)
     elif package == "brax" and rest.partition("/")[0] in BRAX:
         environment = make_brax(rest)
+    elif package == "playground" and rest in PLAYGROUND:
+        environment = make_playground(rest)
     else:
         raise ValueError(_unknown(name))
     return check_environment(environment)
@@ -102,5 +105,6 @@ def _unknown(name: str) -> str:
     return (
         f"unknown environment {name!r}.{hint} "
         f"Known: {', '.join(known)}, gymnax:NAME for a gymnax environment, "
-        f"and brax:NAME for {', '.join(BRAX)}."
+        f"brax:NAME for {', '.join(BRAX)}, "
+        "and playground:NAME for a task of MuJoCo Playground's control suite."
     )
