@@ -12,7 +12,15 @@ import scipy.stats
 from gymnax.environments.spaces import Box
 from test_a2c import Probe, quick_jit
 
-from optim4rl.tasks import A2CConfig, PPOConfig, Task, TaskConfig, make_task, task_from_environment
+from optim4rl.tasks import (
+    A2CConfig,
+    PPOConfig,
+    Task,
+    TaskConfig,
+    default_config,
+    make_task,
+    task_from_environment,
+)
 from optim4rl.tasks.a2c import lambda_returns
 from optim4rl.tasks.distributions import Categorical, TanhNormal
 from optim4rl.tasks.ppo import PPOBatch, Samples, ppo_loss
@@ -287,3 +295,51 @@ def test_probe_continuous_policy(learner: str) -> None:
     assert mean[2] == pytest.approx(4.0, abs=0.5)
     assert values[0] == pytest.approx(0.0, abs=0.3)
     assert values[2] == pytest.approx(0.0, abs=0.3)
+
+
+# Known tasks, from the defaults of their environments.
+
+
+def train(task: Task, rollouts: int, rate: float) -> np.ndarray:
+    """Train with Adam; the mean return of each of ten parts of the training."""
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate))
+
+    @jax.jit
+    def run() -> Any:
+        def play(carry: Any, key: jax.Array) -> Any:
+            params, state, actor = carry
+            batch, actor, stats = task.rollout(params, actor, key)
+
+            def update(carry: Any, index: jax.Array) -> Any:
+                params, state = carry
+                steps, state = optimizer.update(task.gradient(params, batch, index), state)
+                return (optax.apply_updates(params, steps), state), None
+
+            indices = jnp.arange(task.updates_per_rollout, dtype=jnp.int32)
+            params, state = jax.lax.scan(update, (params, state), indices)[0]
+            return (params, state, actor), stats
+
+        key = jax.random.key(0)
+        params = task.init_params(key)
+        start = (params, optimizer.init(params), task.init_actor(key))
+        return jax.lax.scan(play, start, jax.random.split(key, rollouts))[1]
+
+    with jax.numpy_rank_promotion("allow"):
+        stats = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(10, -1).sum(axis=1), run())
+    return stats.return_sum / stats.episode_count
+
+
+@pytest.mark.slow
+def test_ppo_solves_cartpole() -> None:
+    """CartPole-v1 counts as solved from 475 on; 500 is the most there is. 200,000 steps."""
+    returns = train(make_task(default_config("gymnax:CartPole-v1")), 100, 3e-3)
+    assert returns[0] < 200
+    assert returns[-1] >= 475
+
+
+@pytest.mark.slow
+def test_ppo_swings_the_pendulum_up() -> None:
+    """Good policies have a mean return of -200 or more; half a million steps."""
+    returns = train(make_task(default_config("gymnax:Pendulum-v1")), 250, 3e-3)
+    assert returns[0] < -500
+    assert returns[-1] >= -200
