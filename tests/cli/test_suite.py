@@ -143,7 +143,8 @@ def test_toys_are_read_as_they_were_made(toys, weights, tmp_path):
             for score in (standing.auc, standing.final):
                 assert score.mean.value == pytest.approx(value), name
                 assert score.mean.low <= score.mean.value + 1e-9
-            assert standing.failures == 0
+            assert standing.diverged == 0
+            assert standing.members == pytest.approx([value] * len(results.choices[name]))
     assert results.auc_scale.best == ("adam", "adam")
     for name, choices in results.choices.items():
         best = 1.0 if name.startswith("rule") else 0.01
@@ -235,7 +236,7 @@ def test_a_recipe_with_three_meta_seeds_can_be_claimed_to_be_better(toys, weight
     said = claims(results)
     assert "tuned for each task: mean normalised AUC 1.200" in said[0]
     assert "above 1; significantly below 1 on no task" in said[0]
-    assert "0.0% of runs diverged" in said[0]
+    assert "0 of 60 runs diverged" in said[0]
     assert "with probability 1.000 (1.00 to 1.00), above 0.5" in said[1]
     assert not any("nothing can be claimed" in sentence for sentence in said)
 
@@ -258,11 +259,11 @@ def test_divergence_is_said_and_is_no_number(toys, weights, tmp_path):
     toys.run_piece = staticmethod(diverging)
     results = run_benchmark(lay_out(options(tmp_path, weights[:1], controls=False)))
     standing = results.standings["tuned"]["rule-0"]
-    assert standing.failures == 0.2  # The first run of either piece of ten.
+    assert (standing.diverged, standing.runs) == (4, 20)  # The first run of each piece.
     assert np.isnan(standing.auc.mean.value)
     text = to_markdown(results, RECORD)
     assert "mean normalised AUC diverged, below 1" in text
-    assert "20.0% of runs diverged" in text
+    assert "4 of 20 runs diverged" in text
     document = to_json(results)["optimizers"]["rule-0"]["tuned"]
     assert document["auc"]["mean"][0] is None
     json.dumps(document, allow_nan=False)

@@ -210,10 +210,13 @@ def test_a_better_optimizer_stands_better():
     assert len(standing.improvement) == TASKS
     assert standing.lead.mean.value == pytest.approx(0.5)
     assert standing.auc.mean.value == pytest.approx(1.5)
-    assert standing.failures == 0
+    assert (standing.diverged, standing.runs) == (0, better.size)
+    assert standing.members == pytest.approx((1.4, 1.6))
     better[0, 0, :3] = np.nan
     diverged = stand(better, better, SCALE, SCALE, HIGH[:, None, :])
-    assert diverged.failures == pytest.approx(3 / better.size)
+    assert diverged.diverged == 3
+    assert np.isnan(diverged.members[0])
+    assert diverged.members[1] == pytest.approx(1.6)
     assert diverged.mean_improvement.value == pytest.approx(1 - 3 / better.size)
 
 

@@ -116,13 +116,13 @@ def _with_looks(
 ) -> Iterator[tuple[tuple[str, _T], tuple[_Look, _Look]]]:
     """What is drawn, by name, and how its line and its band are; a control is dashed and grey."""
     colours = cycle(_COLOURS)
-    for name, what in drawn.items():
+    for index, (name, what) in enumerate(drawn.items()):
         control = name.endswith("untrained")
         behind = control or name in background
         colour = "0.45" if control else next(colours)
         line = {"color": colour, "lw": 1.2 if behind else 2.0, "ls": "--" if control else "-"}
         band = {"color": colour, "alpha": 0.05 if behind else 0.18, "lw": 0}
-        order = {"zorder": 2 if behind else 3}
+        order = {"zorder": (2 if behind else 3) - index / len(drawn)}
         yield (name, what), (line | order, band | order)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -50,7 +49,8 @@ class SuiteOptions:
         stress_seeds: stress runs at each of them.
         rollouts: at most so many rollouts of a run, for a quick look.
         num_envs: environments of each agent; the suite's by default.
-        jobs: worker processes, each of which uses about one core.
+        jobs: worker processes; each uses about one core, so as many as there are cores is right.
+            A GPU takes one.
         json: print the results as JSON.
     """
 
@@ -68,7 +68,7 @@ class SuiteOptions:
     stress_seeds: int = 16
     rollouts: int | None = None
     num_envs: int | None = None
-    jobs: int = os.cpu_count() or 1
+    jobs: int = 1
     json: bool = False
 
     def __post_init__(self) -> None:

@@ -30,6 +30,9 @@ from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import code_hash
 from optim4rl.study.runner import package_versions
 
+# Below these, the report says that intervals are too narrow.
+FEW_SEEDS = 10
+FEW_META_SEEDS = 6
 TITLES: dict[Reading, str] = {
     "tuned": "tuned for each task",
     "one": "one setting for all tasks",
@@ -124,7 +127,7 @@ def _against_one(results: Results, standing: Standing) -> str:
         f"significantly below 1 on {', '.join(below) or 'no task'}; "
         f"above 1 on {', '.join(above) or 'no task'}; "
         f"final return {interval(final)}, {_position(final, 1.0)}; "
-        f"{standing.failures:.1%} of runs diverged."
+        f"{standing.diverged} of {standing.runs} runs diverged."
     )
 
 
@@ -160,8 +163,14 @@ def _caveats(results: Results) -> list[str]:
             "The best setting is at an edge of its grid, so that these may be better than shown: "
             f"{'; '.join(edges)}."
         )
-    if results.benchmark.seeds < 10:
+    if results.benchmark.seeds < FEW_SEEDS:
         said.append(f"{results.benchmark.seeds} seeds are few: intervals are too narrow.")
+    few = [len(entry.members) for entry in results.benchmark.entries if entry.role == "learned"]
+    if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
+        said.append(
+            "With so few meta-seeds a bootstrap interval is somewhat too narrow (with four it "
+            "covers the truth about 90 % of the time): look at each meta-seed, too."
+        )
     said.append(
         "Intervals of single tasks are not corrected for their number: of 20 tasks without any "
         "difference one is expected to look significant."
@@ -201,8 +210,8 @@ def summary_table(results: Results, reading: Reading) -> Table:
     """One row for each optimizer, the best mean normalised AUC first."""
     header = [
         "optimizer",
-        "meta-seeds",
         "normalised AUC",
+        "by meta-seed",
         f"minus {REFERENCE}",
         f"P(beats {REFERENCE})",
         "normalised final return",
@@ -215,15 +224,19 @@ def summary_table(results: Results, reading: Reading) -> Table:
         rows.append(
             [
                 entry.name,
-                str(len(entry.members)) if entry.role == "learned" else "",
                 interval(standing.auc.mean),
+                _by_member(standing) if entry.role == "learned" else "",
                 interval(_mean(standing.lead)),
                 interval(standing.mean_improvement),
                 interval(standing.final.mean),
-                f"{standing.failures:.1%}",
+                f"{standing.diverged} of {standing.runs}",
             ]
         )
     return header, rows
+
+
+def _by_member(standing: Standing) -> str:
+    return " / ".join("diverged" if np.isnan(x) else f"{x:.3f}" for x in standing.members)
 
 
 def _rank(results: Results, reading: Reading, entry: Entry) -> float:
@@ -314,7 +327,17 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
     for title, columns in tables.items():
         texts = {name: [interval(x) for x in found] for name, found in columns.items()}
         parts += _section(f"{title}, {TITLES[reading]}", _task_table(results, texts))
-    return parts
+    raw = {name: [_raw(x) for x in found] for name, found in results.curves[reading].items()}
+    title = f"AUC as it is, and the worst run's, {TITLES[reading]}"
+    return parts + _section(title, _task_table(results, raw))
+
+
+def _raw(members: Sequence[Curves]) -> str:
+    """Mean and lowest AUC of all runs on a task."""
+    areas = np.concatenate([area_under_curve(curves) for curves in members])
+    if np.isnan(areas).any():
+        return "diverged"
+    return f"{areas.mean():.4g}, {areas.min():.4g}"
 
 
 def _protocol(results: Results) -> str:
@@ -431,7 +454,9 @@ def _standing_values(standing: Standing, tasks: list[str]) -> dict[str, Any]:
         "final": values(standing.final),
         f"minus_{REFERENCE}": values(standing.lead),
         f"improvement_over_{REFERENCE}": improvement,
-        "failure_rate": standing.failures,
+        "auc_of_meta_seeds": [x if np.isfinite(x) else None for x in standing.members],
+        "diverged": standing.diverged,
+        "runs": standing.runs,
     }
 
 

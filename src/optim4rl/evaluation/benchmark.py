@@ -27,7 +27,7 @@ from optim4rl.evaluation.tuning import Tuning, best_of_grid
 RESAMPLES = 2_000
 # Fewer meta-trainings than this say nothing about a recipe.
 MIN_META_SEEDS = 3
-PROFILE_POINTS = np.linspace(-0.25, 1.5, 71)
+PROFILE_POINTS = np.linspace(0.0, 1.5, 61)
 
 Scores = Float[np.ndarray, "task meta_seed seed"]
 OtherScores = Float[np.ndarray, "task other_meta_seed seed"]
@@ -199,7 +199,9 @@ class Standing:
             AUC; None for the reference.
         mean_improvement: the same on average over all tasks.
         profile: by normalised AUC; None if no task has a scale.
-        failures: share of diverged runs.
+        members: each meta-seed's own mean normalised AUC.
+        diverged: number of diverged runs.
+        runs: number of all runs.
     """
 
     auc: Normalised
@@ -208,7 +210,9 @@ class Standing:
     improvement: tuple[Estimate, ...] | None
     mean_improvement: Estimate | None
     profile: Profile | None
-    failures: float
+    members: tuple[float, ...]
+    diverged: int
+    runs: int
 
 
 def stand(
@@ -227,7 +231,7 @@ def stand(
         final_scale: that of final returns.
         reference: AUC of the runs of the optimizer to beat, in the same reading; None for itself.
     """
-    resolved = auc_scale.resolved
+    scaled = auc_scale.apply(areas)[auc_scale.resolved]
     return Standing(
         auc=normalise_scores(areas, auc_scale),
         final=normalise_scores(finals, final_scale),
@@ -241,8 +245,10 @@ def stand(
         mean_improvement=None
         if reference is None
         else probability_of_improvement(areas, reference),
-        profile=performance_profile(auc_scale.apply(areas)[resolved]) if resolved.any() else None,
-        failures=float(np.isnan(areas).mean()),
+        profile=performance_profile(scaled) if scaled.size else None,
+        members=tuple(scaled.mean(axis=(0, 2)).tolist()) if scaled.size else (),
+        diverged=int(np.isnan(areas).sum()),
+        runs=areas.size,
     )
 
 
