@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -271,3 +272,48 @@ def test_agents_may_come_in_several_widths():
     assert build(options)[1][0].task.config.width == (8, 16)
     with pytest.raises(ValueError, match=r"^width = \(\): at least one"):
         build(TrainOptions(Path("unused"), width=()))
+
+
+def test_another_estimator_goes_on_from_given_weights(whole, tmp_path):
+    """With a meta-learning rate of next to nothing the weights are those of the start."""
+    start = str(whole / "weights.safetensors")
+    words = ["--estimator=pes", "--iterations=1", "--meta-learning-rate=1e-30", "--sigma=1"]
+    out = run(tmp_path / "run", *words, "--start", start, "--rescale-parameters=2", "--agents=4")
+    assert same_weights(out, whole)
+    assert float(progress(out)[0]["meta_gradient_norm"]) > 0
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["start"] == start
+    assert settings["meta"]["estimator"] == "pes"
+    assert settings["augmentation"]["rescale_parameters"] == 2
+
+
+def test_a_plan_for_whole_lives(capsys):
+    """Their agents are none of the state."""
+    plans = []
+    for estimator in ("es", "truncated"):
+        main(["train", *TINY, "--out=unused", "--dry-run", "--estimator", estimator])
+        plans.append(json.loads(capsys.readouterr().out)["memory"])
+    assert plans[0]["state_gib"] <= plans[1]["state_gib"]
+    assert all(plan["work_gib"] >= 0 for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--start=nowhere"], "nowhere"),
+        (["--optimizer=linear"], "another rule: processing is .* there and"),
+        (["--clip=2"], r"another rule: clip is None there and 2\.0 here"),
+        (["--estimator=es", "--agents=3"], "agents = 3: es has antithetic pairs"),
+        (["--estimator=es", "--shortest-interval=1"], "shortest_interval = 1: .* need the esti"),
+        (["--shortest-interval=3"], "shortest_interval = 3: 1 to reset_interval = 2 is needed"),
+        (["--sigma=0"], "sigma = 0.0: a positive finite number"),
+        (["--rescale-gradients=0.1"], "rescale_gradients = 0.1: a finite number of at least 1"),
+    ],
+)
+def test_estimators_starts_and_scales_that_cannot_be(options, message, whole, tmp_path, capsys):
+    start = ["--start", str(whole / "weights.safetensors")]
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path / "run", *start, *options)
+    assert exit.value.code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.replace("│", " ").split()))
+    assert not (tmp_path / "run").exists()

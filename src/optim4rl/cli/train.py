@@ -17,15 +17,24 @@ from jax.experimental import multihost_utils
 from optim4rl.cli.cluster import ClusterOptions
 from optim4rl.cli.plots import plot_training
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
+from optim4rl.meta.augmentation import Augmentation, augment
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
 from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
 from optim4rl.meta.population import Execution, agents_mesh
-from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, Progress, init, train
+from optim4rl.meta.trainer import (
+    MetaConfig,
+    MetaState,
+    MetaTask,
+    Progress,
+    init,
+    make_estimator,
+    train,
+)
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.presets import learned_spec
-from optim4rl.optimizers.rule import OptimizerSpec
-from optim4rl.optimizers.weights import LearnedOptimizer, save_weights
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
 from optim4rl.study.runner import package_versions
 from optim4rl.tasks import MapOrder, default_config, make_task
 
@@ -72,6 +81,9 @@ class TrainOptions:
         envs_per_agent: environments of each agent.
         clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
         zero_head: start the rule's heads at zero.
+        start: weights to go on from, a shipped name or a file; "": fresh ones. The options must
+            describe their rule.
+        augmentation: random rescaling of the tasks, drawn for every life of an agent.
         meta: the meta-training itself.
         chunk: meta-iterations between two checkpoints.
         resume: go on from the checkpoint in the output folder.
@@ -93,6 +105,10 @@ class TrainOptions:
     envs_per_agent: int = 64
     clip: float = 0.0
     zero_head: bool = True
+    start: str = ""
+    augmentation: Annotated[Augmentation, tyro.conf.arg(name="")] = field(
+        default_factory=Augmentation
+    )
     meta: Annotated[MetaConfig, tyro.conf.arg(name="")] = field(default_factory=MetaConfig)
     chunk: int = 20
     resume: bool = False
@@ -154,8 +170,28 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
             learner=dataclasses.replace(config.learner, reward_scale=reward),
             normalise_rewards=options.normalise_rewards,
         )
-        tasks.append(MetaTask(make_task(config), rate * scale))
+        tasks.append(MetaTask(augment(make_task(config), options.augmentation), rate * scale))
     return spec, tuple(tasks)
+
+
+def starting_weights(options: TrainOptions, spec: OptimizerSpec) -> MetaParameters | None:
+    """The meta-parameters that `--start` names.
+
+    Raises:
+        ValueError: there are no such weights, or they are those of another rule; the message says
+            where it differs.
+    """
+    if not options.start:
+        return None
+    weights = load_weights(options.start)
+    # What only decides fresh weights may differ.
+    there = dataclasses.replace(weights.spec, zero_head=spec.zero_head)
+    names = [field.name for field in dataclasses.fields(spec)]
+    values = [(name, getattr(there, name), getattr(spec, name)) for name in names]
+    differing = [f"{name} is {a!r} there and {b!r} here" for name, a, b in values if a != b]
+    if differing:
+        raise ValueError(f"start = {options.start!r}: another rule: {'; '.join(differing)}")
+    return weights.meta_parameters
 
 
 def run(options: TrainOptions) -> None:
@@ -164,6 +200,7 @@ def run(options: TrainOptions) -> None:
     first_process = jax.process_index() == 0
     spec, tasks = build(options)
     settings = _settings(options)
+    start = starting_weights(options, spec)
     execution, plan = plan_execution(options, spec, tasks)
     if options.dry_run:
         if first_process:
@@ -179,14 +216,16 @@ def run(options: TrainOptions) -> None:
     if options.resume and checkpoint.exists():
         state = load_checkpoint(checkpoint, like, settings, execution)
     else:
-        state = init(spec, tasks, options.meta, execution=execution)
+        state = init(spec, tasks, options.meta, start, execution)
     log = options.out / "progress.csv"
     if first_process:
         options.out.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
         _start_log(log, options.tasks, int(state.iteration))
-    steps = sum(t.task.env_steps_per_rollout for t in tasks)  # type: ignore[attr-defined]
-    steps *= options.meta.agents * (options.meta.inner_updates + 1)
+    steps = options.meta.agents * sum(
+        make_estimator(spec, t, options.meta, execution).rollouts * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
+        for t in tasks
+    )
     started, first = time.perf_counter(), int(state.iteration)
     bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)
     with bar as update:

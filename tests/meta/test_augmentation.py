@@ -1,0 +1,156 @@
+"""Task augmentation: the same loss in other variables, at scales drawn for every life."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from test_meta_gradient import Quadratic, factor_rule, quick_jit
+
+from optim4rl.meta.augmentation import Augmentation, Augmented, augment
+from optim4rl.meta.population import Execution
+from optim4rl.meta.trainer import MetaConfig, MetaTask, init, iterate
+from optim4rl.tasks import A2CConfig, TaskConfig, make_task
+
+KEYS = jax.random.split(jax.random.key(0), 500)
+ALL = Augmentation(rescale_parameters=10.0, rescale_gradients=100.0)
+
+
+@dataclass(frozen=True)
+class Rewarded(Quadratic):
+    """A quadratic whose batch is a reward of one."""
+
+    factor: Any = field(default=1.0, compare=False)
+
+    def with_reward_factor(self, factor):
+        return Rewarded(self.curvatures, self.updates_per_rollout, factor)
+
+    def rollout(self, params, actor, key):
+        _, actor, stats = super().rollout(params, actor, key)
+        return self.factor * jnp.ones(()), actor, stats
+
+
+def identical(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_with_scale_one_everything_is_identical():
+    """Parameters, batches, actors, stats and gradients, of Catch."""
+    task = make_task(TaskConfig("catch", num_envs=2, width=4, learner=A2CConfig(rollout=5)))
+
+    @partial(quick_jit, static_argnums=0)
+    def life(wrapped):
+        this = Augmented(task, Augmentation()) if wrapped else task
+        params, actor = this.init_params(KEYS[0]), this.init_actor(KEYS[0])
+        batch, after, stats = this.rollout(params, actor, KEYS[1])
+        return params, actor, batch, after, stats, this.gradient(params, batch, None)
+
+    params, actor, batch, after, stats, gradient = life(True)
+    scales = actor.scales
+    identical((params, actor.actor, batch[0], after.actor, stats, gradient), life(False))
+    identical((batch[1], after.scales), (scales, scales))
+    assert all((s == 1).all() for s in jax.tree.leaves(scales))
+
+
+def test_nothing_to_rescale_leaves_the_task_itself():
+    task = Quadratic()
+    assert augment(task, Augmentation()) is task
+    assert augment(task, ALL) == Augmented(task, ALL)
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_the_loss_is_the_same_function_in_other_variables(tensors):
+    """Of scaled parameters; its gradient is that of autodiff through the scaling."""
+    task = Rewarded()
+    settings = Augmentation(10.0, 100.0, 5.0, rescale_tensors=tensors)
+    augmented = Augmented(task, settings)
+
+    @quick_jit
+    def run():
+        params, actor = augmented.init_params(KEYS[0]), augmented.init_actor(KEYS[0])
+        scales = actor.scales
+        batch, after, stats = augmented.rollout(params, actor, KEYS[1])
+
+        def loss(params):
+            true = jax.tree.map(jnp.multiply, params, scales.parameters)
+            return scales.gradients * task.loss(true)
+
+        found = augmented.gradient(params, batch, None)
+        own = task.init_params(KEYS[0])
+        return params, scales, batch, after, stats, found, jax.grad(loss)(params), own
+
+    params, scales, batch, after, stats, found, expected, own = run()
+    assert 1 not in np.asarray(ravel_pytree(scales)[0])
+    assert (scales.parameters["x"] == scales.parameters["y"]) == (not tensors)
+    close = partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(close, found, expected)
+    jax.tree.map(close, jax.tree.map(np.multiply, params, scales.parameters), own)
+    close(stats["loss"], task.loss(own))
+    identical((after.scales, batch[1], batch[0]), (scales, scales, scales.rewards))
+    assert after.actor == 1
+
+
+def test_scales_are_log_uniform_and_the_keys_own():
+    """Of 500 lives: within the limits, evenly over the decades, parameters apart from the rest."""
+    augmented = Augmented(Rewarded(), Augmentation(10.0, 100.0, 5.0))
+    scales = quick_jit(jax.vmap(augmented.scales))(KEYS)
+    logs = []
+    for found, limit in (
+        ((*scales.parameters.values(),), 10.0),
+        ((scales.gradients,), 100.0),
+        (
+            (scales.rewards,),
+            5.0,
+        ),
+    ):
+        for factors in found:
+            u = np.log(np.asarray(factors, np.float64)) / np.log(limit)
+            assert abs(u).max() <= 1 + 1e-6
+            # Kolmogorov-Smirnov: the 0.1 % point at 500 draws.
+            ranks = np.sort((u + 1) / 2)
+            assert abs(ranks - np.arange(500) / 500).max() < 1.95 / np.sqrt(500)
+            logs.append(u)
+    correlations = np.corrcoef(logs) - np.eye(4)
+    assert abs(correlations).max() < 4 / np.sqrt(500)
+    identical(scales, quick_jit(jax.vmap(augmented.scales))(KEYS))
+
+
+def test_every_life_of_an_agent_has_scales_of_its_own():
+    """They come with the actor: kept while it lives, drawn anew when it is reset."""
+    spec, weights = factor_rule()
+    tasks = (MetaTask(Augmented(Quadratic((0.5, 1.0)), ALL), 0.01),)
+    config = MetaConfig(agents=2, inner_updates=1, reset_interval=4)
+
+    @quick_jit
+    def run():
+        start = init(spec, tasks, config, weights, Execution())
+
+        def body(state, _):
+            state, _ = iterate(spec, tasks, config, state)
+            return state, state.estimators[0].agents.actor.scales.gradients
+
+        return jax.lax.scan(body, start, length=5)[1]
+
+    scales = np.asarray(run())
+    # Agent 1 is reset at iteration 2, agent 0 at iteration 4.
+    for agent, reset in ((0, 4), (1, 2)):
+        before, after = np.split(scales[:, agent], [reset])
+        assert len(set(before)) == len(set(after)) == 1
+        assert before[0] != after[0]
+    assert len(np.unique(scales)) == 4
+
+
+@pytest.mark.parametrize("name", ["parameters", "gradients", "rewards"])
+@pytest.mark.parametrize("value", [0.5, 0.0, float("inf"), float("nan")])
+def test_what_is_no_scale_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^rescale_{name} = {value!r}: a finite number of at"):
+        Augmentation(**{f"rescale_{name}": value})
+
+
+def test_a_task_without_rewards_is_refused():
+    with pytest.raises(ValueError, match=r"^rescale_rewards = 2\.0: .* and Quadratic has none$"):
+        augment(Quadratic(), Augmentation(rescale_rewards=2.0))
