@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,10 @@ from optim4rl.meta.agents import init_agents
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
 from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, make_estimator, train
-from optim4rl.optimizers.kernels.select import choose
+from optim4rl.optimizers import rule
+from optim4rl.optimizers.kernels.select import KERNELS, choose
+from optim4rl.optimizers.presets import LEARNED
+from optim4rl.optimizers.rule import init_meta_parameters, init_state
 
 SPEC, _ = factor_rule()
 ALPHA, CURVATURE, SIGMA = 0.1, 2.0, 0.5
@@ -54,7 +58,7 @@ class OneParameter(Episodes):
         return jnp.ones(1)
 
 
-def multiply(spec, meta_parameters, gradient, state, *, layout=()):
+def multiply(spec, meta_parameters, gradient, state, **more):
     """A step of the rule with one meta-parameter."""
     return meta_parameters["network0"]["factor"] * gradient, state
 
@@ -164,8 +168,9 @@ def test_pes_is_unbiased_with_staggered_resets(pes):
 
 
 def test_pairs_share_everything_but_the_perturbation():
-    """Their first parameters, their resets and their random numbers."""
-    pes = estimator(dataclasses.replace(CONFIG, agents=6), Episodes((1.0, 2.0)))
+    """Their first parameters, their lives, of mixed length, and their random numbers."""
+    config = dataclasses.replace(CONFIG, agents=6, shortest_interval=2)
+    pes = estimator(config, Episodes((1.0, 2.0)))
 
     @quick_jit
     def run():
@@ -186,8 +191,36 @@ def test_pairs_share_everything_but_the_perturbation():
     drawn = lives.perturbation.reshape(LIFE, 2, 3)
     np.testing.assert_array_equal(drawn[:, 0], -drawn[:, 1])
     assert len(np.unique(abs(drawn))) == LIFE * 3
-    # The pair with offset 1 is reset at iteration 1: both start anew from the same place.
-    np.testing.assert_array_equal(lives.learners.agents.actor[1].reshape(2, 3), [[4, 2, 4]] * 2)
+    # Lives of 2, 4 and 3 estimates, reset at 2, at 1 and at 2. The actor counts rollouts.
+    ages = lives.learners.agents.actor.reshape(LIFE, 2, 3)
+    np.testing.assert_array_equal(ages[:, 0], ages[:, 1])
+    np.testing.assert_array_equal(
+        ages[:, 0], K * np.array([[1, 2, 1, 2], [1, 1, 2, 3], [1, 2, 1, 2]]).T
+    )
+
+
+@pytest.mark.parametrize(
+    "kernel", [k.name for k in KERNELS if k.refusal(LEARNED["anchored"]) is None]
+)
+def test_kernels_step_agents_that_have_a_rule_each(kernel):
+    """Batched over rules as well as agents, as one at a time."""
+    spec = LEARNED["anchored"]
+    step = jax.vmap(partial(choose(spec, kernel).step, spec))
+
+    @quick_jit
+    def both():
+        keys = jax.random.split(jax.random.key(0), 3)
+        rules = jax.vmap(partial(init_meta_parameters, spec))(keys)
+        rules = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(keys[0], x.shape), rules)
+        gradients = jax.random.normal(keys[1], (3, 70))
+        state = jax.vmap(lambda _: init_state(spec, (70,)))(keys)
+        expected = jax.vmap(partial(rule.step, spec))(rules, gradients, state)
+        return step(rules, gradients, state), expected
+
+    (directions, state), (expected, expected_state) = both()
+    assert np.ptp(np.asarray(expected), axis=0).min() > 0
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
+    jax.tree.map(close, (directions, state), (expected, expected_state))
 
 
 def test_a_curve_holds_its_value_where_no_episode_ends():
