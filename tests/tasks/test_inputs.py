@@ -83,6 +83,18 @@ def test_gradients_are_the_transposes(maps: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *everything())
 
 
+def test_members_are_taken_in_order() -> None:
+    """The same ones, written either way."""
+    places, written = observations()
+    members = jnp.array([3, 0, 0], jnp.int32)
+    np.testing.assert_array_equal(
+        SparseInputs(SHAPE, "rows").take(places, members), np.asarray(places)[:, [3, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        DenseInputs(SHAPE, "rows").take(written, members), np.asarray(written)[[3, 0, 0]]
+    )
+
+
 def test_steps_are_joined_in_order_and_selected_by_member() -> None:
     """Step by step, environments within; the batch is the first axis or the last."""
     sparse, dense = SparseInputs((2,), "channels"), DenseInputs((2,), "channels")

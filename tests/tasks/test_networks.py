@@ -14,6 +14,7 @@ from optim4rl.tasks.networks import (
     ActorCritic,
     Conv2x2,
     Dense,
+    make_mlps,
     make_network,
     parameter_kinds,
 )
@@ -137,6 +138,42 @@ def test_parameter_kinds(networks: ActorCritic) -> None:
     assert (kinds.dense.kernel, kinds.dense.bias) == (0, 1)
     assert (kinds.policy.kernel, kinds.policy.bias) == (2, 2)
     assert (kinds.value.kernel, kinds.value.bias) == (3, 3)
+
+
+def test_separate_networks() -> None:
+    """Brax's sizes, values by the formula, and heads that are the last layers."""
+    rng = np.random.default_rng(0)
+    paper = eqx.filter_eval_shape(make_mlps, 27, 16, (32,) * 4, (64,) * 5, "swish", key=KEY)
+    policy = 28 * 32 + 3 * 33 * 32 + 33 * 16
+    assert sum(leaf.size for leaf in jax.tree.leaves(paper)) == (
+        policy + 28 * 64 + 4 * 65 * 64 + 65
+    )
+    small = eqx.filter_eval_shape(make_mlps, 6, 2, (3,), (4, 5), "tanh", key=KEY)
+    network = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), small)
+    x = rng.normal(size=(2, 3)).astype(np.float32)
+
+    def by_formula(layers: Any) -> Any:
+        hidden = x.ravel()
+        for layer in layers[:-1]:
+            hidden = np.tanh(hidden @ layer.kernel + layer.bias)
+        return hidden @ layers[-1].kernel + layers[-1].bias
+
+    outputs, value = jax.jit(lambda network, x: network(x))(network, x)
+    np.testing.assert_allclose(outputs, by_formula(network.policy), rtol=1e-5)
+    np.testing.assert_allclose(value, by_formula(network.value)[0], rtol=1e-5)
+    kinds = parameter_kinds(network)
+    assert [(layer.kernel, layer.bias) for layer in kinds.policy] == [(0, 1), (2, 2)]
+    assert [(layer.kernel, layer.bias) for layer in kinds.value] == [(0, 1), (0, 1), (3, 3)]
+
+
+def test_separate_networks_start_as_flax_s() -> None:
+    """Variance 1 / fan-in in every layer, and no layer like another."""
+    network = jax.jit(lambda key: make_mlps(100, 8, (400, 400), (400,), "relu", key=key))(KEY)
+    layers = [*network.policy, *network.value]
+    for layer in layers[:3]:
+        assert float(layer.kernel.std()) == pytest.approx(len(layer.kernel) ** -0.5, rel=0.05)
+        assert not layer.bias.any()
+    assert abs(np.corrcoef(layers[0].kernel.ravel(), layers[3].kernel.ravel())[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optim4rl.tasks.normalisation import (
+    OBSERVATION_LIMIT,
     REWARD_LIMIT,
     init_moments,
     init_returns,
+    normalise,
     scale_rewards,
     update_moments,
 )
@@ -54,3 +56,22 @@ def test_no_reward_so_far_is_no_division_by_zero() -> None:
     np.testing.assert_array_equal(scaled, 0.0)
     _, scaled = scale_rewards(returns, reward.at[-1, 0].set(1e-6), done, 0.99)
     assert scaled[-1, 0] <= REWARD_LIMIT
+
+
+def test_what_is_normalised_has_mean_0_and_variance_1() -> None:
+    """Over any leading axes; what never changed is 0, what is far away is held."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(500, 2)) * [3.0, 0.0] + [100.0, 7.0]).astype(np.float32)
+    moments = update_moments(init_moments((2,)), jnp.asarray(x))
+    found = np.asarray(normalise(moments, jnp.asarray(x).reshape(50, 10, 2)))
+    np.testing.assert_allclose(found.reshape(-1, 2).mean(axis=0), 0.0, atol=1e-2)
+    np.testing.assert_allclose(found.reshape(-1, 2).std(axis=0), [1.0, 0.0], atol=1e-3)
+    far = normalise(moments, jnp.array([1e6, -1e6]))
+    np.testing.assert_array_equal(far, [OBSERVATION_LIMIT, -OBSERVATION_LIMIT])
+
+
+def test_nothing_seen_changes_nothing() -> None:
+    """Within the limit."""
+    x = jnp.array([[0.5, -2.0], [9.0, 1000.0]])
+    found = normalise(init_moments((2,)), x)
+    np.testing.assert_array_equal(found, [[0.5, -2.0], [9.0, OBSERVATION_LIMIT]])

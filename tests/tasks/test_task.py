@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 from test_a2c import Probe, probe_task, quick_jit
 
-from optim4rl.tasks import A2CConfig, TaskConfig, default_config, make_task, task_from_environment
+from optim4rl.tasks import (
+    A2CConfig,
+    PPOConfig,
+    TaskConfig,
+    default_config,
+    make_task,
+    task_from_environment,
+)
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.environments.catch import Catch
+from optim4rl.tasks.normalisation import normalise
 from optim4rl.tasks.task import Task
 
 SMALL = TaskConfig("catch", num_envs=4, width=8, learner=A2CConfig(rollout=11))
@@ -39,9 +47,24 @@ def test_parameter_counts_are_the_paper_s() -> None:
     [("catch", "dense", 256), ("small_dense_long", "dense", 32), ("big_sparse_short", "conv", 32)],
 )
 def test_default_networks(environment: str, torso: str, width: int) -> None:
-    """The paper's."""
+    """The paper's, for A2C."""
     config = default_config(environment)
     assert (config.environment, config.torso, config.width) == (environment, torso, width)
+    assert config.learner == A2CConfig()
+
+
+@pytest.mark.parametrize(
+    ("environment", "torso"),
+    [("CartPole-v1", "mlp"), ("Pendulum-v1", "mlp"), ("Freeway-MinAtar", "conv")],
+)
+def test_default_networks_of_gymnax(environment: str, torso: str) -> None:
+    """PPO; by the names alone, and always for a task that can be made."""
+    config = default_config(f"gymnax:{environment}")
+    assert isinstance(config.learner, PPOConfig)
+    assert config.torso == torso
+    task = make_task(config)
+    assert task.updates_per_rollout == 16
+    assert count_parameters(task) > 4_000
 
 
 def test_equal_configs_share_one_task() -> None:
@@ -123,15 +146,16 @@ def test_the_gradient_is_that_of_the_loss_in_catch(catch: Any) -> None:
         ("big_dense_short", "conv", "channels", 2),
         ("gymnax:CartPole-v1", "dense", "channels", 3),
         ("gymnax:Breakout-MinAtar", "conv", "rows", 2),
+        ("small_dense_short", "mlp", "channels", 3),
     ],
 )
 def test_the_gradient_is_that_of_the_loss(
     environment: str, torso: Any, maps: Any, num_envs: int
 ) -> None:
     """Ones looked up by both torsos, and observations of which nothing is known."""
-    task = make_task(
-        TaskConfig(environment, num_envs, torso, 8, maps, A2CConfig(rollout=60 // num_envs))
-    )
+    learner = A2CConfig(rollout=60 // num_envs)
+    config = TaskConfig(environment, num_envs, torso, 8, maps, learner)
+    task = make_task(dataclasses.replace(config, policy_layers=(4, 5), value_layers=()))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert_is_the_gradient_of_the_loss(task, play(task))
 
@@ -217,6 +241,60 @@ def test_scaled_rewards_are_what_the_agent_learns_from_and_nothing_else(catch: A
     np.testing.assert_allclose(data.reward * scale, plain.reward, rtol=1e-5)
 
 
+def test_continuous_actions_are_learned_by_a2c() -> None:
+    """The gradient, through probabilities of actions before they are squashed."""
+    learner = A2CConfig(rollout=20, entropy_weight=0.0)
+    task = make_task(TaskConfig("gymnax:Pendulum-v1", 3, "dense", 8, learner=learner))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        played = play(task)
+        assert_is_the_gradient_of_the_loss(task, played)
+    _, _, (_, data, _) = played
+    assert data.action.shape == (20, 3, 1)
+    assert len(np.unique(data.action)) == 60
+
+
+def test_observations_are_normalised_by_what_was_seen_before() -> None:
+    """The first rollout as it is, the next by the moments of the first; grid worlds, too."""
+    config = dataclasses.replace(SMALL, environment="small_dense_short")
+    task = make_task(dataclasses.replace(config, normalise_observations=True))
+
+    @quick_jit
+    def run() -> Any:
+        key = jax.random.key(0)
+        params, actor = task.init_params(key), task.init_actor(key)
+        middle, first, _ = task.transitions(params, actor, key)
+        after, second, _ = task.transitions(params, middle, jax.random.key(1))
+        return params, middle, first, after, second
+
+    params, middle, first, after, second = run()
+    raw = np.asarray(first.observation).reshape(44, -1)
+    assert set(np.unique(raw)) == {0.0, 1.0}
+    assert middle.seen.seen == 44
+    np.testing.assert_allclose(middle.seen.mean.ravel(), raw.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(middle.seen.variance.ravel(), raw.var(axis=0), rtol=1e-4, atol=1e-7)
+    mean, variance = np.asarray(middle.seen.mean), np.asarray(middle.seen.variance)
+    expected = (np.asarray(middle.episodes.observation) - mean) / np.sqrt(variance + 1e-8)
+    np.testing.assert_allclose(
+        second.observation[0], np.clip(expected, -10, 10), rtol=1e-4, atol=1e-4
+    )
+    assert after.seen.seen == 88
+    # Also the value of what came after the rollout.
+    last = normalise(middle.seen, after.episodes.observation[0])
+    going_on = ~(second.terminated | second.truncated)[-1, 0]
+    assert going_on
+    assert float(second.next_value[-1, 0]) == pytest.approx(float(params(last)[1]), abs=1e-4)
+
+
+def test_any_observation_becomes_floats() -> None:
+    """Integers and booleans alike."""
+    task = make_task(TaskConfig("gymnax:FourRooms-misc", 2, width=8, learner=A2CConfig(rollout=3)))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        _, (gradient, _, _), (_, data, _) = play(task)
+    assert data.observation.dtype == jnp.float32
+    assert len(np.unique(data.observation)) > 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_the_recorded_rollout_is_consistent(catch: Any) -> None:
     """Values are those of what was seen, next values those of what came next, games end at nine."""
     params, _, (actor, data, stats) = catch
@@ -300,6 +378,13 @@ def test_bad_widths_are_named(width: Any) -> None:
     """A whole number or a tuple of some."""
     with pytest.raises(ValueError, match=r"^width = .*: a whole number of at least 1 is needed"):
         TaskConfig(width=width)
+
+
+@pytest.mark.parametrize("field", ["policy_layers", "value_layers"])
+def test_bad_layers_are_named(field: str) -> None:
+    """A tuple of whole numbers; an empty one is a linear map."""
+    with pytest.raises(ValueError, match=rf"^{field} = \(4, 0\): whole numbers of at least 1"):
+        TaskConfig(**{field: (4, 0)})
 
 
 @pytest.mark.parametrize("field", ["num_envs", "width"])
