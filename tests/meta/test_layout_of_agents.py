@@ -9,9 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from optim4rl.meta.agents import init_agents
-from optim4rl.meta.meta_gradient import truncated_meta_gradient
-from optim4rl.optimizers import KINDS, LEARNED, infer_layout, rule
-from optim4rl.optimizers.inputs import rows_at, segments
+from optim4rl.meta.meta_gradient import NOISE, truncated_meta_gradient
+from optim4rl.optimizers import KINDS, LEARNED, infer_layout, rule, scale_by_learned_rule
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.tasks.networks import make_network, parameter_kinds
 
@@ -22,7 +21,8 @@ WEIGHTS = {"dense": (2, 3), "policy": (3, 2), "value": (3, 1)}
 class Quadratic:
     """Half the squared distance of a small agent's parameters to their own target."""
 
-    updates_per_rollout = 1
+    def __init__(self, updates_per_rollout):
+        self.updates_per_rollout = updates_per_rollout
 
     def init_params(self, key):
         keys = jax.random.split(key, len(WEIGHTS))
@@ -56,24 +56,39 @@ def test_the_inferred_kinds_of_our_agents_are_those_of_their_networks(torso):
     )
 
 
-@pytest.mark.parametrize("kernel", ["xla", "auto"])
-def test_the_meta_gradient_sees_the_kinds(kernel):
-    """Against autodiff through the unrolled updates, with each coordinate's kind beside it."""
-    spec, task, K, num_agents = LEARNED["generalist"], Quadratic(), 2, 2
+@pytest.mark.parametrize(
+    ("preset", "kernel", "updates"),
+    [
+        ("generalist", "xla", 1),
+        ("generalist", "auto", 2),
+        ("celo2", "auto", 1),
+        ("star", "auto", 1),
+        ("open", "auto", 2),
+    ],
+)
+def test_the_meta_gradient_is_that_of_the_optax_form(preset, kernel, updates):
+    """Through updates of the tree, each tensor by itself; what is read is a constant."""
+    spec, task, K, num_agents = LEARNED[preset], Quadratic(updates), 2, 2
     weights, unravel = ravel_pytree(rule.init_meta_parameters(spec, jax.random.key(0)))
     weights = unravel(weights + 0.1 * jax.random.normal(jax.random.key(1), weights.shape))
-    params = task.init_params(jax.random.key(0))
-    start, unravel = ravel_pytree(params)
-    n = start.size
-    rows = rows_at(segments(spec.inputs, infer_layout(params), n), jnp.arange(n))
-    target = ravel_pytree(task.rollout(params, 0.0, None)[0])[0]
+    shapes = task.init_params(jax.random.key(0))
+    _, unravel = ravel_pytree(shapes)
+    target, _, _ = task.rollout(shapes, 0.0, None)
+    keys = jax.random.split(jax.random.key(3), num_agents)
 
-    def objective(weights, params, state):
-        for _ in range(K):
-            gradient = jax.lax.stop_gradient(params - target)
-            direction, state = rule.step(spec, weights, gradient, state, rows)
-            params = params - ALPHA * direction
-        return 0.5 * jnp.sum(jnp.square(params - target))
+    def objective(weights, params, key):
+        tx = scale_by_learned_rule(spec, weights, kernel=None)
+        params = unravel(params)
+        state = tx.init(params)
+        for age in range(K):
+            now = jax.lax.stop_gradient(params)
+            noise_key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
+            direction, state = tx.update(
+                task.gradient(now, target, None), state, now, noise_key=noise_key
+            )
+            params = jax.tree.map(lambda p, d: p - ALPHA * d, params, direction)
+        error = ravel_pytree(jax.tree.map(jnp.subtract, params, target))[0]
+        return 0.5 * jnp.sum(jnp.square(error))
 
     @jax.jit
     def both():
@@ -83,15 +98,15 @@ def test_the_meta_gradient_sees_the_kinds(kernel):
             weights,
             task,
             agents,
-            jax.random.split(jax.random.key(3), num_agents),
+            keys,
             learning_rate=ALPHA,
             inner_updates=K,
             validation="last",
             kernel=choose(spec, kernel),
         )
-        expected = jax.vmap(jax.grad(objective), (None, 0, 0))(weights, agents.params, agents.rule)
+        expected = jax.vmap(jax.grad(objective), (None, 0, 0))(weights, agents.params, keys)
         return found.gradient, jax.tree.map(lambda x: jnp.mean(x, axis=0), expected)
 
     found, expected = (np.asarray(ravel_pytree(x)[0]) for x in both())
     assert np.abs(expected).max() > 0
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

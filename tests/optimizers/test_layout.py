@@ -103,7 +103,7 @@ def test_a_layout_is_static_and_needs_shapes_alone():
     layout = infer_layout(jax.eval_shape(lambda: tree))
     assert layout == infer_layout(tree)
     assert hash(layout) == hash(infer_layout(tree))
-    assert layout == (Tensor((2, 3), W, 0.0), Tensor((4,), P, 1.0))
+    assert layout == (Tensor((2, 3), W, 0.0), Tensor((4,), P, 1.0, actor=True))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,13 @@ def test_kinds_may_be_given():
 
     assert kinds(by_name) == [B, W, V]
     assert seen == {"a/b": (2,), "a/w": (2, 2), "z": (2, 2)}
+
+
+def test_the_actor_is_what_serves_the_policy_alone():
+    tree = {"torso": flax("dense"), "policy": flax("0", "1"), "value": flax("0")}
+    actors = {path for path, t in zip("ppppttvv", infer_layout(tree), strict=True) if t.actor}
+    assert actors == {"p"}
+    assert [t.actor for t in infer_layout([SQUARE, SQUARE], [W, P])] == [False, True]
 
 
 def test_masked_leaves_need_no_kind():

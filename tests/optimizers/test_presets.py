@@ -15,7 +15,7 @@ from optim4rl.optimizers import (
     optimizer_names,
 )
 from optim4rl.optimizers.processing import Andrychowicz, RawAndSquare, SignLog
-from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear
+from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear, Open, Star
 
 TREE = {"w": (2, 3), "b": (3,)}
 
@@ -56,11 +56,19 @@ def test_celo2_is_an_mlp_of_two_hidden_layers_of_8_with_updates_of_unit_rms():
     assert (spec.structure, spec.clip, spec.zero_head) == (Celo2(beta2=0.95), 1000.0, False)
 
 
+def test_star_and_open_are_as_published():
+    star, open_ = learned_spec("star"), learned_spec("open")
+    assert (star.cell, star.head_sizes, star.structure) == ("none", (4, 4), Star())
+    assert (open_.cell, open_.hidden_size, open_.head_sizes) == ("gru", 8, (16, 16))
+    assert (open_.structure, open_.inputs) == (Open(), ("layer",))
+    assert open_.networks[0].inputs == 19
+
+
 def test_the_default_spec_is_the_papers_reference():
     assert learned_spec("optim4rl") == OptimizerSpec()
 
 
-@pytest.mark.parametrize("name", ["Adam", "optim4rl ", "", "star"])
+@pytest.mark.parametrize("name", ["Adam", "optim4rl ", "", "velo"])
 def test_an_unknown_name_is_answered_with_the_known_ones(name):
     with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*optim4rl, .*anchored"):
         learned_spec(name)

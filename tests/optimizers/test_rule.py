@@ -18,7 +18,10 @@ from optim4rl.optimizers.structures import (
     STRUCTURES,
     Adaptive,
     Anchored,
+    Extras,
     NonAdaptive,
+    Open,
+    Reading,
     factors,
     straight_through_sign,
 )
@@ -65,14 +68,22 @@ def weight_rows(spec, shape):
     return jnp.broadcast_to(values.reshape(-1, *(1,) * len(shape)), (values.size, *shape))
 
 
+def extras_of(spec, shape):
+    """Some numbers for what the structure reads beside gradients."""
+    numbers = jnp.arange(np.prod(shape, dtype=int), dtype=jnp.float32).reshape(shape)
+    read = {"params": jnp.cos(numbers), "noise": jnp.sin(numbers + 1.0)}
+    return Extras(**{name: read[name] for name in spec.structure.reads})
+
+
 @partial(jax.jit, static_argnums=0)
 def run(spec, weights, gradients):
     """Directions of successive steps over `[K, *shape]`."""
     state = init_state(spec, gradients.shape[1:])
     rows = weight_rows(spec, gradients.shape[1:])
+    extras = extras_of(spec, gradients.shape[1:])
 
     def body(state, gradient):
-        direction, state = step(spec, weights, gradient, state, rows)
+        direction, state = step(spec, weights, gradient, state, rows, extras)
         return state, direction
 
     state, directions = jax.lax.scan(body, state, gradients)
@@ -212,8 +223,8 @@ def reference_adafactor(gradients, beta2):
     return m, v[None], rows, columns, np.stack(scale)
 
 
-def reference_unit_rms(features):
-    return np.stack([x / np.sqrt(np.mean(x**2) + 1e-9) for x in features])
+def reference_unit_rms(features, epsilon):
+    return np.stack([x / np.sqrt(np.mean(x**2) + epsilon) for x in features])
 
 
 def test_celo2_is_the_papers_formula():
@@ -228,9 +239,78 @@ def test_celo2_is_the_papers_formula():
     features = [g, m, v, m * inverse, inverse, g * scale, rows, columns]
     features += [1 / np.sqrt(rows + 1e-8), 1 / np.sqrt(columns + 1e-8), m * scale]
     features += [np.clip(g, -0.1, 0.1), g * inverse]
-    x = reference_unit_rms(np.concatenate(features))
+    x = reference_unit_rms(np.concatenate(features), 1e-9)
     expected = np.apply_along_axis(lambda x: reference_mlp(weights["network0"], x), 0, x)[0]
     np.testing.assert_allclose(directions[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_star_is_its_formula():
+    spec = LEARNED["star"]
+    weights = random_weights(spec)
+    gradients = np.random.default_rng(0).normal(size=(3, 4, 6))
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    g, p = gradients[-1][None], np.asarray(extras_of(spec, (4, 6)).params)[None]
+    m, v, rows, columns, scale = reference_adafactor(gradients, 0.999)
+    inverse = 1 / np.sqrt(v + 1e-6)
+    features = [g, m, v, m * inverse, inverse, g * scale, rows, columns]
+    features += [1 / np.sqrt(rows + 1e-8), 1 / np.sqrt(columns + 1e-8), m * scale, p]
+    x = reference_unit_rms(np.concatenate(features), 1e-5)
+    scales = [1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000]
+    time = np.tanh(2 / np.array(scales) - 1)  # two updates have been made before this one
+    x = np.concatenate([x, np.broadcast_to(time[:, None, None], (11, 4, 6))])
+    o = np.apply_along_axis(lambda x: reference_mlp(weights["network0"], x), 0, x)
+    expected = np.exp(1e-3 * o[2]) * (m * inverse).mean(axis=0)
+    expected += 1e-3 * o[0] * np.exp(1e-3 * o[1]) * inverse[0] + 1e-3 * p[0]
+    np.testing.assert_allclose(directions[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_open_is_its_formula():
+    spec = dataclasses.replace(LEARNED["open"], structure=Open(horizon=8.0, updates_per_batch=4))
+    weights = random_weights(spec)
+    gradients = np.random.default_rng(0).normal(size=(3, 2, 3))
+    directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
+    extras = extras_of(spec, (2, 3))
+    p, noise = np.asarray(extras.params)[None], np.asarray(extras.noise)
+    betas = np.array([0.1, 0.5, 0.9, 0.99, 0.999, 0.9999])[:, None, None]
+    m, h = np.zeros((6, 2, 3)), np.zeros((8, 2, 3))
+    for age, g in enumerate(gradients):
+        m = betas * m + (1 - betas) * g
+        log = lambda x: np.log(np.abs(x) + 1e-13)  # noqa: E731
+        x = reference_unit_rms(
+            np.concatenate([p, np.sign(m), log(m), np.sign(g)[None], log(g)[None]]), 1e-5
+        )
+        # Proportions of training and of the batch, no dormancy, the last layer.
+        told = [min(age / 8, 1), age % 4 / 4, 0.0, 1.0]
+        x = np.concatenate([x, np.broadcast_to(np.reshape(told, (4, 1, 1)), (4, 2, 3))])
+        for at in np.ndindex(2, 3):
+            where = (slice(None), *at)
+            h[where] = reference_gru(weights["network0"], x[where], h[where])
+    o = np.apply_along_axis(lambda x: reference_mlp(weights["network0"], x), 0, h)
+    expected = o[0] * np.exp(1e-3 * o[1]) + o[2] * noise
+    np.testing.assert_allclose(directions[-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_open_reads_dormancy_where_it_is_offered():
+    spec = LEARNED["open"]
+    reading = Reading(jnp.ones(3), jnp.ones((6, 3)), jnp.int32(0), extras_of(spec, (3,)))
+    offered = reading.extras._replace(dormancy=jnp.asarray([0.5, 1.0, 1.5]))
+    for extras, expected in ((reading.extras, [0, 0, 0]), (offered, [0.5, 1.0, 1.5])):
+        (features,) = spec.structure.features(spec.processing, reading._replace(extras=extras))
+        np.testing.assert_array_equal(features[-1], expected)
+
+
+@pytest.mark.parametrize(("field", "value"), [("horizon", 0.0), ("updates_per_batch", 0)])
+def test_opens_proportions_are_of_something(field, value):
+    with pytest.raises(ValueError, match=rf"Open\.{field} = {value}"):
+        Open(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["star", "open"])
+def test_what_a_structure_reads_must_be_given(name):
+    spec = LEARNED[name]
+    rows = weight_rows(spec, (2,))
+    with pytest.raises(ValueError, match="reads something that was not given"):
+        step(spec, random_weights(spec), jnp.ones(2), init_state(spec, (2,)), rows)
 
 
 def test_factors_of_a_vector_are_its_second_moments():

@@ -63,12 +63,17 @@ def first(tree):
     return jax.tree.map(lambda x: x[0], tree)
 
 
+def ones_like(tree):
+    """Parameters, for the rules that read them."""
+    return jax.tree.map(jnp.ones_like, tree)
+
+
 def runner(tx):
     """Updates of successive gradients; the scan needs a state that is a legal carry."""
 
     def run(gradients):
         def body(state, gradient):
-            updates, state = tx.update(gradient, state)
+            updates, state = tx.update(gradient, state, ones_like(gradient))
             return state, updates
 
         return jax.lax.scan(body, tx.init(first(gradients)), gradients)[1]
@@ -107,7 +112,12 @@ def test_it_keeps_optaxs_contract(name):
     def program(*args, **extra):
         return str(jax.make_jaxpr(lambda g, s: tx.update(g, s, *args, **extra))(gradient, state))
 
-    assert program() == program(PARAMS) == program(params=PARAMS, value=1.0, unheard_of="x")
+    assert program(PARAMS) == program(params=PARAMS, value=1.0, unheard_of="x")
+    if "params" in LEARNED[name].structure.reads:
+        with pytest.raises(ValueError, match="you are not passing `params`"):
+            program()
+    else:
+        assert program() == program(PARAMS)
 
 
 @every_preset
@@ -133,7 +143,7 @@ def test_the_states_types_never_change(name, leaf):
     def update_or_skip(gradient, state):
         return jax.lax.cond(
             jnp.all(jnp.isfinite(gradient)),
-            lambda: tx.update(gradient, state),
+            lambda: tx.update(gradient, state, gradient),
             lambda: (jnp.zeros_like(gradient), state),
         )
 
@@ -165,7 +175,7 @@ def test_init_can_be_jitted_and_abstract(name):
     assert_identical(jax.jit(tx.init)(PARAMS), state)
     assert_identical(tx.init(abstract), state)
     assert types(jax.eval_shape(tx.init, abstract)) == types(state)
-    assert types(jax.eval_shape(tx.update, abstract, state)[1]) == types(state)
+    assert types(jax.eval_shape(tx.update, abstract, state, abstract)[1]) == types(state)
 
 
 @every_preset
@@ -213,7 +223,7 @@ def test_an_injected_learning_rate_is_visible_and_editable(name):
     np.testing.assert_allclose(state.hyperparams["learning_rate"], RATE)
     assert set(state.hyperparams) == {"learning_rate"}
     edited = state._replace(hyperparams={"learning_rate": jnp.float32(3 * RATE)})
-    update = jax.jit(lambda state: tx.update(gradient, state)[0])
+    update = jax.jit(lambda state: tx.update(gradient, state, PARAMS)[0])
     expected = first(reference(name))
     assert_same(update(state), expected)
     assert_same(update(edited), jax.tree.map(lambda x: 3.0 * x, expected))
@@ -275,13 +285,13 @@ CONTAINERS = {
 def test_any_container_will_do(name, container):
     tx, params = optimizer(name), CONTAINERS[container]
     state = tx.init(params)
-    updates, after = jax.eval_shape(tx.update, params, state)
+    updates, after = jax.eval_shape(tx.update, params, state, params)
     assert types(updates) == types(jax.eval_shape(lambda: params))
     assert types(after) == types(state)
 
 
-@every_preset
-def test_a_container_changes_no_number(name):
+@pytest.mark.parametrize("name", [n for n, spec in LEARNED.items() if "layer" not in spec.inputs])
+def test_a_container_changes_no_number_but_for_rules_that_read_layers(name):
     gradients = random_gradients()
     nested = Layer(gradients["w"], ({"b": gradients["b"]}, None, gradients["w"][..., :0]))
     updates = runner(optimizer(name))(nested)
@@ -394,7 +404,7 @@ def test_sharding_is_preserved(name):
     tx = optimizer(name)
     gradient = jax.device_put(first(random_gradients()), sharded)
     state = tx.init(gradient)
-    updates, after = jax.jit(tx.update)(gradient, state)
+    updates, after = jax.jit(tx.update)(gradient, state, ones_like(gradient))
     for x in jax.tree.leaves(updates):
         assert x.sharding.is_equivalent_to(sharded, x.ndim)
     for x in (*jax.tree.leaves(state), *jax.tree.leaves(after)):
@@ -411,6 +421,36 @@ def test_every_kernel_gives_the_same_numbers(name):
     for kernel in KERNELS:
         if kernel.refusal(LEARNED[name]) is None:
             assert_same(runner(optimizer(name, kernel=kernel.name))(gradients), expected)
+
+
+def noisy(gradients, **options):
+    """The first update of OPEN on an actor and a critic."""
+    tx = optimizer("open", kernel=None)
+    params = ones_like(first(gradients))
+    return tx.update(first(gradients), tx.init(params), params, **options)[0]
+
+
+def test_noise_is_the_actors_alone_and_that_of_its_key():
+    gradients = random_gradients(agent("policy", "value"))
+    one, other = (noisy(gradients, noise_key=jax.random.key(seed)) for seed in (0, 1))
+    assert_identical(one["value"], other["value"])
+    assert (one["policy"]["kernel"] != other["policy"]["kernel"]).all()
+    assert_identical(noisy(gradients, noise_key=jax.random.key(1)), other)
+    assert_identical(noisy(gradients), noisy(gradients))
+
+
+def test_dormancy_may_be_offered():
+    gradients = random_gradients(agent("policy", "value"))
+    plain, none, some = (
+        noisy(gradients, **options)
+        for options in (
+            {},
+            {"dormancy": jax.tree.map(jnp.zeros_like, first(gradients))},
+            {"dormancy": ones_like(first(gradients))},
+        )
+    )
+    assert_identical(plain, none)
+    assert not np.allclose(plain["value"]["kernel"], some["value"]["kernel"], rtol=1e-2)
 
 
 def test_a_kernel_that_cannot_run_a_rule_is_refused_with_the_reason():

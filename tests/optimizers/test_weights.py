@@ -86,7 +86,7 @@ def three_updates(spec, rate, meta_parameters, gradients):
     tx = LearnedOptimizer(spec, meta_parameters, rate).transformation()
 
     def body(state, gradient):
-        updates, state = tx.update(gradient, state)
+        updates, state = tx.update(gradient, state, gradient)
         return state, updates
 
     return jax.lax.scan(body, tx.init(gradients[0]), gradients)[1]

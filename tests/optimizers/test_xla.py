@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, random_weights
+from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, extras_of, random_weights
 
 from optim4rl.optimizers import LEARNED, RuleState, init_state, step
 from optim4rl.optimizers.inputs import tensor_rows
@@ -25,13 +25,14 @@ def layout_of(n):
 
 def step_by_tensor(spec, weights, gradient, state):
     """The rule's own step, one tensor after the other."""
-    results = []
+    results, extras = [], extras_of(spec, gradient.shape)
     for tensor, where in pieces(layout_of(gradient.size), gradient.size):
         part = RuleState(
             *jax.tree.map(lambda x, where=where: x[..., where], state[:2]), age=state.age
         )
         rows = tensor_rows(spec.inputs, tensor)
-        direction, after = step(spec, weights, gradient[where], part, rows)
+        told = jax.tree.map(lambda x, where=where: x[where], extras)
+        direction, after = step(spec, weights, gradient[where], part, rows, told)
         results.append((direction, after[:2]))
     direction, moving = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *results)
     return direction, RuleState(*moving, age=state.age + 1)
@@ -60,7 +61,15 @@ def test_streaming_changes_nothing(name, n):
     gradient = jax.random.normal(jax.random.key(0), (n,))
     blocks, whole = jax.jit(
         lambda: (
-            stream_step(spec, weights, gradient, state, 8, layout=layout_of(n)),
+            stream_step(
+                spec,
+                weights,
+                gradient,
+                state,
+                extras_of(spec, (n,)),
+                block=8,
+                layout=layout_of(n),
+            ),
             step_by_tensor(spec, weights, gradient, state),
         )
     )()
@@ -80,8 +89,9 @@ def test_the_replay_is_the_gradient_of_the_unrolled_steps(name):
             directions, _ = unroll_by_tensor(spec, weights, gradients, state)
             return jnp.sum(directions * cotangents)
 
+        extras = jax.tree.map(lambda x: jnp.tile(x, (K, 1)), extras_of(spec, (n,)))
         found = replay_vjp(
-            spec, weights, gradients, state, cotangents, block=5, layout=layout_of(n)
+            spec, weights, gradients, state, cotangents, extras, block=5, layout=layout_of(n)
         )
         return found, jax.grad(total)(weights)
 

@@ -14,16 +14,24 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from optim4rl.meta.agents import Agents, gradients_of, num_rollouts, param_shapes, play
+from optim4rl.optimizers.inputs import flat_extras
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.layout import infer_layout
+from optim4rl.optimizers.layout import Layout, infer_layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 from optim4rl.tasks.interface import InnerTask
 
 Validation = Literal["last", "dense"]
 VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
+
+# The gradients that updates were made with, where they are not those of whole rollouts, and what
+# the structure read beside them.
+_Met = tuple[Array | None, Extras]
+# Folded into an agent's key for the noise of its updates; rollouts fold in small numbers.
+NOISE = 2**31 - 1
 
 
 class MetaGradient(NamedTuple):
@@ -70,46 +78,66 @@ def truncated_meta_gradient(
     rollouts, updates = num_rollouts(task, inner_updates), task.updates_per_rollout
     before = agents.rule
     layout = infer_layout(param_shapes(task))
-    step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0))
+    step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0, 0))
 
-    def update(agents: Agents, gradients: Array) -> Agents:
-        directions, rule = step(meta_parameters, gradients, agents.rule)
-        return agents._replace(params=agents.params - learning_rate * directions, rule=rule)
+    def update(agents: Agents, gradients: Array) -> tuple[Agents, Extras]:
+        extras = _extras(spec, layout, agents, keys)
+        directions, rule = step(meta_parameters, gradients, agents.rule, extras)
+        params = agents.params - learning_rate * directions
+        return agents._replace(params=params, rule=rule), extras
 
-    def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, Array | None]:
+    def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Met]:
         """All updates that a rollout serves, and their gradients where `whole` is not the one."""
         if updates == 1:
-            return update(agents, whole), None
+            agents, extras = update(agents, whole)
+            return agents, (None, jax.tree.map(lambda x: x[None], extras))
 
-        def learn_once(agents: Agents, index: Array) -> tuple[Agents, Array]:
+        def learn_once(agents: Agents, index: Array) -> tuple[Agents, _Met]:
             gradients = gradients_of(task, agents.params, batch, index)
-            return update(agents, gradients), gradients
+            agents, extras = update(agents, gradients)
+            return agents, (gradients, extras)
 
         return jax.lax.scan(learn_once, agents, jnp.arange(updates))
 
-    def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, Array | None]:
+    def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Met]:
         """No update."""
         del batch
-        return agents, None if updates == 1 else jnp.zeros((updates, *whole.shape))
+        met = (None if updates == 1 else whole, _extras(spec, layout, agents, keys))
+        return agents, jax.tree.map(lambda x: jnp.zeros((updates, *x.shape)), met)
 
     def play_and_learn(agents: Agents, index: Array) -> tuple[Agents, tuple[Any, Array, Any]]:
         batch, actor, stats = play(task, agents, keys, index)
         agents = agents._replace(actor=actor)
         whole = gradients_of(task, agents.params, batch, None)
         # The last rollout is the validation: a gradient like the others, but no update.
-        agents, gradients = jax.lax.cond(index < rollouts, learn, look, agents, batch, whole)
-        return agents, (gradients, whole, stats)
+        agents, met = jax.lax.cond(index < rollouts, learn, look, agents, batch, whole)
+        return agents, (met, whole, stats)
 
-    agents, (gradients, wholes, stats) = jax.lax.scan(
+    agents, ((gradients, extras), wholes, stats) = jax.lax.scan(
         play_and_learn, agents, jnp.arange(rollouts + 1)
     )
-    gradients = wholes if updates == 1 else gradients
-    gradients = gradients[:-1].reshape(inner_updates, *wholes.shape[1:])
+    gradients = wholes[:, None] if updates == 1 else gradients
+    gradients, extras = jax.tree.map(
+        lambda x: x[:-1].reshape(inner_updates, *wholes.shape[1:]), (gradients, extras)
+    )
     after = jnp.repeat(_validation_gradients(wholes, validation), updates, axis=0)
-    replay = jax.vmap(partial(kernel.replay_vjp, spec, layout=layout), in_axes=(None, 1, 0, 1))
-    by_agent = replay(meta_parameters, gradients, before, -learning_rate * after)
+    replay = jax.vmap(partial(kernel.replay_vjp, spec, layout=layout), in_axes=(None, 1, 0, 1, 1))
+    by_agent = replay(meta_parameters, gradients, before, -learning_rate * after, extras)
     gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
     return MetaGradient(gradient, agents, stats)
+
+
+def _extras(spec: OptimizerSpec, layout: Layout, agents: Agents, keys: Key[Array, " M"]) -> Extras:
+    """What the structure reads beside gradients, of every agent."""
+    reads = spec.structure.reads
+    if not reads:
+        return NO_EXTRAS
+
+    def one(params: Array, age: Array, key: PRNGKeyArray) -> Extras:
+        key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
+        return flat_extras(reads, layout, params, key)
+
+    return jax.vmap(one)(agents.params, agents.rule.age, keys)
 
 
 def _validation_gradients(

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from optim4rl.optimizers.layout import KINDS, Layout, Tensor, pieces
+from optim4rl.optimizers.structures import ExtraName, Extras
 
 InputName = Literal["kind", "layer"]
 INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
@@ -46,6 +48,26 @@ def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "r
     column = jnp.asarray(tensor_inputs(names, tensor), jnp.float32)
     column = column.reshape(-1, *(1,) * len(tensor.shape))
     return jnp.broadcast_to(column, (num_rows(names), *tensor.shape))
+
+
+def draw_noise(layout: Layout, key: PRNGKeyArray) -> list[Float[Array, "..."]]:
+    """Standard normal noise for each tensor of the actor; zeros for the others."""
+    return [
+        jax.random.normal(jax.random.fold_in(key, index), tensor.shape)
+        if tensor.actor
+        else jnp.zeros(tensor.shape, jnp.float32)
+        for index, tensor in enumerate(layout)
+    ]
+
+
+def flat_extras(
+    reads: tuple[ExtraName, ...], layout: Layout, params: Float[Array, " n"], key: PRNGKeyArray
+) -> Extras:
+    """The extras of flattened parameters; what is not read is not made."""
+    noise = None
+    if "noise" in reads:
+        noise = jnp.concatenate([x.ravel() for x in draw_noise(layout, key)])
+    return Extras(params if "params" in reads else None, noise)
 
 
 class Segments(NamedTuple):

@@ -33,11 +33,13 @@ class Tensor(NamedTuple):
         shape: its shape.
         kind: what its coordinates are for.
         depth: its layer's place among the layers, 0 for the first and 1 for the last.
+        actor: whether it serves the policy alone, in its head or before it.
     """
 
     shape: tuple[int, ...]
     kind: Kind
     depth: float
+    actor: bool = False
 
 
 # In the order of `jax.tree.leaves`.
@@ -101,9 +103,13 @@ def infer_layout(params: Any, kinds: Kinds = None) -> Layout:
         for head, shape in zip(heads, shapes, strict=True)
     ]
     return tuple(
-        Tensor(*fields)
-        for fields in zip(
-            shapes, _chosen(params, kinds, inferred), _depths(paths, branches), strict=True
+        Tensor(shape, kind, depth, actor="policy_head" in (kind, branch and branch.kind))
+        for shape, kind, depth, branch in zip(
+            shapes,
+            _chosen(params, kinds, inferred),
+            _depths(paths, branches),
+            branches,
+            strict=True,
         )
     )
 

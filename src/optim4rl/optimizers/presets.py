@@ -7,7 +7,7 @@ import optax
 
 from optim4rl.optimizers.processing import Andrychowicz, Raw, RawAndSquare, SignLog
 from optim4rl.optimizers.rule import OptimizerSpec
-from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear
+from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear, Open, Star
 
 # The floor of 1e-8 on |g| puts a zero gradient at log = -18.4; shifted and scaled, [1e-8, 1] reads
 # as about [-0.9, 0.9].
@@ -41,6 +41,14 @@ LEARNED: dict[str, OptimizerSpec] = {
         clip=1000.0,
         normalise="rms",
     ),
+    "star": OptimizerSpec(
+        processing=Raw(),
+        structure=Star(),
+        cell="none",
+        head_sizes=(4, 4),
+        clip=1000.0,
+    ),
+    "open": OptimizerSpec(processing=Raw(), structure=Open(), clip=1000.0, inputs=("layer",)),
 }
 
 # A learning rate: a number, an array of one, or a function of the update count.

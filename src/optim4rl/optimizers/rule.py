@@ -28,8 +28,10 @@ from optim4rl.optimizers.networks import (
 )
 from optim4rl.optimizers.processing import PROCESSINGS, Processing, SignLog
 from optim4rl.optimizers.structures import (
+    NO_EXTRAS,
     STRUCTURES,
     Adaptive,
+    Extras,
     Features,
     NetworkShape,
     Outputs,
@@ -149,14 +151,16 @@ def step(
     gradient: Float[Array, "*shape"],
     state: RuleState,
     rows: Float[Array, "rows *shape"] | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """One step of the rule: the direction `d` and the new state; parameters move by `-alpha * d`.
 
     The direction is what the formula gives, before `spec.normalise`: that needs the whole tensor.
-    `rows` holds what `spec.inputs` names, for each coordinate; None where it names nothing.
+    `rows` holds what `spec.inputs` names, for each coordinate, None where it names nothing;
+    `extras` what the structure reads.
     Infinite gradients are clipped where the spec clips; a NaN stays in its own coordinate.
     """
-    features, reading = read(spec, gradient, state.moments, state.age, rows)
+    features, reading = read(spec, gradient, state.moments, state.age, rows, extras)
     direction, carries = run(spec, meta_parameters, features, reading, state.carries)
     return direction, RuleState(carries, reading.moments, state.age + 1)
 
@@ -166,12 +170,13 @@ def read(
     gradient: Float[Array, "*shape"],
     moments: Float[Array, "moments *shape"],
     age: Int[Array, ""],
-    rows: Float[Array, "rows *shape"] | None,
+    rows: Float[Array, "rows *shape"] | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> tuple[Features, Reading]:
     """What each network reads of a gradient, and the moments after it; no weight is involved."""
     if spec.clip is not None:
         gradient = jnp.clip(gradient, -spec.clip, spec.clip)
-    reading = Reading(gradient, spec.structure.accumulate(gradient, moments), age)
+    reading = Reading(gradient, spec.structure.accumulate(gradient, moments), age, extras)
     features = spec.structure.features(spec.processing, reading)
     if rows is not None:
         features = tuple(jnp.concatenate([x, rows]) for x in features)

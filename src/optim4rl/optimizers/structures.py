@@ -12,10 +12,12 @@ parameter moves by `-alpha * d`.
 | l2l | `exp(o) g` | L2LGD2, Andrychowicz et al. 2016 |
 | anchored | `exp(o1) adam + 0.1 o2 g/sqrt(v_hat) + 0.3 o3 slow` | starts as exactly Adam; ours |
 | celo2 | `o` of a tensor's Adafactor features | Moudgil et al. 2026 (Celo2-base) |
+| star | `exp(o3) adam + 1e-3 o1 exp(o2) / sqrt(v) + decay p` | Harrison et al. 2022 |
+| open | `o1 exp(o2) + o3 noise` | OPEN, Goldie et al. 2024 |
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,24 @@ class NetworkShape(NamedTuple):
     outputs: int
 
 
+class Extras(NamedTuple):
+    """What some structures read beside gradients (`Structure.reads`); all of it is constant.
+
+    Attributes:
+        params: the parameters before the update.
+        noise: draws from the standard normal distribution, zero outside the actor.
+        dormancy: how active the coordinate's neuron is, 1 where as active as the mean of its layer.
+    """
+
+    params: Float[Array, "*shape"] | None = None
+    noise: Float[Array, "*shape"] | None = None
+    dormancy: Float[Array, "*shape"] | None = None
+
+
+NO_EXTRAS = Extras()
+ExtraName = Literal["params", "noise", "dormancy"]
+
+
 class Reading(NamedTuple):
     """What a rule knows of its coordinates at one step.
 
@@ -50,11 +70,13 @@ class Reading(NamedTuple):
         gradient: the gradient, clipped.
         moments: the running moments, this gradient included.
         age: updates made before this one.
+        extras: what the structure reads beside them.
     """
 
     gradient: Float[Array, "*shape"]
     moments: Float[Array, "moments *shape"]
     age: Int[Array, ""]
+    extras: Extras = NO_EXTRAS
 
 
 @runtime_checkable
@@ -66,11 +88,13 @@ class Structure(Protocol):
         num_moments: its running moments.
         tensorwise: its features hold statistics of the whole tensor, so that `features` must be
             given all of a tensor, in its shape. Everything else is coordinate-wise.
+        reads: the extras that it cannot do without.
     """
 
     name: ClassVar[str]
     num_moments: ClassVar[int]
     tensorwise: ClassVar[bool]
+    reads: ClassVar[tuple[ExtraName, ...]]
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         """The shapes of the networks, in the order of `features` and `outputs`."""
@@ -94,6 +118,7 @@ class _WithoutMoments:
 
     num_moments: ClassVar[int] = 0
     tensorwise: ClassVar[bool] = False
+    reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def accumulate(
         self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
@@ -226,6 +251,7 @@ class Anchored:
     name: ClassVar[str] = "anchored"
     num_moments: ClassVar[int] = 3
     tensorwise: ClassVar[bool] = False
+    reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in ("beta1", "beta2", "beta_slow"):
@@ -244,7 +270,7 @@ class Anchored:
 
     def _ratios(self, reading: Reading) -> tuple[Array, Array, Array]:
         """`m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
-        gradient, moments, age = reading
+        gradient, moments, age, _ = reading
         steps = (age + 1).astype(jnp.float32)
         m = moments[0] / (1.0 - self.beta1**steps)
         v = moments[1] / (1.0 - self.beta2**steps)
@@ -331,6 +357,7 @@ class _Adafactor:
 
     num_moments: ClassVar[int] = len(MOMENTUM_BETAS) + 1 + len(FACTORED_BETAS)
     tensorwise: ClassVar[bool] = True
+    reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
         square = bounded_square(gradient)
@@ -403,6 +430,138 @@ class Celo2(_Adafactor):
         return direction
 
 
+# Exponents of STAR and OPEN are small numbers times an output.
+_EXPONENT = 1e-3
+_TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+
+
+@dataclass(frozen=True)
+class Star(_Adafactor):
+    """STAR: a nominal Adam-like term, an MLP on Adafactor features, and weight decay.
+
+    `d = exp(c o3) mean_i(m_i)/sqrt(v) + blackbox_weight o1 exp(c o2)/sqrt(v) + weight_decay p`,
+    `c = 1e-3`, with momenta `m_i` of three decay rates, none of them bias-corrected. The network
+    reads the gradient, the parameter, the moments and Adafactor's, each scaled to unit root mean
+    square over the tensor, and the age as `tanh(age / scale - 1)` of eleven time scales.
+
+    Harrison et al. 2022 (arXiv 2209.11208): both terms are preconditioned by `1/sqrt(v)`, and
+    with zero heads the rule is the nominal one. Their decay rates are learned; these are fixed.
+    """
+
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    blackbox_weight: float = 1e-3
+    weight_decay: float = 1e-3
+
+    name: ClassVar[str] = "star"
+    reads: ClassVar[tuple[ExtraName, ...]] = ("params",)
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        del processing
+        return (NetworkShape(28 + len(_TIME_SCALES), 3),)
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        del processing
+        params = _given(reading.extras.params)[None]
+        scaled = unit_rms(jnp.concatenate([*self._features(reading, self.epsilon), params]), 1e-5)
+        age = reading.age.astype(jnp.float32)
+        time = jnp.tanh(age / jnp.asarray(_TIME_SCALES, jnp.float32) - 1.0)
+        return (jnp.concatenate([scaled, _constant_rows(time, scaled)]),)
+
+    def direction(
+        self, processing: Processing, reading: Reading, outputs: Outputs
+    ) -> Float[Array, "*shape"]:
+        del processing
+        blackbox, magnitude, nominal = outputs[0]
+        m, v, _ = self._split(reading.moments)
+        scale = jax.lax.rsqrt(v[0] + self.epsilon)
+        adam = bounded_exp(_EXPONENT * nominal, FACTOR_LIMIT) * jnp.mean(m, axis=0)
+        learned = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * blackbox
+        return scale * (adam + self.blackbox_weight * learned) + (
+            self.weight_decay * _given(reading.extras.params)
+        )
+
+
+OPEN_BETAS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+
+
+@dataclass(frozen=True)
+class Open:
+    """OPEN: momenta of six time scales, proportions of training and network, and learned noise.
+
+    `d = o1 exp(c o2) + o3 noise`, `c = 1e-3`; the noise is standard normal in the actor and zero
+    elsewhere. The network reads the parameter and sign and log of the momenta and the gradient,
+    each scaled to unit root mean square over the tensor; then the proportion of training
+    `min(age / horizon, 1)`, that of the batch `(age mod updates_per_batch) / updates_per_batch`
+    and the neuron's dormancy, 0 where the agent does not offer it. `inputs=("layer",)` adds the
+    layer's.
+
+    Goldie et al. 2024 (arXiv 2407.07082); their step of 1e-3 is the learning rate here. Left out
+    are their head's layer normalisation and the mean that they subtract from all updates.
+    """
+
+    horizon: float = 1000.0
+    updates_per_batch: int = 1
+
+    name: ClassVar[str] = "open"
+    num_moments: ClassVar[int] = len(OPEN_BETAS)
+    tensorwise: ClassVar[bool] = True
+    reads: ClassVar[tuple[ExtraName, ...]] = ("params", "noise")
+
+    def __post_init__(self) -> None:
+        for field in ("horizon", "updates_per_batch"):
+            value = getattr(self, field)
+            if not 1 <= value < float("inf"):
+                raise ValueError(f"Open.{field} = {value!r}: at least 1 update is needed")
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        del processing
+        return (NetworkShape(3 + 2 * len(OPEN_BETAS) + 3, 3),)
+
+    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
+        return decayed(OPEN_BETAS, moments, gradient)
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        del processing
+        params, m = _given(reading.extras.params)[None], reading.moments
+        gradient = reading.gradient[None]
+        rows = [params, jnp.sign(m), _log_size(m), jnp.sign(gradient), _log_size(gradient)]
+        scaled = unit_rms(jnp.concatenate(rows), 1e-5)
+        age = reading.age.astype(jnp.float32)
+        proportions = jnp.stack(
+            [
+                jnp.minimum(age / self.horizon, 1.0),
+                jnp.mod(age, float(self.updates_per_batch)) / self.updates_per_batch,
+            ]
+        )
+        dormancy = reading.extras.dormancy
+        dormancy = jnp.zeros_like(params) if dormancy is None else dormancy[None]
+        return (jnp.concatenate([scaled, _constant_rows(proportions, scaled), dormancy]),)
+
+    def direction(
+        self, processing: Processing, reading: Reading, outputs: Outputs
+    ) -> Float[Array, "*shape"]:
+        del processing
+        size, magnitude, noise_size = outputs[0]
+        drift = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * size
+        return drift + noise_size * _given(reading.extras.noise)
+
+
+def _given(extra: Array | None) -> Array:
+    if extra is None:
+        raise ValueError("extras: the structure reads something that was not given (`reads`)")
+    return extra
+
+
+def _log_size(x: Array) -> Array:
+    return jnp.log(jnp.abs(x) + 1e-13)
+
+
+def _constant_rows(values: Float[Array, " rows"], like: Array) -> Float[Array, "rows *shape"]:
+    column = values.reshape(-1, *(1,) * (like.ndim - 1))
+    return jnp.broadcast_to(column, (values.shape[0], *like.shape[1:]))
+
+
 STRUCTURES: dict[str, type[Structure]] = {
-    cls.name: cls for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Celo2)
+    cls.name: cls for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Celo2, Star, Open)
 }

@@ -4,6 +4,7 @@
 with `optax.scale_by_learning_rate`, as optax's own aliases do.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from optax._src import base as optax_base
 
-from optim4rl.optimizers.inputs import tensor_rows
+from optim4rl.optimizers.inputs import draw_noise, tensor_rows
 from optim4rl.optimizers.kernels.interface import Kernel, KernelName
 from optim4rl.optimizers.kernels.normalise import raw, scale_to_unit_rms
 from optim4rl.optimizers.kernels.select import choose
-from optim4rl.optimizers.layout import Kinds, Tensor, infer_layout
+from optim4rl.optimizers.layout import Kinds, Layout, Tensor, infer_layout
 from optim4rl.optimizers.networks import Carry
 from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import (
@@ -26,6 +28,7 @@ from optim4rl.optimizers.rule import (
     init_state,
     step,
 )
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 
 
 class LeafState(NamedTuple):
@@ -70,6 +73,9 @@ def scale_by_learned_rule(
     Raises:
         ValueError: the kernel is unknown, or cannot run the rule here; the message says why.
 
+    A structure may read more than gradients (`Structure.reads`): `params`; `dormancy`, a tree like
+    the updates'; `noise_key` for its noise, drawn from the update's number where there is none.
+
     The state and all arithmetic are float32; updates come back in each gradient's own dtype. An
     infinite gradient is clipped where the spec clips. A NaN stays in its own coordinate, for good;
     wrap with `optax.apply_if_finite` to skip such steps instead.
@@ -96,17 +102,21 @@ def scale_by_learned_rule(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, LearnedRuleState]:
-        del params, extra
+        layout = infer_layout(updates, kinds)
+        extras = _extras(spec, layout, updates, state.count, params, extra)
 
-        def update_leaf(gradient: Any, leaf: LeafState, tensor: Tensor) -> tuple[Array, LeafState]:
+        def update_leaf(
+            gradient: Any, leaf: LeafState, tensor: Tensor, extras: Extras
+        ) -> tuple[Array, LeafState]:
             gradient = jnp.asarray(gradient)
             before = RuleState(leaf.carries, leaf.moments, state.count)
             exact = gradient.astype(jnp.float32)
-            direction, after = step_leaf(spec, meta_parameters, exact, before, tensor)
+            direction, after = step_leaf(spec, meta_parameters, exact, before, tensor, extras)
             return direction.astype(gradient.dtype), LeafState(after.carries, after.moments)
 
-        layout = jax.tree.unflatten(jax.tree.structure(updates), infer_layout(updates, kinds))
-        results = jax.tree.map(update_leaf, updates, state.leaves, layout)
+        structure = jax.tree.structure(updates)
+        tensors, told = (jax.tree.unflatten(structure, x) for x in (layout, extras))
+        results = jax.tree.map(update_leaf, updates, state.leaves, tensors, told)
         directions, leaves = (
             jax.tree.map(lambda _, result, i=i: result[i], updates, results) for i in (0, 1)
         )
@@ -115,18 +125,51 @@ def scale_by_learned_rule(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _extras(
+    spec: OptimizerSpec,
+    layout: Layout,
+    updates: optax.Updates,
+    count: Int[Array, ""],
+    params: optax.Params | None,
+    extra: Mapping[str, Any],
+) -> list[Extras]:
+    """What the structure reads of each leaf beside its gradient."""
+
+    def leaves(tree: Any) -> list[Array | None]:
+        if tree is None:
+            return [None] * len(layout)
+        exact = jax.tree.map(lambda _, x: jnp.asarray(x).astype(jnp.float32), updates, tree)
+        return jax.tree.leaves(exact)
+
+    if not spec.structure.reads:
+        return [NO_EXTRAS] * len(layout)
+
+    if "params" in spec.structure.reads and params is None and layout:
+        raise ValueError(optax_base.NO_PARAMS_MSG)
+    noise: list[Array | None] = [None] * len(layout)
+    if "noise" in spec.structure.reads:
+        key = extra.get("noise_key")
+        key = jax.random.fold_in(jax.random.key(0), count) if key is None else key
+        noise = [*draw_noise(layout, key)]
+    return [
+        Extras(*leaf)
+        for leaf in zip(leaves(params), noise, leaves(extra.get("dormancy")), strict=True)
+    ]
+
+
 def _step_plain(
     spec: OptimizerSpec,
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
     tensor: Tensor,
+    extras: Extras,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """The rule's step on a leaf, whose shape is kept."""
     rows = tensor_rows(spec.inputs, tensor)
     if spec.normalise == "none":
-        return step(spec, meta_parameters, gradient, state, rows)
-    direction, after = step(raw(spec), meta_parameters, gradient, state, rows)
+        return step(spec, meta_parameters, gradient, state, rows, extras)
+    direction, after = step(raw(spec), meta_parameters, gradient, state, rows, extras)
     return spec.step_scale * scale_to_unit_rms(direction), after
 
 
@@ -137,6 +180,7 @@ def _step_flat(
     gradient: Float[Array, "*shape"],
     state: RuleState,
     tensor: Tensor,
+    extras: Extras,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """A kernel's step on a leaf of any shape."""
     if gradient.size == 0:
@@ -147,8 +191,9 @@ def _step_flat(
 
     carries, moments = jax.tree.map(flatten, (state.carries, state.moments))
     flat = RuleState(carries, moments, state.age)
+    gradient_flat, extras = jax.tree.map(lambda x: x.reshape(-1), (gradient, extras))
     direction, after = kernel.step(
-        spec, meta_parameters, gradient.reshape(-1), flat, layout=(tensor,)
+        spec, meta_parameters, gradient_flat, flat, extras, layout=(tensor,)
     )
     return jax.tree.map(
         lambda x, like: x.reshape(like.shape), (direction, after), (gradient, state)

@@ -141,6 +141,16 @@ COMPONENTS: Final = (
                 ("celo2", "adafactor feature"),
                 "Celo2 (Moudgil et al. 2026): Δθ = -α·o, read from a tensor's scaled moments.",
             ),
+            Choice(
+                "star",
+                ("star", "nominal term"),
+                "STAR (Harrison et al. 2022): a nominal Adam-like term, a learned one, decay.",
+            ),
+            Choice(
+                "open",
+                ("open optimizer", "goldie"),
+                "OPEN (Goldie et al. 2024): momenta of six time scales, noise in the actor.",
+            ),
         ),
         defaults=("linear", "non_adaptive"),
         remove="non_adaptive",

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 
 KernelName = Literal["auto", "native", "pallas", "xla"]
 KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
@@ -23,6 +24,7 @@ class Step(Protocol):
         meta_parameters: MetaParameters,
         gradient: Float[Array, " n"],
         state: RuleState,
+        extras: Extras = NO_EXTRAS,
         /,
         *,
         layout: Layout = (),
@@ -41,6 +43,7 @@ class ReplayVjp(Protocol):
         gradients: Float[Array, "K n"],
         state: RuleState,
         cotangents: Float[Array, "K n"],
+        extras: Extras = NO_EXTRAS,
         /,
         *,
         layout: Layout = (),
@@ -55,7 +58,9 @@ class Kernel:
     On CPUs it streams over them in constant memory; a replay on a GPU keeps K steps' activations.
     The functions are unbatched; `jax.vmap` over agents is efficient in all of them. Gradients,
     state and cotangents are constants: the only derivative is the one that `replay_vjp` gives.
-    `layout` says what the coordinates belong to; a rule without further `inputs` needs none.
+    `layout` says what the coordinates belong to; a rule that reads each by itself needs none.
+    `extras` hold what a structure reads beside gradients, `[n]` for a step and `[K, n]` for a
+    replay.
 
     Attributes:
         name: its name as an option.

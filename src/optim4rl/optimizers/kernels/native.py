@@ -26,7 +26,7 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.processing import RawAndSquare, SignLog
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import Adaptive, Anchored
+from optim4rl.optimizers.structures import NO_EXTRAS, Adaptive, Anchored, Extras
 
 LIBRARY = Path(__file__).with_name("rule.so")
 ISA_VARIABLE = "OPTIM4RL_NATIVE_ISA"
@@ -98,10 +98,12 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
+    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`; the state is updated in place where XLA finds that it can be."""
+    del extras  # no structure that runs here reads any
     hidden = [carry[0] for carry in state.carries]
     rows = (*hidden, state.moments)
     call = jax.ffi.ffi_call(
@@ -122,10 +124,12 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
+    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
 ) -> MetaParameters:
     """The meta-gradient of `sum(cotangents * directions)`, as `xla.replay_vjp` has it."""
+    del extras
     weights = _pack(spec, meta_parameters)
     call = jax.ffi.ffi_call(
         _load().target(_REPLAY),

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 
 EPSILON = 1e-9
 
@@ -29,13 +30,15 @@ def normalised(kernel: Kernel) -> Kernel:
         meta_parameters: MetaParameters,
         gradient: Float[Array, " n"],
         state: RuleState,
+        extras: Extras = NO_EXTRAS,
         /,
         *,
         layout: Layout = (),
     ) -> tuple[Float[Array, " n"], RuleState]:
+        step = partial(kernel.step, layout=layout)
         if spec.normalise == "none":
-            return kernel.step(spec, meta_parameters, gradient, state, layout=layout)
-        direction, state = kernel.step(raw(spec), meta_parameters, gradient, state, layout=layout)
+            return step(spec, meta_parameters, gradient, state, extras)
+        direction, state = step(raw(spec), meta_parameters, gradient, state, extras)
         return spec.step_scale * _tensor_by_tensor(scale_to_unit_rms, layout, direction), state
 
     def replay_vjp(
@@ -44,22 +47,23 @@ def normalised(kernel: Kernel) -> Kernel:
         gradients: Float[Array, "K n"],
         state: RuleState,
         cotangents: Float[Array, "K n"],
+        extras: Extras = NO_EXTRAS,
         /,
         *,
         layout: Layout = (),
     ) -> MetaParameters:
         replay = partial(kernel.replay_vjp, layout=layout)
         if spec.normalise == "none":
-            return replay(spec, meta_parameters, gradients, state, cotangents)
+            return replay(spec, meta_parameters, gradients, state, cotangents, extras)
 
-        def body(state: RuleState, gradient: Array) -> tuple[RuleState, Array]:
+        def body(state: RuleState, met: tuple[Array, Extras]) -> tuple[RuleState, Array]:
             step = partial(kernel.step, layout=layout)
-            direction, state = step(raw(spec), meta_parameters, gradient, state)
+            direction, state = step(raw(spec), meta_parameters, met[0], state, met[1])
             return state, direction
 
-        _, directions = jax.lax.scan(body, state, gradients)
+        _, directions = jax.lax.scan(body, state, (gradients, extras))
         cotangents = spec.step_scale * _tensor_by_tensor(_pull_back, layout, directions, cotangents)
-        return replay(raw(spec), meta_parameters, gradients, state, cotangents)
+        return replay(raw(spec), meta_parameters, gradients, state, cotangents, extras)
 
     return dataclasses.replace(kernel, step=step, replay_vjp=replay_vjp)
 

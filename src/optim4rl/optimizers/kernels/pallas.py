@@ -38,7 +38,7 @@ from optim4rl.optimizers.networks import (
     num_layers,
 )
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import Reading
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras, Reading
 
 # Coordinates held by one program: a tile of 16 features is 8 registers of each of 128 threads.
 BLOCK = 64
@@ -75,11 +75,13 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
+    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
     interpret: bool = False,
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, the networks fused."""
+    del extras  # no structure that runs here reads any
     features, readings = _read(spec, gradient[None], state, layout)
     outputs, carries = zip(
         *(
@@ -99,6 +101,7 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
+    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
     interpret: bool = False,
@@ -108,6 +111,7 @@ def replay_vjp(
     Args:
         interpret: run the kernels in Pallas' interpreter, on any platform.
     """
+    del extras
     features, readings = _read(spec, gradients, state, layout)
     tiles, pullbacks, outputs, carries = [], [], [], []
     for weights, x, carry in _each(meta_parameters, features, state):

@@ -18,7 +18,7 @@ from optim4rl.optimizers.inputs import rows_at, segments, tensor_rows
 from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, read, run, step
-from optim4rl.optimizers.structures import Features, Reading
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras, Features, Reading
 
 # Coordinates in one block: few enough for the working set to stay in cache, which for a replay
 # holds the activations of all its steps.
@@ -31,14 +31,16 @@ def stream_step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
-    block: int = BLOCK,
+    extras: Extras = NO_EXTRAS,
     *,
+    block: int = BLOCK,
     layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, one block of coordinates at a time."""
     n = gradient.shape[0]
     block = _even(n, block)
-    reader = _Reader(spec, layout, gradient[None], state, block)
+    first = jax.tree.map(lambda x: x[None], extras)
+    reader = _Reader(spec, layout, gradient[None], state, first, block)
 
     def result(start: Array) -> tuple[Array, RuleState]:
         (direction,), after = reader.directions(meta_parameters, start)
@@ -86,8 +88,9 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
-    block: int = REPLAY_BLOCK,
+    extras: Extras = NO_EXTRAS,
     *,
+    block: int = REPLAY_BLOCK,
     layout: Layout = (),
 ) -> MetaParameters:
     """The meta-gradient of `sum(cotangents * directions)`, where directions = K steps of the rule.
@@ -96,12 +99,13 @@ def replay_vjp(
         gradients: the K gradients that the agent met, constants.
         state: the rule's state before the first of them, a constant.
         cotangents: what one unit of each direction does to the meta-objective.
+        extras: what the structure read beside each gradient, constants.
         block: coordinates held in memory at a time.
         layout: what the coordinates belong to.
     """
     n = gradients.shape[-1]
     block = _even(n, block)
-    reader = _Reader(spec, layout, gradients, state, block)
+    reader = _Reader(spec, layout, gradients, state, extras, block)
 
     def accumulate(total: MetaParameters, index: Array) -> tuple[MetaParameters, None]:
         start = _start(index, block, n)
@@ -126,6 +130,7 @@ class _Reader:
         layout: Layout,
         gradients: Float[Array, "K n"],
         state: RuleState,
+        extras: Extras,
         block: int,
     ) -> None:
         self.spec, self.state, self.block, self.gradients = spec, state, block, gradients
@@ -134,7 +139,7 @@ class _Reader:
         # Statistics of a tensor need all of it, so what depends on them is made once.
         self.readings = None
         if spec.structure.tensorwise:
-            self.readings = _read_tensors(spec, layout, gradients, state)
+            self.readings = _read_tensors(spec, layout, gradients, state, extras)
 
     def directions(
         self, meta_parameters: MetaParameters, start: Int[Array, ""]
@@ -145,9 +150,9 @@ class _Reader:
         if self.readings is None:
             return unroll(self.spec, meta_parameters, gradients, state, self._rows(start))
 
-        def body(state: RuleState, read: tuple[Features, Array, Array]) -> tuple[RuleState, Array]:
-            features, gradient, moments = read
-            reading = Reading(gradient, moments, state.age)
+        def body(state: RuleState, read: _TensorReading) -> tuple[RuleState, Array]:
+            features, gradient, moments, extras = read
+            reading = Reading(gradient, moments, state.age, extras)
             direction, carries = run(self.spec, meta_parameters, features, reading, state.carries)
             return RuleState(carries, moments, state.age + 1), direction
 
@@ -162,14 +167,22 @@ class _Reader:
         return rows_at(self.segments, start + jnp.arange(self.block, dtype=jnp.int32))
 
 
-def _read_tensors(
-    spec: OptimizerSpec, layout: Layout, gradients: Float[Array, "K n"], state: RuleState
-) -> tuple[Features, Float[Array, "K n"], Float[Array, "K moments n"]]:
-    """What the networks read, the clipped gradients and the moments of K steps."""
+# The networks' inputs, the clipped gradient, the moments after it, the extras.
+_TensorReading = tuple[Features, Array, Array, Extras]
 
-    def body(state: RuleState, gradient: Array) -> tuple[RuleState, Any]:
+
+def _read_tensors(
+    spec: OptimizerSpec,
+    layout: Layout,
+    gradients: Float[Array, "K n"],
+    state: RuleState,
+    extras: Extras,
+) -> _TensorReading:
+    """What K steps read; every array has a leading axis of size K."""
+
+    def body(state: RuleState, met: tuple[Array, Extras]) -> tuple[RuleState, _TensorReading]:
         parts = []
-        for tensor, where in pieces(layout, gradient.shape[0]):
+        for tensor, where in pieces(layout, met[0].shape[0]):
 
             def whole(x: Array, where: slice = where, tensor: Tensor = tensor) -> Array:
                 return x[..., where].reshape(*x.shape[:-1], *tensor.shape)
@@ -177,15 +190,15 @@ def _read_tensors(
             def flat(x: Array, tensor: Tensor = tensor) -> Array:
                 return x.reshape(*x.shape[: x.ndim - len(tensor.shape)], -1)
 
+            gradient, extras = jax.tree.map(whole, met)
             rows = tensor_rows(spec.inputs, tensor)
-            features, (clipped, moments, _) = read(
-                spec, whole(gradient), whole(state.moments), state.age, rows
-            )
-            parts.append(jax.tree.map(flat, (features, clipped, moments)))
-        result = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
-        return state._replace(moments=result[-1], age=state.age + 1), result
+            features, reading = read(spec, gradient, whole(state.moments), state.age, rows, extras)
+            parts.append(jax.tree.map(flat, (features, reading.gradient, reading.moments, extras)))
+        result: _TensorReading = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+        return state._replace(moments=result[2], age=state.age + 1), result
 
-    return jax.lax.scan(body, state, gradients)[1]
+    readings: _TensorReading = jax.lax.scan(body, state, (gradients, extras))[1]
+    return readings
 
 
 def _num_blocks(n: int, block: int) -> int:
