@@ -58,7 +58,7 @@ class OneParameter(Episodes):
         return jnp.ones(1)
 
 
-def multiply(spec, meta_parameters, gradient, state, **more):
+def multiply(spec, meta_parameters, gradient, state, extras, *, layout):
     """A step of the rule with one meta-parameter."""
     return meta_parameters["network0"]["factor"] * gradient, state
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from optim4rl.meta.agents import init_agents
-from optim4rl.meta.meta_gradient import NOISE, truncated_meta_gradient
+from optim4rl.meta.agents import NOISE, init_agents
+from optim4rl.meta.meta_gradient import truncated_meta_gradient
 from optim4rl.optimizers import KINDS, LEARNED, infer_layout, rule, scale_by_learned_rule
 from optim4rl.optimizers.kernels.select import choose
-from optim4rl.tasks.networks import make_network, parameter_kinds
+from optim4rl.tasks.networks import make_mlps, make_network, parameter_kinds
 
 ALPHA = 0.01
 WEIGHTS = {"dense": (2, 3), "policy": (3, 2), "value": (3, 1)}
@@ -54,6 +54,16 @@ def test_the_inferred_kinds_of_our_agents_are_those_of_their_networks(torso):
     assert [tensor.depth for tensor in layout][-6:] == pytest.approx(
         [0.5 if torso == "conv" else 0.0] * 2 + [1.0] * 4
     )
+
+
+def test_the_inferred_kinds_of_separate_networks_are_theirs():
+    make = partial(make_mlps, 5, 3, (8, 8), (8,), "tanh")
+    networks = jax.eval_shape(lambda: make(key=jax.random.key(0)))
+    layout = infer_layout(networks)
+    assert [KINDS.index(tensor.kind) for tensor in layout] == jax.tree.leaves(
+        parameter_kinds(networks)
+    )
+    assert [tensor.actor for tensor in layout] == [True] * 6 + [False] * 4
 
 
 @pytest.mark.parametrize(

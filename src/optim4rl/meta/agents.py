@@ -7,8 +7,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from optim4rl.optimizers.inputs import flat_extras
+from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import OptimizerSpec, RuleState, init_state
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 from optim4rl.tasks.interface import InnerTask
+
+# Folded into an agent's key for the noise of its updates; rollouts fold in small numbers.
+NOISE = 2**31 - 1
 
 
 class Agents(NamedTuple):
@@ -82,3 +88,18 @@ def gradients_of(
         return ravel_pytree(task.gradient(unravel(params), batch, index))[0]
 
     return jax.vmap(one)(params, batches)
+
+
+def extras_of(
+    spec: OptimizerSpec, layout: Layout, agents: Agents, keys: Key[Array, " M"]
+) -> Extras:
+    """What the structure reads beside gradients, of every agent."""
+    reads = spec.structure.reads
+    if not reads:
+        return NO_EXTRAS
+
+    def one(params: Array, age: Array, key: PRNGKeyArray) -> Extras:
+        key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
+        return flat_extras(reads, layout, params, key)
+
+    return jax.vmap(one)(agents.params, agents.rule.age, keys)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from optim4rl.meta.agents import (
     Agents,
+    extras_of,
     gradients_of,
     init_agents,
     num_rollouts,
@@ -78,7 +79,8 @@ def live(
 
     def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
         gradients = gradients_of(task, agents.params, batch, None if updates == 1 else index)
-        directions, rule = step(rules, gradients, agents.rule)
+        extras = extras_of(spec, layout, agents, keys)
+        directions, rule = step(rules, gradients, agents.rule, extras)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), None
 

@@ -14,14 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
-from optim4rl.meta.agents import Agents, gradients_of, num_rollouts, param_shapes, play
-from optim4rl.optimizers.inputs import flat_extras
+from optim4rl.meta.agents import Agents, extras_of, gradients_of, num_rollouts, param_shapes, play
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.layout import Layout, infer_layout
+from optim4rl.optimizers.layout import infer_layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
-from optim4rl.optimizers.structures import NO_EXTRAS, Extras
+from optim4rl.optimizers.structures import Extras
 from optim4rl.tasks.interface import InnerTask
 
 Validation = Literal["last", "dense"]
@@ -30,8 +29,6 @@ VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
 # The gradients that updates were made with, where they are not those of whole rollouts, and what
 # the structure read beside them.
 _Met = tuple[Array | None, Extras]
-# Folded into an agent's key for the noise of its updates; rollouts fold in small numbers.
-NOISE = 2**31 - 1
 
 
 class MetaGradient(NamedTuple):
@@ -81,7 +78,7 @@ def truncated_meta_gradient(
     step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0, 0))
 
     def update(agents: Agents, gradients: Array) -> tuple[Agents, Extras]:
-        extras = _extras(spec, layout, agents, keys)
+        extras = extras_of(spec, layout, agents, keys)
         directions, rule = step(meta_parameters, gradients, agents.rule, extras)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), extras
@@ -102,7 +99,7 @@ def truncated_meta_gradient(
     def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Met]:
         """No update."""
         del batch
-        met = (None if updates == 1 else whole, _extras(spec, layout, agents, keys))
+        met = (None if updates == 1 else whole, extras_of(spec, layout, agents, keys))
         return agents, jax.tree.map(lambda x: jnp.zeros((updates, *x.shape)), met)
 
     def play_and_learn(agents: Agents, index: Array) -> tuple[Agents, tuple[Any, Array, Any]]:
@@ -125,19 +122,6 @@ def truncated_meta_gradient(
     by_agent = replay(meta_parameters, gradients, before, -learning_rate * after, extras)
     gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
     return MetaGradient(gradient, agents, stats)
-
-
-def _extras(spec: OptimizerSpec, layout: Layout, agents: Agents, keys: Key[Array, " M"]) -> Extras:
-    """What the structure reads beside gradients, of every agent."""
-    reads = spec.structure.reads
-    if not reads:
-        return NO_EXTRAS
-
-    def one(params: Array, age: Array, key: PRNGKeyArray) -> Extras:
-        key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
-        return flat_extras(reads, layout, params, key)
-
-    return jax.vmap(one)(agents.params, agents.rule.age, keys)
 
 
 def _validation_gradients(
