@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -373,3 +374,18 @@ def test_names_are_short_unless_that_is_ambiguous(weights, tmp_path):
     groups = (weights[0], str(copy))
     entries = lay_out(options(tmp_path, groups, controls=False)).entries
     assert [entry.name for entry in entries if entry.role == "learned"] == list(groups)
+
+
+def test_the_same_weights_twice_are_no_two_meta_seeds(weights, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(Path(weights[0]).read_bytes())
+    with pytest.raises(ValueError, match="the same weights twice"):
+        lay_out(options(tmp_path / "out", [f"{weights[0]},{copy}"]))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(weights, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exit:
+        main(["evaluate", "--suite", "grid", "--out", str(tmp_path / "file")])
+    assert exit.value.code == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err

@@ -110,15 +110,18 @@ def lay_out(options: SuiteOptions) -> Benchmark:
         step_scales=options.step_scales or suite.step_scales,
     )
     learned = load_groups(options.weights)
+    # A folder that cannot be written is named before the work.
+    options.out.mkdir(parents=True, exist_ok=True)
     names = _short_names(options.weights)
     entries = []
     for name, optimizers in learned.items():
         control = name.endswith(CONTROL)
         if control and not options.controls:
             continue
-        members = tuple(
-            Method(None, weights=keep_weights(options.out, optimizer)) for optimizer in optimizers
-        )
+        addresses = [keep_weights(options.out, optimizer) for optimizer in optimizers]
+        members = tuple(Method(None, weights=address) for address in dict.fromkeys(addresses))
+        if len(members) < len(optimizers) and not control:
+            raise ValueError(f"weights = {name!r}: the same weights twice are one meta-seed")
         short = names[name.removesuffix(CONTROL)] + CONTROL * control
         role: Role = "control" if control else "learned"
         alpha = optimizers[0].learning_rate
