@@ -2,7 +2,7 @@
 
 A structure says how many networks it needs, what each of them reads, which running moments it keeps
 beside their hidden states, and the formula of the update. It returns the step *direction* `d`; the
-parameter moves by `-alpha * d`.
+parameter moves by `-alpha * d`. The last three make features of their own and read no processing.
 
 | name | direction d | source |
 |---|---|---|
