@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_a2c import quick_jit
+from test_ppo import train
 
-from optim4rl.tasks import PPOConfig, default_config
+from optim4rl.tasks import PPOConfig, default_config, make_task
 from optim4rl.tasks.environments.adapters import make_environment
 from optim4rl.tasks.environments.physics import (
     BRAX,
@@ -140,3 +141,33 @@ def test_default_settings() -> None:
     assert humanoid == dataclasses.replace(
         ant, environment="brax:humanoid/generalized", learner=changed
     )
+
+
+@pytest.mark.slow
+def test_ppo_solves_the_double_pendulum() -> None:
+    """A pole that stands for all of an episode's steps earns 9,360; two million steps."""
+    task = make_task(default_config("brax:inverted_double_pendulum"))
+    returns = train(task, 240, 1e-3)
+    assert returns[0] < 1_000
+    assert returns[-1] >= 8_000
+
+
+@pytest.mark.slow
+def test_playground_is_learned_from() -> None:
+    """A rollout and all its updates: finite numbers, rewards within [0, 1]."""
+    config = default_config("playground:CartpoleBalance")
+    learner = dataclasses.replace(config.learner, rollout=3, epochs=2, minibatches=2)
+    task = make_task(dataclasses.replace(config, num_envs=4, learner=learner))
+
+    @quick_jit
+    def run() -> Any:
+        key = jax.random.key(0)
+        params, actor = task.init_params(key), task.init_actor(key)
+        batch, actor, _ = task.rollout(params, actor, key)
+        updates = jnp.arange(4, dtype=jnp.int32)
+        return actor, jax.lax.map(lambda index: task.gradient(params, batch, index), updates)
+
+    actor, gradients = run()
+    assert np.all((actor.episodes.episode_return > 0) & (actor.episodes.episode_return <= 3))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert len(np.unique(gradients.value[-1].bias)) == 4

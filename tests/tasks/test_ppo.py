@@ -1,6 +1,7 @@
 """PPO: the loss against its formula, minibatches against the whole, known probes."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -304,7 +305,7 @@ def train(task: Task, rollouts: int, rate: float) -> np.ndarray:
     """Train with Adam; the mean return of each of ten parts of the training."""
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def run() -> Any:
         def play(carry: Any, key: jax.Array) -> Any:
             params, state, actor = carry

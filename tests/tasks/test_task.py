@@ -55,7 +55,7 @@ def test_default_networks(environment: str, torso: str, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("environment", "torso"),
-    [("CartPole-v1", "mlp"), ("Pendulum-v1", "mlp"), ("Freeway-MinAtar", "conv")],
+    [("CartPole-v1", "mlp"), ("Pendulum-v1", "mlp"), ("Freeway-MinAtar", "dense")],
 )
 def test_default_networks_of_gymnax(environment: str, torso: str) -> None:
     """PPO; by the names alone, and always for a task that can be made."""
