@@ -302,8 +302,9 @@ def test_probe_continuous_policy(learner: str) -> None:
 
 
 def train(task: Task, rollouts: int, rate: float) -> np.ndarray:
-    """Train with Adam; the mean return of each of ten parts of the training."""
-    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate))
+    """Train with Adam, its rate falling to 0; the mean return of each of ten parts of training."""
+    schedule = optax.linear_schedule(rate, 0.0, rollouts * task.updates_per_rollout)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule))
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def run() -> Any:

@@ -54,16 +54,16 @@ def test_default_networks(environment: str, torso: str, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "torso"),
-    [("CartPole-v1", "mlp"), ("Pendulum-v1", "mlp"), ("Freeway-MinAtar", "dense")],
+    ("environment", "torso", "updates"),
+    [("CartPole-v1", "mlp", 16), ("Pendulum-v1", "mlp", 16), ("Freeway-MinAtar", "dense", 32)],
 )
-def test_default_networks_of_gymnax(environment: str, torso: str) -> None:
+def test_default_networks_of_gymnax(environment: str, torso: str, updates: int) -> None:
     """PPO; by the names alone, and always for a task that can be made."""
     config = default_config(f"gymnax:{environment}")
     assert isinstance(config.learner, PPOConfig)
     assert config.torso == torso
     task = make_task(config)
-    assert task.updates_per_rollout == 16
+    assert task.updates_per_rollout == updates
     assert count_parameters(task) > 4_000
 
 

@@ -14,7 +14,10 @@ _SMALL = TaskConfig(
     learner=PPOConfig(),
 )
 
-# Those of them with continuous actions, whose rewards can be anything.
+# In Breakout, rollouts of 32 steps stay at a return of 6.4, those of 128 pass 18.
+_MINATAR = TaskConfig(width=128, maps="rows", learner=PPOConfig(rollout=128, minibatches=8))
+
+# Those of the small ones with continuous actions, whose rewards can be anything.
 _CONTINUOUS = dataclasses.replace(
     _SMALL,
     learner=PPOConfig(gamma=0.95),
@@ -73,7 +76,7 @@ def default_config(environment: str) -> TaskConfig:
         elif name.startswith("inverted_double_pendulum"):
             config = _DOUBLE_PENDULUM
     elif name.endswith("-MinAtar"):
-        config = TaskConfig(width=128, maps="rows", learner=PPOConfig())
+        config = _MINATAR
     elif family == "gymnax":
         config = _CONTINUOUS if name in _CONTINUOUS_NAMES else _SMALL
     elif environment == "catch":
