@@ -14,7 +14,7 @@ _SMALL = TaskConfig(
     learner=PPOConfig(),
 )
 
-# In Breakout, rollouts of 32 steps stay at a return of 6.4, those of 128 pass 18.
+# With Adam at 5e-3, Breakout passes a return of 18 in two million steps.
 _MINATAR = TaskConfig(width=128, maps="rows", learner=PPOConfig(rollout=128, minibatches=8))
 
 # Those of the small ones with continuous actions, whose rewards can be anything.
