@@ -1,4 +1,4 @@
-"""Environments alone, agents' gradients, and A2C with the learned optimizer against Adam."""
+"""Environments alone, agents' gradients, and training with the learned optimizer against Adam."""
 
 from functools import partial
 from typing import Any
@@ -19,8 +19,16 @@ STEPS = 500
 
 
 def tables() -> list[Table]:
-    """Both tables."""
-    return [_environments(), _a2c()]
+    """All of them."""
+    a2c = f"A2C on Catch, {NUM_ENVS} environments x 20 steps an update, width 256."
+    ppo = (
+        f"PPO on CartPole, {NUM_ENVS} environments x 32 steps, 16 updates each, two small networks."
+    )
+    return [
+        _environments(),
+        _agents("A2C with the learned optimizer", "catch", a2c),
+        _agents("PPO with the learned optimizer", "gymnax:CartPole-v1", ppo),
+    ]
 
 
 def _environments() -> Table:
@@ -77,11 +85,12 @@ def _gradient(task: Task) -> Any:
     return partial(gradient, params, actor, key)
 
 
-def _a2c() -> Table:
+def _agents(title: str, environment: str, note: str) -> Table:
     """Evaluation as `optim4rl evaluate` runs it: one agent, and eight side by side."""
-    task = make_task(default_config("catch"))
+    task = make_task(default_config(environment))
     families: dict[str, Family] = {"adam": Classical("adam")}
-    families |= {name: Learned(LEARNED[name]) for name in ("optim4rl-rlc", "optim4rl", "anchored")}
+    learned = ("optim4rl-rlc", "optim4rl", "anchored", "generalist")
+    families |= {name: Learned(LEARNED[name]) for name in learned}
     rows = []
     for runs in (1, 8):
         cases = {name: _train(task, family, runs) for name, family in families.items()}
@@ -91,15 +100,11 @@ def _a2c() -> Table:
                 {
                     "optimizer": name,
                     "agents side by side": runs,
-                    "ms an update": rounded(each / CHUNK * 1e3),
+                    "ms a rollout": rounded(each / CHUNK * 1e3),
                     "x Adam's time": rounded(each / seconds["adam"]),
                 }
             )
-    note = (
-        f"A2C on Catch, {NUM_ENVS} environments x 20 steps an update, width 256 (14,084 "
-        f"parameters), {CHUNK} updates a run."
-    )
-    return Table("A2C with the learned optimizer", note, rows)
+    return Table(title, f"{note} {CHUNK} rollouts a run, each with its updates.", rows)
 
 
 def _train(task: Task, family: Family, runs: int) -> Any:

@@ -398,3 +398,15 @@ def test_an_unknown_environment_is_refused() -> None:
     """With the known ones, when the task is made."""
     with pytest.raises(ValueError, match="unknown environment 'cach'"):
         make_task(TaskConfig("cach"))
+
+
+def test_a_reward_factor_is_a_reward_scale() -> None:
+    """Also where rewards are normalised first."""
+    config = dataclasses.replace(SMALL, normalise_rewards=True)
+    scaled = dataclasses.replace(config, learner=A2CConfig(rollout=11, reward_scale=3.0))
+    _, (gradient, *_), (_, data, _) = play(make_task(scaled))
+    _, (found, *_), (_, found_data, _) = play(
+        make_task(config).with_reward_factor(jnp.float32(3.0))
+    )
+    np.testing.assert_allclose(found_data.reward, data.reward, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, gradient)

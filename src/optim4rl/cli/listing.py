@@ -44,14 +44,17 @@ def run(options: ListOptions) -> None:
 
 def _tasks() -> list[dict[str, Any]]:
     from optim4rl.tasks import default_config
-    from optim4rl.tasks.environments.adapters import environment_names
+    from optim4rl.tasks.environments.adapters import environment_names, package_names
 
     rows = []
-    for name in environment_names():
+    for name in (*environment_names(), *package_names()):
         config = default_config(name)
-        rows.append({"task": name, "network": f"{config.torso}, width {config.width}"})
-    note = "dense, width 32"
-    return [*rows, {"task": "gymnax:NAME (discrete actions)", "network": note}]
+        sizes = f"width {config.width}"
+        if config.torso == "mlp":
+            sizes = f"policy {config.policy_layers}, value {config.value_layers}"
+        learner = type(config.learner).__name__.removesuffix("Config")
+        rows.append({"task": name, "network": f"{config.torso}, {sizes}", "learner": learner})
+    return rows
 
 
 def _optimizers() -> list[dict[str, Any]]:

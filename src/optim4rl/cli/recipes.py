@@ -44,6 +44,21 @@ _SIX = (
 )
 # Recipes: what made the shipped weights ("zoo/..."), and the paper's experiments.
 PRESETS: dict[str, dict[str, Any]] = {
+    "zoo/generalist": {
+        "optimizer": "generalist",
+        "tasks": ("catch", "small_dense_long", "big_dense_short", "small_sparse_short"),
+        "learning_rate": (2e-2,),
+        "normalise_rewards": True,
+        "width": (16, 32),
+        "meta": MetaConfig(
+            iterations=400,
+            inner_updates=16,
+            reset_interval=25,  # lives of 400 updates
+            meta_learning_rate=1e-2,
+            cosine_to=0.1,
+            meta_clip="running",
+        ),
+    },
     "zoo/anchored-catch": {
         "optimizer": "anchored",
         "learning_rate": (2e-2,),

@@ -73,11 +73,12 @@ class TrainOptions:
         tasks: tasks to train on, together; `optim4rl list tasks` names them.
         learning_rate: inner learning rate alpha of each task; one value serves all.
         step_scale: multiplies alpha, per task; one value serves all.
-        reward_scale: multiplies each task's rewards; one value serves all.
+        reward_scale: multiplies each task's rewards as they usually are; one value serves all.
         normalise_rewards: each agent scales its rewards by those that it has met.
-        width: units of the agents' dense layer; 0 is the paper's own network for each task. With
-            several, every fresh agent draws one of them.
-        maps: order of the observation's maps in a convolution; "rows" is the paper's release.
+        width: units of the agents' dense layer; 0 is each task's own network. With several, every
+            fresh agent draws one of them. Separate networks (`mlp`) stay as they are.
+        maps: order of the observation's maps in a convolution, if not the task's own; "rows" on a
+            grid world is the paper's release.
         envs_per_agent: environments of each agent.
         clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
         zero_head: start the rule's heads at zero.
@@ -101,7 +102,7 @@ class TrainOptions:
     reward_scale: tuple[float, ...] = (1.0,)
     normalise_rewards: bool = False
     width: tuple[int, ...] = (32,)
-    maps: MapOrder = "channels"
+    maps: MapOrder | None = None
     envs_per_agent: int = 64
     clip: float = 0.0
     zero_head: bool = True
@@ -159,17 +160,18 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     own_network = options.width == (0,)
     width = options.width if len(options.width) > 1 else options.width[0]
     for name, rate, scale, reward in zip(options.tasks, rates, scales, rewards, strict=True):
-        config = default_config(name)
+        own = default_config(name)
+        learner = dataclasses.replace(own.learner, reward_scale=reward * own.learner.reward_scale)
         config = dataclasses.replace(
-            config,
+            own,
             num_envs=options.envs_per_agent,
-            width=config.width if own_network else width,
-            # A narrow dense network trains the rule as well as the paper's convolution does.
-            torso=config.torso if own_network else "dense",
-            maps=options.maps,
-            learner=dataclasses.replace(config.learner, reward_scale=reward),
-            normalise_rewards=options.normalise_rewards,
+            maps=options.maps or own.maps,
+            learner=learner,
+            normalise_rewards=options.normalise_rewards or own.normalise_rewards,
         )
+        if not own_network and own.torso != "mlp":
+            # A narrow dense network trains the rule as well as the paper's convolution does.
+            config = dataclasses.replace(config, width=width, torso="dense")
         tasks.append(MetaTask(augment(make_task(config), options.augmentation), rate * scale))
     return spec, tuple(tasks)
 

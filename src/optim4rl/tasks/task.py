@@ -1,5 +1,6 @@
 """Tasks: an environment, an agent network and a learner, as pure functions."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -149,11 +150,17 @@ class Task:
         environment: a gymnax environment.
         env_params: its parameters.
         config: network and learner; `config.environment` is a label here.
+        reward_factor: multiplies the rewards that its agents learn from; may be traced.
     """
 
     environment: Environment
     env_params: EnvParams
     config: TaskConfig
+    reward_factor: float | Float[Array, ""] = 1.0
+
+    def with_reward_factor(self, factor: Float[Array, ""]) -> "Task":
+        """The task whose agents learn from rewards that are multiplied by this."""
+        return dataclasses.replace(self, reward_factor=factor)
 
     @cached_property
     def observation_shape(self) -> tuple[int, ...]:
@@ -309,7 +316,7 @@ class Task:
             returns, reward = scale_rewards(returns, reward, done, self.config.learner.gamma)
         if seen is not None:
             seen = update_moments(seen, self.inputs.join(steps.observation))
-        reward = self.config.learner.reward_scale * reward
+        reward = self.config.learner.reward_scale * self.reward_factor * reward
         return Actor(episodes, actor.live, returns, seen), steps, reward
 
     def _next_values(
