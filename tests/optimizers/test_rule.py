@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from optim4rl.optimizers import LEARNED, OptimizerSpec, init_meta_parameters, init_state, step
-from optim4rl.optimizers.inputs import tensor_inputs
-from optim4rl.optimizers.layout import KINDS, Tensor
 from optim4rl.optimizers.processing import PROCESSINGS, Andrychowicz, Raw, SignLog, Symlog
 from optim4rl.optimizers.rule import spec_from_dict, spec_to_dict
 from optim4rl.optimizers.structures import (
@@ -25,6 +23,7 @@ from optim4rl.optimizers.structures import (
     factors,
     straight_through_sign,
 )
+from optim4rl.optimizers.tensors import KINDS, Tensor, tensor_inputs
 
 
 def product(structures, processings, cells):

@@ -1,44 +1,26 @@
-"""Further inputs of a rule's networks: what a coordinate is, beside the gradient it meets.
+"""Further inputs of a rule's networks, as arrays: what a coordinate is, beside its gradient.
 
-| name | rows | what they hold |
-|---|---|---|
-| kind | 4 | one-hot: weight, bias, policy head, value head |
-| layer | 1 | the depth of the coordinate's layer, 0 to 1 |
-
-These are constants of a tensor (`layout.Tensor`), so they cost neither memory nor time that grows
-with the agents: a kernel makes them where it needs them, or adds what they make to a bias.
+They are constants of a tensor (`tensors.tensor_inputs`), so they cost neither memory nor time that
+grows with the agents: a kernel makes them where it needs them, or adds what they make to a bias.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from optim4rl.optimizers.layout import KINDS, Layout, Tensor, pieces
 from optim4rl.optimizers.structures import ExtraName, Extras
-
-InputName = Literal["kind", "layer"]
-INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
-
-_OF_TENSOR: dict[InputName, Callable[[Tensor], list[float]]] = {
-    "kind": lambda tensor: [float(tensor.kind == kind) for kind in KINDS],
-    "layer": lambda tensor: [tensor.depth],
-}
-_ROWS: dict[InputName, int] = {"kind": len(KINDS), "layer": 1}
-
-
-def num_rows(names: tuple[InputName, ...]) -> int:
-    """Rows that the inputs of these names take together."""
-    return sum(_ROWS[name] for name in names)
-
-
-def tensor_inputs(names: tuple[InputName, ...], tensor: Tensor) -> list[float]:
-    """The inputs of a tensor's coordinates, one number for each row."""
-    return [x for name in names for x in _OF_TENSOR[name](tensor)]
+from optim4rl.optimizers.tensors import (
+    InputName,
+    Layout,
+    Tensor,
+    num_rows,
+    pieces,
+    tensor_inputs,
+)
 
 
 def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "rows *shape"] | None:

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from optim4rl.optimizers.inputs import INPUT_NAMES, InputName, num_rows
 from optim4rl.optimizers.networks import (
     CELL_KINDS,
     Carry,
@@ -38,6 +37,7 @@ from optim4rl.optimizers.structures import (
     Reading,
     Structure,
 )
+from optim4rl.optimizers.tensors import INPUT_NAMES, InputName, num_rows
 
 MetaParameters = dict[str, Weights]
 Normalisation = Literal["none", "rms"]

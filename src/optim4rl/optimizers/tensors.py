@@ -1,0 +1,236 @@
+"""Tensors of a network: what each is for, told from names and shapes, and what rules read of it.
+
+| input | rows | what they hold |
+|---|---|---|
+| kind | 4 | one-hot: weight, bias, policy head, value head |
+| layer | 1 | the depth of the tensor's layer, 0 to 1 |
+
+Nothing here needs JAX: every framework that runs a rule tells tensors apart by the same code.
+"""
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+Kind = Literal["weight", "bias", "policy_head", "value_head"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# The words that name a head, one of the layers before it, and the last layer of several.
+_HEADS: dict[Kind, frozenset[str]] = {
+    "policy_head": frozenset({"policy", "actor", "pi", "logits", "action", "actions"}),
+    "value_head": frozenset({"value", "values", "critic", "vf", "v"}),
+}
+_TORSO = frozenset({"torso", "extractor", "features", "encoder", "trunk", "body", "backbone"})
+_LAST = frozenset({"head", "out", "output", "last", "final", "logits", "mean", "mu"})
+
+
+class Tensor(NamedTuple):
+    """One tensor of a parameter tree.
+
+    Attributes:
+        shape: its shape.
+        kind: what its coordinates are for.
+        depth: its layer's place among the layers, 0 for the first and 1 for the last.
+        actor: whether it serves the policy alone, in its head or before it.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind
+    depth: float
+    actor: bool = False
+
+
+# In the order of the leaves.
+Layout = tuple[Tensor, ...]
+
+
+def pieces(layout: Layout, n: int) -> list[tuple[Tensor, slice]]:
+    """Where each tensor lies among `n` flattened coordinates; empty ones are left out.
+
+    Raises:
+        ValueError: the layout is that of another number of coordinates.
+    """
+    sizes = [math.prod(tensor.shape) for tensor in layout]
+    ends = list(itertools.accumulate(sizes))
+    if sum(sizes) != n:
+        raise ValueError(
+            f"layout: {len(layout)} tensors of {sum(sizes)} coordinates in all, but there are {n}"
+        )
+    return [
+        (tensor, slice(end - size, end))
+        for tensor, size, end in zip(layout, sizes, ends, strict=True)
+        if size
+    ]
+
+
+class Part(NamedTuple):
+    """One part of a leaf's path: its name, and where it comes among its siblings."""
+
+    name: str
+    order: tuple[str | int, ...]
+
+
+Path = tuple[Part, ...]
+
+
+def layout_of(
+    paths: Sequence[Path],
+    shapes: Sequence[tuple[int, ...]],
+    choose: Callable[[list[Kind]], Sequence[Any]] = list,
+) -> Layout:
+    """The layout of tensors, told from their names.
+
+    A leaf whose path names a policy (policy, actor, pi, logits, action) or a value (value, critic,
+    vf, v) belongs to that head; of several layers, only to the last one where numbers or names tell
+    which that is. Any other leaf is a weight, or a bias if it has at most one axis.
+
+    Args:
+        paths: of each tensor.
+        shapes: of each tensor.
+        choose: the kinds to take, given those inferred.
+
+    Raises:
+        ValueError: a chosen kind is unknown.
+    """
+    paths = _told(paths)
+    branches = [_branch(path) for path in paths]
+    kinds = choose(
+        [
+            head or ("weight" if len(shape) > 1 else "bias")
+            for head, shape in zip(_heads(paths, branches), shapes, strict=True)
+        ]
+    )
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"kinds: {kind!r} is none; known kinds are {', '.join(KINDS)}")
+    depths = _depths(paths, branches)
+    return tuple(
+        Tensor(shape, kind, depth, actor="policy_head" in (kind, branch and branch.kind))
+        for shape, kind, depth, branch in zip(shapes, kinds, depths, branches, strict=True)
+    )
+
+
+def parts_of(name: str) -> Path:
+    """The parts of a dotted name, such as "policy_net.0.weight"."""
+    return tuple(Part(part, _natural(part)) for part in re.split(r"[./]", name))
+
+
+def _told(paths: Sequence[Path]) -> list[Path]:
+    # A name that all leaves end in, such as the `value` of a boxed parameter, tells nothing.
+    if len(paths) > 1 and len({path[-1].name if path else None for path in paths}) == 1:
+        return [path[:-1] for path in paths]
+    return list(paths)
+
+
+def _natural(name: str) -> tuple[str | int, ...]:
+    """A sorting key that puts `hidden_2` before `hidden_10`."""
+    return tuple(int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", name))
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+class _Branch(NamedTuple):
+    """The part of a network that leads to one head."""
+
+    kind: Kind
+    root: tuple[str, ...]
+
+
+def _branch(path: Path) -> _Branch | None:
+    """The branch that a leaf belongs to; None where it belongs to several or its path names none.
+
+    The last name counts: a network called policy may hold a value head.
+    """
+    if any(_words(part.name) & _TORSO for part in path):
+        return None
+    named = []
+    for index, part in enumerate(path):
+        found = [kind for kind, words in _HEADS.items() if words & _words(part.name)]
+        if len(found) == 1:
+            named.append((found[0], index))
+    if not named:
+        return None
+    kind = named[-1][0]
+    root = next(index for other, index in named if other == kind)
+    return _Branch(kind, tuple(part.name for part in path[:root]))
+
+
+def _layer(path: Path, branch: _Branch | None) -> Path:
+    """The path of a leaf's layer: that of the leaf itself where a branch is a single tensor."""
+    bare = branch is not None and len(path) == len(branch.root) + 1
+    return path if bare else path[:-1]
+
+
+def _heads(paths: list[Path], branches: list[_Branch | None]) -> list[Kind | None]:
+    """For each leaf the head that it is part of: of each branch, the last layer."""
+    layers: dict[_Branch, set[Path]] = defaultdict(set)
+    for path, branch in zip(paths, branches, strict=True):
+        if branch is not None and len(path) > len(branch.root) + 1:
+            layers[branch].add(path[:-1])
+    last = {branch: _last(branch, found) for branch, found in layers.items()}
+    return [
+        branch.kind
+        if branch is not None
+        and (_layer(path, branch) == path or _layer(path, branch) in last[branch])
+        else None
+        for path, branch in zip(paths, branches, strict=True)
+    ]
+
+
+def _last(branch: _Branch, layers: set[Path]) -> set[Path]:
+    """The last layer of a branch; all of them where that cannot be told."""
+    names = {tuple(re.sub(r"\d+", "", part.name) for part in layer) for layer in layers}
+    if len(names) == 1:
+        return {max(layers, key=_order)}
+    start = len(branch.root)
+    named = {layer for layer in layers if any(_words(part.name) & _LAST for part in layer[start:])}
+    return named or layers
+
+
+def _order(path: Path) -> tuple[tuple[str | int, ...], ...]:
+    return tuple(part.order for part in path)
+
+
+def _depths(paths: list[Path], branches: list[_Branch | None]) -> list[float]:
+    """Each leaf's depth: what the branches share comes first, then each branch by itself."""
+    layers: dict[Kind | None, set[Path]] = defaultdict(set)
+    for path, branch in zip(paths, branches, strict=True):
+        layers[branch and branch.kind].add(_layer(path, branch))
+    ranks = {
+        kind: {layer: rank for rank, layer in enumerate(sorted(found, key=_order))}
+        for kind, found in layers.items()
+    }
+    shared = len(layers.pop(None, ()))
+    deepest = shared + max(map(len, layers.values()), default=0)
+    depths = []
+    for path, branch in zip(paths, branches, strict=True):
+        rank = ranks[branch and branch.kind][_layer(path, branch)]
+        total = deepest if branch is None else shared + len(layers[branch.kind])
+        index = rank if branch is None else shared + rank
+        depths.append(index / max(total - 1, 1))
+    return depths
+
+
+InputName = Literal["kind", "layer"]
+INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
+
+_OF_TENSOR: dict[InputName, Callable[[Tensor], list[float]]] = {
+    "kind": lambda tensor: [float(tensor.kind == kind) for kind in KINDS],
+    "layer": lambda tensor: [tensor.depth],
+}
+_ROWS: dict[InputName, int] = {"kind": len(KINDS), "layer": 1}
+
+
+def num_rows(names: tuple[InputName, ...]) -> int:
+    """Rows that the inputs of these names take together."""
+    return sum(_ROWS[name] for name in names)
+
+
+def tensor_inputs(names: tuple[InputName, ...], tensor: Tensor) -> list[float]:
+    """The inputs of a tensor's coordinates, one number for each row."""
+    return [x for name in names for x in _OF_TENSOR[name](tensor)]

@@ -1,0 +1,171 @@
+"""The format of weights files, for every framework that reads them: nothing here needs JAX.
+
+A weights file is a safetensors file: the meta-parameters as float32 tensors and, in its metadata,
+the card: a readable JSON text with the spec, where the weights come from and what they achieved. A
+checksum covers both. Nothing in a file is ever executed.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT = "optim4rl-weights"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used; the message names the file and what is wrong with it."""
+
+
+class WeightFile(NamedTuple):
+    """What a weights file holds.
+
+    Attributes:
+        path: its path or shipped name, for messages.
+        spec: the rule, as plain JSON values; not yet looked at.
+        learning_rate: the inner learning rate that the weights were trained with.
+        card: the rest of the card.
+        tensors: the meta-parameters, by "network0.input" and so on.
+    """
+
+    path: str
+    spec: Mapping[str, Any]
+    learning_rate: float
+    card: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+
+def read_weights(weights: str | Path) -> WeightFile:
+    """Read and check a weights file by shipped name or by path.
+
+    Raises:
+        WeightsError: the file is missing, truncated, corrupt, or of another format or version. A
+            pickle is never opened as one.
+    """
+    path, data = _read(weights)
+    card, tensors = _parse(path, data)
+    reserved = {"format", "format_version", "learning_rate", "sha256", "spec"}
+    try:
+        spec = _mapping(card.get("spec"), "spec")
+        learning_rate = card.get("learning_rate")
+        if not (isinstance(learning_rate, float) and 0 < learning_rate < float("inf")):
+            raise ValueError(f"learning_rate = {learning_rate!r}: a positive float is needed")
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    rest = {key: value for key, value in card.items() if key not in reserved}
+    return WeightFile(path, spec, learning_rate, rest, tensors)
+
+
+def weights_as_bytes(
+    spec: Mapping[str, Any],
+    learning_rate: float,
+    card: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+) -> bytes:
+    """The contents of a weights file."""
+    from safetensors.numpy import save
+
+    said = {
+        **card,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "learning_rate": float(learning_rate),
+        "spec": spec,
+    }
+    said = json.loads(json.dumps(said))  # as a reader will see it: lists for tuples, text for keys
+    # In C order: safetensors writes an array's memory as it lies.
+    tensors = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+    said["sha256"] = _digest(said, tensors)
+    return save(tensors, metadata={"card": json.dumps(said, indent=1, sort_keys=True)})
+
+
+def require_tensors(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a file holds finite float32 tensors of these shapes, and no others.
+
+    Raises:
+        WeightsError: it does not; the message names the tensors.
+    """
+    if set(shapes) != set(file.tensors):
+        wrong = sorted(set(shapes) ^ set(file.tensors))
+        raise WeightsError(f"{file.path}: tensors {wrong} are missing or not part of the spec")
+    for name, shape in shapes.items():
+        found = file.tensors[name]
+        if found.shape != shape or found.dtype != np.float32:
+            raise WeightsError(
+                f"{file.path}: tensor {name} is {found.dtype}{list(found.shape)}; the spec needs "
+                f"float32{list(shape)}"
+            )
+        if not np.isfinite(found).all():
+            raise WeightsError(f"{file.path}: tensor {name} holds numbers that are not finite")
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The names of the weights inside the package."""
+    zoo = resources.files("optim4rl.optimizers") / "zoo"
+    if not zoo.is_dir():
+        return ()
+    return tuple(
+        sorted(f.name.removesuffix(SUFFIX) for f in zoo.iterdir() if f.name.endswith(SUFFIX))
+    )
+
+
+def _read(weights: str | Path) -> tuple[str, bytes]:
+    if str(weights) in shipped_names():
+        file = resources.files("optim4rl.optimizers") / "zoo" / f"{weights}{SUFFIX}"
+        return str(weights), file.read_bytes()
+    try:
+        return str(weights), Path(weights).read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"weights = {str(weights)!r}: no readable file there ({error.strerror}); shipped "
+            f"weights are {', '.join(shipped_names()) or 'none'}"
+        ) from error
+
+
+def _parse(path: str, data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse_tensors
+
+    try:
+        tensors = parse_tensors(data)
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+    except (SafetensorError, ValueError, struct.error, KeyError, TypeError) as error:
+        # Only now: the header length that a good file starts with may look like either.
+        foreign = data.startswith((b"\x80", b"PK"))
+        hint = " (it looks like a pickle or a zip)" if foreign else ""
+        raise WeightsError(f"{path}: not a readable {SUFFIX} file{hint}: {error}") from error
+    try:
+        card = _mapping(json.loads(header["__metadata__"]["card"]), "card")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: carries no optim4rl card") from error
+    if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path}: format {card.get('format')!r} version {card.get('format_version')!r}; this "
+            f"release reads {FORMAT!r} version {FORMAT_VERSION}"
+        )
+    if card.get("sha256") != _digest(card, tensors):
+        raise WeightsError(f"{path}: corrupt: card and tensors do not match the file's checksum")
+    return dict(card), tensors
+
+
+def _digest(card: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of card and tensors: a flipped bit makes another valid float, only this tells."""
+    said = {key: value for key, value in card.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: an object is needed, not {type(value).__name__}")
+    return value
