@@ -51,9 +51,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalise_rewards": True,
         "width": (16, 32),
         "meta": MetaConfig(
-            iterations=400,
+            iterations=200,
             inner_updates=16,
-            reset_interval=25,  # lives of 400 updates
+            reset_interval=25,  # lives of 64 to 400 updates
+            shortest_interval=4,
             meta_learning_rate=1e-2,
             cosine_to=0.1,
             meta_clip="running",
