@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-NATIVE := $(wildcard src/optim4rl/optimizers/kernels/*.cc src/optim4rl/optimizers/kernels/*.h)
+NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
 .PHONY: demo test test-slow bench lint clean
 

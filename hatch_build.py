@@ -1,6 +1,7 @@
-"""Build the native CPU kernel when the package is installed; go on without it where that fails.
+"""Build the native CPU kernels when the package is installed; go on without one where that fails.
 
-Used by hatchling for wheels and for `pip install -e .`, which puts the library beside `native.py`.
+Used by hatchling for wheels and for `pip install -e .`, which puts each library beside the
+`native.py` that loads it.
 The compiler is $CXX, else the first of c++, g++ and clang++ that is found.
 """
 
@@ -17,14 +18,19 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-KERNELS = Path("src/optim4rl/optimizers/kernels")
-LIBRARY = KERNELS / "rule.so"
+# The libraries. Each is made of the source of that name, once for every instruction set, and of the
+# `ffi.cc` beside it.
+LIBRARIES = (
+    Path("src/optim4rl/optimizers/kernels/rule.so"),
+    Path("src/optim4rl/tasks/kernels/conv.so"),
+)
+SHARED = Path("src/optim4rl/cpp")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 # None of these changes what an infinity or a NaN does.
 ARITHMETIC_FLAGS = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # GCC schedules before it allocates registers only when asked to: a tenth faster. Clang always does.
 GCC_FLAGS = ("-fschedule-insns", "-fsched-pressure")
-# The name of each compilation of rule.cc, and its flags.
+# The name of each compilation of an arithmetic, and its flags.
 X86_VARIANTS = {
     "avx512": ("-march=x86-64-v4",),
     "avx2": ("-march=x86-64-v3",),
@@ -34,47 +40,50 @@ OTHER_VARIANTS: dict[str, tuple[str, ...]] = {"portable": ()}
 
 
 class NativeKernelHook(BuildHookInterface[Any]):
-    """Compiles `rule.cc` and `ffi.cc` and tags the wheel with the platform."""
+    """Compiles the libraries and tags the wheel with the platform."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it gathers the files."""
         del version
         root = Path(self.root)
-        (root / LIBRARY).unlink(missing_ok=True)
-        try:
-            build_library(root)
-        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"optim4rl: no native kernel, the others work: {error}")
-            return
-        build_data["artifacts"].append(LIBRARY.as_posix())
-        build_data["pure_python"] = False
-        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{tag}"
+        for library in LIBRARIES:
+            (root / library).unlink(missing_ok=True)
+            try:
+                build_library(root, library)
+            except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+                self.app.display_warning(
+                    f"optim4rl: no native kernel {library.stem}, the others work: {error}"
+                )
+                continue
+            build_data["artifacts"].append(library.as_posix())
+            build_data["pure_python"] = False
+            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{tag}"
 
 
-def build_library(root: Path) -> None:
-    """Compile and link the library below the project's root.
+def build_library(root: Path, library: Path) -> None:
+    """Compile and link a library below the project's root.
 
     Raises:
         RuntimeError: there is no compiler, or no jaxlib with XLA's headers.
         subprocess.CalledProcessError: the compiler failed; it has printed why.
     """
-    compiler = find_compiler()
-    sources = root / KERNELS
+    compiler = [*find_compiler(), *FLAGS, "-I", str(root / SHARED)]
+    sources = root / library.parent
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
-        arithmetic = [*ARITHMETIC_FLAGS, *(GCC_FLAGS if is_gcc(compiler) else ())]
+        arithmetic = [*ARITHMETIC_FLAGS, *(GCC_FLAGS if is_gcc(find_compiler()) else ())]
         for name, flags in (X86_VARIANTS if x86 else OTHER_VARIANTS).items():
-            objects.append(f"{scratch}/rule_{name}.o")
+            objects.append(f"{scratch}/{name}.o")
             arguments = [*arithmetic, *flags, f"-DARITHMETIC={name}", "-c"]
-            _run(*compiler, *FLAGS, *arguments, str(sources / "rule.cc"), "-o", objects[-1])
+            _run(*compiler, *arguments, str(sources / f"{library.stem}.cc"), "-o", objects[-1])
         objects.append(f"{scratch}/ffi.o")
         headers = ["-isystem", str(xla_headers()), "-c"]
-        _run(*compiler, *FLAGS, *headers, str(sources / "ffi.cc"), "-o", objects[-1])
-        linked = f"{scratch}/rule.so"
-        _run(*compiler, "-shared", "-pthread", *objects, "-o", linked)
-        shutil.copyfile(linked, root / LIBRARY)
+        _run(*compiler, *headers, str(sources / "ffi.cc"), "-o", objects[-1])
+        linked = f"{scratch}/{library.name}"
+        _run(*find_compiler(), "-shared", "-pthread", *objects, "-o", linked)
+        shutil.copyfile(linked, root / library)
 
 
 def find_compiler() -> list[str]:

@@ -158,7 +158,7 @@ def _code(*, learned: bool) -> str:
     """A hash of the modules that can change a run: a classical one knows nothing of the rule."""
     package = resources.files("optim4rl")
     files = [package / "evaluation" / name for name in ("curves.py", "learning.py")]
-    floors = ["tasks", "tasks/environments"]
+    floors = ["tasks", "tasks/environments", "tasks/kernels", "cpp"]
     if learned:
         floors += ["optimizers", "optimizers/kernels"]
     else:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from optim4rl.tasks.inputs import Inputs
+from optim4rl.tasks.kernels.select import choose
 from optim4rl.tasks.networks import (
     Activation,
     ActorCritic,
-    Conv2x2,
     Dense,
     SeparateMLPs,
     activation,
@@ -149,19 +149,13 @@ class SharedTorso:
         if network.conv is None:
             hidden = self.inputs.full(network.dense.kernel, observation)
         else:
-            hidden = self._features(network.conv, observation) @ network.dense.kernel
+            layers = choose(self.inputs)
+            hidden = layers.forward(network.conv, network.dense.kernel, observation)
         hidden = jax.nn.relu(hidden + network.dense.bias[None])
         if prepared.live is not None:
             hidden = hidden * prepared.live[None]
         outputs = jnp.einsum("bw,ow->bo", hidden, prepared.kernel) + prepared.bias[None]
         return outputs[:, :-1], outputs[:, -1], hidden
-
-    def _features(
-        self, conv: Conv2x2, observation: Num[Array, "..."]
-    ) -> Float[Array, "batch features"]:
-        """What the convolution gives, flattened."""
-        images = jax.nn.relu(self.inputs.conv(conv.kernel, observation) + conv.bias[None, None])
-        return images.reshape(len(images), -1)
 
     def backward(
         self,
@@ -171,11 +165,7 @@ class SharedTorso:
         outputs: Float[Array, "batch outputs"],
         value: Float[Array, "batch"],
     ) -> ActorCritic:
-        """The transpose of `forward`.
-
-        The convolution is done again, for all observations at once: its images are large, and to
-        store them in each step of a rollout takes longer.
-        """
+        """The transpose of `forward`."""
         network, hidden = prepared.network, cache
         outputs = jnp.concatenate([outputs, value[:, None]], axis=1)
         # The barrier keeps XLA from folding the transposition into the product: 2 to 8 times as
@@ -189,11 +179,8 @@ class SharedTorso:
         if network.conv is None:
             torso = [self.inputs.full_gradient(observation, hidden)]
         else:
-            features = self._features(network.conv, observation)
-            images = jnp.where(features > 0, hidden @ network.dense.kernel.T, 0.0)
-            images = images.reshape(len(images), -1, network.conv.bias.size)
-            conv_kernel = self.inputs.conv_gradient(observation, images)
-            torso = [conv_kernel, jnp.sum(images, axis=(0, 1)), features.T @ hidden]
+            layers = choose(self.inputs)
+            torso = [*layers.backward(network.conv, network.dense.kernel, observation, hidden)]
         leaves = [
             *torso,
             jnp.sum(hidden, axis=0),

@@ -1,128 +1,32 @@
 // The XLA FFI handlers: read the buffers, share the coordinates out to threads, add up the results.
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
-#include <mutex>
-#include <new>
 #include <utility>
-#include <vector>
 
+#include "instruction_sets.h"
 #include "rule.h"
+#include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace optim4rl {
 
-#define DECLARE_ARITHMETIC(name) extern const Arithmetic name;
+// The compilations of rule.cc, the fastest first.
 #ifdef __x86_64__
-DECLARE_ARITHMETIC(avx512)
-DECLARE_ARITHMETIC(avx2)
-DECLARE_ARITHMETIC(sse2)
+extern const Arithmetic avx512, avx2, sse2;
+constexpr const Arithmetic* kCompiled[] = {&avx512, &avx2, &sse2};
 #else
-DECLARE_ARITHMETIC(portable)
+extern const Arithmetic portable;
+constexpr const Arithmetic* kCompiled[] = {&portable};
 #endif
 
 namespace {
 
 namespace ffi = xla::ffi;
 
-// ---------------------------------------------------------------------------------------------
-// The instruction set
-// ---------------------------------------------------------------------------------------------
-
-// Those that this machine has, the best one first.
-std::vector<const Arithmetic*> available() {
-#ifdef __x86_64__
-  std::vector<const Arithmetic*> found;
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    found.push_back(&avx512);
-  if (has_avx2) found.push_back(&avx2);
-  found.push_back(&sse2);
-  return found;
-#else
-  return {&portable};
-#endif
-}
-
-// The one that OPTIM4RL_NATIVE_ISA names, the best one if it is not set, or null.
-const Arithmetic* choose() {
-  const std::vector<const Arithmetic*> found = available();
-  const char* wanted = std::getenv("OPTIM4RL_NATIVE_ISA");
-  if (wanted == nullptr || *wanted == '\0') return found.front();
-  for (const Arithmetic* arithmetic : found)
-    if (std::strcmp(arithmetic->name, wanted) == 0) return arithmetic;
-  return nullptr;
-}
-
 const Arithmetic* arithmetic() {
-  static const Arithmetic* const chosen = choose();
+  static const Arithmetic* const chosen = choose(kCompiled);
   return chosen;
-}
-
-// ---------------------------------------------------------------------------------------------
-// Threads
-// ---------------------------------------------------------------------------------------------
-
-// Tasks that several threads take one by one. A thread that comes late finds none left, so nobody
-// ever waits for a thread that has not started: a busy pool costs speed, not progress.
-class Tasks {
- public:
-  template <class Work>
-  static void run(ffi::ThreadPool& pool, int64_t count, const Work& work) {
-    const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-    auto tasks = std::make_shared<Tasks>(count);
-    // `work` is used only by those who got a task, and `run` waits for them all.
-    auto join = [tasks, &work] { tasks->take_turns(work); };
-    for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(join)(join));
-    join();
-    tasks->wait();
-  }
-
-  explicit Tasks(int64_t count) : count_(count) {}
-
- private:
-  template <class Work>
-  void take_turns(const Work& work) {
-    int64_t finished = 0;
-    for (int64_t task; (task = next_.fetch_add(1)) < count_; ++finished) work(task);
-    if (finished == 0) return;
-    std::lock_guard<std::mutex> lock(mutex_);
-    finished_ += finished;
-    if (finished_ == count_) all_finished_.notify_one();
-  }
-
-  void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    all_finished_.wait(lock, [this] { return finished_ == count_; });
-  }
-
-  const int64_t count_;
-  std::atomic<int64_t> next_{0};
-  int64_t finished_ = 0;
-  std::mutex mutex_;
-  std::condition_variable all_finished_;
-};
-
-// This thread's scratch memory, kept from call to call.
-float* workspace(int64_t floats) {
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  thread_local std::unique_ptr<float, Free> memory;
-  thread_local int64_t capacity = 0;
-  if (capacity < floats) {
-    memory.reset();
-    memory.reset(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t{64})));
-    capacity = floats;
-  }
-  return memory.get();
 }
 
 // How the coordinates of all agents are cut into tasks. It depends on the shapes alone: the partial

@@ -1,4 +1,4 @@
-// Vectors of floats and the functions of them that a rule needs.
+// Vectors of floats and the functions of them that the kernels need.
 //
 // Everything is in an unnamed namespace and forced inline: each instruction set gets its own copy.
 // All functions carry a NaN through. Comparisons are written so that they become min and max
@@ -30,9 +30,16 @@ constexpr int kLanes = kVectorBytes / sizeof(float);
 typedef float Vec __attribute__((vector_size(kVectorBytes), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(kVectorBytes), may_alias));
 
-// All rows of the workspace are aligned.
+// All rows of a workspace are aligned.
 FORCE_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 FORCE_INLINE void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
+// Rows of operands and results may lie anywhere.
+FORCE_INLINE Vec load_anywhere(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, kVectorBytes);
+  return x;
+}
+FORCE_INLINE void store_anywhere(float* p, Vec x) { __builtin_memcpy(p, &x, kVectorBytes); }
 FORCE_INLINE Vec splat(float x) { return x - Vec{}; }
 
 // A constant that the compiler cannot see. Comparisons with constants that it sees are turned around

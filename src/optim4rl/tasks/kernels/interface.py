@@ -1,0 +1,37 @@
+"""What every implementation of the convolutional torso offers."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, Num
+
+from optim4rl.tasks.networks import Conv2x2
+
+
+class ConvGradient(NamedTuple):
+    """The gradients of both layers' parameters."""
+
+    conv_kernel: Float[Array, "2 2 channels filters"]
+    conv_bias: Float[Array, "filters"]
+    kernel: Float[Array, "features units"]
+
+
+@runtime_checkable
+class ConvLayers(Protocol):
+    """A 2 x 2 convolution with ReLU, flattened, times the kernel of a dense layer.
+
+    The functions are of one agent; `jax.vmap` over agents is efficient.
+    """
+
+    def forward(
+        self, conv: Conv2x2, kernel: Float[Array, "features units"], observation: Num[Array, "..."]
+    ) -> Float[Array, "batch units"]:
+        """What the dense layer gives, before its bias."""
+
+    def backward(
+        self,
+        conv: Conv2x2,
+        kernel: Float[Array, "features units"],
+        observation: Num[Array, "..."],
+        cotangent: Float[Array, "batch units"],
+    ) -> ConvGradient:
+        """The gradients, from the cotangent of what `forward` gives."""

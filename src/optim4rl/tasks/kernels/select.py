@@ -1,0 +1,13 @@
+"""Which implementation runs the convolutional torso: the fastest that can."""
+
+from optim4rl.tasks.inputs import Inputs, SparseInputs
+from optim4rl.tasks.kernels import native
+from optim4rl.tasks.kernels.interface import ConvLayers
+from optim4rl.tasks.kernels.xla import XlaConvLayers
+
+
+def choose(inputs: Inputs) -> ConvLayers:
+    """The layers that read such inputs on this machine."""
+    if isinstance(inputs, SparseInputs) and native.refusal() is None:
+        return native.NativeConvLayers(inputs)
+    return XlaConvLayers(inputs)

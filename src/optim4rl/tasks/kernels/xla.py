@@ -1,0 +1,52 @@
+"""The convolutional torso in XLA, through the linear maps of any kind of inputs."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from optim4rl.tasks.inputs import Inputs
+from optim4rl.tasks.kernels.interface import ConvGradient
+from optim4rl.tasks.networks import Conv2x2
+
+
+@dataclass(frozen=True)
+class XlaConvLayers:
+    """Whole images, of any observations."""
+
+    inputs: Inputs
+
+    def forward(
+        self, conv: Conv2x2, kernel: Float[Array, "features units"], observation: Num[Array, "..."]
+    ) -> Float[Array, "batch units"]:
+        """A matrix product on the images."""
+        return self._features(conv, observation) @ kernel
+
+    def backward(
+        self,
+        conv: Conv2x2,
+        kernel: Float[Array, "features units"],
+        observation: Num[Array, "..."],
+        cotangent: Float[Array, "batch units"],
+    ) -> ConvGradient:
+        """The transpose of `forward`.
+
+        The convolution is done again, for all observations at once: its images are large, and to
+        store them in each step of a rollout takes longer.
+        """
+        features = self._features(conv, observation)
+        images = jnp.where(features > 0, cotangent @ kernel.T, 0.0)
+        images = images.reshape(len(images), -1, conv.bias.size)
+        return ConvGradient(
+            self.inputs.conv_gradient(observation, images),
+            jnp.sum(images, axis=(0, 1)),
+            features.T @ cotangent,
+        )
+
+    def _features(
+        self, conv: Conv2x2, observation: Num[Array, "..."]
+    ) -> Float[Array, "batch features"]:
+        """What the convolution gives, flattened."""
+        images = jax.nn.relu(self.inputs.conv(conv.kernel, observation) + conv.bias[None, None])
+        return images.reshape(len(images), -1)
