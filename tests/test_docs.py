@@ -1,0 +1,85 @@
+"""The pages do what they say: their programs run as printed, their tables hold."""
+
+import re
+
+import pytest
+
+from optim4rl.evaluation.suites import SUITES
+from optim4rl.optimizers import LEARNED
+from optim4rl.optimizers.kernels.select import KERNELS
+from optim4rl.optimizers.processing import Raw
+from test_readme import PAGES, ROOT, blocks, run_program
+
+# Blocks with this after the fence are run, all those of a page as one program.
+RUNNABLE = "python runnable"
+PROGRAMS = {page.name: blocks(page.read_text("utf-8"), RUNNABLE) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", [page for page, program in PROGRAMS.items() if program])
+def test_programs_run_as_printed(page, tmp_path):
+    source = "\n".join(PROGRAMS[page])
+    result = run_program(source, tmp_path)
+    assert result.returncode == 0, f"{source}\n{result.stderr}"
+
+
+def test_there_are_programs_to_run():
+    assert {"tasks.md", "optimizers.md"} <= {page for page, found in PROGRAMS.items() if found}
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def table(page, first):
+    """The rows of the table whose first column has that title, as text."""
+    lines = (ROOT / "docs" / page).read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |")) + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def preset_facts(name):
+    """A row of the presets' table, but for its source."""
+    spec = LEARNED[name]
+    structure = spec.structure
+    own = structure.tensorwise and spec.processing == Raw()
+    cell = "none" if spec.cell == "none" else f"{spec.cell} {spec.hidden_size}"
+    coordinates = not structure.tensorwise and spec.normalise == "none"
+    # Every kernel runs `anchored`, unless this machine lacks it: then it says so of every rule.
+    runs = [k.name for k in KERNELS if k.refusal(spec) == k.refusal(LEARNED["anchored"])]
+    return [
+        f"`{name}`",
+        structure.name,
+        ", ".join(
+            ["own features" if own else spec.processing.name, *spec.inputs, *structure.reads]
+        ),
+        ", ".join(f"{shape.inputs} > {shape.outputs}" for shape in spec.networks),
+        f"{cell}, {'-'.join(map(str, spec.head_sizes)) or 'linear'}",
+        f"{spec.clip:g}",
+        str(spec.state_floats),
+        "coordinates" if coordinates else "tensors",
+        ", ".join(runs),
+    ]
+
+
+def test_the_presets_are_as_the_table_says():
+    rows = table("optimizers.md", "preset")
+    assert [row[:-1] for row in rows] == [preset_facts(name) for name in LEARNED]
+    assert all(row[-1] for row in rows)
+
+
+def test_the_suites_are_as_the_table_says():
+    expected = []
+    for name, suite in SUITES.items():
+        for task in suite.tasks:
+            config = task.config
+            steps = task.rollouts * config.num_envs * config.learner.rollout
+            learner = type(config.learner).__name__.removesuffix("Config")
+            expected.append([name, task.name, learner, f"{task.rollouts:,}", f"{steps:,}"])
+    assert table("benchmark.md", "suite") == expected
