@@ -1,4 +1,4 @@
-"""`optim4rl plan show`, `optim4rl ablate`, `optim4rl report` and `optim4rl identity`."""
+"""`optim4rl ablate`, `optim4rl report` and `optim4rl identity`."""
 
 import dataclasses
 import json
@@ -14,7 +14,6 @@ import tyro
 from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS
-from optim4rl.study.components import map_plan, plan_as_dict
 from optim4rl.study.plan import read_plan
 from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
@@ -23,42 +22,6 @@ from optim4rl.study.settings import SCALES
 from optim4rl.study.summary import OUTCOMES, Summary, interval, number, summarise, summary_table
 
 Scale = Literal["smoke", "quick", "paper"]
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """Show what was read of an ablation plan, and what each part of it maps to.
-
-    Attributes:
-        plan: the plan file.
-        json: print it as JSON.
-    """
-
-    plan: Annotated[Path, tyro.conf.Positional]
-    json: bool = False
-
-
-def show_plan(options: PlanOptions) -> None:
-    """The command `plan show`."""
-    plan = read_plan(options.plan)
-    mapped = map_plan(plan)
-    if options.json:
-        print(json.dumps(plan_as_dict(plan, mapped), indent=1))
-        return
-    print(plan.title)
-    for entry in mapped:
-        ablation = entry.ablation
-        found = entry.component.key if entry.component else f"not mapped: {entry.reason}"
-        rows = [["part", ablation.part, found], ["action", ablation.action or "not stated", ""]]
-        rows += [
-            ["replacement", m.text or "(default)", m.key or f"not mapped: {m.reason}"]
-            for m in entry.replacements
-        ]
-        rows += [
-            ["metric", m.text or "(default)", m.key or f"not mapped: {m.reason}"]
-            for m in entry.metrics
-        ]
-        print_table(ablation.title or ablation.part, ["", "in the plan", "in a study"], rows)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
   optim4rl evaluate WEIGHTS --suite NAME --out DIR    on all tasks of a benchmark
   optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
+  optim4rl plan propose TEXT --out PLAN     a plan for a method     [--model NAME]
+  optim4rl plan score PLANS --against PLAN  how much of a plan others find
+  optim4rl plan lint PLAN            what is wrong with a plan, and what it would cost to run
   optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
   optim4rl report DIR                write a study's report again
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
@@ -31,6 +34,8 @@ Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a traine
 
 Each command explains itself with --help.
 """
+
+PLAN_COMMANDS = ("show", "propose", "score", "lint")
 
 
 class UsageError(ValueError):
@@ -74,15 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(words: list[str]) -> None:
     command, rest = words[0], words[1:]
     if command == "plan":
-        if rest[:1] != ["show"]:
-            raise UsageError(
-                f"plan {' '.join(rest[:1])}: the one thing to do with a plan is `show`"
-            )
-        command, rest = "plan show", rest[1:]
+        if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
+            known = ", ".join(f"`{word}`" for word in PLAN_COMMANDS)
+            raise UsageError(f"plan {' '.join(rest[:1])}: with plans one can {known}")
+        command, rest = f"plan {rest[0]}", rest[1:]
     commands: dict[str, Callable[[str, list[str]], None]] = {
         "train": _train,
         "evaluate": _evaluate,
-        "plan show": _ablate,
+        **{f"plan {word}": _plan for word in PLAN_COMMANDS},
         "ablate": _ablate,
         "report": _ablate,
         "identity": _ablate,
@@ -148,10 +152,21 @@ def _ablate(command: str, rest: list[str]) -> None:
     from optim4rl.cli import ablate
 
     options, run = {
-        "plan show": (ablate.PlanOptions, ablate.show_plan),
         "ablate": (ablate.AblateOptions, ablate.ablate),
         "report": (ablate.ReportOptions, ablate.report),
         "identity": (ablate.IdentityOptions, ablate.identity),
+    }[command]
+    run(_parse(options, command, rest))  # type: ignore[operator]
+
+
+def _plan(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import plan
+
+    options, run = {
+        "plan show": (plan.ShowOptions, plan.show),
+        "plan propose": (plan.ProposeOptions, plan.propose_plan),
+        "plan score": (plan.ScoreOptions, plan.score),
+        "plan lint": (plan.LintOptions, plan.lint_plan),
     }[command]
     run(_parse(options, command, rest))  # type: ignore[operator]
 

@@ -1,0 +1,316 @@
+"""`optim4rl plan`: show, propose, score and lint ablation plans."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from optim4rl.cli.runtime import print_table
+from optim4rl.optimizers.files import write_atomically
+from optim4rl.study.components import MappedAblation, map_plan, plan_as_dict
+from optim4rl.study.plan import Plan, read_plan
+from optim4rl.study.planner.catalogue import catalogue_plan
+from optim4rl.study.planner.cost import Cost, Measured, predict, read_measured
+from optim4rl.study.planner.lint import Finding, lint
+from optim4rl.study.planner.method import Method, method_of, read_method
+from optim4rl.study.planner.propose import Chat, Limits, Proposal, Record, Usage, propose
+from optim4rl.study.planner.render import normalise, render_plan, unmapped
+from optim4rl.study.planner.score import Score, pairs, score_plan
+from optim4rl.study.planner.text import PlannerError, one_line
+
+CATALOGUE = "catalogue"
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Show what was read of an ablation plan, and what each part of it maps to.
+
+    Attributes:
+        plan: the plan file.
+        json: print it as JSON.
+    """
+
+    plan: Annotated[Path, tyro.conf.Positional]
+    json: bool = False
+
+
+def show(options: ShowOptions) -> None:
+    """The command `plan show`."""
+    plan = read_plan(options.plan)
+    mapped = map_plan(plan)
+    if options.json:
+        print(json.dumps(plan_as_dict(plan, mapped), indent=1))
+        return
+    print(one_line(plan.title))
+    for entry in mapped:
+        _show_ablation(entry)
+
+
+def _show_ablation(entry: MappedAblation) -> None:
+    ablation = entry.ablation
+    found = entry.component.key if entry.component else f"not mapped: {entry.reason}"
+    rows = [["part", ablation.part, found], ["action", ablation.action or "not stated", ""]]
+    for what, matches in (("replacement", entry.replacements), ("metric", entry.metrics)):
+        rows += [[what, m.text or "(default)", m.key or f"not mapped: {m.reason}"] for m in matches]
+    _print_table(ablation.title or ablation.part, ["", "in the plan", "in a study"], rows)
+
+
+@dataclass(frozen=True)
+class ProposeOptions:
+    """Read the description of a learned-optimizer method and write an ablation plan.
+
+    The planner `catalogue` needs no model and no network: it proposes what the registry of a study
+    knows. Any other name is a chat model behind an OpenAI-compatible endpoint (OPENAI_API_KEY,
+    OPENAI_BASE_URL; `pip install optim4rl[planner]`). What it is asked and all that it answers are
+    kept beside the plan, in NAME.record.jsonl.
+
+    Attributes:
+        method: the description, as plain text, Markdown or HTML.
+        of: in place of a description, a variant's own specification: optim4rl.
+        out: the plan file to write.
+        model: catalogue, or a chat model's name.
+        rounds: times that an answer is sent back with what in it maps to nothing.
+        timeout: seconds for one response.
+        retries: times that a request is made again after a time-out, a lost connection, "too many
+            requests" or a fault of the endpoint.
+        answer_tokens: tokens of one answer.
+        tokens: tokens of all prompts and answers together.
+        price: what a million prompt tokens and a million answer tokens cost, in any currency.
+        max_cost: what all prompts and answers may cost together, in that currency.
+        json: print what came of it as JSON.
+    """
+
+    out: Path
+    method: Annotated[Path | None, tyro.conf.Positional] = None
+    of: str | None = None
+    model: str = CATALOGUE
+    rounds: int = 2
+    timeout: float = 300.0
+    retries: int = 2
+    answer_tokens: int = 8_000
+    tokens: int = 200_000
+    price: tuple[float, float] | None = None
+    max_cost: float | None = None
+    json: bool = False
+
+
+def propose_plan(options: ProposeOptions) -> None:
+    """The command `plan propose`."""
+    limits = Limits(
+        options.rounds, options.answer_tokens, options.tokens, options.price, options.max_cost
+    )
+    method = _method(options)
+    record = Record(options.out.with_suffix(".record.jsonl"))
+    if options.model == CATALOGUE:
+        plan = normalise(catalogue_plan(method))
+        proposal = Proposal(plan, unmapped(map_plan(plan)), 0, Usage(0, 0))
+    else:
+        proposal = propose(method, options.model, _chat(options), limits, record)
+    write_atomically(options.out, render_plan(proposal.plan).encode())
+    _report(proposal, options, limits, record)
+
+
+def _method(options: ProposeOptions) -> Method:
+    if (options.method is None) == (options.of is None):
+        raise PlannerError("method: give a file with a method's description, or --of optim4rl")
+    if options.of is not None:
+        return method_of(options.of)
+    assert options.method is not None
+    if options.out.exists() and options.method.exists() and options.out.samefile(options.method):
+        raise PlannerError(f"out = {str(options.out)!r}: the plan would replace the description")
+    return read_method(options.method)
+
+
+def _chat(options: ProposeOptions) -> Chat:
+    try:
+        from optim4rl.study.planner.chat import ChatModel
+    except ModuleNotFoundError as error:
+        raise PlannerError(
+            f"model = {one_line(options.model)!r}: chat models need more packages "
+            f"({error.name}): pip install 'optim4rl[planner]'; --model {CATALOGUE} needs none"
+        ) from error
+    return ChatModel(
+        options.model,
+        answer_tokens=options.answer_tokens,
+        seconds=options.timeout,
+        retries=options.retries,
+    )
+
+
+def _report(proposal: Proposal, options: ProposeOptions, limits: Limits, record: Record) -> None:
+    """Say on stdout what was written, and on stderr what is left to be seen to."""
+    cost = limits.cost(proposal.spent)
+    if options.json:
+        values = {
+            "plan": str(options.out),
+            "record": str(record.path) if proposal.requests else None,
+            "ablations": len(proposal.plan.ablations),
+            "unmapped": proposal.unmapped,
+            "requests": proposal.requests,
+            "tokens": asdict(proposal.spent),
+            "cost": cost,
+            "stopped": proposal.stopped,
+        }
+        print(json.dumps(values, indent=1))
+        return
+    print(f"plan:   {options.out} ({len(proposal.plan.ablations)} ablations)")
+    if proposal.requests:
+        tokens = f"{proposal.spent.prompt:,} prompt and {proposal.spent.answer:,} answer tokens"
+        print(f"record: {record.path} ({proposal.requests} requests, {tokens})")
+    if cost is not None and proposal.requests:
+        print(f"cost:   {cost:.4g}")
+    if proposal.stopped:
+        print(f"no further round: {proposal.stopped}", file=sys.stderr)
+    for note in proposal.unmapped:
+        print(f"marked: {note}", file=sys.stderr)
+    if proposal.unmapped:
+        print("`optim4rl ablate --skip-unmapped` runs the rest", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Say how much of a reference plan other plans find.
+
+    Plans are compared by what they map to: pairs of a component and a replacement.
+
+    Attributes:
+        plans: the plan files.
+        against: the reference plan's file.
+        json: print it as JSON.
+    """
+
+    plans: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    against: Path
+    json: bool = False
+
+
+def score(options: ScoreOptions) -> None:
+    """The command `plan score`."""
+    if not options.plans:
+        raise PlannerError("plans: one or more plan files are needed")
+    reference = read_plan(options.against)
+    scores = {path: score_plan(read_plan(path), reference) for path in options.plans}
+    if options.json:
+        print(json.dumps([_score_values(path, entry) for path, entry in scores.items()], indent=1))
+        return
+    rows = [
+        [
+            str(path),
+            f"{entry.complete} of {len(entry.ablations)}",
+            f"{entry.hits} of {len(entry.wanted)}",
+            *(f"{x:.2f}" for x in (entry.precision, entry.recall, entry.f1)),
+            str(len(entry.proposed)),
+            str(entry.unmapped),
+        ]
+        for path, entry in scores.items()
+    ]
+    columns = ["plan", "ablations", "replacements", "precision", "recall", "F1", "proposed"]
+    _print_table(f"found of {options.against}", [*columns, "not mapped"], rows)
+    _print_found(scores)
+
+
+def _print_found(scores: dict[Path, Score]) -> None:
+    """Each ablation of the reference, and what each plan finds of it."""
+    first = next(iter(scores.values()))
+    rows = [
+        [
+            entry.title,
+            ", ".join("/".join(pair) for pair in entry.wanted),
+            *(", ".join(v for _, v in s.ablations[i].found) or "-" for s in scores.values()),
+        ]
+        for i, entry in enumerate(first.ablations)
+    ]
+    _print_table("the reference's ablations", ["ablation", "wanted", *map(str, scores)], rows)
+
+
+def _score_values(path: Path, score: Score) -> dict[str, Any]:
+    return {
+        "plan": str(path),
+        **asdict(score),
+        "hits": score.hits,
+        "precision": score.precision,
+        "recall": score.recall,
+        "f1": score.f1,
+        "ablations_found": score.complete,
+    }
+
+
+@dataclass(frozen=True)
+class LintOptions:
+    """Say what is wrong with a plan, and what it would cost to run; exits with 1 if anything is.
+
+    Attributes:
+        plan: the plan file.
+        jobs: worker processes that the time is predicted for; as many as there are processors by
+            default.
+        measured: the folder of a study, whose cells' times are taken where they fit.
+        json: print it as JSON.
+    """
+
+    plan: Annotated[Path, tyro.conf.Positional]
+    jobs: int | None = None
+    measured: Path | None = None
+    json: bool = False
+
+
+def lint_plan(options: LintOptions) -> None:
+    """The command `plan lint`."""
+    plan = read_plan(options.plan)
+    measured: Measured = read_measured(options.measured) if options.measured else {}
+    mapped = map_plan(plan)
+    findings = lint(mapped)
+    jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
+    costs = predict(options.plan.read_bytes(), jobs, measured) if pairs(mapped) else []
+    if options.json:
+        values = {"findings": list(map(asdict, findings)), "costs": list(map(asdict, costs))}
+        print(json.dumps(values, indent=1))
+    else:
+        _print_lint(plan, findings, costs, jobs)
+    if findings:
+        sys.exit(1)
+
+
+def _print_lint(plan: Plan, findings: tuple[Finding, ...], costs: list[Cost], jobs: int) -> None:
+    rows = [
+        [f"{f.ablation}. {plan.ablations[f.ablation - 1].part}", f.kind, f.message]
+        for f in findings
+    ]
+    if rows:
+        _print_table("what is wrong", ["ablation", "kind", "what"], rows)
+    else:
+        print("nothing is wrong with this plan")
+    if not costs:
+        print("a study can run nothing of it")
+        return
+    prices = [
+        [
+            cost.scale,
+            str(cost.trained),
+            str(cost.cells),
+            _duration(cost.seconds),
+            f"{cost.measured} of {cost.cells} cells' times" if cost.measured else "a table",
+        ]
+        for cost in costs
+    ]
+    columns = ["scale", "meta-trained", "cells", "predicted time", "from"]
+    _print_table(f"what a study of it costs, {jobs} workers", columns, prices)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 5_400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3_600:.1f} h"
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table of words from outside, which neither style nor steer the terminal."""
+    from rich.markup import escape
+
+    def safe(text: str) -> str:
+        return escape(one_line(text, 400))
+
+    print_table(safe(title), list(map(safe, columns)), [list(map(safe, row)) for row in rows])

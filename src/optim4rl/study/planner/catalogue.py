@@ -1,0 +1,201 @@
+"""What a study can ablate, as data for a prompt, and the planner that needs nothing else.
+
+The catalogue's planner is deterministic. It proposes one ablation for each choice that the registry
+knows, and the choices that touch most of the method come first: those under which most of the
+learned rule's weights are added, dropped or of another shape.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from optim4rl.study.components import (
+    COMPONENTS,
+    DEFAULT_METRICS,
+    METRICS,
+    Choice,
+    Component,
+    # A method's text names components by the same words as a plan does.
+    _covered,
+    _normalised,
+)
+from optim4rl.study.plan import Ablation, Plan
+from optim4rl.study.planner.method import Method
+from optim4rl.study.planner.text import PlannerError
+from optim4rl.study.variant import REFERENCE, Variant, replace_field, variant_spec
+
+# What is measured beside the default metrics: the identity experiment compares processings.
+FURTHER_METRICS: Final[Mapping[str, tuple[str, ...]]] = {"processing": ("identity",)}
+
+
+def catalogue_text() -> str:
+    """Every component with its replacements, and every metric, as JSON for a prompt."""
+    components = [
+        {
+            "part": component.phrases[0],
+            "what the method does": component.description,
+            "reference": _choice_name(component, getattr(REFERENCE, component.field)),
+            "replacements": [
+                {"name": choice.phrases[0], "meaning": choice.description}
+                for choice in _alternatives(component)
+            ],
+        }
+        for component in COMPONENTS
+    ]
+    metrics = [{"name": m.phrases[0], "meaning": m.description} for m in METRICS]
+    return json.dumps({"components": components, "metrics": metrics}, indent=1, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One ablation that the catalogue can propose.
+
+    Attributes:
+        component: what is ablated.
+        choice: what takes its place.
+        touched: weights of the rule that are added, dropped or of another shape.
+        weights: weights of both rules together, those they share counted once.
+    """
+
+    component: Component
+    choice: Choice
+    touched: int
+    weights: int
+
+
+def candidates() -> tuple[Candidate, ...]:
+    """Every choice that differs from the study's reference, those that touch most of it first."""
+    found = [
+        Candidate(component, choice, *_touched(component.field, choice.value))
+        for component in COMPONENTS
+        for choice in _alternatives(component)
+    ]
+    return tuple(sorted(found, key=lambda entry: -entry.touched / entry.weights))
+
+
+def catalogue_plan(method: Method) -> Plan:
+    """One ablation for each choice of every component that the method has.
+
+    A text from outside has the components that it names.
+
+    Raises:
+        PlannerError: the text names none.
+    """
+    named = _named_components(method)
+    chosen = [entry for entry in candidates() if entry.component.key in named]
+    metrics = {metric.key: metric.phrases[0] for metric in METRICS}
+    ablations = tuple(
+        Ablation(
+            f"Ablation of {entry.component.phrases[0]}: {entry.choice.phrases[0]}",
+            entry.component.phrases[0],
+            "REPLACE",
+            (entry.choice.phrases[0],),
+            tuple(
+                metrics[key]
+                for key in (*DEFAULT_METRICS, *FURTHER_METRICS.get(entry.component.key, ()))
+            ),
+        )
+        for entry in chosen
+    )
+    reasons = "\n".join(_reasons(method, named, chosen))
+    introduction = (
+        "One ablation for each replacement that the study knows of, compared with "
+        f"{_reference_name()}. They are ordered by how much of the method they touch: by the share "
+        "of the learned rule's weights that are added, dropped or of another shape."
+    )
+    title = f"optim4rl-planner/catalogue/{method.name}"
+    return Plan(title, f"{introduction}\n\n{reasons}", ablations)
+
+
+def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) -> Iterator[str]:
+    for component in COMPONENTS:
+        if component.key in named:
+            found = "" if method.variant else f" The text names it: '{named[component.key]}'."
+            yield f"- {component.phrases[0]}: {component.description}{found}"
+        else:
+            yield f"- {component.phrases[0]}: left out, for the text does not name it."
+    for rank, entry in enumerate(chosen, start=1):
+        what = f"{entry.component.phrases[0]}, {entry.choice.phrases[0]}"
+        if entry.touched:
+            share = f"{entry.touched / entry.weights:.0%} of the rule's weights"
+            extent = f"touches {share} ({entry.touched:,} of {entry.weights:,})"
+        else:
+            extent = "leaves every weight of the rule in place and changes its training alone"
+        yield f"{rank}. {what}: {extent}. {entry.choice.description}"
+
+
+def _named_components(method: Method) -> dict[str, str]:
+    """The components that the method has, each with the phrase of the registry that names it."""
+    if method.variant is not None:
+        return {component.key: component.phrases[0] for component in COMPONENTS}
+    named = {}
+    sentences = [_normalised(sentence) for sentence in _sentences(method.text)]
+    for component in COMPONENTS:
+        for phrase in component.phrases:
+            if any(_covered(words, (phrase,)) for words in sentences):
+                named[component.key] = phrase
+                break
+    if not named:
+        phrases = ", ".join(component.phrases[0] for component in COMPONENTS)
+        raise PlannerError(
+            f"method {method.name!r} names no component that the study can ablate ({phrases}); "
+            "a chat model may read more in it: give --model"
+        )
+    return named
+
+
+# A name does not run over the end of a sentence or of a paragraph; long ones are read in pieces.
+_SENTENCE: Final = re.compile(r"[.!?;:]\s|\n\s*\n")
+_PIECE: Final = 48  # words; the reader of names takes 64, so pieces may overlap
+
+
+def _sentences(text: str) -> Iterator[str]:
+    for sentence in _SENTENCE.split(text):
+        words = sentence.split()
+        for start in range(0, max(len(words), 1), _PIECE - 8):
+            yield " ".join(words[start : start + _PIECE])
+
+
+def _alternatives(component: Component) -> list[Choice]:
+    reference = getattr(REFERENCE, component.field)
+    return [choice for choice in component.choices if choice.value != reference]
+
+
+def _choice_name(component: Component, value: str) -> str:
+    return component.choice(value).phrases[0]
+
+
+def _reference_name() -> str:
+    names = [_choice_name(c, getattr(REFERENCE, c.field)) for c in COMPONENTS]
+    return f"the study's reference ({', '.join(names)})"
+
+
+def _touched(field: str, value: str) -> tuple[int, int]:
+    """Weights that differ under a choice, and weights in all."""
+    old, new = _weights(REFERENCE), _weights(replace_field(REFERENCE, field, value))
+    sizes = {
+        name: max(math.prod(old.get(name, (0,))), math.prod(new.get(name, (0,))))
+        for name in {**old, **new}
+    }
+    touched = sum(size for name, size in sizes.items() if old.get(name) != new.get(name))
+    return touched, sum(sizes.values())
+
+
+@cache
+def _weights(variant: Variant) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every weight of the variant's rule; nothing is computed."""
+    import jax
+
+    from optim4rl.optimizers.rule import init_meta_parameters
+
+    spec = variant_spec(variant, clip=1.0)
+    shapes = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
+    return {
+        f"{network}.{name}": array.shape
+        for network, weights in shapes.items()
+        for name, array in weights.items()
+    }

@@ -1,0 +1,235 @@
+"""Chat models behind OpenAI-compatible endpoints, hosted or local.
+
+The client library sends requests, waits and tries again; here is what it leaves open: no response
+is read for longer than the time-out or beyond a size, none is followed elsewhere, the key is in no
+text that leaves this module, and an endpoint that lacks a feature is asked without it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from optim4rl.study.planner.answer import ANSWER_SCHEMA
+from optim4rl.study.planner.prompt import Message
+from optim4rl.study.planner.propose import Answer, ChatError, Usage
+from optim4rl.study.planner.text import PlannerError, one_line
+
+KEY_VARIABLE: Final = "OPENAI_API_KEY"
+URL_VARIABLE: Final = "OPENAI_BASE_URL"
+MAX_RESPONSE_BYTES: Final = 8_000_000  # a hundred thousand tokens are half a megabyte
+_MAX_RETRIES: Final = 10
+
+_FORMAT: Final = {
+    "type": "json_schema",
+    "json_schema": {"name": "ablation_plan", "strict": True, "schema": ANSWER_SCHEMA},
+}
+# What endpoints differ in: structured output, and the name of the limit of an answer's tokens. Each
+# way is tried when the one before it is refused as a bad request.
+_WAYS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("max_tokens", {"response_format": _FORMAT}),
+    ("max_completion_tokens", {"response_format": _FORMAT}),
+    ("max_tokens", {}),
+    ("max_completion_tokens", {}),
+)
+
+
+class _Client(openai.DefaultHttpxClient):
+    """An HTTP client whose responses are bounded in time and size, whatever their status."""
+
+    def __init__(self, seconds: float) -> None:
+        # A run makes few requests, far apart: no connection is kept for the next one.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        super().__init__(timeout=seconds, limits=limits, follow_redirects=False)
+        self._seconds = seconds
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """The response, read whole."""
+        deadline = time.monotonic() + self._seconds
+        response = super().send(request, **{**options, "stream": True})
+        try:
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout("the response takes too long", request=request)
+                if len(body) > MAX_RESPONSE_BYTES:
+                    raise _TooLong
+        finally:
+            response.close()
+        # The body is decoded and whole: what the header says of its coding and length is over.
+        kept = [
+            (name, value)
+            for name, value in response.headers.multi_items()
+            if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
+        ]
+        return httpx2.Response(
+            response.status_code, headers=kept, content=bytes(body), request=request
+        )
+
+
+class _TooLong(openai.OpenAIError):
+    """A response beyond the size; not a fault of transport, so it is not tried again."""
+
+
+class ChatModel:
+    """A chat model by name; the key and the endpoint are in the usual environment variables."""
+
+    def __init__(self, model: str, *, answer_tokens: int, seconds: float, retries: int) -> None:
+        """Find the key and the endpoint; nothing is sent.
+
+        Args:
+            model: the model's name at the endpoint.
+            answer_tokens: the longest answer.
+            seconds: time-out of one response.
+            retries: times that a request is made again after a time-out, a lost connection, "too
+                many requests" or a fault of the endpoint.
+
+        Raises:
+            PlannerError: the key is missing, or an argument makes no sense.
+        """
+        if not 0 < seconds < float("inf"):
+            raise PlannerError(f"timeout = {seconds!r}: a positive number of seconds is needed")
+        if not 0 <= retries <= _MAX_RETRIES:
+            raise PlannerError(f"retries = {retries!r}: 0 to {_MAX_RETRIES} are possible")
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not self._key:
+            raise PlannerError(
+                f"{KEY_VARIABLE} is not set: model {one_line(model)!r} needs a key. For an "
+                f"endpoint that needs none, named by {URL_VARIABLE}, set it to any word"
+            )
+        self._model, self._answer_tokens = model, answer_tokens
+        self._seconds, self._retries = seconds, retries
+        try:
+            self._client = openai.OpenAI(
+                api_key=self._key,
+                timeout=seconds,
+                max_retries=retries,
+                http_client=_Client(seconds),
+            )
+            url = urlsplit(str(self._client.base_url))
+            # Without a name and a password, should it hold them.
+            self._endpoint = f"{url.scheme}://{url.hostname or ''}" + (
+                f":{url.port}" if url.port else ""
+            )
+        except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
+            raise PlannerError(f"{URL_VARIABLE}: no endpoint can be reached by it") from error
+        self._ways = _WAYS
+
+    def ask(self, messages: list[Message]) -> Answer:
+        """One answer.
+
+        Raises:
+            ChatError: the endpoint cannot be reached, refuses the request for good, takes too long,
+                or answers with something that is no chat completion.
+        """
+        while True:
+            limit, further = self._ways[0]
+            try:
+                response = self._client.chat.completions.with_raw_response.create(
+                    model=self._model,
+                    messages=messages,  # type: ignore[arg-type]
+                    extra_body={limit: self._answer_tokens, **further},
+                )
+                return self._read(self._hide(response.text))
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if len(self._ways) == 1:
+                    raise self._failure(error) from None
+                self._ways = self._ways[1:]
+            except openai.OpenAIError as error:
+                raise self._failure(error) from None
+            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, ValueError) as error:
+                if isinstance(error, ChatError):
+                    raise
+                what = self._hide(one_line(f"{type(error).__name__}: {error}"))
+                raise ChatError(f"{self._endpoint} cannot be talked to: {what}") from None
+
+    def _hide(self, text: str) -> str:
+        """The text without the key, which an endpoint may repeat."""
+        return text.replace(self._key, "[key]")
+
+    def _failure(self, error: openai.OpenAIError) -> ChatError:
+        """What went wrong, for people. The error is no cause of it: that could show the key."""
+        tried = f"after {self._retries + 1} tries"
+        if isinstance(error, _TooLong):
+            return ChatError(
+                f"{self._endpoint} answers with more than {MAX_RESPONSE_BYTES:,} bytes"
+            )
+        if isinstance(error, openai.APITimeoutError):
+            return ChatError(
+                f"{self._endpoint} gives no whole answer within timeout = {self._seconds:g} "
+                f"seconds, {tried}"
+            )
+        if isinstance(error, openai.APIStatusError):
+            raw = self._hide(error.response.text)
+            code, said = error.status_code, one_line(_message(raw), 300)
+            advice = {
+                401: f"; is {KEY_VARIABLE} right?",
+                403: f"; may {KEY_VARIABLE} use this model?",
+                404: f"; is model {one_line(self._model)!r} known there, and {URL_VARIABLE} right?",
+                429: f", {tried}; wait, or raise retries",
+            }.get(code, f", {tried}" if code >= 500 else "")
+            return ChatError(f"{self._endpoint} answers {code}: {said!r}{advice}", raw)
+        if isinstance(error, openai.APIConnectionError):
+            return ChatError(
+                f"{self._endpoint} cannot be reached, {tried}; is {URL_VARIABLE} right?"
+            )
+        return ChatError(f"{self._endpoint}: {self._hide(one_line(str(error)))}")
+
+    def _read(self, raw: str) -> Answer:
+        """The answer in a response, nothing of which is taken for granted."""
+        try:
+            body = json.loads(raw)
+            choice = body["choices"][0]
+            message = choice["message"]
+            content, refusal = message.get("content"), message.get("refusal")
+            finish = choice.get("finish_reason")
+            usage = body.get("usage")
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+            said = one_line(raw, 120)
+            raise ChatError(
+                f"{self._endpoint} answers with no chat completion: {said!r}; is {URL_VARIABLE} "
+                "right?",
+                raw,
+            ) from None
+        if finish == "content_filter":
+            refusal = refusal or "the endpoint's content filter stopped the answer"
+        return Answer(
+            text=_encodable(content) if isinstance(content, str) else "",
+            raw=raw,
+            cut_off=finish == "length",
+            refusal=refusal if isinstance(refusal, str) and refusal else None,
+            usage=_usage(usage),
+        )
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates, which JSON can name and UTF-8 cannot write, replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _usage(values: object) -> Usage | None:
+    """The tokens that a response states, where they can be true."""
+    if not isinstance(values, Mapping):
+        return None
+    counts = [values.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if any(type(count) is not int or not 0 <= count < 10**9 for count in counts):
+        return None
+    prompt, answer = counts
+    return Usage(int(prompt or 0), int(answer or 0))
+
+
+def _message(raw: str) -> str:
+    """What an error's body says, in whichever of the usual forms."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+    error = body.get("error", body) if isinstance(body, dict) else body
+    said = error.get("message", raw) if isinstance(error, dict) else error
+    return str(said)

@@ -1,0 +1,77 @@
+"""What is wrong with a plan, before any of it is run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from optim4rl.study.components import MappedAblation
+from optim4rl.study.planner.render import unmapped
+from optim4rl.study.planner.score import pairs
+from optim4rl.study.planner.text import one_line
+from optim4rl.study.variant import REFERENCE
+
+Kind = Literal["unmapped", "reference", "duplicate", "metric", "action", "replacement"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        ablation: its number in the plan, from 1.
+        kind: what sort of thing.
+        message: for people.
+    """
+
+    ablation: int
+    kind: Kind
+    message: str
+
+
+def lint(mapped: Sequence[MappedAblation]) -> tuple[Finding, ...]:
+    """Everything that is wrong with a plan, in its order."""
+    return tuple(_findings(mapped))
+
+
+def _findings(mapped: Sequence[MappedAblation]) -> Iterator[Finding]:
+    first: dict[tuple[str, str], int] = {}
+    for number, entry in enumerate(mapped, start=1):
+        for note in unmapped([entry]):
+            yield Finding(number, "unmapped", note)
+        for value in _references(entry):
+            message = f"'{value}' is what the study's reference has already"
+            yield Finding(number, "reference", message)
+        for component, value in pairs([entry]):
+            earlier = first.setdefault((component, value), number)
+            if earlier != number:
+                message = f"{component} replaced by {value} is ablation {earlier} already"
+                yield Finding(number, "duplicate", message)
+        if entry.component is not None:
+            yield from _missing(number, entry)
+
+
+def _references(entry: MappedAblation) -> list[str]:
+    """Replacements, named by the plan, that leave the reference as it is."""
+    if entry.component is None:
+        return []
+    reference = getattr(REFERENCE, entry.component.field)
+    return [one_line(m.text, 80) for m in entry.replacements if m.text and m.key == reference]
+
+
+def _missing(number: int, entry: MappedAblation) -> Iterator[Finding]:
+    ablation = entry.ablation
+    if ablation.action is None:
+        yield Finding(number, "action", "it states no action; read as REPLACE")
+    if ablation.action in (None, "REPLACE") and not ablation.replacements:
+        values = ", ".join(value for _, value in pairs([entry])) or "nothing"
+        yield Finding(number, "replacement", f"it names no replacement; compared with {values}")
+    if not ablation.metrics:
+        metrics = ", ".join(entry.metric_keys)
+        yield Finding(number, "metric", f"it names no metric; reported are {metrics}")
+    repeated = {value for value in entry.values if _times(entry, value) > 1}
+    for value in sorted(repeated):
+        yield Finding(number, "duplicate", f"{value} is named more than once")
+
+
+def _times(entry: MappedAblation, value: str) -> int:
+    return sum(match.key == value for match in entry.replacements)

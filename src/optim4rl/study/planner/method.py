@@ -1,0 +1,88 @@
+"""What a plan is proposed for: a method's text, or one of the project's own variants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from optim4rl.study.components import COMPONENTS, Component
+
+# The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
+from optim4rl.study.plan import _clean, _decode, _markdown
+from optim4rl.study.planner.text import PlannerError, one_line
+from optim4rl.study.variant import REFERENCE, Variant
+
+# Four times a long paper; what a chat model can read, and what one can pay for.
+MAX_CHARACTERS: Final = 200_000
+MAX_BYTES: Final = 4_000_000
+
+# The variants with a specification of their own: those that a study can take as its reference.
+VARIANTS: Final[Mapping[str, Variant]] = {"optim4rl": REFERENCE}
+
+_BINARY: Final = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "a gzip archive"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method to be ablated.
+
+    Attributes:
+        name: in titles.
+        text: what is known of it, as plain Markdown.
+        variant: the variant that the text describes; None for a text from outside.
+    """
+
+    name: str
+    text: str
+    variant: Variant | None = None
+
+
+def read_method(path: Path) -> Method:
+    """The method that a text, Markdown or HTML file describes, in whatever encoding it is.
+
+    Raises:
+        PlannerError: the file cannot be read, is no text, is empty or is too long.
+    """
+    named = f"method {one_line(str(path))!r}"
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise PlannerError(f"{named} cannot be read: {error}") from error
+    for start, what in _BINARY.items():
+        if data.startswith(start):
+            raise PlannerError(f"{named} is {what}; give its text, as plain text, Markdown or HTML")
+    text = _markdown(_clean(_decode(data))).strip() if len(data) <= MAX_BYTES else ""
+    if len(data) > MAX_BYTES or len(text) > MAX_CHARACTERS:
+        raise PlannerError(
+            f"{named} is longer than {MAX_CHARACTERS:,} characters; give its method section alone"
+        )
+    if not text:
+        raise PlannerError(f"{named} is empty; expected the description of a method")
+    return Method(one_line(path.stem, 80), text)
+
+
+def method_of(name: str) -> Method:
+    """One of the project's own variants, described by the registry.
+
+    Raises:
+        PlannerError: there is no such variant.
+    """
+    if name not in VARIANTS:
+        raise PlannerError(
+            f"of = {one_line(name)!r}: the methods that a study can ablate are "
+            f"{', '.join(VARIANTS)}"
+        )
+    variant = VARIANTS[name]
+    parts = [f"- {_title(c)}: {c.description} {_choice(c, variant)}" for c in COMPONENTS]
+    text = "\n".join([f"# {name}", "", "A learned optimizer for reinforcement learning:", *parts])
+    return Method(name, text, variant)
+
+
+def _title(component: Component) -> str:
+    return component.phrases[0].capitalize()
+
+
+def _choice(component: Component, variant: Variant) -> str:
+    value = getattr(variant, component.field)
+    return f"Here: {component.choice(value).description}"

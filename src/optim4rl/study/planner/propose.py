@@ -1,0 +1,264 @@
+"""Asking a model for a plan: rounds, limits, and a record from which no answer is lost."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from optim4rl.study.components import map_plan
+from optim4rl.study.plan import Plan
+from optim4rl.study.planner.answer import AnswerError, read_answer
+from optim4rl.study.planner.method import Method
+from optim4rl.study.planner.prompt import Message, first_messages, returned_messages
+from optim4rl.study.planner.render import unmapped
+from optim4rl.study.planner.text import PlannerError, one_line
+
+# Bytes to a token where nothing better is known; English text has about four.
+BYTES_PER_TOKEN = 3
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt: int
+    answer: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: its words; empty where it said nothing.
+        raw: the whole response as it came, without the key.
+        cut_off: whether it stopped at the limit of tokens.
+        refusal: its words where it declares that it refuses; None where it does not.
+        usage: as the response states it; None where it does not.
+    """
+
+    text: str
+    raw: str
+    cut_off: bool = False
+    refusal: str | None = None
+    usage: Usage | None = None
+
+
+class ChatError(PlannerError):
+    """A request that failed for good.
+
+    Attributes:
+        raw: what the endpoint sent, without the key; empty where it sent nothing.
+    """
+
+    def __init__(self, message: str, raw: str = "") -> None:
+        """Keep what was sent beside the message."""
+        super().__init__(message)
+        self.raw = raw
+
+
+@runtime_checkable
+class Chat(Protocol):
+    """A chat model."""
+
+    def ask(self, messages: list[Message]) -> Answer:
+        """One answer.
+
+        Raises:
+            ChatError: there is none.
+        """
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a proposal may go.
+
+    Attributes:
+        rounds: times that an answer is sent back with what is wrong with it.
+        answer_tokens: tokens of one answer.
+        tokens: tokens of all prompts and answers together.
+        price: of a million prompt tokens and of a million answer tokens, in any currency.
+        max_cost: in that currency; None for no limit.
+    """
+
+    rounds: int = 2
+    answer_tokens: int = 8_000
+    tokens: int = 200_000
+    price: tuple[float, float] | None = None
+    max_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise PlannerError(f"rounds = {self.rounds!r}: 0 or more is needed")
+        for name in ("answer_tokens", "tokens"):
+            if getattr(self, name) < 1:
+                raise PlannerError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
+        if self.price is not None and not all(0 <= x < float("inf") for x in self.price):
+            raise PlannerError(f"price = {self.price!r}: two numbers, 0 or more, are needed")
+        if self.max_cost is not None and not 0 < self.max_cost < float("inf"):
+            raise PlannerError(f"max_cost = {self.max_cost!r}: a positive number is needed")
+        if self.max_cost is not None and self.price is None:
+            raise PlannerError(
+                f"max_cost = {self.max_cost!r}: a cost is counted from prices; give price, for a "
+                "million prompt tokens and a million answer tokens"
+            )
+
+    def cost(self, usage: Usage) -> float | None:
+        """What the tokens cost; None where no price is given."""
+        if self.price is None:
+            return None
+        return (usage.prompt * self.price[0] + usage.answer * self.price[1]) / 1e6
+
+    def forbid(self, spent: Usage, messages: list[Message]) -> str | None:
+        """Why the next request may not be made; None where it may.
+
+        It is counted at its longest answer, and at its prompt's likely length.
+        """
+        after = Usage(spent.prompt + _likely_tokens(messages), spent.answer + self.answer_tokens)
+        if after.prompt + after.answer > self.tokens:
+            return (
+                f"tokens = {self.tokens}: spent are {spent.prompt + spent.answer}, and the next "
+                f"request could bring them to {after.prompt + after.answer}"
+            )
+        cost = self.cost(after)
+        if self.max_cost is not None and cost is not None and cost > self.max_cost:
+            return (
+                f"max_cost = {self.max_cost:g}: spent is {self.cost(spent):g}, and the next "
+                f"request could bring it to {cost:g}"
+            )
+        return None
+
+
+@dataclass
+class Record:
+    """A file, beside a plan, to which each prompt and each answer is added as one line of JSON.
+
+    It is only ever added to: no answer is lost, whatever happens next.
+    """
+
+    path: Path
+
+    def add(self, event: str, values: Mapping[str, Any]) -> None:
+        """Add a line, and see it on its way to the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="ascii") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What came of asking.
+
+    Attributes:
+        plan: normalised.
+        unmapped: what of it the study does not know.
+        requests: how often a model was asked.
+        spent: tokens in all.
+        stopped: what kept a further round from being made, if anything did.
+    """
+
+    plan: Plan
+    unmapped: tuple[str, ...]
+    requests: int
+    spent: Usage
+    stopped: str | None = None
+
+
+@dataclass
+class _Run:
+    """A proposal under way."""
+
+    title: str
+    plan: Plan | None = None
+    problems: tuple[str, ...] = ()
+    requests: int = 0
+    spent: Usage = field(default_factory=lambda: Usage(0, 0))
+
+    def take(self, answer: Answer) -> None:
+        """Read an answer; one that holds no plan leaves the plan of an earlier one in place."""
+        if answer.cut_off:
+            problem = "the answer was cut off at the limit of tokens; answer more briefly"
+            self.problems = (problem,)
+            return
+        try:
+            self.plan = read_answer(answer.text, self.title)
+            self.problems = unmapped(map_plan(self.plan))
+        except AnswerError as error:
+            self.problems = (one_line(str(error), 600),)
+
+
+def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Record) -> Proposal:
+    """A model's plan for a method.
+
+    What maps to nothing is sent back with the reason, as often as the limits allow, and is kept
+    after that. The best plan is the last one that could be read.
+
+    Raises:
+        PlannerError: no plan came of it; every answer is in the record.
+    """
+    run = _Run(f"optim4rl-planner/{one_line(model, 60)}/{method.name}")
+    first = first_messages(method)
+    messages, stopped = first, None
+    while True:
+        if stopped := limits.forbid(run.spent, messages):
+            break
+        record.add("prompt", {"model": model, "messages": messages})
+        try:
+            answer = _ask(chat, messages, record)
+        except ChatError as error:
+            if run.plan is None:
+                raise
+            stopped = str(error)
+            break
+        run.requests += 1
+        run.spent = _add(run.spent, answer.usage or _likely_usage(messages, answer))
+        cost = limits.cost(run.spent)
+        record.add("spent", {**vars(run.spent), "cost": cost, "stated": answer.usage is not None})
+        run.take(answer)
+        record.add("problems", {"problems": run.problems})
+        if answer.refusal is not None:
+            stopped = f"it refuses: {one_line(answer.refusal)!r}"
+        if stopped or not run.problems or run.requests > limits.rounds:
+            break
+        messages = [*first, *returned_messages(answer.text, run.problems)]
+    if run.plan is None:
+        raise PlannerError(_failure(run, model, stopped, record.path))
+    return Proposal(run.plan, unmapped(map_plan(run.plan)), run.requests, run.spent, stopped)
+
+
+def _ask(chat: Chat, messages: list[Message], record: Record) -> Answer:
+    try:
+        answer = chat.ask(messages)
+    except ChatError as error:
+        record.add("failure", {"message": str(error), "raw": error.raw})
+        raise
+    record.add("answer", {"raw": answer.raw})
+    return answer
+
+
+def _failure(run: _Run, model: str, stopped: str | None, path: Path) -> str:
+    if stopped and not run.requests:
+        return f"{stopped}; nothing was asked"
+    why = stopped or f"asked {run.requests} times"
+    return (
+        f"model {one_line(model)!r} gave no plan: {run.problems[0]} ({why}); its answers are in "
+        f"{path}"
+    )
+
+
+def _add(spent: Usage, usage: Usage) -> Usage:
+    return Usage(spent.prompt + usage.prompt, spent.answer + usage.answer)
+
+
+def _likely_usage(messages: list[Message], answer: Answer) -> Usage:
+    """For a response that does not state its tokens."""
+    return Usage(_likely_tokens(messages), _tokens_of(answer.text))
+
+
+def _likely_tokens(messages: list[Message]) -> int:
+    return sum(_tokens_of(message["content"]) for message in messages)
+
+
+def _tokens_of(text: str) -> int:
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)

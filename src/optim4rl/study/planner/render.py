@@ -1,0 +1,147 @@
+"""A plan as a file: what the reader of plans reads back as the same plan."""
+
+import dataclasses
+import html
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from optim4rl.study.components import MappedAblation, Match, map_plan
+from optim4rl.study.plan import Ablation, Plan, PlanError, parse_plan
+from optim4rl.study.planner.text import PlannerError, one_line
+
+MAX_ABLATIONS: Final = 200
+_MAX_VALUE: Final = 300  # characters of a part, a replacement or a metric
+_MAX_REASONING: Final = 40_000  # characters
+_ROUNDS: Final = 4  # readings until a plan no longer changes; one is usual
+
+
+def normalise(plan: Plan) -> Plan:
+    """The plan as it is read back from its own file, with one line to each value.
+
+    Raises:
+        PlannerError: it has too many ablations, none, or words that no file can hold.
+    """
+    if len(plan.ablations) > MAX_ABLATIONS:
+        raise PlannerError(
+            f"it has {len(plan.ablations):,} ablations; at most {MAX_ABLATIONS} can be written"
+        )
+    plan = _tidy(plan)
+    for _ in range(_ROUNDS):
+        if _readable_text(plan, ()) is not None:
+            return plan
+        try:
+            read = _tidy(parse_plan(_write_guarded(plan, ())))
+        except PlanError as error:
+            raise PlannerError(f"its words make no plan: {error}") from error
+        plan = dataclasses.replace(plan, ablations=read.ablations)
+    raise PlannerError("its words cannot be written so that they are read back as they are")
+
+
+def render_plan(plan: Plan) -> str:
+    """A normalised plan as Markdown; what maps to nothing in a study is marked with its reason.
+
+    What could be taken for HTML is written as entities, so a page that shows the file runs nothing.
+    """
+    text = _readable_text(plan, map_plan(plan))
+    assert text is not None, "a normalised plan is read back as it is"
+    return text
+
+
+def _readable_text(plan: Plan, mapped: Sequence[MappedAblation]) -> str | None:
+    """The first form of the plan that is read back as the same plan."""
+    for write in _FORMS:
+        text = write(plan, mapped)
+        try:
+            if _content(_tidy(parse_plan(text))) == _content(plan):
+                return text
+        except PlanError:
+            continue
+    return None
+
+
+def unmapped(mapped: Sequence[MappedAblation]) -> tuple[str, ...]:
+    """What of a plan maps to nothing in a study, with the reasons, one line each."""
+    return tuple(note for entry in mapped for note in _notes(entry))
+
+
+def _notes(entry: MappedAblation) -> list[str]:
+    name = one_line(entry.ablation.part or entry.ablation.title, 80)
+    if entry.component is None:
+        return [one_line(f"the study knows no part '{name}': {entry.reason}", 400)]
+    kinds: tuple[tuple[str, tuple[Match, ...]], ...] = (
+        ("replacement", entry.replacements),
+        ("metric", entry.metrics),
+    )
+    return [
+        one_line(f"the study knows no {kind} '{match.text}' of '{name}': {match.reason}", 400)
+        for kind, matches in kinds
+        for match in matches
+        if match.key is None
+    ]
+
+
+def _content(plan: Plan) -> list[tuple[object, ...]]:
+    """What a study makes of a plan; titles and prose are for people."""
+    return [(a.part, a.action, a.replacements, a.metrics) for a in plan.ablations]
+
+
+def _tidy(plan: Plan) -> Plan:
+    paragraphs = plan.reasoning[:_MAX_REASONING].split("\n\n")
+    lines = ("\n".join(one_line(line, 4_000) for line in p.splitlines()) for p in paragraphs)
+    return Plan(
+        one_line(plan.title, 160),
+        "\n\n".join(line for line in lines if line.strip()),
+        tuple(ablation for ablation in map(_tidy_ablation, plan.ablations) if ablation.part),
+    )
+
+
+def _tidy_ablation(ablation: Ablation) -> Ablation:
+    def tidied(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(line for value in values if (line := one_line(value, _MAX_VALUE)))
+
+    return dataclasses.replace(
+        ablation,
+        title=one_line(ablation.title, 120),
+        # The reader takes a missing part from the heading, which is only for people here.
+        part=one_line(ablation.part or ablation.title, _MAX_VALUE),
+        replacements=tidied(ablation.replacements),
+        metrics=tidied(ablation.metrics),
+    )
+
+
+def _write(
+    plan: Plan, mapped: Sequence[MappedAblation], title: Callable[[int, str], str], reasoning: str
+) -> str:
+    lines = [f"# {_escape(plan.title)}", "", "## Reasoning Trace", "", reasoning, ""]
+    lines += ["## Ablation Plan", ""]
+    for index, ablation in enumerate(plan.ablations):
+        lines.append(f"### {_escape(title(index + 1, ablation.title))}")
+        lines.append(f"- **Ablated Part**: {_escape(ablation.part)}")
+        if ablation.action:
+            lines.append(f"- **Action**: {ablation.action}")
+        if ablation.replacements:
+            lines.append("- **Replacement**:")
+            lines += [f"  - {_escape(text)}" for text in ablation.replacements]
+        if ablation.metrics:
+            lines.append(f"- **Metrics**: {_escape(', '.join(ablation.metrics))}")
+        notes = _notes(mapped[index]) if mapped else []
+        lines += [f"- **Note**: {_escape(note)}" for note in notes]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _write_plainly(plan: Plan, mapped: Sequence[MappedAblation]) -> str:
+    return _write(plan, mapped, lambda _, title: title or "Ablation", _escape(plan.reasoning))
+
+
+def _write_guarded(plan: Plan, mapped: Sequence[MappedAblation]) -> str:
+    """For a title or a line of prose that would be read as a heading or a field of the plan."""
+    prose = "The planner's words, on one line: " + " ".join(plan.reasoning.split())
+    return _write(plan, mapped, lambda index, _: f"Ablation {index}", _escape(prose))
+
+
+_FORMS: Final = (_write_plainly, _write_guarded)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False)

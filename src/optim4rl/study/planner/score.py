@@ -1,0 +1,103 @@
+"""How much of a reference plan another plan finds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optim4rl.study.components import MappedAblation, map_plan
+from optim4rl.study.plan import Plan
+from optim4rl.study.planner.render import unmapped
+from optim4rl.study.planner.text import PlannerError
+from optim4rl.study.variant import REFERENCE
+
+Pair = tuple[str, str]  # a component's key, and the value that replaces the reference's
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a plan finds of one ablation of the reference plan.
+
+    Attributes:
+        title: the ablation's own.
+        wanted: its pairs.
+        found: those of them that the plan proposes, too.
+    """
+
+    title: str
+    wanted: tuple[Pair, ...]
+    found: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A plan against a reference plan, over pairs of component and replacement.
+
+    Attributes:
+        ablations: one entry for each ablation of the reference that a study can run.
+        proposed: the pairs that the plan proposes, each once.
+        wanted: the pairs of the reference, each once.
+        unmapped: how much of the plan maps to nothing; it counts neither for it nor against it.
+    """
+
+    ablations: tuple[Found, ...]
+    proposed: tuple[Pair, ...]
+    wanted: tuple[Pair, ...]
+    unmapped: int
+
+    @property
+    def hits(self) -> int:
+        """Pairs that both have."""
+        return len(set(self.proposed) & set(self.wanted))
+
+    @property
+    def precision(self) -> float:
+        """Share of the proposed pairs that are wanted; 0 where none is proposed."""
+        return self.hits / len(self.proposed) if self.proposed else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Share of the wanted pairs that are proposed."""
+        return self.hits / len(self.wanted)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; 0 where both are."""
+        return 2 * self.hits / (len(self.proposed) + len(self.wanted))
+
+    @property
+    def complete(self) -> int:
+        """Ablations of the reference all of whose pairs are found."""
+        return sum(entry.found == entry.wanted for entry in self.ablations)
+
+
+def score_plan(plan: Plan, reference: Plan) -> Score:
+    """Which of the reference's ablations the plan finds.
+
+    Raises:
+        PlannerError: a study can run nothing of the reference.
+    """
+    mapped, wanted = map_plan(plan), map_plan(reference)
+    proposed = pairs(mapped)
+    ablations = tuple(
+        Found(
+            entry.ablation.title or entry.ablation.part,
+            pairs([entry]),
+            tuple(pair for pair in pairs([entry]) if pair in proposed),
+        )
+        for entry in wanted
+        if pairs([entry])
+    )
+    if not ablations:
+        raise PlannerError("a study can run nothing of the reference plan, so nothing can be found")
+    return Score(ablations, proposed, pairs(wanted), len(unmapped(mapped)))
+
+
+def pairs(mapped: Sequence[MappedAblation]) -> tuple[Pair, ...]:
+    """What a study compares with its reference, each pair once and in the plan's order."""
+    found = (
+        (entry.component.key, value)
+        for entry in mapped
+        if entry.component is not None
+        for value in entry.values
+        if value != getattr(REFERENCE, entry.component.field)
+    )
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,21 @@
+"""What comes from outside is data: how it is cut, cleaned and shown."""
+
+import unicodedata
+
+
+class PlannerError(ValueError):
+    """A plan that cannot be proposed, scored or priced; the message says what would help."""
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """The text on one line of at most `limit` characters, without what a terminal would obey.
+
+    Control, direction-changing, zero-width and lone surrogate characters are left out.
+    """
+    kept = "".join(
+        " " if character.isspace() else character
+        for character in text[: 8 * limit]
+        if character.isspace() or unicodedata.category(character)[0] != "C"
+    )
+    line = " ".join(kept.split())
+    return line if len(line) <= limit and len(text) <= 8 * limit else line[: limit - 1] + "…"
