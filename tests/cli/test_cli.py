@@ -108,10 +108,12 @@ def test_presets_are_listed(capsys):
 def test_kernels_are_listed_with_the_reason(capsys):
     """Every optimizer has one; where a faster one was passed over, it is said why."""
     rows = listed(capsys, "kernels")
-    assert [row["optimizer"] for row in rows] == list(LEARNED)
-    by_name = {row["optimizer"]: row for row in rows}
+    assert [row["what"] for row in rows] == [*LEARNED, "convolution on grid worlds"]
+    by_name = {row["what"]: row for row in rows}
     assert by_name["linear"]["kernel"] == "xla"
     assert "not native: structure = 'linear'" in by_name["linear"]["why"]
+    native = rows[-1]["kernel"] == "native"
+    assert rows[-1]["why"].startswith("instruction set " if native else "not native: ")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ class ListOptions:
 
     Attributes:
         what: tasks, optimizers, components (of an ablation study), weights, presets of train, or
-            kernels (the implementation that runs each optimizer here, and why).
+            kernels (the implementation that runs each optimizer here, and the agents' convolution
+            on grid worlds, and why).
         json: print it as JSON.
     """
 
@@ -140,5 +141,15 @@ def _kernels() -> list[dict[str, Any]]:
         faster = KERNELS[: KERNELS.index(used)]
         reasons = [f"not {kernel.name}: {kernel.refusal(spec)}" for kernel in faster]
         why = "; ".join([used.status(), *reversed(reasons)])
-        rows.append({"optimizer": name, "kernel": used.name, "why": why})
-    return rows
+        rows.append({"what": name, "kernel": used.name, "why": why})
+    return [*rows, _convolution()]
+
+
+def _convolution() -> dict[str, Any]:
+    """The agents' convolution over few ones, which is no optimizer's."""
+    from optim4rl.tasks.kernels import native
+
+    reason = native.refusal()
+    why = native.status() if reason is None else f"not native: {reason}"
+    used = "native" if reason is None else "xla"
+    return {"what": "convolution on grid worlds", "kernel": used, "why": why}

@@ -155,34 +155,33 @@ FORCE_INLINE void for_touched(const Layers& l, int32_t place, const Visit& visit
             (2 * i + j) * static_cast<int32_t>(l.channels) + channel);
 }
 
-void sort(const Layers& l, const Agent& agent, int64_t begin, int64_t end,
+void list(const Layers& l, const Agent& agent, int64_t begin, int64_t end,
           const Touches& touches) {
-  const auto for_all = [&](const auto& visit) {
-    for (int64_t observation = begin; observation < end; ++observation)
-      for (int64_t one = 0; one < l.ones; ++one)
-        for_touched(l, agent.places[one * l.batch + observation],
-                    [&](int32_t position, int32_t tap) {
-                      visit(position, Touch{static_cast<int32_t>(observation), tap});
-                    });
-  };
-  for (int64_t p = 0; p < l.positions; ++p) touches.ends[p] = 0;
-  for_all([&](int32_t position, Touch) { ++touches.ends[position]; });
-  int64_t before = 0;
-  for (int64_t p = 0; p < l.positions; ++p) {
-    const int64_t count = touches.ends[p];
-    touches.ends[p] = before;
-    before += count;
-  }
-  for_all([&](int32_t position, Touch touch) { touches.all[touches.ends[position]++] = touch; });
+  for (int64_t p = 0; p < l.positions; ++p) touches.first[p] = -1;
+  int32_t count = 0;
+  // What is listed last comes first.
+  for (int64_t observation = end - 1; observation >= begin; --observation)
+    for (int64_t one = 0; one < l.ones; ++one)
+      for_touched(l, agent.places[one * l.batch + observation], [&](int32_t position, int32_t tap) {
+        touches.all[count] = {static_cast<int32_t>(observation), tap, touches.first[position]};
+        touches.first[position] = count++;
+      });
 }
 
-// The touches of one position.
+// What is left of the touches of a position.
 struct Run {
-  const Touch *at, *end;
+  const Touch* all;
+  int32_t at;
 
   Run(const Touches& touches, int64_t position)
-      : at(touches.all + (position == 0 ? 0 : touches.ends[position - 1])),
-        end(touches.all + touches.ends[position]) {}
+      : all(touches.all), at(touches.first[position]) {}
+
+  bool is_empty() const { return at < 0; }
+  const Touch& front() const { return all[at]; }
+  bool is_of(int32_t observation) const {
+    return !is_empty() && front().observation == observation;
+  }
+  void pop() { at = front().next; }
 };
 
 // The convolution's parameters in padded rows, what it gives where no one is near, and what it
@@ -217,12 +216,12 @@ struct Convolution {
   // As many observations of a run as fit in a block, taken from its front; returns how many.
   int64_t take(Run& run) const {
     int64_t count = 0;
-    for (; count < kBlock && run.at != run.end; ++count) {
-      const int32_t observation = observations[count] = run.at->observation;
+    for (; count < kBlock && !run.is_empty(); ++count) {
+      const int32_t observation = observations[count] = run.front().observation;
       float *const sum = before + count * row, *const value = values + count * row;
       pad_rows(bias, 1, row, sum);
-      for (; run.at != run.end && run.at->observation == observation; ++run.at)
-        add_row(sum, 1.0f, taps + run.at->tap * row, row);
+      for (; run.is_of(observation); run.pop())
+        add_row(sum, 1.0f, taps + run.front().tap * row, row);
       for (int64_t f = 0; f < row; f += kLanes)
         store(value + f, relu(load(sum + f)) - load(rest + f));
     }
@@ -250,7 +249,7 @@ struct ForwardWorkspace : Pieces {
     product = take(kBlock * row);
     sums = take(observations * row);
     rest = take(row);
-    touches = {take<Touch>(4 * l.ones * observations), take<int64_t>(l.positions)};
+    touches = {take<Touch>(4 * l.ones * observations), take<int32_t>(l.positions)};
   }
 };
 
@@ -264,18 +263,18 @@ void forward(const Layers& l, const Agent& agent, int64_t begin, int64_t end, fl
   const Convolution& convolution = w.convolution;
   const int64_t row = padded(l.units);
   convolution.read(l, agent);
-  sort(l, agent, begin, end, w.touches);
+  list(l, agent, begin, end, w.touches);
   fill(w.sums, (end - begin) * row, 0.0f);
   fill(w.rest, row, 0.0f);
   const bool rests = convolution.rests();
   for (int64_t p = 0; p < l.positions; ++p) {
     Run run(w.touches, p);
-    if (!rests && run.at == run.end) continue;
+    if (!rests && run.is_empty()) continue;
     pad_rows(agent.kernel + p * l.filters * l.units, l.filters, l.units, w.kernel);
     if (rests)
       for (int64_t f = 0; f < l.filters; ++f)
         add_row(w.rest, convolution.rest[f], w.kernel + f * row, row);
-    while (run.at != run.end) {
+    while (!run.is_empty()) {
       const int64_t count = convolution.take(run);
       fill(w.product, (count + kRows - 1) / kRows * kRows * row, 0.0f);
       multiply_add(count, l.units, l.filters, {convolution.values, convolution.row, 1}, w.kernel,
@@ -317,10 +316,9 @@ struct BackwardWorkspace : Pieces {
 
 int64_t backward_workspace(const Layers& l) { return BackwardWorkspace(l, nullptr).floats; }
 
-// What the cotangents of `count` observations at a position, whose touches begin at `touch`, add to
-// the gradients of the convolution.
-void scatter(const Layers& l, int64_t count, const Touch* touch, const Touch* end,
-             const BackwardWorkspace& w) {
+// What the cotangents of the first `count` observations of a run add to the gradients of the
+// convolution.
+void scatter(const Layers& l, int64_t count, Run run, const BackwardWorkspace& w) {
   const int64_t row = padded(l.filters);
   float* const bias_sum = w.sums + l.taps * row;
   for (int64_t i = 0; i < count; ++i) {
@@ -333,8 +331,8 @@ void scatter(const Layers& l, int64_t count, const Touch* touch, const Touch* en
       store(back + f, through);
       store(bias_sum + f, load(bias_sum + f) + (through - at_rest));
     }
-    for (; touch != end && touch->observation == w.convolution.observations[i]; ++touch)
-      add_row(w.sums + touch->tap * row, 1.0f, back, row);
+    for (; run.is_of(w.convolution.observations[i]); run.pop())
+      add_row(w.sums + run.front().tap * row, 1.0f, back, row);
   }
 }
 
@@ -358,8 +356,8 @@ void backward_position(const Layers& l, const float* cotangent, Run run, bool re
   fill(w.product, filters * units, 0.0f);
   for (int64_t f = 0; f < l.filters; ++f)
     add_row(w.product + f * units, convolution.rest[f], w.total, units);
-  while (run.at != run.end) {
-    const Touch* const first = run.at;
+  while (!run.is_empty()) {
+    const Run taken = run;
     const int64_t count = convolution.take(run);
     const int64_t rows = (count + kRows - 1) / kRows * kRows;
     for (int64_t i = 0; i < count; ++i)
@@ -370,7 +368,7 @@ void backward_position(const Layers& l, const float* cotangent, Run run, bool re
                  w.product);
     fill(w.back, rows * filters, 0.0f);
     multiply_add(rows, l.filters, l.units, {w.cotangents, units, 1}, w.transposed, w.back);
-    scatter(l, count, first, run.at, w);
+    scatter(l, count, taken, w);
   }
   if (rests) add_rest(l, w);
 }
@@ -388,7 +386,7 @@ void backward(const Layers& l, const Agent& agent, const Touches& touches, const
   fill(w.sums, (l.taps + 1) * filters, 0.0f);
   for (int64_t p = begin; p < end; ++p) {
     const Run run(touches, p);
-    if (rests || run.at != run.end) {
+    if (rests || !run.is_empty()) {
       pad_rows(agent.kernel + p * size, l.filters, l.units, w.kernel);
       transpose(w.kernel, filters, units, w.transposed);
     }
@@ -402,6 +400,6 @@ void backward(const Layers& l, const Agent& agent, const Touches& touches, const
 
 extern const Arithmetic ARITHMETIC;
 const Arithmetic ARITHMETIC = {NAME_OF(ARITHMETIC), forward_workspace,  forward,
-                               sort,                backward_workspace, backward};
+                               list,                backward_workspace, backward};
 
 }  // namespace optim4rl

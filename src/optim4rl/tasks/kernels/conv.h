@@ -31,15 +31,16 @@ struct Agent {
   const float *conv_kernel, *conv_bias, *kernel;
 };
 
-// A one of an observation reaches a position through a tap.
+// A one of an observation reaches a position through a tap. `next` is the next touch of the same
+// position, by its place among all of them; -1 ends the list.
 struct Touch {
-  int32_t observation, tap;
+  int32_t observation, tap, next;
 };
 
-// An agent's touches, position by position and, within each, observation by observation.
+// An agent's touches as a list for each position, in the order of the observations.
 struct Touches {
-  Touch* all;     // room for 4 x ones x batch
-  int64_t* ends;  // [positions]: where those of each position end
+  Touch* all;      // room for 4 x ones x batch
+  int32_t* first;  // [positions]
 };
 
 // The arithmetic for one instruction set. A `workspace` is aligned to 64 bytes and holds as many
@@ -51,7 +52,7 @@ struct Arithmetic {
   void (*forward)(const Layers&, const Agent&, int64_t begin, int64_t end, float* workspace,
                   float* out);
   // Lists what observations [begin, end) of one agent touch.
-  void (*sort)(const Layers&, const Agent&, int64_t begin, int64_t end, const Touches&);
+  void (*list)(const Layers&, const Agent&, int64_t begin, int64_t end, const Touches&);
   int64_t (*backward_workspace)(const Layers&);
   // Positions [begin, end) of one agent, from the cotangent [batch, units] of `out`. Writes their
   // part of d_kernel [positions, filters, units], and what they add to the gradients of the

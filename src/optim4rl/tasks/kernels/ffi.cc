@@ -158,9 +158,9 @@ ffi::Error backward(ffi::ThreadPool pool, Ints places, Floats conv_kernel, Float
   const int64_t agents = operands.agents.size();
   const int64_t most = 4 * l.ones * l.batch;
   const std::unique_ptr<Touch[]> all(new Touch[agents * most]);
-  const std::unique_ptr<int64_t[]> ends(new int64_t[agents * l.positions]);
+  const std::unique_ptr<int32_t[]> first(new int32_t[agents * l.positions]);
   const auto touches = [&](int64_t agent) {
-    return Touches{&all[agent * most], &ends[agent * l.positions]};
+    return Touches{&all[agent * most], &first[agent * l.positions]};
   };
   // How the positions are cut depends on the shapes alone: the sums are the same to the bit for any
   // number of threads.
@@ -173,12 +173,12 @@ ffi::Error backward(ffi::ThreadPool pool, Ints places, Floats conv_kernel, Float
   const std::unique_ptr<float[]> sums(new float[agents * chunks * num_sums]);
   if (chunks > 1)
     Tasks::run(pool, agents, [&](int64_t agent) {
-      arithmetic()->sort(l, operands.agent(agent), 0, l.batch, touches(agent));
+      arithmetic()->list(l, operands.agent(agent), 0, l.batch, touches(agent));
     });
   Tasks::run(pool, agents * chunks, [&](int64_t task) {
     const int64_t agent = task / chunks, begin = task % chunks * chunk;
     const Agent one = operands.agent(agent);
-    if (chunks == 1) arithmetic()->sort(l, one, 0, l.batch, touches(agent));
+    if (chunks == 1) arithmetic()->list(l, one, 0, l.batch, touches(agent));
     arithmetic()->backward(
         l, one, touches(agent),
         cotangent.typed_data() + operands.agents.offset(cotangent.dimensions(), agent), begin,
