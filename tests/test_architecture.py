@@ -16,6 +16,7 @@ SOURCE = ROOT / "src"
 # optimizers and nothing else, to every floor that may see them. `__main__` is `python -m optim4rl`.
 FLOORS = {
     "optimizers": set(),
+    "torch": {"optimizers"},
     "tasks": set(),
     "meta": {"__init__", "optimizers", "tasks"},
     "evaluation": {"__init__", "optimizers", "tasks"},
@@ -26,6 +27,7 @@ FLOORS = {
 }
 CORE = ("__init__", "optimizers")
 CORE_DEPENDENCIES = {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
+TORCH_DEPENDENCIES = {"jaxtyping", "torch"}
 PLAN_SHA256 = "bf292e8aa57e228abefa719d51caf67c72856c00fc78229c8e78ce92d0c2409c"
 
 CODE_RUNNING_MODULES = {"pickle", "marshal", "shelve", "cloudpickle", "dill", "joblib"}
@@ -125,12 +127,19 @@ def test_the_core_needs_few_packages(module):
     assert packages <= CORE_DEPENDENCIES | {"optim4rl"} | sys.stdlib_module_names
 
 
+@pytest.mark.parametrize("module", [name for name in TREES if floor(name) == "torch"])
+def test_the_optimizer_for_pytorch_needs_no_jax(module):
+    packages = {name.split(".")[0] for name in imports(TREES[module])}
+    assert packages <= TORCH_DEPENDENCIES | {"optim4rl"} | sys.stdlib_module_names
+
+
 def test_importing_the_package_imports_the_core_alone():
     program = """
 import sys
 import jax, jaxtyping, numpy, optax, safetensors.numpy
 before = {name.split(".")[0] for name in sys.modules}
 import optim4rl
+optim4rl.load
 after = {name.split(".")[0] for name in sys.modules}
 print(*sorted(after - before - sys.stdlib_module_names), "/", *sorted(after))
 """
