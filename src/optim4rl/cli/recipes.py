@@ -18,7 +18,6 @@ _CATCH: dict[str, Any] = {
     "learning_rate": (1e-3,),
     "width": (256,),
     "envs_per_agent": 1,
-    "zero_head": False,
     "meta": dataclasses.replace(
         _PAPER,
         agents=64,
@@ -31,7 +30,6 @@ _GRID: dict[str, Any] = {
     "width": (0,),
     "envs_per_agent": 1,
     "clip": 1.0,
-    "zero_head": False,
     "meta": _PAPER,
 }
 _SIX = (
@@ -67,11 +65,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "zoo/optim4rl-catch": {
         "optimizer": "optim4rl",
+        "zero_head": True,
         "learning_rate": (3e-3,),
         "meta": MetaConfig(meta_learning_rate=3e-3),
     },
     "zoo/optim4rl-rlc-catch": {
         "optimizer": "optim4rl-rlc",
+        "zero_head": True,
         "learning_rate": (3e-3,),
         "meta": MetaConfig(meta_learning_rate=3e-3),
     },

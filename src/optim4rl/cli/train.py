@@ -81,7 +81,7 @@ class TrainOptions:
             grid world is the paper's release.
         envs_per_agent: environments of each agent.
         clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
-        zero_head: start the rule's heads at zero.
+        zero_head: whether the rule's heads start at zero; the optimizer's own choice by default.
         start: weights to go on from, a shipped name or a file; "": fresh ones. The options must
             describe their rule.
         augmentation: random rescaling of the tasks, drawn for every life of an agent.
@@ -105,7 +105,7 @@ class TrainOptions:
     maps: MapOrder | None = None
     envs_per_agent: int = 64
     clip: float = 0.0
-    zero_head: bool = True
+    zero_head: bool | None = None
     start: str = ""
     augmentation: Annotated[Augmentation, tyro.conf.arg(name="")] = field(
         default_factory=Augmentation
@@ -142,11 +142,9 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     Raises:
         ValueError: an option is wrong; the message names it.
     """
-    spec = dataclasses.replace(
-        learned_spec(options.optimizer),
-        clip=options.clip or None,
-        zero_head=options.zero_head,
-    )
+    own = learned_spec(options.optimizer)
+    zero_head = own.zero_head if options.zero_head is None else options.zero_head
+    spec = dataclasses.replace(own, clip=options.clip or None, zero_head=zero_head)
     if options.chunk < 1:
         raise ValueError(f"chunk = {options.chunk!r}: at least 1 is needed")
     if not options.width:
@@ -160,16 +158,16 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     own_network = options.width == (0,)
     width = options.width if len(options.width) > 1 else options.width[0]
     for name, rate, scale, reward in zip(options.tasks, rates, scales, rewards, strict=True):
-        own = default_config(name)
-        learner = dataclasses.replace(own.learner, reward_scale=reward * own.learner.reward_scale)
+        usual = default_config(name)
+        reward *= usual.learner.reward_scale
         config = dataclasses.replace(
-            own,
+            usual,
             num_envs=options.envs_per_agent,
-            maps=options.maps or own.maps,
-            learner=learner,
-            normalise_rewards=options.normalise_rewards or own.normalise_rewards,
+            maps=options.maps or usual.maps,
+            learner=dataclasses.replace(usual.learner, reward_scale=reward),
+            normalise_rewards=options.normalise_rewards or usual.normalise_rewards,
         )
-        if not own_network and own.torso != "mlp":
+        if not own_network and usual.torso != "mlp":
             # A narrow dense network trains the rule as well as the paper's convolution does.
             config = dataclasses.replace(config, width=width, torso="dense")
         tasks.append(MetaTask(augment(make_task(config), options.augmentation), rate * scale))
