@@ -28,9 +28,10 @@ template <class Arithmetic, int N>
 const Arithmetic* choose(const Arithmetic* const (&compiled)[N]) {
   const char* wanted = std::getenv("OPTIM4RL_NATIVE_ISA");
   const bool any = wanted == nullptr || *wanted == '\0';
-  for (const Arithmetic* arithmetic : compiled)
-    if (has_instruction_set(arithmetic->name) && (any || std::strcmp(arithmetic->name, wanted) == 0))
-      return arithmetic;
+  for (const Arithmetic* arithmetic : compiled) {
+    const bool asked_for = any || std::strcmp(arithmetic->name, wanted) == 0;
+    if (asked_for && has_instruction_set(arithmetic->name)) return arithmetic;
+  }
   return nullptr;
 }
 

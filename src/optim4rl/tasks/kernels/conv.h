@@ -1,8 +1,8 @@
 // What the driver (ffi.cc) and the arithmetic (conv.cc, compiled once per instruction set) share.
 //
 // Two layers over observations of few ones among zeros: a 2 x 2 convolution with ReLU, and the
-// product of its flattened images with the kernel of a dense layer. An image differs from relu(bias)
-// only at the positions that a one touches, at most four for each.
+// product of its flattened images with the kernel of a dense layer. An image differs from
+// relu(bias) only at the positions that a one touches, at most four for each.
 //
 // Only plain structs live here: an inline function of a header would be compiled for several
 // instruction sets, and the linker could keep the one that this machine cannot run.
