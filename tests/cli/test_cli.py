@@ -17,7 +17,7 @@ from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
 from optim4rl.optimizers.weights import shipped_names
 from optim4rl.study.components import COMPONENTS, METRICS
-from optim4rl.tasks.environments.adapters import environment_names
+from optim4rl.tasks.environments.adapters import environment_names, package_names
 
 PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
 COMMANDS = ["train", "evaluate", "plan show", "ablate", "report", "identity", "list"]
@@ -79,9 +79,10 @@ def listed(capsys, what):
 
 
 def test_tasks_are_listed(capsys):
-    names = [row["task"] for row in listed(capsys, "tasks")]
-    assert names[:-1] == list(environment_names())
-    assert {"catch", "small_dense_long", "big_dense_long"} <= set(names)
+    rows = {row["task"]: row for row in listed(capsys, "tasks")}
+    assert list(rows) == [*environment_names(), *package_names()]
+    assert rows["big_dense_long"]["network"] == "conv, width 32"
+    assert [rows[name]["learner"] for name in ("catch", "brax:ant")] == ["A2C", "PPO"]
 
 
 def test_optimizers_are_listed_with_their_state(capsys):
