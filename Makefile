@@ -2,36 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# What the demo needs, and what the tests and checks need.
+LAB := $(VENV)/.lab
+DEV := $(VENV)/.dev
 
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
 .PHONY: demo test test-slow bench lint clean
 
-demo: $(READY)
+demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
 	@echo
 	@echo "Open runs/demo/report.html in a browser."
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(READY)
+test-slow: $(DEV)
 	$(BIN)/python -m pytest -n 2 -m slow
 
 # Twenty minutes on two cores, which should have nothing else to do.
-bench: $(READY)
+bench: $(DEV)
 	$(BIN)/python -m bench
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check src tests bench hatch_build.py
 	$(BIN)/ruff format --check src tests bench hatch_build.py
 	$(BIN)/mypy
 
-$(READY): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
+$(LAB): EXTRAS := lab
+$(DEV): EXTRAS := lab,dev
+$(LAB) $(DEV): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optim4rl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lab,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:
