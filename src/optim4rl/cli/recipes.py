@@ -42,7 +42,7 @@ _SIX = (
 )
 # Recipes: what made the shipped weights ("zoo/..."), and the paper's experiments.
 PRESETS: dict[str, dict[str, Any]] = {
-    "zoo/generalist": {
+    "zoo/grid-generalist": {
         "optimizer": "generalist",
         "tasks": ("catch", "small_dense_long", "big_dense_short", "small_sparse_short"),
         "learning_rate": (2e-2,),
