@@ -85,6 +85,9 @@ def scale_by_learned_rule(
     else:
         step_leaf = partial(_step_flat, choose(spec, kernel))
 
+    blank = jax.eval_shape(lambda: init_state(spec, ()))
+    memory = jax.tree.structure(LeafState(blank.carries, blank.moments))
+
     def init(params: optax.Params) -> LearnedRuleState:
         def init_leaf(leaf: Any) -> LeafState:
             # The zeros of `init_state`, made from the leaf's own so that they keep its sharding.
@@ -106,9 +109,11 @@ def scale_by_learned_rule(
         extras = _extras(spec, layout, updates, state.count, params, extra)
 
         def update_leaf(
-            gradient: Any, leaf: LeafState, tensor: Tensor, extras: Extras
+            gradient: Any, leaf: Any, tensor: Tensor, extras: Extras
         ) -> tuple[Array, LeafState]:
             gradient = jnp.asarray(gradient)
+            # Flax nnx brings dicts back in place of the tuples that it was given.
+            leaf = jax.tree.unflatten(memory, jax.tree.leaves(leaf))
             before = RuleState(leaf.carries, leaf.moments, state.count)
             exact = gradient.astype(jnp.float32)
             direction, after = step_leaf(spec, meta_parameters, exact, before, tensor, extras)

@@ -1,0 +1,28 @@
+"""What the examples share: the weights that they run with, how long, and a stand-in for Adam."""
+
+import argparse
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest import mock
+
+# Any name of `optim4rl list weights`, or the path of a file.
+WEIGHTS = "anchored-catch"
+
+
+def steps(default: int) -> int:
+    """The option --steps."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=default, help=f"default: {default}")
+    return parser.parse_args().steps
+
+
+def in_place_of_adam() -> AbstractContextManager[Any]:
+    """For libraries that call `optax.adam` themselves and take no optimizer."""
+    import optax
+
+    import optim4rl
+
+    def adam(learning_rate: Any, **_: Any) -> optax.GradientTransformation:
+        return optim4rl.load(WEIGHTS, learning_rate)
+
+    return mock.patch.object(optax, "adam", adam)

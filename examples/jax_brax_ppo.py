@@ -1,0 +1,53 @@
+"""Brax's own PPO, unchanged. It makes its optimizer by `optax.adam`, which we stand in for.
+
+brax 0.14.2 asks JAX for `device_put_replicated`, which JAX 0.10 no longer has: with older releases
+brax runs as it is, with today's it needs the stand-in below.
+
+    pip install 'optim4rl[examples]'
+    python examples/jax_brax_ppo.py
+"""
+
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from brax import envs
+from brax.training.agents.ppo import train as ppo
+from common import in_place_of_adam, steps
+
+
+def device_put_replicated(tree: Any, devices: list[jax.Device]) -> Any:
+    """A copy of a tree for each device, along a new first axis."""
+    return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+
+
+def train(total_steps: int, environment: str = "inverted_pendulum", **options: int) -> float:
+    """The mean return of the policy at the end."""
+    settings = {
+        "episode_length": 1000,
+        "num_envs": 256,
+        "unroll_length": 5,
+        "batch_size": 64,
+        "num_minibatches": 8,
+        "num_updates_per_batch": 8,
+        "num_eval_envs": 16,
+    }
+    stand_in = mock.patch.object(jax, "device_put_replicated", device_put_replicated, create=True)
+    with in_place_of_adam(), stand_in:
+        _, _, metrics = ppo.train(
+            envs.get_environment(environment),
+            num_timesteps=total_steps,
+            num_evals=2,
+            learning_rate=1e-3,
+            entropy_cost=1e-2,
+            discounting=0.97,
+            reward_scaling=10.0,
+            normalize_observations=True,
+            **{**settings, **options},
+        )
+    return float(metrics["eval/episode_reward"])
+
+
+if __name__ == "__main__":
+    print(f"return: {train(steps(1_000_000)):.1f}")

@@ -1,0 +1,40 @@
+"""Stable-Baselines3's PPO on CartPole, unchanged: the optimizer goes in through `policy_kwargs`.
+
+pip install 'optim4rl[examples]'
+python examples/torch_sb3_ppo.py
+"""
+
+from common import WEIGHTS, steps
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from optim4rl.torch import Optim4RL
+
+
+def train(total_steps: int, seed: int = 0, learning_rate: float = 1e-3) -> PPO:
+    """A model with the settings that RL Zoo tunes for this task (there with Adam)."""
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=8, seed=seed),
+        n_steps=32,
+        batch_size=256,
+        n_epochs=20,
+        gamma=0.98,
+        gae_lambda=0.8,
+        learning_rate=lambda left: learning_rate * left,
+        clip_range=lambda left: 0.2 * left,
+        policy_kwargs={"optimizer_class": Optim4RL, "optimizer_kwargs": {"weights": WEIGHTS}},
+        device="cpu",
+        seed=seed,
+    )
+    return model.learn(total_steps)
+
+
+def evaluate(model: PPO, episodes: int = 20) -> float:
+    """The mean return of the greedy policy."""
+    return evaluate_policy(model, make_vec_env("CartPole-v1", seed=1), n_eval_episodes=episodes)[0]
+
+
+if __name__ == "__main__":
+    print(f"return: {evaluate(train(steps(100_000))):.1f}")

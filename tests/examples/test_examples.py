@@ -1,0 +1,79 @@
+"""The examples run: a taste of each by default, to its usual return in the slow tests."""
+
+import importlib
+import math
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples"
+SOLVED = 475  # CartPole-v1's own threshold
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import an example by name."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["jax_flax_linen", "jax_flax_nnx", "jax_equinox"])
+def test_a_regression_is_learned(name, example):
+    losses = example(name).train(60)
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("torch_cleanrl_ppo", 1024), ("torch_sb3_ppo", 512), ("jax_purejaxrl_ppo", 2048)],
+)
+def test_a_taste_of_ppo(name, steps):
+    assert 8 <= run(name, steps=steps) <= 500
+
+
+def test_every_example_says_how_to_run_it():
+    files = sorted(EXAMPLES.glob("*_*.py"))
+    assert len(files) == 8
+    for path in files:
+        assert f"python examples/{path.name}" in path.read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch_cleanrl_ppo", "torch_sb3_ppo", "jax_purejaxrl_ppo"])
+def test_ppo_solves_cart_pole(name):
+    assert run(name) >= SOLVED
+
+
+@pytest.mark.slow
+def test_the_ppo_of_brax_balances_a_pendulum():
+    assert run("jax_brax_ppo") > 900
+
+
+@pytest.mark.slow
+def test_the_ppo_of_rejax_solves_cart_pole_beside_an_older_gymnax(tmp_path):
+    """In an environment of its own, with the versions that the example names."""
+    venv.create(tmp_path, with_pip=True)
+    python = tmp_path / "bin" / "python"
+    packages = ["rejax==0.1.3", "gymnax<1", "jax==0.10.2", "jaxtyping", "safetensors", "-q"]
+    subprocess.run([python, "-m", "pip", "install", *packages], check=True)
+    assert run("jax_rejax_ppo", python) >= 400
+
+
+def run(name, python=sys.executable, steps=None):
+    """The return that an example prints."""
+    options = [] if steps is None else ["--steps", str(steps)]
+    result = subprocess.run(
+        [python, EXAMPLES / f"{name}.py", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "XLA_FLAGS": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    value = float(result.stdout.rpartition("return: ")[2])
+    assert math.isfinite(value)
+    return value
