@@ -123,14 +123,19 @@ def test_words_from_a_plan_do_not_style_the_terminal(capsys):
 
 @pytest.mark.slow
 def test_a_proposed_plan_is_run_as_a_study():
-    """From nothing but the install to a report."""
+    """From nothing but the install to a report, whatever words name a replacement."""
     program = [sys.executable, "-m", "optim4rl"]
-    for words in (
-        ["plan", "propose", "--of", "optim4rl", "--out", "p.md"],
-        ["ablate", "p.md", "--scale", "smoke", "--out", "d"],
-    ):
+
+    def run(*words):
         result = subprocess.run([*program, *words], capture_output=True, text=True, timeout=3_000)
         assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    run("plan", "propose", "--of", "optim4rl", "--out", "p.md")
+    plan = Path("p.md").read_text("utf-8")
+    Path("p.md").write_text(plan.replace("  - linear\n", "  - linear [/red] <b>\n"), "utf-8")
+    assert "linear [/red]" in run("ablate", "p.md", "--scale", "smoke", "--out", "d")
     report = Path("d/report.html").read_text("utf-8")
+    assert "linear [/red] <b>" not in report
     for ablation in read_plan("p.md").ablations:
         assert ablation.title in report

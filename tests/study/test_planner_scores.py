@@ -10,7 +10,7 @@ from optim4rl.study.cells import CellResult, LearnedCell, cell_to_dict
 from optim4rl.study.components import map_plan
 from optim4rl.study.plan import Ablation, Plan, PlanError, read_plan
 from optim4rl.study.planner.catalogue import catalogue_plan
-from optim4rl.study.planner.cost import CELL_SECONDS, COMPILE_SECONDS, predict, read_measured
+from optim4rl.study.planner.cost import CELL_SECONDS, predict, read_measured
 from optim4rl.study.planner.lint import lint
 from optim4rl.study.planner.method import method_of
 from optim4rl.study.planner.render import normalise, render_plan
@@ -146,7 +146,7 @@ def test_the_predicted_time_is_that_of_the_table():
     table = CELL_SECONDS["smoke"]
     run = 12 * table["trained"] + 2 * table["untrained"] + 3 * table["classical"]
     programs = 6 + 3 + 1
-    assert smoke.seconds == pytest.approx(run + table["identity"] + programs * COMPILE_SECONDS)
+    assert smoke.seconds == pytest.approx(run + table["identity"] + programs * table["compile"])
     assert predict(PUBLISHED.read_bytes(), 4)[0].seconds == pytest.approx(smoke.seconds / 4)
 
 
@@ -168,7 +168,7 @@ def test_finished_cells_take_the_place_of_the_table(tmp_path):
     other = 2 * table["untrained"] + 3 * table["classical"] + table["identity"]
     programs = 1 + 3 + 1  # the untrained reference, the classical ones, the identity experiment
     assert smoke.measured == 12
-    assert smoke.seconds == pytest.approx(12 * 20.0 + other + programs * COMPILE_SECONDS)
+    assert smoke.seconds == pytest.approx(12 * 40.0 + other + programs * table["compile"])
     assert quick.measured == 0
     assert cell_to_dict(trained[0])["training"] in [json.loads(key)["training"] for key in measured]
 

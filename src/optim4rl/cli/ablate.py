@@ -15,6 +15,7 @@ from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS
 from optim4rl.study.plan import read_plan
+from optim4rl.study.planner.text import one_line
 from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, lay_out, load_study, run_study
@@ -107,9 +108,11 @@ def _finish(results: StudyResults, folder: Path, *, as_json: bool) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
+    from rich.markup import escape
+
     rows = [
         [
-            entry.row.label,
+            escape(one_line(entry.row.label)),  # a plan's words: no style of the terminal's
             entry.row.change,
             f"{number(entry.auc.iqm.value, 3)} ({interval(entry.auc.iqm, 3)})",
             f"{number(entry.final.iqm.value, 3)} ({interval(entry.final.iqm, 3)})",

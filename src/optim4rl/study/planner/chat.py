@@ -112,13 +112,11 @@ class ChatModel:
                 max_retries=retries,
                 http_client=_Client(seconds),
             )
-            url = urlsplit(str(self._client.base_url))
-            # Without a name and a password, should it hold them.
-            self._endpoint = f"{url.scheme}://{url.hostname or ''}" + (
-                f":{url.port}" if url.port else ""
-            )
+            self._endpoint = _origin(str(self._client.base_url))
         except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
-            raise PlannerError(f"{URL_VARIABLE}: no endpoint can be reached by it") from error
+            raise PlannerError(
+                f"{URL_VARIABLE} names no endpoint; it is like http://localhost:8000/v1"
+            ) from error
         self._ways = _WAYS
 
     def ask(self, messages: list[Message]) -> Answer:
@@ -206,6 +204,14 @@ class ChatModel:
             refusal=refusal if isinstance(refusal, str) and refusal else None,
             usage=_usage(usage),
         )
+
+
+def _origin(url: str) -> str:
+    """The scheme, host and port of an address, without the name and password it may hold."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address begins with http:// or https:// and a host")
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
 def _encodable(text: str) -> str:

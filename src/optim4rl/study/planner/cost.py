@@ -14,19 +14,18 @@ from optim4rl.study.runner import Study, lay_out, report_cells, tuning_cells
 from optim4rl.study.settings import SCALES
 from optim4rl.study.variant import Variant
 
-# Seconds of one cell whose programs are compiled, in one of two workers on two cores (AMD EPYC,
-# AVX-512), and seconds to compile the programs of one optimizer. docs/planner.md says how they were
-# measured.
-COMPILE_SECONDS: Final = 25.0
+# Seconds of one cell whose programs are compiled, and to compile the programs of one optimizer, on
+# one core of an AMD EPYC with AVX-512. docs/planner.md says what was measured and what was not.
 CELL_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
-    "smoke": {"trained": 1.0, "untrained": 0.5, "classical": 1.0, "identity": 8.0},
-    "quick": {"trained": 15.0, "untrained": 4.0, "classical": 12.0, "identity": 35.0},
+    "smoke": {"compile": 8, "trained": 0.5, "untrained": 0.1, "classical": 0.1, "identity": 2},
+    "quick": {"compile": 20, "trained": 6, "untrained": 3, "classical": 4, "identity": 25},
     "paper": {
-        "trained": 60.0,
-        "tune": 60.0,
-        "untrained": 30.0,
-        "classical": 60.0,
-        "identity": 600.0,
+        "compile": 25,
+        "trained": 150,
+        "tune": 110,
+        "untrained": 75,
+        "classical": 60,
+        "identity": 1500,
     },
 }
 
@@ -79,10 +78,10 @@ def _predict(study: Study, jobs: int, measured: Measured) -> Cost:
     known = [cell for cell in cells if _work(cell_to_dict(cell)) in measured]
     other = [cell for cell in cells if cell not in known]
     table = CELL_SECONDS[study.scale]
-    seconds = sum(statistics.median(measured[_work(cell_to_dict(cell))]) for cell in known)
+    seconds = sum(statistics.fmean(measured[_work(cell_to_dict(cell))]) for cell in known)
     seconds += sum(table[_kind(cell)] for cell in other)
     # Cells that were measured compiled their programs in that time.
-    seconds += COMPILE_SECONDS * len({_optimizer(cell) for cell in other})
+    seconds += table["compile"] * len({_optimizer(cell) for cell in other})
     trained = sum(comparison.trained for comparison in study.comparisons)
     return Cost(study.scale, len(cells), trained, seconds / jobs, len(known))
 
