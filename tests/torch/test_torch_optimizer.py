@@ -150,8 +150,12 @@ def test_a_run_of_catch_leaves_the_parameters_of_jax(weights):
         return jax.lax.scan(body, carry, jax.random.split(key, STEPS))[1]
 
     gradients, params = jax.tree.map(np.asarray, train(first, task.init_actor(key)))
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(first)
+    ]
     leaves = [torch.nn.Parameter(torch.tensor(np.asarray(x))) for x in jax.tree.leaves(first)]
-    optimizer = Optim4RL(leaves, weights)
+    optimizer = Optim4RL(zip(names, leaves, strict=True), weights)
     for t in range(STEPS):
         for p, gradient in zip(leaves, jax.tree.leaves(gradients), strict=True):
             p.grad = torch.tensor(gradient[t])
@@ -330,9 +334,10 @@ def test_groups_have_rates_and_scales_of_their_own():
         torch.testing.assert_close(p.detach(), factor * expected)
 
 
-def test_schedulers_move_the_rate():
+@pytest.mark.parametrize("rate", [1.0, torch.tensor(1.0)])
+def test_schedulers_move_the_rate(rate):
     p = torch.nn.Parameter(torch.zeros(2))
-    optimizer = Optim4RL([p], lr=1.0)
+    optimizer = Optim4RL([p], lr=rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
     p.grad = torch.ones(2)
     optimizer.step()
