@@ -26,8 +26,8 @@ bench: $(DEV)
 	$(BIN)/python -m bench
 
 lint: $(DEV)
-	$(BIN)/ruff check src tests bench hatch_build.py
-	$(BIN)/ruff format --check src tests bench hatch_build.py
+	$(BIN)/ruff check src tests bench examples hatch_build.py
+	$(BIN)/ruff format --check src tests bench examples hatch_build.py
 	$(BIN)/mypy
 
 $(LAB): EXTRAS := lab
