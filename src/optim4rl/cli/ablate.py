@@ -108,11 +108,9 @@ def _finish(results: StudyResults, folder: Path, *, as_json: bool) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    from rich.markup import escape
-
     rows = [
         [
-            escape(one_line(entry.row.label)),  # a plan's words: no style of the terminal's
+            one_line(entry.row.label),
             entry.row.change,
             f"{number(entry.auc.iqm.value, 3)} ({interval(entry.auc.iqm, 3)})",
             f"{number(entry.final.iqm.value, 3)} ({interval(entry.final.iqm, 3)})",

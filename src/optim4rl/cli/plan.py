@@ -307,10 +307,9 @@ def _duration(seconds: float) -> str:
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table of words from outside, which neither style nor steer the terminal."""
-    from rich.markup import escape
+    """A table of words from outside, which do not steer the terminal."""
 
     def safe(text: str) -> str:
-        return escape(one_line(text, 400))
+        return one_line(text, 400)
 
     print_table(safe(title), list(map(safe, columns)), [list(map(safe, row)) for row in rows])

@@ -106,12 +106,14 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # Text, not markup: it may hold somebody's words.
+    table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     # A pipe has no width; a table cut to 80 columns would be of no use there.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)

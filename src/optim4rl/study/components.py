@@ -686,15 +686,15 @@ _CLAUSE: Final = frozenset({"inspired", "such", "that", "using", "via", "where",
 
 def _find(text: str, names: Mapping[str, Sequence[str]]) -> Match:
     """Finds the one name that `text` stands for, by its head or else by all of its words."""
-    whole = _normalised(text)
-    head = _normalised((_HEAD.match(text) or [""])[0])
+    whole = normalised_words(text)
+    head = normalised_words((_HEAD.match(text) or [""])[0])
     clause = next((i for i, word in enumerate(head) if word in _CLAUSE), len(head))
     found = _find_in(head[:clause], text, names)
     return found if found.key is not None else _find_in(whole, text, names)
 
 
 def _find_in(words: Sequence[str], text: str, names: Mapping[str, Sequence[str]]) -> Match:
-    covered = {name: _covered(words, phrases) for name, phrases in names.items()}
+    covered = {name: covered_words(words, phrases) for name, phrases in names.items()}
     most = max(len(places) for places in covered.values())
     if most == 0:
         return Match(text, None, "it names nothing known")
@@ -710,7 +710,7 @@ def _find_in(words: Sequence[str], text: str, names: Mapping[str, Sequence[str]]
     return Match(text, name, f"named by '{found}'")
 
 
-def _covered(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int]:
+def covered_words(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int]:
     """The places of all words that belong to one of the phrases."""
     places: set[int] = set()
     for phrase in map(_phrase, phrases):
@@ -721,13 +721,13 @@ def _covered(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int]:
     return frozenset(places)
 
 
-def _normalised(text: str) -> tuple[str, ...]:
+def normalised_words(text: str) -> tuple[str, ...]:
     lowered = unicodedata.normalize("NFKC", text).lower().replace("nonadaptive", "non adaptive")
     words = (_unified(word) for word in _WORD.findall(lowered))
     return tuple(word for word in words if word)[:_LONGEST]
 
 
-_phrase: Final = functools.cache(_normalised)  # for the registry's phrases, which are few
+_phrase: Final = functools.cache(normalised_words)  # for the registry's phrases, which are few
 
 
 def _unified(word: str) -> str:

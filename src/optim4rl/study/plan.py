@@ -84,7 +84,9 @@ def parse_plan(text: str | bytes) -> Plan:
     Raises:
       PlanError: the text is empty, or holds no ablation.
     """
-    lines = _markdown(_clean(_decode(text) if isinstance(text, bytes) else text)).splitlines()
+    lines = to_markdown(
+        clean_text(decode_text(text) if isinstance(text, bytes) else text)
+    ).splitlines()
     if not any(line.strip() for line in lines):
         raise PlanError("it is empty; expected a title, a reasoning trace and an ablation plan")
     title, reasoning, plan_lines = _sections(lines)
@@ -134,7 +136,7 @@ _NOISE: Final[dict[int, str | None]] = {
 }
 
 
-def _decode(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return data.decode(encoding, "replace")
@@ -152,7 +154,7 @@ def _repair(match: re.Match[str]) -> str:
         return match[0]
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     return _MOJIBAKE.sub(_repair, text).translate(_NOISE)
 
 
@@ -180,7 +182,7 @@ _DEEPEST: Final = 16  # levels of list indentation told apart; keeps deep nestin
 _SPACE: Final = re.compile(r"\s*+")
 
 
-def _markdown(text: str) -> str:
+def to_markdown(text: str) -> str:
     """Replaces tags by what they mean in Markdown; what is no HTML tag stays as it is."""
     pieces: list[str] = []
     unclosed: set[str] = set()

@@ -20,8 +20,8 @@ from optim4rl.study.components import (
     Choice,
     Component,
     # A method's text names components by the same words as a plan does.
-    _covered,
-    _normalised,
+    covered_words,
+    normalised_words,
 )
 from optim4rl.study.plan import Ablation, Plan
 from optim4rl.study.planner.method import Method
@@ -133,10 +133,10 @@ def _named_components(method: Method) -> dict[str, str]:
     if method.variant is not None:
         return {component.key: component.phrases[0] for component in COMPONENTS}
     named = {}
-    sentences = [_normalised(sentence) for sentence in _sentences(method.text)]
+    sentences = [normalised_words(sentence) for sentence in _sentences(method.text)]
     for component in COMPONENTS:
         for phrase in component.phrases:
-            if any(_covered(words, (phrase,)) for words in sentences):
+            if any(covered_words(words, (phrase,)) for words in sentences):
                 named[component.key] = phrase
                 break
     if not named:

@@ -8,7 +8,7 @@ from typing import Final
 from optim4rl.study.components import COMPONENTS, Component
 
 # The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
-from optim4rl.study.plan import _clean, _decode, _markdown
+from optim4rl.study.plan import clean_text, decode_text, to_markdown
 from optim4rl.study.planner.text import PlannerError, one_line
 from optim4rl.study.variant import REFERENCE, Variant
 
@@ -52,7 +52,7 @@ def read_method(path: Path) -> Method:
     for start, what in _BINARY.items():
         if data.startswith(start):
             raise PlannerError(f"{named} is {what}; give its text, as plain text, Markdown or HTML")
-    text = _markdown(_clean(_decode(data))).strip() if len(data) <= MAX_BYTES else ""
+    text = to_markdown(clean_text(decode_text(data))).strip() if len(data) <= MAX_BYTES else ""
     if len(data) > MAX_BYTES or len(text) > MAX_CHARACTERS:
         raise PlannerError(
             f"{named} is longer than {MAX_CHARACTERS:,} characters; give its method section alone"
