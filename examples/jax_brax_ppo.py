@@ -27,10 +27,10 @@ def train(total_steps: int, environment: str = "inverted_pendulum", **options: i
     settings = {
         "episode_length": 1000,
         "num_envs": 256,
-        "unroll_length": 5,
+        "unroll_length": 10,
         "batch_size": 64,
         "num_minibatches": 8,
-        "num_updates_per_batch": 8,
+        "num_updates_per_batch": 4,
         "num_eval_envs": 16,
     }
     stand_in = mock.patch.object(jax, "device_put_replicated", device_put_replicated, create=True)
@@ -40,9 +40,9 @@ def train(total_steps: int, environment: str = "inverted_pendulum", **options: i
             num_timesteps=total_steps,
             num_evals=2,
             learning_rate=1e-3,
-            entropy_cost=1e-2,
+            entropy_cost=1e-3,
             discounting=0.97,
-            reward_scaling=10.0,
+            reward_scaling=0.1,
             normalize_observations=True,
             **{**settings, **options},
         )
@@ -50,4 +50,4 @@ def train(total_steps: int, environment: str = "inverted_pendulum", **options: i
 
 
 if __name__ == "__main__":
-    print(f"return: {train(steps(1_000_000)):.1f}")
+    print(f"return: {train(steps(300_000)):.1f}")
