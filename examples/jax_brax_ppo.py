@@ -1,7 +1,7 @@
 """Brax's own PPO, unchanged. It makes its optimizer by `optax.adam`, which we stand in for.
 
-brax 0.14.2 asks JAX for `device_put_replicated`, which JAX 0.10 no longer has: with older releases
-brax runs as it is, with today's it needs the stand-in below.
+brax 0.14.2 asks JAX for `device_put_replicated`, which JAX 0.10 no longer has: hence the second
+stand-in below.
 
     pip install 'optim4rl[examples]'
     python examples/jax_brax_ppo.py
