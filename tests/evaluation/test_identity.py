@@ -307,9 +307,15 @@ def test_supervised_gradients_come_from_a_network_of_the_size_asked_for_that_lea
     assert abs(gradients.shape[1] - 3000) < 75  # a unit of the hidden layer is 75 parameters
     clusters = GaussianClusters(width=16)
     params, means = clusters.init_params(jax.random.key(0)), clusters.init_actor(jax.random.key(0))
-    step_gradient, losses = jax.jit(clusters.gradient), []
+
+    @jax.jit
+    def learn(params, means, key):
+        batch, means, loss = clusters.rollout(params, means, key)
+        return clusters.gradient(params, batch, None), means, loss
+
+    losses = []
     for step in range(40):
-        gradient, means, loss = step_gradient(params, means, jax.random.key(step))
+        gradient, means, loss = learn(params, means, jax.random.key(step))
         params = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
         losses.append(float(loss))
     assert np.mean(losses[-5:]) < 0.6 * losses[0]

@@ -69,7 +69,9 @@ class DifferentiableCatch:
             data.reward, data.terminated, data.truncated, data.next_value, a2c.gamma, a2c.lam
         )
         logits, value = jax.vmap(jax.vmap(params))(data.observation)
-        return a2c_loss(logits, value, data.action, target, a2c)
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action))
+        unused = jnp.zeros((1, target.size), jnp.float32)
+        return a2c_loss(self.task.distribution, a2c, *flat, unused, target.reshape(-1))
 
 
 TASKS = {"quadratic": Quadratic(), "catch": DifferentiableCatch()}

@@ -136,10 +136,12 @@ def code_hash() -> str:
     digest = hashlib.sha256(f"jax {jax.__version__}".encode())
     package = resources.files("optim4rl")
     floors = (
+        "cpp",
         "optimizers",
         "optimizers/kernels",
         "tasks",
         "tasks/environments",
+        "tasks/kernels",
         "meta",
         "evaluation",
     )

@@ -722,6 +722,7 @@ def covered_words(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int
 
 
 def normalised_words(text: str) -> tuple[str, ...]:
+    """The words of a text in one spelling, the first few of them."""
     lowered = unicodedata.normalize("NFKC", text).lower().replace("nonadaptive", "non adaptive")
     words = (_unified(word) for word in _WORD.findall(lowered))
     return tuple(word for word in words if word)[:_LONGEST]

@@ -137,6 +137,7 @@ _NOISE: Final[dict[int, str | None]] = {
 
 
 def decode_text(data: bytes) -> str:
+    """Text in whatever encoding it came; a stray byte is what Windows would show for it."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return data.decode(encoding, "replace")
@@ -155,6 +156,7 @@ def _repair(match: re.Match[str]) -> str:
 
 
 def clean_text(text: str) -> str:
+    """Text that was decoded wrongly on its way here, repaired, and without invisible marks."""
     return _MOJIBAKE.sub(_repair, text).translate(_NOISE)
 
 
