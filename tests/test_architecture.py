@@ -15,9 +15,10 @@ SOURCE = ROOT / "src"
 # What each floor may import beside itself. `__init__` is the package's own front door: it shows the
 # optimizers and nothing else, to every floor that may see them. `__main__` is `python -m optim4rl`.
 FLOORS = {
-    "optimizers": set(),
+    "cpp": set(),
+    "optimizers": {"cpp"},
     "torch": {"optimizers"},
-    "tasks": set(),
+    "tasks": {"cpp"},
     "meta": {"__init__", "optimizers", "tasks"},
     "evaluation": {"__init__", "optimizers", "tasks"},
     "study": {"__init__", "optimizers", "tasks", "meta", "evaluation"},
@@ -25,7 +26,7 @@ FLOORS = {
     "__init__": {"optimizers"},
     "__main__": {"cli"},
 }
-CORE = ("__init__", "optimizers")
+CORE = ("__init__", "cpp", "optimizers")
 CORE_DEPENDENCIES = {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
 TORCH_DEPENDENCIES = {"jaxtyping", "torch"}
 PLAN_SHA256 = "bf292e8aa57e228abefa719d51caf67c72856c00fc78229c8e78ce92d0c2409c"

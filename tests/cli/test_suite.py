@@ -13,7 +13,7 @@ import pytest
 from optim4rl.cli import main as cli, suite_runs
 from optim4rl.cli.main import main
 from optim4rl.cli.suite import SuiteOptions, lay_out
-from optim4rl.cli.suite_pieces import is_done, put_curves
+from optim4rl.cli.suite_pieces import is_done, piece_from_dict, put_curves
 from optim4rl.cli.suite_report import claims, summary_table, to_json, to_markdown, write_report
 from optim4rl.cli.suite_runs import run_benchmark
 from optim4rl.evaluation import benchmark as statistics
@@ -76,7 +76,7 @@ class ToyPool:
     stop_after = 10**9
     run_piece = staticmethod(toy_run)
 
-    def __init__(self, folder, jobs):
+    def __init__(self, module, folder, workers):
         self.folder = folder
 
     def __enter__(self):
@@ -85,15 +85,15 @@ class ToyPool:
     def __exit__(self, *exception):
         pass
 
-    def run(self, pieces, on_piece):
-        for piece in pieces:
-            if is_done(self.folder, piece):
-                continue
+    def run(self, jobs, on_job):
+        for job in jobs:
+            piece = piece_from_dict(job.question["piece"])
+            assert not is_done(self.folder, piece)
             if len(ToyPool.ran) >= ToyPool.stop_after:
                 raise KeyboardInterrupt
             ToyPool.ran += (piece,)
             put_curves(self.folder, piece, ToyPool.run_piece(piece))
-        on_piece(len(pieces), "")
+        on_job(len(jobs), "")
 
 
 @pytest.fixture

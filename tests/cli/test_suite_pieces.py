@@ -21,9 +21,10 @@ from optim4rl.cli.suite_pieces import (
     run_piece,
     split,
 )
-from optim4rl.cli.suite_pool import answer
+from optim4rl.cli.suite_worker import answer
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.learning import BATCH
+from optim4rl.optimizers.weight_files import WeightsError
 from optim4rl.optimizers.weights import untrained
 from optim4rl.study.store import StoreError
 from optim4rl.tasks import TaskConfig, default_config
@@ -162,4 +163,5 @@ def test_a_worker_answers_and_refuses(tmp_path):
     assert "start the command again" in answer(tmp_path, {**question, "address": "x"})["error"]
     lost = dataclasses.replace(piece, method=Method(None, weights="nowhere"))
     question = {"address": piece_address(lost), "piece": piece_to_dict(lost)}
-    assert "nowhere" in answer(tmp_path, question)["error"]
+    with pytest.raises(WeightsError, match="nowhere"):
+        answer(tmp_path, question)

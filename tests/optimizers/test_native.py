@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_rule import random_weights
 
+from optim4rl.cpp.library import ISA_VARIABLE
 from optim4rl.optimizers import KINDS, LEARNED, RuleState, init_state
 from optim4rl.optimizers.kernels import native, xla
 from optim4rl.optimizers.kernels.native import KERNEL
@@ -35,14 +36,14 @@ SIZES = (1, 7, 63, 64, 65, 1000, 5000)
 N = max(SIZES)
 
 built = pytest.mark.skipif(
-    not native.LIBRARY.exists(), reason="the library is not built: there was no C++ compiler"
+    not native.LIBRARY.path.exists(), reason="the library is not built: there was no C++ compiler"
 )
 
 
 def test_it_is_built_where_there_is_a_compiler():
     """So that the tests below are left out on no other machine."""
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    assert native.LIBRARY.exists() or not any(map(shutil.which, compilers))
+    assert native.LIBRARY.path.exists() or not any(map(shutil.which, compilers))
 
 
 def problem(spec, K, n=N, seed=0):
@@ -102,7 +103,7 @@ def jitted(function, spec):
 @built
 def test_it_runs_the_presets():
     assert [KERNEL.refusal(spec) for spec in SPECS.values()] == [None] * len(SPECS)
-    assert native.status().startswith("instruction set ")
+    assert native.LIBRARY.status().startswith("instruction set ")
 
 
 @built
@@ -280,14 +281,15 @@ def expected_replay(spec):
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "sse2"])
 def test_every_instruction_set(isa, tmp_path, monkeypatch):
     """Those that this machine has run the rule; the others are refused by name."""
-    monkeypatch.setenv(native.ISA_VARIABLE, isa)
-    if native.status() == f"instruction set {isa}":
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    if native.LIBRARY.status() == f"instruction set {isa}":
         return  # the one that all other tests run
     with another_library(tmp_path / f"{isa}.so", monkeypatch):
         if KERNEL.refusal(A) is not None:
-            assert native.status() == f"OPTIM4RL_NATIVE_ISA = {isa!r}: this machine has no such set"
+            refused = f"{ISA_VARIABLE} = {isa!r}: this machine has no such set"
+            assert native.LIBRARY.status() == refused
             return
-        assert native.status() == f"instruction set {isa}"
+        assert native.LIBRARY.status() == f"instruction set {isa}"
         for spec in PRESETS.values():
             weights, gradients, state, cotangents = problem(spec, 2, n=100)
             step, replay = jitted(KERNEL.step, spec), jitted(KERNEL.replay_vjp, spec)
@@ -303,14 +305,15 @@ class another_library:  # noqa: N801  (a context manager reads as a function)
         self.path, self.monkeypatch = path, monkeypatch
 
     def __enter__(self):
-        if native.LIBRARY.exists():
-            shutil.copy(native.LIBRARY, self.path)
-        self.monkeypatch.setattr(native, "LIBRARY", self.path)
-        native._load.cache_clear()
+        shutil.copy(native.LIBRARY.path, self.path)
+        replace_library(self.monkeypatch, self.path)
 
     def __exit__(self, *_):
         self.monkeypatch.undo()
-        native._load.cache_clear()
+
+
+def replace_library(monkeypatch, path):
+    monkeypatch.setattr(native, "LIBRARY", dataclasses.replace(native.LIBRARY, path=path))
 
 
 @pytest.mark.parametrize("kernel", [xla.KERNEL, pytest.param(KERNEL, marks=built)])
@@ -333,14 +336,11 @@ def test_what_it_does_not_run_is_refused_with_the_reason():
 
 
 def test_a_library_that_is_not_there_or_broken_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
-    native._load.cache_clear()
+    replace_library(monkeypatch, tmp_path / "none.so")
     assert KERNEL.refusal(A).startswith("not built: no C++ compiler")
-    assert native.status() == KERNEL.refusal(A)
+    assert native.LIBRARY.status() == KERNEL.refusal(A)
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
-    monkeypatch.setattr(native, "LIBRARY", broken)
-    native._load.cache_clear()
+    replace_library(monkeypatch, broken)
     assert KERNEL.refusal(A).startswith("broken.so cannot be used here, reinstall: ")
     assert "\n" not in KERNEL.refusal(A)
-    native._load.cache_clear()

@@ -15,11 +15,11 @@ import pytest
 from optim4rl.cli.main import main
 from optim4rl.evaluation.protocol import EvaluationSettings
 from optim4rl.evaluation.returns import area_under_curve, final_return
-from optim4rl.study import runner
+from optim4rl.study import pool, runner
 from optim4rl.study.cells import CellResult, ClassicalCell, IdentityCell, LearnedCell
 from optim4rl.study.plan import PlanError
+from optim4rl.study.pool import JobError
 from optim4rl.study.runner import (
-    StudyError,
     choose_meta_learning_rates,
     collect,
     describe_cell,
@@ -221,7 +221,7 @@ def test_the_folder_alone_gives_the_results_again(finished):
 
 
 def test_a_finished_study_is_not_run_again(folder, monkeypatch):
-    monkeypatch.setattr(runner.subprocess, "Popen", None)  # Starting a worker would fail.
+    monkeypatch.setattr(pool.subprocess, "Popen", None)  # Starting a worker would fail.
     before = {path: path.read_bytes() for path in folder.glob("cells/*")}
     table = (folder / "runs.parquet").read_bytes()
     (folder / "runs.parquet").unlink()
@@ -285,7 +285,7 @@ def test_a_worker_that_dies_is_named_and_all_else_is_kept(folder, monkeypatch):
     cell = next(x for x in CELLS if isinstance(x, ClassicalCell) and x.name == "rmsprop")
     result_path(folder, cell).unlink()
     kept = {path: path.read_bytes() for path in folder.glob("cells/*")}
-    with pytest.raises(StudyError, match="tuned rmsprop failed; finished results are kept") as died:
+    with pytest.raises(JobError, match="tuned rmsprop failed; finished results are kept") as died:
         run(STUDY, folder, jobs=2)
     assert f"exit code -{int(signal.SIGKILL)}" in str(died.value)
     assert "last words of rmsprop" in str(died.value)
@@ -296,7 +296,7 @@ def test_a_worker_that_dies_is_named_and_all_else_is_kept(folder, monkeypatch):
 def test_no_cell_is_started_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("DIES", "rmsprop")
     said = []
-    with pytest.raises(StudyError, match="tuned rmsprop failed"):
+    with pytest.raises(JobError, match="tuned rmsprop failed"):
         run_study(STUDY, tmp_path, command="", jobs=1, on_progress=lambda *x: said.append(x[2]))
     assert said == ["", "", "tuned adam"]
 
@@ -314,7 +314,7 @@ def test_every_cell_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_pa
 
 def test_a_cell_that_raises_is_named_with_its_error(tmp_path):
     study = lay_out(PLAN, "tiny", dataclasses.replace(TINY, environment="atlantis"))
-    with pytest.raises(StudyError, match=r"tuned adam failed; .*\n(?s:.*)atlantis"):
+    with pytest.raises(JobError, match=r"tuned adam failed; .*\n(?s:.*)atlantis"):
         run(study, tmp_path, jobs=1)
 
 

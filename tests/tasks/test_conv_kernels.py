@@ -1,8 +1,10 @@
 """The convolutional torso in C++ against the one in XLA, and both against plain autodiff."""
 
+import dataclasses
 import os
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from test_a2c import quick_jit
 
+from optim4rl.cpp.library import ISA_VARIABLE
 from optim4rl.tasks.backprop import SharedTorso
 from optim4rl.tasks.inputs import DenseInputs, SparseInputs
 from optim4rl.tasks.kernels import native
@@ -31,14 +34,14 @@ SIZES: dict[str, tuple[Any, ...]] = {
 }
 
 built = pytest.mark.skipif(
-    not native.LIBRARY.exists(), reason="the library is not built: there was no C++ compiler"
+    not native.LIBRARY.path.exists(), reason="the library is not built: there was no C++ compiler"
 )
 
 
 def test_it_is_built_where_there_is_a_compiler() -> None:
     """So that the tests below are left out on no other machine."""
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    assert native.LIBRARY.exists() or not any(map(shutil.which, compilers))
+    assert native.LIBRARY.path.exists() or not any(map(shutil.which, compilers))
 
 
 def places(shape: tuple[int, ...], ones: int, batch: int, seed: int = 0) -> jax.Array:
@@ -225,22 +228,22 @@ def test_it_works_inside_scan_and_gives_the_same_bits_every_time() -> None:
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "sse2"])
 def test_every_instruction_set(isa: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that this machine has give what XLA gives; the others are refused by name."""
-    monkeypatch.setenv(native.ISA_VARIABLE, isa)
-    if native.status() == f"instruction set {isa}":
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    if native.LIBRARY.status() == f"instruction set {isa}":
         return  # the one that all other tests run
-    shutil.copy(native.LIBRARY, tmp_path / f"{isa}.so")
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / f"{isa}.so")
-    native._load.cache_clear()
-    try:
-        if native.refusal() is not None:
-            assert native.status() == f"OPTIM4RL_NATIVE_ISA = {isa!r}: this machine has no such set"
-            return
-        for name in ("wide", "odd"):
-            arguments = problem(name, "mixed")
-            found, expected = (quick_jit(partial(run, layers)) for layers in both(name))
-            assert_close(found(*arguments), expected(*arguments))
-    finally:
-        native._load.cache_clear()
+    shutil.copy(native.LIBRARY.path, tmp_path / f"{isa}.so")
+    replace_library(monkeypatch, tmp_path / f"{isa}.so")
+    if native.LIBRARY.refusal() is not None:
+        assert native.LIBRARY.status() == f"{ISA_VARIABLE} = {isa!r}: this machine has no such set"
+        return
+    for name in ("wide", "odd"):
+        arguments = problem(name, "mixed")
+        found, expected = (quick_jit(partial(run, layers)) for layers in both(name))
+        assert_close(found(*arguments), expected(*arguments))
+
+
+def replace_library(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    monkeypatch.setattr(native, "LIBRARY", dataclasses.replace(native.LIBRARY, path=path))
 
 
 @built
@@ -264,7 +267,7 @@ def test_a_number_that_is_none_shows_where_it_is_touched() -> None:
 def test_it_reads_observations_of_few_ones_alone() -> None:
     """Others are XLA's."""
     sparse, dense = SparseInputs((3, 4, 5), "rows"), DenseInputs((3, 4, 5), "rows")
-    assert native.refusal() is None
+    assert native.LIBRARY.refusal() is None
     assert choose(sparse) == NativeConvLayers(sparse)
     assert choose(dense) == XlaConvLayers(dense)
 
@@ -274,12 +277,8 @@ def test_without_the_library_xla_runs(tmp_path: Any, monkeypatch: pytest.MonkeyP
     inputs = SparseInputs((3, 4, 5), "rows")
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
-    try:
-        for path, reason in ((tmp_path / "none.so", "not built"), (broken, "broken.so cannot be")):
-            monkeypatch.setattr(native, "LIBRARY", path)
-            native._load.cache_clear()
-            assert choose(inputs) == XlaConvLayers(inputs)
-            assert native.status().startswith(reason)
-            assert "\n" not in native.status()
-    finally:
-        native._load.cache_clear()
+    for path, reason in ((tmp_path / "none.so", "not built"), (broken, "broken.so cannot be")):
+        replace_library(monkeypatch, path)
+        assert choose(inputs) == XlaConvLayers(inputs)
+        assert native.LIBRARY.status().startswith(reason)
+        assert "\n" not in native.LIBRARY.status()

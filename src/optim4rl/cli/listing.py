@@ -149,7 +149,7 @@ def _convolution() -> dict[str, Any]:
     """The agents' convolution over few ones, which is no optimizer's."""
     from optim4rl.tasks.kernels import native
 
-    reason = native.refusal()
-    why = native.status() if reason is None else f"not native: {reason}"
+    reason = native.LIBRARY.refusal()
+    why = native.LIBRARY.status() if reason is None else f"not native: {reason}"
     used = "native" if reason is None else "xla"
     return {"what": "convolution on grid worlds", "kernel": used, "why": why}

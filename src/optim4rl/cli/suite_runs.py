@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from optim4rl.cli.suite_pieces import UNTRAINED, Method, Piece, get_curves, split
-from optim4rl.cli.suite_pool import Pool
+from optim4rl.cli.suite_worker import run_pieces
 from optim4rl.evaluation.benchmark import (
     Scale,
     Scores,
@@ -35,6 +35,7 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.evaluation.suites import Suite, SuiteTask
 from optim4rl.evaluation.tuning import Tuning
+from optim4rl.study.pool import Pool
 
 BASELINES: dict[str, Method] = {
     "adam": Method("adam"),
@@ -232,17 +233,18 @@ def run_benchmark(
         update: called with pieces done, pieces in all, and what the last one was.
 
     Raises:
-        SuiteError: a run failed; all that is finished is kept.
+        JobError: a run failed; all that is finished is kept.
     """
     first = first_pieces(benchmark)
     # At most: where one setting is also the task's own, less.
     total = len(first) + len(second_pieces(benchmark, _guess(benchmark)))
-    with Pool(benchmark.folder, jobs) as pool:
-        pool.run(first, lambda done, what: update(done, total, what))
+    folder = benchmark.folder
+    with Pool("optim4rl.cli.suite_worker", folder, jobs) as pool:
+        run_pieces(pool, folder, first, lambda done, what: update(done, total, what))
         choices = choose(benchmark)
         second = second_pieces(benchmark, choices)
         total = len(first) + len(second)
-        pool.run(second, lambda done, what: update(len(first) + done, total, what))
+        run_pieces(pool, folder, second, lambda done, what: update(len(first) + done, total, what))
     return collect(benchmark, choices)
 
 

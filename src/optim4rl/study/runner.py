@@ -6,18 +6,13 @@ cells are in the store, so a study that was stopped goes on where it was.
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +32,7 @@ from optim4rl.study.cells import (
 )
 from optim4rl.study.components import MappedAblation, map_plan, require_mapped
 from optim4rl.study.plan import Plan, parse_plan
+from optim4rl.study.pool import Job, Pool
 from optim4rl.study.results import Row, RowKind, StudyResults
 from optim4rl.study.settings import (
     TUNING_META_SEED,
@@ -51,12 +47,6 @@ CLASSICAL_BASELINES = {
     "rmsprop": "Tuned RMSProp",
     "sign_sgd": "Tuned sign-SGD",
 }
-# One thread to a worker: the cells are the parallel work, and results must not depend on the split.
-WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
-
-
-class StudyError(RuntimeError):
-    """A study that cannot go on; everything finished is kept."""
 
 
 @dataclass(frozen=True)
@@ -227,95 +217,39 @@ def run_study(
         on_progress: called before the first cell and after each one.
 
     Raises:
-        StudyError: a cell failed; all others that were started are kept.
+        JobError: a cell failed; all others that were started are kept.
     """
     _record(study, folder, command)
     first = tuning_cells(study)
     # The number of cells does not depend on the rates that are chosen.
     rates = dict.fromkeys((c.key for c in study.comparisons), study.settings.meta_learning_rates[0])
     total = len(first) + len(report_cells(study, rates))
-    _run_cells(first, folder, jobs, lambda done, what: on_progress(done, total, what))
-    rates = choose_meta_learning_rates(study, folder)
-    _run_cells(
-        report_cells(study, rates),
-        folder,
-        jobs,
-        lambda done, what: on_progress(len(first) + done, total, what),
-    )
+    with Pool("optim4rl.study.worker", folder, jobs) as pool:
+        _run_cells(pool, folder, first, lambda done, what: on_progress(done, total, what))
+        rates = choose_meta_learning_rates(study, folder)
+        second = report_cells(study, rates)
+        _run_cells(
+            pool, folder, second, lambda done, what: on_progress(len(first) + done, total, what)
+        )
     results = collect(study, folder)
     write_table(results, folder / "runs.parquet")
     return results
 
 
 def _run_cells(
-    cells: Sequence[Cell], folder: Path, jobs: int, on_progress: Callable[[int, str], None]
+    pool: Pool, folder: Path, cells: Sequence[Cell], on_job: Callable[[int, str], None]
 ) -> None:
-    """Run the cells that are not in the store, `jobs` at a time, each in a worker process."""
-    waiting = [cell for cell in cells if not has_result(folder, cell)]
-    done = len(cells) - len(waiting)
-    on_progress(done, "")
-    queue, lock = iter(waiting), threading.Lock()
-    failures: list[tuple[Cell, str]] = []
-
-    def serve() -> None:
-        nonlocal done
-        with _worker(folder) as (worker, log):
-            while True:
-                with lock:
-                    cell = next(queue, None) if not failures else None
-                if cell is None:
-                    return
-                error = _ask(worker, log, cell)
-                with lock:
-                    if error:
-                        failures.append((cell, error))
-                    else:
-                        done += 1
-                        on_progress(done, describe_cell(cell))
-
-    threads = [threading.Thread(target=serve) for _ in range(min(jobs, len(waiting)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        cell, error = failures[0]
-        raise StudyError(f"{describe_cell(cell)} failed; finished results are kept.\n{error}")
+    """Run the cells that are not in the store; those that are count as done."""
+    missing = [cell for cell in cells if not has_result(folder, cell)]
+    before = len(cells) - len(missing)
+    on_job(before, "")
+    jobs = [Job(cell_to_dict(cell), describe_cell(cell), _program(cell)) for cell in missing]
+    pool.run(jobs, lambda done, what: on_job(before + done, what))
 
 
-@contextmanager
-def _worker(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """A worker and what it prints: into a file, for a pipe that nobody reads blocks when full."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_FLAGS}".strip()
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "optim4rl.study.worker", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={**os.environ, "XLA_FLAGS": flags},
-        ) as worker,
-    ):
-        yield worker, log
-
-
-def _ask(worker: subprocess.Popen[str], log: IO[str], cell: Cell) -> str | None:
-    """Let a worker run a cell; what went wrong, if anything did."""
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    try:
-        worker.stdin.write(json.dumps(cell_to_dict(cell)) + "\n")
-        worker.stdin.flush()
-        answer = worker.stdout.readline()
-    except BrokenPipeError:
-        answer = ""
-    if not answer:
-        code = worker.wait()
-        log.seek(0)
-        return f"its worker died with exit code {code}\n{log.read()[-2000:]}"
-    return json.loads(answer).get("error")
+def _program(cell: Cell) -> Cell:
+    """Cells of which this is the same share their compiled programs."""
+    return dataclasses.replace(cell, meta_seed=0) if isinstance(cell, LearnedCell) else cell
 
 
 def describe_cell(cell: Cell) -> str:

@@ -1,33 +1,21 @@
-"""A worker process: one cell per line in, one line about it out.
+"""A worker process for the cells of a study: `python -m optim4rl.study.worker FOLDER`."""
 
-Run as `python -m optim4rl.study.worker FOLDER`. A line in is a cell as JSON; a line out says
-`{"done": seconds}` or `{"error": text}`. Results go to the store in FOLDER.
-"""
-
-import json
-import sys
-import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from optim4rl.study.cells import cell_from_dict, run_cell
+from optim4rl.study.pool import serve
 from optim4rl.study.store import put_result
 
 
-def main() -> None:
-    """Serve until the input ends."""
-    folder = Path(sys.argv[1])
-    # Libraries may print; the answers must stay alone on their stream.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        try:
-            cell = cell_from_dict(json.loads(line))
-            result = run_cell(cell)
-            put_result(folder, cell, result)
-            answer = {"done": result.info["seconds"]}
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a cell, and put its result into the store."""
+    cell = cell_from_dict(question)
+    result = run_cell(cell)
+    put_result(folder, cell, result)
+    return {"done": result.info["seconds"]}
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer)

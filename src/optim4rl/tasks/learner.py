@@ -61,5 +61,10 @@ def check_count(field: str, value: object) -> None:
     Raises:
         ValueError: it is not a whole number of at least 1; the message names the field.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -26,7 +26,7 @@ from optim4rl.tasks.environments.episodes import (
 from optim4rl.tasks.environments.physics import Physics, PhysicsVector
 from optim4rl.tasks.environments.sparse import is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
-from optim4rl.tasks.learner import Learner, Rollout, check_count
+from optim4rl.tasks.learner import Learner, Rollout, check_count, is_count
 from optim4rl.tasks.networks import Activation, TorsoKind
 from optim4rl.tasks.normalisation import (
     Moments,
@@ -78,13 +78,13 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_count("num_envs", self.num_envs)
-        if not self.widths or not all(map(_is_size, self.widths)):
+        if not self.widths or not all(map(is_count, self.widths)):
             raise ValueError(
                 f"width = {self.width!r}: a whole number of at least 1 is needed, or several"
             )
         for field in ("policy_layers", "value_layers"):
             sizes = getattr(self, field)
-            if not all(map(_is_size, sizes)):
+            if not all(map(is_count, sizes)):
                 raise ValueError(f"{field} = {sizes!r}: whole numbers of at least 1 are needed")
         samples = self.num_envs * self.learner.rollout
         if isinstance(self.learner, PPOConfig) and samples % self.learner.minibatches:
@@ -97,10 +97,6 @@ class TaskConfig:
     def widths(self) -> tuple[int, ...]:
         """The widths that agents come in."""
         return self.width if isinstance(self.width, tuple) else (self.width,)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class RolloutStats(NamedTuple):

@@ -1,26 +1,22 @@
 """The common rules in C++ for CPUs: `rule.cc` through XLA's foreign function interface.
 
 One source with vector extensions, compiled for AVX-512, AVX2, any x86-64 and any other CPU (NEON);
-the best that the machine has is taken when the library is loaded. OPTIM4RL_NATIVE_ISA = avx512,
-avx2 or sse2 asks for another. The library is built when the package is installed, if a C++ compiler
-is there; after a change of the C++ files, `pip install -e .` builds it again.
+`optim4rl.cpp.library` loads what suits the machine.
 
 Agents (`jax.vmap`) and chunks of coordinates are shared out to XLA's own threads. Results do not
 depend on the number of threads.
 """
 
-import ctypes
-import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from optim4rl.cpp.library import Library
 from optim4rl.optimizers.inputs import segments
 from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout
@@ -28,54 +24,12 @@ from optim4rl.optimizers.processing import RawAndSquare, SignLog
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Adaptive, Anchored, Extras
 
-LIBRARY = Path(__file__).with_name("rule.so")
-ISA_VARIABLE = "OPTIM4RL_NATIVE_ISA"
 MAX_LAYERS = 8
 # In the order of the enumerations in rule.h.
 _PROCESSINGS = (SignLog, RawAndSquare)
 _STRUCTURES = (Adaptive, Anchored)
 _STEP, _REPLAY = "optim4rl_step", "optim4rl_replay"
-
-
-class _Library(NamedTuple):
-    """The loaded library's instruction set, or why there is none."""
-
-    instruction_set: str = ""
-    problem: str | None = None
-
-    def target(self, symbol: str) -> str:
-        """The name under which XLA knows one of its handlers."""
-        return f"{symbol}_{self.instruction_set}"
-
-
-@functools.cache
-def _load() -> _Library:
-    if not LIBRARY.exists():
-        return _Library(
-            problem="not built: no C++ compiler worked when the package was installed; "
-            "install g++ or clang++ and reinstall"
-        )
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        library.optim4rl_instruction_set.restype = ctypes.c_char_p
-        chosen = library.optim4rl_instruction_set()
-        if chosen is None:
-            wanted = os.environ.get(ISA_VARIABLE)
-            return _Library(problem=f"{ISA_VARIABLE} = {wanted!r}: this machine has no such set")
-        loaded = _Library(instruction_set=chosen.decode())
-        for symbol in (_STEP, _REPLAY):
-            capsule = jax.ffi.pycapsule(getattr(library, symbol))
-            jax.ffi.register_ffi_target(loaded.target(symbol), capsule, platform="cpu")
-    except Exception as error:  # whatever is wrong with it, the other kernels work
-        reason = " ".join(str(error).split())
-        return _Library(problem=f"{LIBRARY.name} cannot be used here, reinstall: {reason}")
-    return loaded
-
-
-def status() -> str:
-    """Which instruction set is in use, or why none is: one line."""
-    library = _load()
-    return library.problem or f"instruction set {library.instruction_set}"
+LIBRARY = Library(Path(__file__).with_name("rule.so"), (_STEP, _REPLAY))
 
 
 def refusal(spec: OptimizerSpec) -> str | None:
@@ -88,9 +42,7 @@ def refusal(spec: OptimizerSpec) -> str | None:
         return f"processing = {spec.processing.name!r}: only {_names(_PROCESSINGS)}"
     if len(spec.head_sizes) >= MAX_LAYERS:
         return f"head_sizes = {spec.head_sizes!r}: fewer than {MAX_LAYERS} hidden layers"
-    if jax.default_backend() != "cpu":
-        return f"runs on CPUs, and the default device is a {jax.default_backend()}"
-    return _load().problem
+    return LIBRARY.refusal()
 
 
 def step(
@@ -107,7 +59,7 @@ def step(
     hidden = [carry[0] for carry in state.carries]
     rows = (*hidden, state.moments)
     call = jax.ffi.ffi_call(
-        _load().target(_STEP),
+        LIBRARY.target(_STEP),
         [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (gradient, *rows)],
         vmap_method="broadcast_all",
         input_output_aliases={3 + index: 1 + index for index in range(len(rows))},
@@ -132,7 +84,7 @@ def replay_vjp(
     del extras
     weights = _pack(spec, meta_parameters)
     call = jax.ffi.ffi_call(
-        _load().target(_REPLAY),
+        LIBRARY.target(_REPLAY),
         jax.ShapeDtypeStruct(weights.shape, jnp.float32),
         vmap_method="broadcast_all",
     )
@@ -148,7 +100,7 @@ def replay_vjp(
     return _unpack(spec, packed, meta_parameters)
 
 
-KERNEL = Kernel("native", refusal, step, replay_vjp, status)
+KERNEL = Kernel("native", refusal, step, replay_vjp, LIBRARY.status)
 
 
 def _names(classes: tuple[Any, ...]) -> str:

@@ -8,6 +8,6 @@ from optim4rl.tasks.kernels.xla import XlaConvLayers
 
 def choose(inputs: Inputs) -> ConvLayers:
     """The layers that read such inputs on this machine."""
-    if isinstance(inputs, SparseInputs) and native.refusal() is None:
+    if isinstance(inputs, SparseInputs) and native.LIBRARY.refusal() is None:
         return native.NativeConvLayers(inputs)
     return XlaConvLayers(inputs)

@@ -1,0 +1,1 @@
+"""What the C++ libraries share: their loader, and the headers that they are built with."""
