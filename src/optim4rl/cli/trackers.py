@@ -1,0 +1,157 @@
+"""Experiment trackers: what a long command measures, sent along to TensorBoard or Weights & Biases.
+
+A command's own files are written whatever the tracker; a tracker is one more place to look.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from optim4rl.evaluation.curves import Curves
+
+TrackerName = Literal["tensorboard", "wandb"]
+PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+# Points of a learning curve that a tracker is sent, at most.
+CURVE_POINTS = 200
+
+
+class Tracker(Protocol):
+    """Where numbers go."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Note named values at a step; a diverged one is NaN and is sent as such."""
+
+    def close(self) -> None:
+        """Write what is still waiting."""
+
+
+@contextmanager
+def tracking(
+    name: TrackerName | None, folder: Path | None, config: Mapping[str, Any], first_step: int = 0
+) -> Iterator[Tracker]:
+    """A tracker that is closed at the end, however that comes.
+
+    Args:
+        name: which one; None for none.
+        folder: the command's output folder, which gets a folder `tensorboard` or `wandb`.
+        config: the command's settings, as JSON values.
+        first_step: what is already there from this step on is done again.
+
+    Raises:
+        ValueError: see `require_tracker`.
+    """
+    require_tracker(name, folder)
+    tracker = _open(name, folder, config, first_step)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+def require_tracker(name: TrackerName | None, folder: Path | None) -> None:
+    """Refuse a tracker that could not work; to be asked before any work is done.
+
+    Raises:
+        ValueError: its package is not installed, or there is no folder to write into.
+    """
+    if name is None:
+        return
+    if find_spec(PACKAGES[name]) is None:
+        raise ValueError(
+            f"tracker = {name!r}: the package {PACKAGES[name]} is not installed: "
+            "pip install 'optim4rl[trackers]'"
+        )
+    if folder is None:
+        raise ValueError(f"tracker = {name!r}: give --out, the folder to write into")
+
+
+def log_curves(tracker: Tracker, curves: Mapping[str, Sequence[Curves]]) -> None:
+    """Log mean returns over all runs by environment steps, as `return/NAME`.
+
+    Args:
+        tracker: where to.
+        curves: name -> its curves, one for each meta-seed, at the same environment steps.
+    """
+    for name, members in curves.items():
+        thinned = [each.thin(CURVE_POINTS) for each in members]
+        means = np.concatenate([each.returns for each in thinned]).mean(axis=0)
+        for step, value in zip(thinned[0].env_steps, means, strict=True):
+            tracker.log(int(step), {f"return/{name}": float(value)})
+
+
+def with_progress(update: Callable[..., None], tracker: Tracker) -> Callable[..., None]:
+    """A progress bar's `update(done, total, ...)` that also logs the share done."""
+
+    def both(done: int, total: int, *details: str) -> None:
+        update(done, total, *details)
+        tracker.log(done, {"progress": done / max(1, total)})
+
+    return both
+
+
+def _open(
+    name: TrackerName | None, folder: Path | None, config: Mapping[str, Any], first_step: int
+) -> Tracker:
+    if name is None or folder is None:
+        return _Nowhere()
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "tensorboard":
+        return _TensorBoard(folder / "tensorboard", first_step)
+    return _WandB(folder, config)
+
+
+class _Nowhere:
+    """No tracker."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _TensorBoard:
+    """Event files."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """A run of Weights & Biases, offline unless WANDB_MODE says otherwise.
+
+    W&B's own step may not go back, as it does from one curve to the next, so steps are a metric.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "optim4rl"),
+            name=folder.name,
+            dir=folder,
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=dict(config),
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        self._run.finish()
