@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt32
 from optax._src import base as optax_base
 
 from optim4rl.optimizers.inputs import draw_noise, tensor_rows
@@ -44,7 +45,7 @@ class LearnedRuleState(NamedTuple):
     Attributes:
         count: updates made so far.
         leaves: a tree like the parameters' with a `LeafState` in place of each leaf:
-            `spec.state_floats` float32 for each parameter.
+            `spec.state_floats` numbers for each parameter.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # optax's own name for it
@@ -57,6 +58,7 @@ def scale_by_learned_rule(
     *,
     kernel: KernelName | None = "auto",
     kinds: Kinds = None,
+    state_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
@@ -69,29 +71,34 @@ def scale_by_learned_rule(
         kinds: what each parameter is for, where the rule reads it: a tree of kinds or a function of
             path and leaf (`layout.infer_layout`). None: inferred from the names and shapes of the
             gradients that the rule is given.
+        state_dtype: what the state is kept in between updates: float32, or bfloat16 at half the
+            memory. Rounding to bfloat16 is stochastic, so that it is right in the mean: rounded to
+            the nearest, a moment that decays by 0.999 would stand still.
 
     Raises:
-        ValueError: the kernel is unknown, or cannot run the rule here; the message says why.
+        ValueError: the kernel is unknown, or cannot run the rule here; the message says why. Or the
+            state cannot be kept in that dtype. On update: a gradient is complex.
 
     A structure may read more than gradients (`Structure.reads`): `params`; `dormancy`, a tree like
     the updates'; `noise_key` for its noise, drawn from the update's number where there is none.
 
-    The state and all arithmetic are float32; updates come back in each gradient's own dtype. An
-    infinite gradient is clipped where the spec clips. A NaN stays in its own coordinate, for good;
-    wrap with `optax.apply_if_finite` to skip such steps instead.
+    All arithmetic is float32; updates come back in each gradient's own dtype. An infinite gradient
+    is clipped where the spec clips. A NaN stays in its own coordinate, for good; wrap with
+    `optax.apply_if_finite` to skip such steps instead.
     """
     if kernel is None or (kernel == "auto" and jax.device_count() > 1):
         step_leaf = _step_plain
     else:
         step_leaf = partial(_step_flat, choose(spec, kernel))
 
+    kept = _state_dtype(state_dtype)
     blank = jax.eval_shape(lambda: init_state(spec, ()))
     memory = jax.tree.structure(LeafState(blank.carries, blank.moments))
 
     def init(params: optax.Params) -> LearnedRuleState:
         def init_leaf(leaf: Any) -> LeafState:
             # The zeros of `init_state`, made from the leaf's own so that they keep its sharding.
-            zeros = jnp.zeros_like(leaf, jnp.float32)
+            zeros = jnp.zeros_like(leaf, kept)
             state = jax.eval_shape(lambda: init_state(spec, zeros.shape))
             return jax.tree.map(
                 lambda x: jnp.broadcast_to(zeros, x.shape), LeafState(state.carries, state.moments)
@@ -109,25 +116,66 @@ def scale_by_learned_rule(
         extras = _extras(spec, layout, updates, state.count, params, extra)
 
         def update_leaf(
-            gradient: Any, leaf: Any, tensor: Tensor, extras: Extras
+            gradient: Any, leaf: Any, index: int, tensor: Tensor, extras: Extras
         ) -> tuple[Array, LeafState]:
             gradient = jnp.asarray(gradient)
+            if jnp.iscomplexobj(gradient):
+                raise ValueError(
+                    f"updates: a gradient is {gradient.dtype}; the rule reads real ones"
+                )
             # Flax nnx brings dicts back in place of the tuples that it was given.
-            leaf = jax.tree.unflatten(memory, jax.tree.leaves(leaf))
-            before = RuleState(leaf.carries, leaf.moments, state.count)
+            known = [x.astype(jnp.float32) for x in jax.tree.leaves(leaf)]
+            before = RuleState(*jax.tree.unflatten(memory, known), state.count)
             exact = gradient.astype(jnp.float32)
             direction, after = step_leaf(spec, meta_parameters, exact, before, tensor, extras)
-            return direction.astype(gradient.dtype), LeafState(after.carries, after.moments)
+            remembered = LeafState(after.carries, after.moments)
+            if kept != jnp.float32:
+                remembered = _in_half(remembered, gradient.shape, state.count, index)
+            return direction.astype(gradient.dtype), remembered
 
         structure = jax.tree.structure(updates)
-        tensors, told = (jax.tree.unflatten(structure, x) for x in (layout, extras))
-        results = jax.tree.map(update_leaf, updates, state.leaves, tensors, told)
+        indices, tensors, told = (
+            jax.tree.unflatten(structure, x) for x in (range(len(layout)), layout, extras)
+        )
+        results = jax.tree.map(update_leaf, updates, state.leaves, indices, tensors, told)
         directions, leaves = (
             jax.tree.map(lambda _, result, i=i: result[i], updates, results) for i in (0, 1)
         )
         return directions, LearnedRuleState(optax.safe_increment(state.count), leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _state_dtype(dtype: DTypeLike) -> Any:
+    kept = jnp.dtype(dtype)
+    if kept not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"state_dtype = {kept.name!r}: float32 and bfloat16 will do")
+    return kept
+
+
+def _in_half(
+    state: LeafState, shape: tuple[int, ...], count: Int[Array, ""], index: int
+) -> LeafState:
+    """A leaf's state in bfloat16. The numbers of one coordinate share their chance."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), count), index)
+    dither = jax.random.bits(key, shape, jnp.uint32) >> 16
+    return jax.tree.map(partial(stochastic_round, dither=dither), state)
+
+
+def stochastic_round(
+    x: Float[Array, "rows *shape"], dither: UInt32[Array, "*shape"]
+) -> Float[Array, "rows *shape"]:
+    """`x` in bfloat16, rounded up as often as it is close to the larger of its neighbours.
+
+    Zamirai et al. 2020, "Revisiting BFloat16 Training" (arXiv 2010.06192).
+
+    Args:
+        x: the numbers. Infinities and NaN stay what they are.
+        dither: random numbers from 0 to 65,535; rows share them.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + dither[None]
+    rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 def _extras(
@@ -210,11 +258,36 @@ def learned_optimizer(
     meta_parameters: MetaParameters,
     learning_rate: ScalarOrSchedule,
     *,
+    step_scale: ScalarOrSchedule = 1.0,
     kernel: KernelName | None = "auto",
     kinds: Kinds = None,
+    state_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """The rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate`."""
+    """The rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate * step_scale`.
+
+    Both may be schedules, and both are numbers to `optax.inject_hyperparams`. The other arguments
+    are those of `scale_by_learned_rule`.
+
+    Raises:
+        ValueError: as there, or a step scale that is not positive.
+    """
     return optax.chain(
-        scale_by_learned_rule(spec, meta_parameters, kernel=kernel, kinds=kinds),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learned_rule(
+            spec, meta_parameters, kernel=kernel, kinds=kinds, state_dtype=state_dtype
+        ),
+        optax.scale_by_learning_rate(_product(learning_rate, step_scale)),
     )
+
+
+def _product(learning_rate: ScalarOrSchedule, step_scale: ScalarOrSchedule) -> ScalarOrSchedule:
+    if isinstance(step_scale, int | float) and not 0 < step_scale < float("inf"):
+        raise ValueError(f"step_scale = {step_scale!r}: a positive finite number is needed")
+    factors = (learning_rate, step_scale)
+    if not any(map(callable, factors)):
+        return learning_rate * step_scale
+
+    def schedule(count: Int[Array, ""]) -> Any:
+        rate, scale = (x(count) if callable(x) else x for x in factors)
+        return rate * scale
+
+    return schedule

@@ -1,6 +1,5 @@
 """Learned optimizers as values and as files; the format is that of `weight_files`."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from optim4rl.optimizers.files import write_atomically
@@ -54,17 +54,24 @@ class LearnedOptimizer:
         self,
         learning_rate: ScalarOrSchedule | None = None,
         *,
-        step_scale: float = 1.0,
+        step_scale: ScalarOrSchedule = 1.0,
         kernel: KernelName | None = "auto",
         kinds: Kinds = None,
+        state_dtype: DTypeLike = "float32",
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer for optax. `step_scale` multiplies every update; tune it like a rate.
 
-        `kernel` and `kinds` are those of `scale_by_learned_rule`.
+        `kernel`, `kinds` and `state_dtype` are those of `scale_by_learned_rule`.
         """
-        spec = dataclasses.replace(self.spec, step_scale=self.spec.step_scale * step_scale)
-        rate = self.learning_rate if learning_rate is None else learning_rate
-        return learned_optimizer(spec, self.meta_parameters, rate, kernel=kernel, kinds=kinds)
+        return learned_optimizer(
+            self.spec,
+            self.meta_parameters,
+            self.learning_rate if learning_rate is None else learning_rate,
+            step_scale=step_scale,
+            kernel=kernel,
+            kinds=kinds,
+            state_dtype=state_dtype,
+        )
 
 
 def untrained(preset: str, learning_rate: float, key: PRNGKeyArray) -> LearnedOptimizer:
@@ -104,24 +111,28 @@ def load(
     weights: str | Path,
     learning_rate: ScalarOrSchedule | None = None,
     *,
-    step_scale: float = 1.0,
+    step_scale: ScalarOrSchedule = 1.0,
     kinds: Kinds = None,
+    state_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """A pretrained learned optimizer as a drop-in optax optimizer.
 
     Args:
         weights: a shipped name (`optim4rl list weights`) or the path of a weights file.
         learning_rate: a float or an optax schedule; None for the rate it was trained with.
-        step_scale: multiplies every update; tune it like a learning rate.
+        step_scale: multiplies every update; tune it like a learning rate. It too may be a schedule.
         kinds: what each parameter is for, for weights that read it: a tree of "weight", "bias",
             "policy_head" and "value_head", or a function of a leaf's path and the leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
+        state_dtype: "bfloat16" keeps the optimizer's state in half the memory of "float32".
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
     """
     optimizer = load_weights(weights)
-    return optimizer.transformation(learning_rate, step_scale=step_scale, kinds=kinds)
+    return optimizer.transformation(
+        learning_rate, step_scale=step_scale, kinds=kinds, state_dtype=state_dtype
+    )
 
 
 def _flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
