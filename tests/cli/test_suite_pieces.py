@@ -137,7 +137,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     put_curves(tmp_path, PIECE, [curves(), curves()])
     (path,) = (tmp_path / "pieces").iterdir()
     path.write_bytes(damage or path.read_bytes()[:100])
-    with pytest.raises(StoreError, match=f"{path.name}.*delete the file"):
+    with pytest.raises(StoreError, match=f"{path.name}.*delete it to have it made again"):
         get_curves(tmp_path, PIECE)
 
 

@@ -9,12 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from test_meta_gradient import Quadratic, factor_rule
 from test_trainer import assert_identical
 
-from optim4rl.meta.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from optim4rl.meta.checkpoint import (
+    CheckpointError,
+    DamagedCheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    previous_checkpoint,
+    resume_checkpoint,
+    save_checkpoint,
+)
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, train
+from optim4rl.optimizers.sealed import read_sealed, write_sealed
 from optim4rl.tasks import A2CConfig, TaskConfig, make_task
 
 SPEC, _ = factor_rule()
@@ -100,21 +109,89 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused(damage, start, saved):
 
 
 @pytest.mark.parametrize("card", [None, "[", "[1]", "{}", '{"format": "optim4rl-checkpoint"}'])
-def test_a_safetensors_file_without_a_checkpoints_card_is_refused(card, start, saved):
+def test_a_sealed_file_without_a_checkpoints_card_is_refused(card, start, saved):
     """Whatever the metadata holds in the card's place."""
-    metadata = None if card is None else {"card": card}
-    saved.write_bytes(save({"w": np.zeros(1, np.float32)}, metadata=metadata))
+    metadata = {} if card is None else {"card": card}
+    write_sealed(saved, {"w": np.zeros(1, np.float32)}, metadata)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(saved, start, CONFIG)
 
 
 def test_another_version_is_refused(start, saved):
     """The message says which one this release reads."""
-    tensors = load(saved.read_bytes())
-    card = {"format": "optim4rl-checkpoint", "format_version": 2, "config": CONFIG, "digest": ""}
-    saved.write_bytes(save(tensors, metadata={"card": json.dumps(card)}))
-    with pytest.raises(CheckpointError, match=r"version 2; this release reads .* version 1"):
+    tensors, metadata = read_sealed(saved)
+    card = {**json.loads(metadata["card"]), "format_version": 3}
+    write_sealed(saved, tensors, {"card": json.dumps(card)})
+    with pytest.raises(CheckpointError, match=r"version 3; this release reads .* version 2"):
         load_checkpoint(saved, start, CONFIG)
+
+
+def test_a_checkpoint_of_an_earlier_release_is_refused(start, saved):
+    """It had no checksum over all of it."""
+    card = {"format": "optim4rl-checkpoint", "format_version": 1, "config": CONFIG, "digest": ""}
+    saved.write_bytes(save(read_sealed(saved)[0], metadata={"card": json.dumps(card)}))
+    with pytest.raises(CheckpointError, match="of an earlier release: it has no checksum"):
+        load_checkpoint(saved, start, CONFIG)
+
+
+# The last two are kept
+
+
+@pytest.fixture
+def two(start, tmp_path):
+    """Two checkpoints of a run, after one iteration and after two."""
+    path = tmp_path / "checkpoint.safetensors"
+    for iteration in (1, 2, 3):
+        state = start._replace(iteration=jnp.int32(iteration))
+        save_checkpoint(path, state, CONFIG, {"iteration": iteration})
+    return path
+
+
+def test_the_last_two_are_kept(start, two):
+    """And the newest one is taken, with what was noted in it."""
+    before = previous_checkpoint(two)
+    assert sorted(path.name for path in two.parent.iterdir()) == sorted([before.name, two.name])
+    assert int(load_checkpoint(before, start, CONFIG).iteration) == 2
+    resumed = resume_checkpoint(two, start, CONFIG)
+    assert (int(resumed.state.iteration), resumed.notes, resumed.damage) == (
+        3,
+        {"iteration": 3},
+        "",
+    )
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing"])
+def test_a_damaged_one_falls_back_to_the_one_before(damage, start, two):
+    """It says so, and does not take the good one's place when the run goes on."""
+    good = two.read_bytes()
+    if damage == "missing":
+        two.unlink()
+    else:
+        middle = len(good) // 2
+        flipped = good[:middle] + bytes([good[middle] ^ 4]) + good[middle + 1 :]
+        two.write_bytes({"flip": flipped, "cut": good[:-9], "empty": b""}[damage])
+    assert has_checkpoint(two)
+    resumed = resume_checkpoint(two, start, CONFIG)
+    assert (int(resumed.state.iteration), resumed.notes) == (2, {"iteration": 2})
+    assert str(two) in resumed.damage
+    before = previous_checkpoint(two).read_bytes()
+    save_checkpoint(two, resumed.state, CONFIG, rotate=False)
+    assert previous_checkpoint(two).read_bytes() == before
+
+
+def test_two_damaged_ones_are_refused(start, two):
+    """The message names the older one, of which more could have been hoped."""
+    for path in (two, previous_checkpoint(two)):
+        path.write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match=previous_checkpoint(two).name):
+        resume_checkpoint(two, start, CONFIG)
+
+
+def test_another_config_is_no_damage(start, two):
+    """Nothing is gained from an older checkpoint then."""
+    with pytest.raises(CheckpointError, match=r"config\.note is None there and 1 here") as error:
+        resume_checkpoint(two, start, {**CONFIG, "note": 1})
+    assert not isinstance(error.value, DamagedCheckpointError)
 
 
 def test_a_missing_file_or_a_folder_is_refused(start, tmp_path):

@@ -134,7 +134,8 @@ def test_divergence_stops_with_the_last_good_rule():
     tasks = (MetaTask(Breaking(), 0.05),)
     config = dataclasses.replace(CONFIG, resets="never", iterations=8)
     reports = []
-    with pytest.raises(MetaDivergenceError, match="finite numbers at iteration 3") as error:
+    where = r"at iteration 3: task 0 \(loss, params of 4 of 4 agents.*\); the meta-gradient\."
+    with pytest.raises(MetaDivergenceError, match=where) as error:
         train(SPEC, tasks, config, chunk=4, report=lambda state, rows: reports.append(rows))
     state = error.value.state
     assert int(state.iteration) == 3

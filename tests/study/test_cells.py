@@ -204,7 +204,9 @@ def test_a_result_file_says_what_was_asked_and_which_code_answered(tmp_path):
     put_result(tmp_path, LEARNED, RESULT)
     with safe_open(result_path(tmp_path, LEARNED), framework="numpy") as file:
         metadata = file.metadata()
-    assert metadata["code"] == code_hash()
+    about = json.loads(metadata["provenance"])
+    assert about["code"] == code_hash()
+    assert about["versions"].keys() >= {"python", "jax", "optim4rl"}
     assert cell_from_dict(json.loads(metadata["cell"])) == LEARNED
     assert os.listdir(tmp_path / "cells") == [f"{cell_address(LEARNED)}.safetensors"]
 
@@ -228,9 +230,17 @@ def test_a_damaged_result_is_refused_by_name(damage, tmp_path):
     data = path.read_bytes()
     assert damage(data) != data
     path.write_bytes(damage(data))
-    with pytest.raises(StoreError, match="delete it to run its cell again") as error:
+    with pytest.raises(StoreError, match="delete it to have it made again") as error:
         get_result(tmp_path, LEARNED)
     assert str(path) in str(error.value)
+
+
+def test_the_result_of_another_cell_is_not_taken(tmp_path):
+    put_result(tmp_path, LEARNED, RESULT)
+    other = dataclasses.replace(LEARNED, meta_seed=LEARNED.meta_seed + 1)
+    result_path(tmp_path, LEARNED).rename(result_path(tmp_path, other))
+    with pytest.raises(StoreError, match="the result of something else"):
+        get_result(tmp_path, other)
 
 
 def test_a_missing_result_is_named(tmp_path):

@@ -1,16 +1,20 @@
 """The command `optim4rl`.
 
 Exit codes: 0 done; 1 a run that stopped on its own account (it says why, and keeps what it has); 2
-bad input, one line that names it and nothing started; 130 stopped by the user.
+bad input, one line that names it and nothing started; 130 or 143 stopped by SIGINT or SIGTERM, with
+the command to go on.
 """
 
 import dataclasses
+import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from optim4rl.cli.runtime import configure_jax
+from optim4rl.cli.signals import StoppedBySignalError
 
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
@@ -35,6 +39,8 @@ Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a traine
 Each command explains itself with --help.
 """
 
+# What says that a disk is full or broken, in the middle of a run and through no fault of its user.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 PLAN_COMMANDS = ("show", "propose", "score", "lint")
 
 
@@ -61,12 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # Whoever read the output has seen enough; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except StoppedBySignalError as stopped:
+        print(f"stopped by {stopped}. {_go_on(words)}", file=sys.stderr)
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
-        print("stopped: what is finished is kept; the same command goes on", file=sys.stderr)
+        print(f"stopped. {_go_on(words)}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            print(f"stopped: {error}. {_go_on(words)}", file=sys.stderr)
+            sys.exit(1)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
@@ -74,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _go_on(words: list[str]) -> str:
+    resume = ["--resume"] * (words[0] == "train" and "--resume" not in words)
+    command = shlex.join(["optim4rl", *words, *resume])
+    return f"What is finished is kept; go on with\n  {command}"
 
 
 def _dispatch(words: list[str]) -> None:

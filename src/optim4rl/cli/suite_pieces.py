@@ -6,10 +6,8 @@ ever run twice, whichever table asks for it, and no stale result is ever taken f
 
 import dataclasses
 import hashlib
-import io
 import json
 import typing
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +19,10 @@ import numpy as np
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.learning import BATCH, Classical, Family, Learned, learning_curves
-from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.rule import MetaParameters, spec_to_dict
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
-from optim4rl.study.cells import pack_curves, unpack_curves
-from optim4rl.study.store import StoreError
+from optim4rl.study.cells import CellResult, pack_curves, unpack_curves
+from optim4rl.study.store import StoreError, read_result, write_result
 from optim4rl.tasks import TaskConfig, default_config, make_task
 
 
@@ -177,23 +174,34 @@ def _code(*, learned: bool) -> str:
 
 def keep_weights(folder: Path, optimizer: LearnedOptimizer) -> str:
     """Put a learned optimizer's weights where workers find them, under their content's address."""
-    digest = hashlib.sha256(json.dumps(spec_to_dict(optimizer.spec), sort_keys=True).encode())
-    for network, tensors in sorted(optimizer.meta_parameters.items()):
-        for name, x in sorted(tensors.items()):
-            digest.update(f"{network}.{name}".encode() + np.asarray(x).tobytes())
-    address = digest.hexdigest()[:24]
+    address = weights_address(optimizer)
     path = _weights_path(folder, address)
     if not path.is_file():
         save_weights(path, optimizer)
     return address
 
 
+def weights_address(optimizer: LearnedOptimizer) -> str:
+    """A hash of the rule and its weights."""
+    digest = hashlib.sha256(json.dumps(spec_to_dict(optimizer.spec), sort_keys=True).encode())
+    for network, tensors in sorted(optimizer.meta_parameters.items()):
+        for name, x in sorted(tensors.items()):
+            digest.update(f"{network}.{name}".encode() + np.asarray(x).tobytes())
+    return digest.hexdigest()[:24]
+
+
 def _weights_path(folder: Path, address: str) -> Path:
     return folder / "weights" / f"{address}.safetensors"
 
 
+def files_of(piece: Piece) -> tuple[str, ...]:
+    """The files that the piece is run with, as paths below the folder."""
+    weights = piece.method.weights
+    return () if weights is None else (_weights_path(Path(), weights).as_posix(),)
+
+
 def _piece_path(folder: Path, piece: Piece) -> Path:
-    return folder / "pieces" / f"{piece_address(piece)}.npz"
+    return folder / "pieces" / f"{piece_address(piece)}.safetensors"
 
 
 def is_done(folder: Path, piece: Piece) -> bool:
@@ -203,12 +211,10 @@ def is_done(folder: Path, piece: Piece) -> bool:
 
 def put_curves(folder: Path, piece: Piece, curves: Sequence[Curves]) -> None:
     """Keep a piece's curves, atomically, beside what was asked."""
-    arrays = {"piece": np.array(json.dumps(piece_to_dict(piece)))}
+    arrays: dict[str, np.ndarray] = {}
     for index, each in enumerate(curves):
         arrays |= pack_curves(f"{index}", each)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_atomically(_piece_path(folder, piece), buffer.getvalue())
+    write_result(_piece_path(folder, piece), piece_to_dict(piece), CellResult(arrays, {}))
 
 
 def get_curves(folder: Path, piece: Piece) -> tuple[Curves, ...]:
@@ -217,14 +223,8 @@ def get_curves(folder: Path, piece: Piece) -> tuple[Curves, ...]:
     Raises:
         StoreError: the file is missing or damaged; deleting it makes the command run it again.
     """
-    path = _piece_path(folder, piece)
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return tuple(unpack_curves(f"{index}", arrays) for index in range(len(piece.rates)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(
-            f"{path}: these runs cannot be read ({error}); delete the file to make them again"
-        ) from error
+    arrays = read_result(_piece_path(folder, piece), piece_to_dict(piece)).arrays
+    return tuple(unpack_curves(f"{index}", arrays) for index in range(len(piece.rates)))
 
 
 # The work
@@ -247,5 +247,8 @@ def run_piece(folder: Path, piece: Piece) -> tuple[Curves, ...]:
 def _family(folder: Path, method: Method, updates: int) -> tuple[Family, MetaParameters | None]:
     if method.optimizer is not None:
         return Classical(method.optimizer, updates if method.decay else None), None
-    learned = load_weights(_weights_path(folder, str(method.weights)))
+    path = _weights_path(folder, str(method.weights))
+    learned = load_weights(path)
+    if weights_address(learned) != method.weights:
+        raise StoreError(f"{path}: other weights than its name says; delete it and start again")
     return Learned(learned.spec), learned.meta_parameters

@@ -27,8 +27,7 @@ from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import Estimate, area_under_curve, final_return
 from optim4rl.evaluation.tuning import Tuning
 from optim4rl.optimizers.files import write_atomically
-from optim4rl.study.cells import code_hash
-from optim4rl.study.runner import package_versions
+from optim4rl.study.provenance import provenance
 
 # Below these, the report says that intervals are too narrow.
 FEW_SEEDS = 10
@@ -42,7 +41,7 @@ TITLES: dict[Reading, str] = {
 def write_report(results: Results, command: str) -> None:
     """Write results.md, results.json, runs.parquet, curves.svg and profile.svg."""
     folder = results.benchmark.folder
-    record = {"command": command, "versions": package_versions(), "code": code_hash()}
+    record = {"command": command, **provenance()}
     document = {**to_json(results), **record}
     write_atomically(folder / "results.json", json.dumps(document, indent=1).encode())
     write_atomically(folder / "results.md", to_markdown(results, record).encode())

@@ -1,17 +1,15 @@
 """Checkpoints: the whole state of meta-training as one file, so that a cut-off run goes on.
 
-A checkpoint is a safetensors file: every leaf of the state under its path in the tree, random keys
-as their key data, and in the metadata the run's config and a digest of the tensors. A run that goes
-on from one is the uninterrupted run, bit for bit on as many devices, to float tolerance on another
-number of them. Nothing in a file is ever executed.
+A checkpoint is a sealed file (`optimizers.sealed`): every leaf of the state under its path in the
+tree, random keys as their key data, and in the metadata the run's config and whatever else it
+notes. The last two are kept. A run that goes on from one is the uninterrupted run, bit for bit on
+as many devices, to float tolerance on another number of them.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,54 +19,107 @@ from jax.sharding import NamedSharding
 
 from optim4rl.meta.population import Execution
 from optim4rl.meta.trainer import MetaState, state_shardings
-from optim4rl.optimizers.files import replacing
+from optim4rl.optimizers.sealed import (
+    DTYPES,
+    DamagedFileError,
+    as_bytes,
+    check_seal,
+    write_sealed,
+)
 
 FORMAT = "optim4rl-checkpoint"
-FORMAT_VERSION = 1
-# What the format calls the types that a state can hold.
-_DTYPES = {
-    "bool": "BOOL",
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
-    "bfloat16": "BF16",
-}
+FORMAT_VERSION = 2
 
 
 class CheckpointError(ValueError):
     """A checkpoint that a run cannot go on from; the message names the file and what differs."""
 
 
-def save_checkpoint(path: str | Path, state: MetaState, config: Mapping[str, Any]) -> None:
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is not what was written."""
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        state: the state of meta-training.
+        notes: what was noted beside it.
+        damage: what is wrong with the newest checkpoint, where this is the one before it.
+    """
+
+    state: MetaState
+    notes: dict[str, Any]
+    damage: str = ""
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """Where the checkpoint before the newest one is."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is a checkpoint to go on from, or what once was one."""
+    return path.exists() or previous_checkpoint(path).exists()
+
+
+def save_checkpoint(
+    path: str | Path,
+    state: MetaState,
+    config: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+    *,
+    rotate: bool = True,
+) -> None:
     """Write the state, atomically. Of several processes all call this, and the first one writes.
 
     Args:
-        path: the file, replaced if it is there.
+        path: the file. If it is there, it becomes the previous checkpoint.
         state: the whole state of meta-training. It is written from where it lies: only of several
             processes' arrays a copy is made, one at a time.
         config: everything that shaped the run, JSON values only; loading compares it.
+        notes: more JSON values, which are not compared.
+        rotate: False replaces the file and leaves the previous checkpoint as it is.
 
     Raises:
-        ValueError: the config holds something that JSON does not.
+        ValueError: the config or the notes hold something that JSON does not.
     """
-    card = {"format": FORMAT, "format_version": FORMAT_VERSION, "config": _as_json(config)}
+    path = Path(path)
+    card = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": _as_json("config", config),
+        "notes": _as_json("notes", notes or {}),
+    }
     leaves = {name: _data(leaf) for name, leaf in sorted(_named_leaves(state).items())}
     if jax.process_index() != 0:
         for leaf in leaves.values():
             for _ in _pieces(leaf):
                 pass
         return
-    digest = hashlib.sha256()
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-        # The digest is known at the end and has its place, of a known size, at the start.
-        file.write(_header(leaves, card | {"digest": digest.hexdigest()}))
-        for name, leaf in leaves.items():
-            digest.update(name.encode())
-            for piece in _pieces(leaf):
-                digest.update(piece)
-                file.write(piece)
-        file.seek(0)
-        file.write(_header(leaves, card | {"digest": digest.hexdigest()}))
+    keep = previous_checkpoint(path) if rotate else None
+    write_sealed(path, leaves, {"card": json.dumps(card)}, pieces=_pieces, keep=keep)
+
+
+def resume_checkpoint(
+    path: Path,
+    like: MetaState,
+    config: Mapping[str, Any],
+    execution: Execution = Execution(),
+) -> Resumed:
+    """The newest checkpoint that is whole; the arguments are those of `load_checkpoint`.
+
+    Raises:
+        CheckpointError: neither the newest nor the one before it is a whole checkpoint, or it is
+            that of another run.
+    """
+    before = previous_checkpoint(path)
+    try:
+        return _load(path, like, config, execution)
+    except DamagedCheckpointError as error:
+        if not before.exists():
+            raise
+        return _load(before, like, config, execution)._replace(damage=str(error))
 
 
 def load_checkpoint(
@@ -87,58 +138,37 @@ def load_checkpoint(
         execution: the devices to go on with, whatever those were that wrote it.
 
     Raises:
-        CheckpointError: the file is missing, corrupt or not a checkpoint, or is that of a run with
+        CheckpointError: the file is missing, damaged or not a checkpoint, or is that of a run with
             another config or a state of another shape.
     """
+    return _load(Path(path), like, config, execution).state
+
+
+def _load(path: Path, like: MetaState, config: Mapping[str, Any], execution: Execution) -> Resumed:
+    from safetensors import safe_open
+
+    card = _card(path)
+    _check_config(path, card["config"], _as_json("config", config))
     wanted = _named_leaves(jax.eval_shape(_data_tree, like))
     shardings = _named_leaves(state_shardings(like, execution))
-    digest, placed = hashlib.sha256(), {}
-    with _opened(Path(path)) as (card, file):
-        _check_config(path, card["config"], _as_json(config))
+    with safe_open(path, framework="numpy") as file:
         _check_tensors(path, file, wanted)
-        for name in sorted(wanted):
-            tensor = file.get_tensor(name)
-            digest.update(name.encode())
-            digest.update(_bytes(tensor))
-            placed[name] = _place(tensor, shardings[name])
-    if card["digest"] != digest.hexdigest():
-        raise CheckpointError(f"{path}: corrupt: its tensors do not match its digest")
+        placed = {name: _place(file.get_tensor(name), shardings[name]) for name in sorted(wanted)}
     leaves = [_restore(placed[name], leaf) for name, leaf in _named_leaves(like).items()]
-    state: MetaState = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return state
-
-
-def _header(leaves: Mapping[str, Any], card: Mapping[str, Any]) -> bytes:
-    """The head of a safetensors file: https://github.com/huggingface/safetensors#format."""
-    entries: dict[str, Any] = {"__metadata__": {"card": json.dumps(card)}}
-    end = 0
-    for name, leaf in leaves.items():
-        start, end = end, end + leaf.size * leaf.dtype.itemsize
-        entries[name] = {
-            "dtype": _DTYPES[leaf.dtype.name],
-            "shape": list(leaf.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return Resumed(jax.tree.unflatten(jax.tree.structure(like), leaves), card["notes"])
 
 
 def _pieces(array: Any) -> Iterator[memoryview]:
     """An array's bytes in C order. Its shards, which split the first axis, come one by one."""
     if not isinstance(array, jax.Array):
-        yield _bytes(np.asarray(array))
+        yield as_bytes(np.asarray(array))
     elif array.is_fully_replicated:
-        yield _bytes(np.asarray(array.addressable_data(0)))
+        yield as_bytes(np.asarray(array.addressable_data(0)))
     elif array.is_fully_addressable:
         for shard in sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0):
-            yield _bytes(np.asarray(shard.data))
+            yield as_bytes(np.asarray(shard.data))
     else:
-        yield _bytes(multihost_utils.process_allgather(array, tiled=True))
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        yield as_bytes(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -172,28 +202,22 @@ def _restore(array: jax.Array, like: Any) -> Any:
     return jax.random.wrap_key_data(array, impl=implementation)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """The card and the open file, of which nothing else has been read yet."""
-    from safetensors import SafetensorError, safe_open
-
+def _card(path: Path) -> dict[str, Any]:
+    """The card of a whole checkpoint, all of which has been read."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            yield _card(path, file.metadata() or {}), file
+        metadata = check_seal(path)
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{path}: no readable file there") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: no readable file there ({error})") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: truncated, corrupt or no checkpoint: {error}") from error
-
-
-def _card(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+        raise CheckpointError(f"{path}: no readable file there ({error.strerror})") from error
+    except DamagedFileError as error:
+        raise DamagedCheckpointError(str(error)) from error
     try:
         card: dict[str, Any] = json.loads(metadata["card"])
         found = (card["format"], card["format_version"])
-        complete = card.keys() >= {"config", "digest"}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint") from error
-    if found != (FORMAT, FORMAT_VERSION) or not complete:
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: a sealed file, but not a checkpoint") from error
+    if found != (FORMAT, FORMAT_VERSION):
         raise CheckpointError(
             f"{path}: format {found[0]!r} version {found[1]!r}; this release reads {FORMAT!r} "
             f"version {FORMAT_VERSION}"
@@ -201,11 +225,11 @@ def _card(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return card
 
 
-def _as_json(config: Mapping[str, Any]) -> Any:
+def _as_json(name: str, values: Mapping[str, Any]) -> Any:
     try:
-        return json.loads(json.dumps(config, allow_nan=False))
+        return json.loads(json.dumps(values, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"config: JSON values are needed: {error}") from error
+        raise ValueError(f"{name}: JSON values are needed: {error}") from error
 
 
 def _check_config(path: str | Path, saved: Any, wanted: Any) -> None:
@@ -244,7 +268,7 @@ def _check_tensors(path: str | Path, file: Any, wanted: Mapping[str, Any]) -> No
     for name, leaf in wanted.items():
         stored = file.get_slice(name)
         found = (stored.get_dtype(), list(stored.get_shape()))
-        needed = (_DTYPES[leaf.dtype.name], list(leaf.shape))
+        needed = (DTYPES[leaf.dtype.name], list(leaf.shape))
         if found != needed:
             raise CheckpointError(
                 f"{path}: {name} is {found[0]}{found[1]} there and {needed[0]}{needed[1]} here"

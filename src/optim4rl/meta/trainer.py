@@ -6,7 +6,7 @@ and save.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,12 +74,32 @@ class Progress(NamedTuple):
 class MetaDivergenceError(RuntimeError):
     """Meta-training ran out of finite numbers. `state` has the last good rule."""
 
-    def __init__(self, state: MetaState) -> None:
+    def __init__(self, state: MetaState, progress: Progress) -> None:
         self.state = state
         super().__init__(
-            f"meta-training ran out of finite numbers at iteration {int(state.iteration)}; the "
-            "rule before it is kept. A smaller meta-learning rate or inner learning rate helps."
+            f"meta-training ran out of finite numbers at iteration {int(state.iteration)}: "
+            f"{'; '.join(_not_finite(state, progress)) or 'the update of the rule'}. The rule "
+            "before it is kept. A smaller meta-learning rate or inner learning rate helps."
         )
+
+
+def _not_finite(state: MetaState, progress: Progress) -> Iterator[str]:
+    """What is not finite after the last iteration, task by task."""
+    for index, (estimator, stats) in enumerate(zip(state.estimators, progress.stats, strict=True)):
+        found = [name for name, _ in _broken_leaves(jax.tree.map(lambda x: x[-1], stats))]
+        for name, leaf in _broken_leaves(estimator.agents):
+            broken = ~jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+            found.append(f"{name} of {int(broken.sum())} of {len(leaf)} agents")
+        if found:
+            yield f"task {index} ({', '.join(found)})"
+    if not np.isfinite(progress.meta_gradient_norm[-1]):
+        yield "the meta-gradient"
+
+
+def _broken_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.isfinite(leaf).all():
+            yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
 def meta_optimizer(config: MetaConfig) -> optax.GradientTransformation:
@@ -303,7 +323,7 @@ def train(
         chunks.append(progress)
         report(state, progress)
         if state.stopped:
-            raise MetaDivergenceError(state)
+            raise MetaDivergenceError(state, progress)
     return state, jax.tree.map(lambda *x: np.concatenate(x), *chunks) if chunks else None
 
 

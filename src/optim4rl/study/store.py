@@ -1,14 +1,13 @@
 """Where finished cells live: one file each, whole or not at all, under a content address."""
 
 import json
-import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from optim4rl.optimizers.files import write_atomically
-from optim4rl.study.cells import Cell, CellResult, cell_address, cell_to_dict, code_hash
+from optim4rl.optimizers.sealed import DamagedFileError, read_sealed, write_sealed
+from optim4rl.study.cells import Cell, CellResult, cell_address, cell_to_dict
+from optim4rl.study.provenance import provenance
 
 
 class StoreError(ValueError):
@@ -26,41 +25,50 @@ def has_result(folder: Path, cell: Cell) -> bool:
 
 
 def put_result(folder: Path, cell: Cell, result: CellResult) -> None:
-    """Keep a result, atomically, beside what was asked and by which code it was answered."""
-    from safetensors.numpy import save
-
-    metadata = {
-        "cell": json.dumps(cell_to_dict(cell), sort_keys=True),
-        "info": json.dumps(dict(result.info), sort_keys=True),
-        "code": code_hash(),
-    }
-    arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
-    write_atomically(result_path(folder, cell), save(arrays, metadata=metadata))
+    """Keep a cell's result."""
+    write_result(result_path(folder, cell), cell_to_dict(cell), result)
 
 
 def get_result(folder: Path, cell: Cell) -> CellResult:
     """A finished cell's result.
 
     Raises:
-        StoreError: the file is missing, or damaged; deleting it makes the study run the cell again.
+        StoreError: as `read_result` does.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    return read_result(result_path(folder, cell), cell_to_dict(cell))
 
-    path = result_path(folder, cell)
+
+def write_result(path: Path, question: Mapping[str, Any], result: CellResult) -> None:
+    """Keep a result, atomically, beside what was asked and by which code it was answered."""
+    metadata = {
+        "cell": json.dumps(question, sort_keys=True),
+        "info": json.dumps(dict(result.info), sort_keys=True),
+        "provenance": json.dumps(provenance(), sort_keys=True),
+    }
+    write_sealed(path, result.arrays, metadata)
+
+
+def read_result(path: Path, question: Mapping[str, Any]) -> CellResult:
+    """The answer to that question.
+
+    Raises:
+        StoreError: the file is missing, damaged, or answers another question; deleting it makes its
+            command find the answer again.
+    """
     try:
-        data = path.read_bytes()
-        arrays = load(data)
-        (length,) = struct.unpack("<Q", data[:8])
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        info: dict[str, Any] = json.loads(metadata["info"])
+        arrays, metadata = read_sealed(path)
+        asked, info = json.loads(metadata["cell"]), json.loads(metadata["info"])
     except FileNotFoundError as error:
         raise StoreError(
             f"{path}: no such result; the study is unfinished, or was run by other code. Running "
             "it again completes it"
         ) from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+    except DamagedFileError as error:
+        raise StoreError(f"{error}; delete it to have it made again") from error
+    except (OSError, ValueError, KeyError) as error:
         raise StoreError(
-            f"{path}: this result cannot be read ({error}); delete it to run its cell again"
+            f"{path}: this result cannot be read ({error}); delete it to have it made again"
         ) from error
+    if asked != question:
+        raise StoreError(f"{path}: the result of something else; delete it to have it made again")
     return CellResult(arrays, info)

@@ -1,0 +1,72 @@
+"""`progress.csv`: a line for each meta-iteration, as far as the checkpoint beside it has seen."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optim4rl.meta.trainer import Progress
+from optim4rl.optimizers.files import write_atomically
+
+
+class LogError(ValueError):
+    """A log that does not go with its checkpoint; the message names it."""
+
+
+class ProgressLog:
+    """A log that grows; checkpoints note its extent, a size and a checksum.
+
+    Args:
+        path: the file.
+        tasks: names of the tasks.
+        extent: that of the checkpoint that the run goes on from: what the log has beyond it is
+            dropped, and done again. None starts a new log.
+
+    Raises:
+        LogError: the log is not the one that the checkpoint has seen.
+    """
+
+    def __init__(
+        self, path: Path, tasks: Sequence[str], extent: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = path
+        header = ",".join(["iteration", "meta_gradient_norm", *(f"return_{x}" for x in tasks)])
+        kept = f"{header}\n".encode()
+        # Deleting the log is a way to go on without its earlier lines.
+        if extent is not None and path.exists():
+            kept = path.read_bytes()[: extent["bytes"]]
+            if hashlib.sha256(kept).hexdigest() != extent["sha256"]:
+                raise LogError(
+                    f"{path}: damaged: it is not the log that the checkpoint has seen; restore "
+                    "it, or delete it to go on without its lines up to here"
+                )
+        write_atomically(path, kept)
+        self._size, self._digest = len(kept), hashlib.sha256(kept)
+
+    @property
+    def extent(self) -> dict[str, Any]:
+        """Size and checksum of the log, JSON values."""
+        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
+
+    def append(self, before: int, progress: Progress) -> None:
+        """One line for each iteration: its number, the meta-gradient's norm, each task's return.
+
+        The iteration that ran out of finite numbers, if one did, is the last line.
+        """
+        lines = []
+        for index, norm in enumerate(progress.meta_gradient_norm):
+            returns = [
+                f"{s.return_sum[index] / s.episode_count[index]:.6g}"
+                if s.episode_count[index]
+                else ""
+                for s in progress.stats
+            ]
+            lines.append(",".join([str(before + index + 1), f"{norm:.6g}", *returns]) + "\n")
+        data = "".join(lines).encode()
+        with self.path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # A checkpoint will speak of it.
+        self._size += len(data)
+        self._digest.update(data)
