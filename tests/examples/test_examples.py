@@ -30,7 +30,11 @@ def test_a_regression_is_learned(name, example):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("torch_cleanrl_ppo", 1024), ("torch_sb3_ppo", 512), ("jax_purejaxrl_ppo", 2048)],
+    [
+        ("torch_cleanrl_ppo", 1024),
+        ("torch_sb3_ppo", 512),
+        pytest.param("jax_purejaxrl_ppo", 2048, marks=pytest.mark.slow),
+    ],
 )
 def test_a_taste_of_ppo(name, steps):
     assert 8 <= run(name, steps=steps) <= 500

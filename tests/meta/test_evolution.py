@@ -255,7 +255,7 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
     np.testing.assert_allclose(after.agents.params, before.agents.params * factor**7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["es", "pes"])
+@pytest.mark.parametrize("name", ["pes", pytest.param("es", marks=pytest.mark.slow)])
 def test_training_goes_on_from_a_checkpoint_on_other_devices(name, tmp_path):
     """Four iterations on one device; two, a file, and two on two devices in chunks."""
     tasks = (MetaTask(Episodes((1.0, 2.0)), ALPHA),)

@@ -69,11 +69,12 @@ def test_the_inferred_kinds_of_separate_networks_are_theirs():
 @pytest.mark.parametrize(
     ("preset", "kernel", "updates"),
     [
-        ("generalist", "xla", 1),
         ("generalist", "auto", 2),
-        ("celo2", "auto", 1),
         ("star", "auto", 1),
-        ("open", "auto", 2),
+        # Each of these takes as long to compile.
+        pytest.param("generalist", "xla", 1, marks=pytest.mark.slow),
+        pytest.param("celo2", "auto", 1, marks=pytest.mark.slow),
+        pytest.param("open", "auto", 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_meta_gradient_is_that_of_the_optax_form(preset, kernel, updates):

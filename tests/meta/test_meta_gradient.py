@@ -194,11 +194,8 @@ def assert_ages(ages, schedule, inner_updates=2):
 PRESETS = ("optim4rl", "optim4rl-rlc", "anchored", "linear", "l2lgd2")
 # Compiling is what takes time, so the full product is slow and these stand for it.
 QUICK = [
-    ("optim4rl", "quadratic", 1, "last"),
-    ("optim4rl-rlc", "quadratic", 3, "dense"),
+    ("optim4rl-rlc", "quadratic", 1, "dense"),
     ("anchored", "quadratic", 8, "last"),
-    ("linear", "quadratic", 3, "last"),
-    ("l2lgd2", "quadratic", 1, "dense"),
     ("optim4rl", "catch", 3, "dense"),
 ]
 
@@ -230,7 +227,9 @@ def factor_rule():
     return spec, {"network0": {**weights["network0"], "head0_bias": jnp.array([0.3])}}
 
 
-@pytest.mark.parametrize("inner_updates", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "inner_updates", [1, 4, *(pytest.param(K, marks=pytest.mark.slow) for K in (2, 3, 5))]
+)
 def test_meta_gradient_of_a_factor_has_a_closed_form(inner_updates):
     """On a quadratic `theta_k = (1 - alpha e^o a)^k theta_0`, and each `g_k` is a constant.
 
@@ -313,7 +312,7 @@ class Minibatches(Quadratic):
         return unravel(jnp.where(jnp.arange(flat.size) % 2 == index, flat, 0.0))
 
 
-@pytest.mark.parametrize("validation", ["last", "dense"])
+@pytest.mark.parametrize("validation", ["dense", pytest.param("last", marks=pytest.mark.slow)])
 def test_a_rollout_may_serve_several_updates(validation):
     """As autodiff has it; the losses count after each rollout's updates, not in between."""
     spec = dataclasses.replace(LEARNED["linear"], hidden_size=2, head_sizes=())

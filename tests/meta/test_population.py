@@ -47,9 +47,10 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_devices", "agents_per_chunk"),
     [
-        (1, 3),
-        (2, None),
-        (4, 1),
+        (2, 1),
+        pytest.param(1, 3, marks=slow),
+        pytest.param(2, None, marks=slow),
+        pytest.param(4, 1, marks=slow),
         pytest.param(1, 1, marks=slow),
         pytest.param(4, None, marks=slow),
     ],
