@@ -1,19 +1,41 @@
 """`optim4rl ablate`, `optim4rl report` and `optim4rl identity`."""
 
 import dataclasses
+import io
 import json
+import math
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
+from jaxtyping import Float
 
 from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.cli.trackers import (
+    Tracker,
+    TrackerName,
+    log_curves,
+    require_tracker,
+    tracking,
+    with_progress,
+)
+from optim4rl.evaluation.identity import IdentityResult, IdentityRow
+from optim4rl.evaluation.returns import Estimate
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS
+from optim4rl.study.comparison import (
+    differing_settings,
+    numbers_by_name,
+    read_run,
+    short_names,
+    write_comparison,
+)
 from optim4rl.study.plan import read_plan
 from optim4rl.study.planner.text import one_line
 from optim4rl.study.report import write_report
@@ -43,6 +65,7 @@ class AblateOptions:
         seeds: evaluation runs of each meta-seed; the scale's own by default.
         jobs: worker processes; as many as there are processors by default.
         skip_unmapped: leave out what the study does not know of, instead of refusing the plan.
+        tracker: send the learning curves to TensorBoard or Weights & Biases, too.
         json: print the summary as JSON.
     """
 
@@ -53,11 +76,13 @@ class AblateOptions:
     seeds: int | None = None
     jobs: int | None = None
     skip_unmapped: bool = False
+    tracker: TrackerName | None = None
     json: bool = False
 
 
 def ablate(options: AblateOptions) -> None:
     """The command `ablate`."""
+    require_tracker(options.tracker, options.out)
     read_plan(options.plan)  # A path that cannot be read is named before anything else.
     settings = SCALES[options.scale]
     if options.meta_seeds is not None:
@@ -72,32 +97,86 @@ def ablate(options: AblateOptions) -> None:
         options.plan.read_bytes(), options.scale, settings, skip_unmapped=options.skip_unmapped
     )
     command = shlex.join(["optim4rl", *sys.argv[1:]])
-    with progress_bar(f"study ({options.scale})", "cells") as update:
-        results = run_study(study, options.out, command=command, jobs=jobs, on_progress=update)
+    config = {"scale": options.scale, **dataclasses.asdict(settings)}
+    with (
+        tracking(options.tracker, options.out, config) as tracker,
+        progress_bar(f"study ({options.scale})", "cells") as update,
+    ):
+        on_progress = with_progress(update, tracker)
+        results = run_study(study, options.out, command=command, jobs=jobs, on_progress=on_progress)
+        log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
     _finish(results, options.out, as_json=options.json)
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the report of a finished study again.
+    """Write the page of finished runs: a study's report again, or any runs side by side.
+
+    The folder of a study alone gives its report. Otherwise the page compares the runs: settings
+    that differ, final numbers, curves. Folders of `train`, `evaluate --out`, `evaluate --suite` and
+    `ablate` can stand side by side.
 
     Attributes:
-        folder: the study's output folder.
-        json: print the summary as JSON.
+        folders: output folders of finished runs.
+        out: file to write; by default report.html in the folder, comparison.html for several.
+        json: print the numbers as JSON.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    out: Path | None = None
     json: bool = False
 
 
 def report(options: ReportOptions) -> None:
     """The command `report`."""
-    results = collect(load_study(options.folder), options.folder)
-    _finish(results, options.folder, as_json=options.json)
+    if not options.folders:
+        raise ValueError("folders = (): the output folder of at least one finished run is needed")
+    first = options.folders[0]
+    if len(options.folders) == 1 and (first / "study.json").is_file():
+        results = collect(load_study(first), first)
+        _finish(results, first, as_json=options.json, page=options.out)
+        return
+    alone = first / "report.html" if len(options.folders) == 1 else Path("comparison.html")
+    _compare(options.folders, options.out or alone, as_json=options.json)
 
 
-def _finish(results: StudyResults, folder: Path, *, as_json: bool) -> None:
-    path = folder / "report.html"
+def _compare(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
+    runs = [read_run(folder) for folder in folders]
+    write_comparison(runs, page)
+    numbers = numbers_by_name(runs)
+    if as_json:
+        values = {name: [_json_value(x) for x in found] for name, found in numbers.items()}
+        print(json.dumps({"report": str(page), "runs": [str(x) for x in folders], **values}))
+        return
+    rows = [[name, *map(_words, found)] for name, found in numbers.items()]
+    print_table("finished runs", ["measure", *map(one_line, short_names(runs))], rows)
+    print(f"settings that differ: {', '.join(differing_settings(runs)) or 'none'}")
+    print(f"report: {page.resolve()}")
+
+
+def _json_value(value: Estimate | float | str | None) -> Any:
+    """A JSON value; None where a run diverged or has no such number."""
+    if isinstance(value, Estimate):
+        return [_json_value(x) for x in (value.value, value.low, value.high)]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _words(value: Estimate | float | str | None) -> str:
+    match value:
+        case Estimate():
+            return f"{number(value.value, 3)} ({interval(value, 3)})"
+        case float():
+            return f"{value:.4g}"
+        case None:
+            return "-"
+        case _:
+            return value
+
+
+def _finish(
+    results: StudyResults, folder: Path, *, as_json: bool, page: Path | None = None
+) -> None:
+    path = page or folder / "report.html"
     write_report(results, path)
     if as_json:
         print(json.dumps({"report": str(path), "rows": summary_table(results)}))
@@ -127,20 +206,25 @@ class IdentityOptions:
     """The identity experiment: can a small RNN reproduce the gradients that it is shown?
 
     Attributes:
-        out: file for the result as JSON; none is written by default.
+        out: file for the result as JSON, beside which a Parquet file of the same name has the
+            curves; none is written by default.
         scale: how long and how often.
         task: whose gradients; the scale's own by default.
+        tracker: send the curves to TensorBoard or Weights & Biases, too.
         json: print the result as JSON.
     """
 
     out: Path | None = None
     scale: Scale = "quick"
     task: str | None = None
+    tracker: TrackerName | None = None
     json: bool = False
 
 
 def identity(options: IdentityOptions) -> None:
     """The command `identity`."""
+    folder = options.out.parent if options.out is not None else None
+    require_tracker(options.tracker, folder)
     from optim4rl.evaluation.identity import identity_experiment
     from optim4rl.tasks import default_config, make_task
 
@@ -153,6 +237,9 @@ def identity(options: IdentityOptions) -> None:
     text = json.dumps(dataclasses.asdict(result), default=lambda array: array.tolist())
     if options.out is not None:
         write_atomically(options.out, text.encode())
+        _write_accuracies(result, options.out.with_suffix(".parquet"))
+    with tracking(options.tracker, folder, result.settings) as tracker:
+        _log_accuracies(result, tracker)
     if options.json:
         print(text)
         return
@@ -168,3 +255,34 @@ def identity(options: IdentityOptions) -> None:
     ]
     columns = ["network", "online", "online, non-zero", "frozen", "frozen, non-zero"]
     print_table(f"RNN accuracy on {name} (share within 10 % of the target)", columns, rows)
+
+
+def _write_accuracies(result: IdentityResult, path: Path) -> None:
+    """Accuracy while training as Parquet, one row for each network and point of time."""
+    import polars as pl
+
+    tables = [
+        pl.DataFrame({"progress": _progress(row), "accuracy": row.curve.astype(np.float64)}).select(
+            pl.lit(row.input).alias("input"),
+            pl.lit(row.output).alias("output"),
+            pl.lit(row.schedule).alias("schedule"),
+            pl.all(),
+        )
+        for row in result.rows
+    ]
+    buffer = io.BytesIO()
+    pl.concat(tables).write_parquet(buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _log_accuracies(result: IdentityResult, tracker: Tracker) -> None:
+    """Accuracy while training, by thousandths of it."""
+    for row in result.rows:
+        name = f"accuracy/{row.schedule}/{row.input}-{row.output}"
+        for done, accuracy in zip(_progress(row), row.curve, strict=True):
+            tracker.log(round(1000 * done), {name: float(accuracy)})
+
+
+def _progress(row: IdentityRow) -> Float[np.ndarray, " points"]:
+    """The share of training done at each point of a curve."""
+    return np.linspace(0.0, 1.0, row.curve.size)

@@ -13,6 +13,7 @@ import tyro
 
 from optim4rl.cli.plots import plot_curves
 from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking
 from optim4rl.evaluation.curves import stack
 from optim4rl.evaluation.learning import Classical, Family, Learned
 from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
@@ -30,6 +31,7 @@ from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
 from optim4rl.study.cells import evaluation_task
+from optim4rl.study.runner import package_versions
 
 Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd"]
 # What the name of an untrained control ends in.
@@ -53,6 +55,7 @@ class EvaluateOptions:
         baselines: classical optimizers to compare with.
         settings: how each optimizer is evaluated.
         out: folder for the table, the curves and their picture; none are written by default.
+        tracker: send the learning curves to TensorBoard or Weights & Biases, too; needs a folder.
         json: print the table as JSON.
     """
 
@@ -68,6 +71,7 @@ class EvaluateOptions:
         stress_seeds=20,
     )
     out: Path | None = None
+    tracker: TrackerName | None = None
     json: bool = False
 
 
@@ -141,13 +145,18 @@ def _fresh(member: LearnedOptimizer) -> LearnedOptimizer:
 
 def run(options: EvaluateOptions) -> None:
     """The command."""
+    require_tracker(options.tracker, options.out)
     entries = contenders(options)
     task = evaluation_task(options.task, options.settings)
     if options.out is not None:  # A folder that cannot be written is named before the work.
         options.out.mkdir(parents=True, exist_ok=True)
     total = sum(len(entry.parameters) for entry in entries)
     results: dict[str, list[Evaluation]] = {}
-    with progress_bar(f"evaluating on {options.task}", "trainings") as update:
+    settings = _settings(options)
+    with (
+        tracking(options.tracker, options.out, settings) as tracker,
+        progress_bar(f"evaluating on {options.task}", "trainings") as update,
+    ):
         done = 0
         update(done, total)
         for entry in entries:
@@ -156,8 +165,10 @@ def run(options: EvaluateOptions) -> None:
                 results.setdefault(entry.name, []).append(evaluation)
                 done += 1
                 update(done, total, entry.name)
+            log_curves(tracker, {entry.name: [e.curves for e in results[entry.name]]})
     rows = summarise(results, options.baselines)
     if options.out is not None:
+        write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
         write_atomically(options.out / "evaluation.json", json.dumps(rows, indent=1).encode())
         _write_curves(results, options.out / "runs.parquet")
         curves = {name: [e.curves for e in found] for name, found in results.items()}
@@ -166,6 +177,14 @@ def run(options: EvaluateOptions) -> None:
         print(json.dumps(rows))
     else:
         _print(rows, options)
+
+
+def _settings(options: EvaluateOptions) -> dict[str, Any]:
+    """All that decides the result, as JSON values."""
+    values = dataclasses.asdict(options)
+    for name in ("out", "tracker", "json"):
+        del values[name]
+    return {**json.loads(json.dumps(values)), "versions": package_versions()}
 
 
 def summarise(

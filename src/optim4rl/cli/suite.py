@@ -15,7 +15,17 @@ from optim4rl.cli.evaluate import CONTROL, load_groups
 from optim4rl.cli.runtime import progress_bar
 from optim4rl.cli.suite_pieces import Method, keep_weights
 from optim4rl.cli.suite_report import print_summary, to_json, write_report
-from optim4rl.cli.suite_runs import BASELINES, REFERENCE, Benchmark, Entry, Role, run_benchmark
+from optim4rl.cli.suite_runs import (
+    BASELINES,
+    REFERENCE,
+    Benchmark,
+    Entry,
+    Results,
+    Role,
+    run_benchmark,
+)
+from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
+from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.protocol import require_grid
 from optim4rl.evaluation.suites import load_suite
 
@@ -51,6 +61,7 @@ class SuiteOptions:
         num_envs: environments of each agent; the suite's by default.
         jobs: worker processes; each uses about one core, so as many as there are cores is right.
             A GPU takes one.
+        tracker: send the learning curves to TensorBoard or Weights & Biases, too.
         json: print the results as JSON.
     """
 
@@ -69,6 +80,7 @@ class SuiteOptions:
     rollouts: int | None = None
     num_envs: int | None = None
     jobs: int = 1
+    tracker: TrackerName | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -84,14 +96,30 @@ class SuiteOptions:
 
 def run(options: SuiteOptions) -> None:
     """The command."""
+    require_tracker(options.tracker, options.out)
     benchmark = lay_out(options)
-    with progress_bar(f"suite {options.suite}", "pieces") as update:
-        results = run_benchmark(benchmark, options.jobs, update)
+    config = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    with (
+        tracking(options.tracker, options.out, config) as tracker,
+        progress_bar(f"suite {options.suite}", "pieces") as update,
+    ):
+        results = run_benchmark(benchmark, options.jobs, with_progress(update, tracker))
+        log_curves(tracker, _tuned_curves(results))
     write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
     if options.json:
         print(json.dumps(to_json(results)))
     else:
         print_summary(results)
+
+
+def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:
+    """Every optimizer's reported curves on every task, at the task's own setting."""
+    tasks = [task.name for task in results.benchmark.suite.tasks]
+    return {
+        f"{task}/{name}": found[index]
+        for index, task in enumerate(tasks)
+        for name, found in results.curves["tuned"].items()
+    }
 
 
 def lay_out(options: SuiteOptions) -> Benchmark:

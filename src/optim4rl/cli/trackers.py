@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from optim4rl.evaluation.curves import Curves
+from optim4rl.meta.trainer import Progress
 
 TrackerName = Literal["tensorboard", "wandb"]
 PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -20,6 +21,7 @@ PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wan
 CURVE_POINTS = 200
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where numbers go."""
 
@@ -84,6 +86,28 @@ def log_curves(tracker: Tracker, curves: Mapping[str, Sequence[Curves]]) -> None
             tracker.log(int(step), {f"return/{name}": float(value)})
 
 
+def log_progress(
+    tracker: Tracker, before: int, progress: Progress, tasks: Sequence[str], rate: float
+) -> None:
+    """Log a chunk of meta-training, by iteration; its speed stands with its last one.
+
+    Args:
+        tracker: where to.
+        before: iterations before the chunk.
+        progress: the chunk's.
+        tasks: names of the tasks. One in which no episode ended in an iteration has no return.
+        rate: environment steps a second.
+    """
+    for index, norm in enumerate(progress.meta_gradient_norm):
+        returns = {
+            f"return/{task}": float(stats.return_sum[index] / stats.episode_count[index])
+            for task, stats in zip(tasks, progress.stats, strict=True)
+            if stats.episode_count[index]
+        }
+        tracker.log(before + index + 1, {"meta_gradient_norm": float(norm), **returns})
+    tracker.log(before + len(progress.meta_gradient_norm), {"env_steps_per_second": rate})
+
+
 def with_progress(update: Callable[..., None], tracker: Tracker) -> Callable[..., None]:
     """A progress bar's `update(done, total, ...)` that also logs the share done."""
 
@@ -140,11 +164,11 @@ class _WandB:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
+        os.environ.setdefault("WANDB_MODE", "offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "optim4rl"),
             name=folder.name,
             dir=folder,
-            mode=os.environ.get("WANDB_MODE", "offline"),
             config=dict(config),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )

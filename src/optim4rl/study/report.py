@@ -66,7 +66,7 @@ def render_report(results: StudyResults) -> str:
         _score_view(summary, [getattr(entry, name) for entry in summary.rows])
         for name in ("auc", "final")
     )
-    return _template().render(
+    return page_template("report.html.jinja").render(
         results=results,
         summary=summary,
         places=summary.decimals,
@@ -88,7 +88,8 @@ def render_report(results: StudyResults) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def page_template(name: str) -> jinja2.Template:
+    """A page's template, which escapes what it is given and has the filters of all pages."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("optim4rl.study"),
         autoescape=True,
@@ -107,7 +108,7 @@ def _template() -> jinja2.Template:
         duration=_duration,
         badge=_badge,
     )
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _groups(summary: Summary) -> Iterable[tuple[str, list[tuple[int, RowSummary]]]]:
@@ -179,7 +180,7 @@ def _badge(outcome: str) -> Markup:
 def _panels(summary: Summary) -> Iterable[tuple[RowSummary, Markup | None]]:
     """Each row against the reference and Adam; None where it has no curve."""
     bands = {
-        entry.row.key: _band(entry, CURVE_POINTS)
+        entry.row.key: iqm_band(entry.row.curves, CURVE_POINTS)
         for entry in summary.rows
         if entry.curves is not None
     }
@@ -232,9 +233,17 @@ def _curve(
     return Series(label, style, steps, middle, low, high)
 
 
-def _band(entry: RowSummary, points: int) -> tuple[Float[np.ndarray, " points"], ...]:
-    """Interquartile mean over runs at each point of time, between the ends of its interval."""
-    returns = np.stack([_thinned(curves, points) for curves in entry.row.curves])
+def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, " points"], ...]:
+    """Interquartile mean over runs at each point of time, between the ends of its interval.
+
+    Args:
+        curves: those of each meta-seed.
+        points: of time, at most.
+
+    Returns:
+        Low end, mean, high end.
+    """
+    returns = np.stack([_thinned(each, points) for each in curves])
     estimates = [
         bootstrap_interval(returns[None, :, :, time], resamples=BAND_RESAMPLES)
         for time in range(returns.shape[2])
