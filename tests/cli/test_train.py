@@ -3,21 +3,29 @@
 import csv
 import json
 import math
+import os
 import re
 import shlex
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from test_trackers import read_scalars
 
-from optim4rl.cli import main as cli
+from optim4rl.cli import main as cli, train
+from optim4rl.cli.folders import locked
 from optim4rl.cli.main import main
 from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.train import TrainOptions, build, per_task
 from optim4rl.meta.checkpoint import load_checkpoint
 from optim4rl.meta.trainer import init
 from optim4rl.optimizers.presets import learned_spec
+from optim4rl.optimizers.sealed import check_seal
 from optim4rl.optimizers.weights import load_weights
+from optim4rl.study.cells import code_hash
 
 TINY = shlex.split(
     "--width 8 --envs-per-agent 2 --agents 2 --inner-updates 2 --reset-interval 2 "
@@ -40,7 +48,8 @@ def whole(tmp_path_factory):
     """A run of four iterations in two chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "configure_jax", lambda: None)
-        return run(tmp_path_factory.mktemp("train") / "whole", "--iterations=4", "--chunk=2")
+        folder = tmp_path_factory.mktemp("train") / "whole"
+        return run(folder, "--iterations=4", "--chunk=2", "--tracker=tensorboard")
 
 
 def same_weights(one, other):
@@ -59,15 +68,24 @@ def progress(out):
 
 def test_a_run_writes_its_settings_weights_and_progress(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoint.previous.safetensors",
         "checkpoint.safetensors",
         "progress.csv",
+        "progress.parquet",
         "progress.svg",
         "settings.json",
+        "tensorboard",
         "weights.safetensors",
     ]
     weights = load_weights(whole / "weights.safetensors")
     settings = json.loads((whole / "settings.json").read_text())
-    assert weights.card["settings"] == settings
+    assert settings == weights.card["settings"] | {
+        name: weights.card[name] for name in ("versions", "code")
+    }
+    card = json.loads(check_seal(whole / "checkpoint.safetensors")["card"])
+    assert card["config"] == weights.card["settings"]
+    assert card["notes"]["versions"] == settings["versions"]
+    assert card["notes"]["code"] == settings["code"] == code_hash()
     assert settings["meta"]["iterations"] == 4
     assert settings["width"] == [8]
     assert weights.card["tasks"] == ["catch"]
@@ -80,6 +98,22 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     assert all(float(row["meta_gradient_norm"]) > 0 for row in rows)
     assert all(-1 <= float(row["return_catch"]) <= 1 for row in rows)
     assert "norm of the meta-gradient" in (whole / "progress.svg").read_text()
+
+
+def test_the_progress_is_a_table_and_in_tensorboard_as_in_the_log(whole):
+    rows = progress(whole)
+    table = pl.read_parquet(whole / "progress.parquet")
+    assert table.columns == list(rows[0])
+    assert table["iteration"].to_list() == [1, 2, 3, 4]
+    scalars = read_scalars(whole / "tensorboard")
+    for column, name in (
+        ("meta_gradient_norm", "meta_gradient_norm"),
+        ("return_catch", "return/catch"),
+    ):
+        logged = [(int(row["iteration"]), float(row[column])) for row in rows]
+        assert list(zip(table["iteration"], table[column], strict=True)) == logged
+        assert scalars[name] == [(step, pytest.approx(x, rel=1e-5)) for step, x in logged]
+    assert [step for step, _ in scalars["env_steps_per_second"]] == [2, 4]
 
 
 def test_a_run_ends_with_a_summary(tmp_path, capsys):
@@ -106,6 +140,70 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_chunk(whole, tmp_path
     assert same_weights(tmp_path / "run", whole)
     run(tmp_path / "other", "--iterations=4", "--chunk=4", "--seed=1")
     assert not same_weights(tmp_path / "other", whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_chunk_and_the_command_goes_on(
+    number, code, whole, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "a run"
+    real = train.save_checkpoint
+
+    def save_checkpoint(*arguments, **options):
+        real(*arguments, **options)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(train, "save_checkpoint", save_checkpoint)
+    with pytest.raises(SystemExit) as exit:
+        run(out, "--iterations=4", "--chunk=2")
+    assert exit.value.code == code
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    said = capsys.readouterr().err
+    assert f"stopped by {number.name}" in said
+    assert len(progress(out)) == 2
+    (command,) = re.findall(r"^  optim4rl (train .* --resume)$", said, re.MULTILINE)
+    main(shlex.split(command))
+    assert same_weights(out, whole)
+    assert (out / "progress.csv").read_bytes() == (whole / "progress.csv").read_bytes()
+
+
+@pytest.fixture
+def stopped(whole, tmp_path):
+    """A copy of the finished run, to damage and to resume."""
+    return Path(shutil.copytree(whole, tmp_path / "stopped"))
+
+
+def test_a_damaged_checkpoint_costs_a_chunk_and_no_more(stopped, whole, capsys):
+    path = stopped / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    (stopped / "weights.safetensors").unlink()
+    run(stopped, "--iterations=4", "--chunk=2", "--resume")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not match its checksum; going on from the checkpoint before it, at" in said
+    assert "at iteration 2" in said
+    assert same_weights(stopped, whole)
+    assert (stopped / "progress.csv").read_bytes() == (whole / "progress.csv").read_bytes()
+
+
+def test_a_damaged_log_is_refused_and_may_be_deleted(stopped, whole, capsys):
+    log = stopped / "progress.csv"
+    log.write_bytes(log.read_bytes().replace(b"\n1,", b"\n7,"))
+    with pytest.raises(SystemExit) as exit:
+        run(stopped, "--iterations=4", "--resume")
+    assert exit.value.code == 2
+    assert f"{log}: damaged" in capsys.readouterr().err
+    log.unlink()
+    (stopped / "checkpoint.safetensors").unlink()
+    run(stopped, "--iterations=4", "--chunk=2", "--resume")
+    assert [row["iteration"] for row in progress(stopped)] == ["3", "4"]
+
+
+def test_a_run_that_another_process_makes_is_left_alone(whole, tmp_path, capsys):
+    with locked(tmp_path / "run"), pytest.raises(SystemExit) as exit:
+        run(tmp_path / "run", "--iterations=4", "--chunk=2")
+    assert exit.value.code == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_progress_that_no_checkpoint_has_seen_is_written_once(whole, tmp_path):
@@ -158,7 +256,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     said = capsys.readouterr()
     assert exit.value.code == 1
     assert said.out == ""
-    assert "\nstopped: meta-training ran out of finite numbers at iteration 1" in "\n" + said.err
+    assert "\nstopped: meta-training ran out of finite numbers at iteration 1: " in "\n" + said.err
     assert not (out / "weights.safetensors").exists()
     rows = progress(out)
     assert [row["iteration"] for row in rows] == ["1", "2"]
@@ -171,7 +269,8 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     )
     spec, tasks = build(options)
     like = init(spec, tasks, options.meta)
-    state = load_checkpoint(out / "checkpoint.safetensors", like, settings)
+    config = {name: x for name, x in settings.items() if name not in ("versions", "code")}
+    state = load_checkpoint(out / "checkpoint.safetensors", like, config)
     assert int(state.iteration) == 1
     for network in state.meta_parameters.values():
         assert all(np.isfinite(tensor).all() for tensor in network.values())

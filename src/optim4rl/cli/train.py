@@ -1,10 +1,12 @@
 """`optim4rl train`: meta-train an optimizer."""
 
 import dataclasses
+import io
 import json
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +17,19 @@ import tyro
 from jax.experimental import multihost_utils
 
 from optim4rl.cli.cluster import ClusterOptions
+from optim4rl.cli.folders import locked
 from optim4rl.cli.plots import plot_training
+from optim4rl.cli.progress_log import ProgressLog
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
+from optim4rl.cli.signals import stop_in_order
+from optim4rl.cli.trackers import TrackerName, log_progress, require_tracker, tracking
 from optim4rl.meta.augmentation import Augmentation, augment
-from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
+from optim4rl.meta.checkpoint import (
+    Resumed,
+    has_checkpoint,
+    resume_checkpoint,
+    save_checkpoint,
+)
 from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
 from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import (
@@ -35,7 +46,7 @@ from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
-from optim4rl.study.runner import package_versions
+from optim4rl.study.provenance import provenance
 from optim4rl.tasks import MapOrder, default_config, make_task
 
 
@@ -90,6 +101,7 @@ class TrainOptions:
         resume: go on from the checkpoint in the output folder.
         execution: devices, memory, kernel.
         cluster: several processes.
+        tracker: send the progress to TensorBoard or Weights & Biases, too.
         dry_run: print what would be run and the memory that it would need, and stop.
         json: print the result as JSON.
     """
@@ -119,6 +131,7 @@ class TrainOptions:
     cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(
         default_factory=ClusterOptions
     )
+    tracker: TrackerName | None = None
     dry_run: bool = False
     json: bool = False
 
@@ -196,6 +209,7 @@ def starting_weights(options: TrainOptions, spec: OptimizerSpec) -> MetaParamete
 
 def run(options: TrainOptions) -> None:
     """The command."""
+    require_tracker(options.tracker, options.out)
     compiling = CompileClock()
     first_process = jax.process_index() == 0
     spec, tasks = build(options)
@@ -206,68 +220,24 @@ def run(options: TrainOptions) -> None:
         if first_process:
             _show_plan(options, settings, execution, plan)
         return
-    checkpoint = options.out / "checkpoint.safetensors"
-    if checkpoint.exists() and not options.resume:
-        raise ValueError(
-            f"out = {str(options.out)!r}: a run is there already; --resume goes on with it, or "
-            "choose another folder"
-        )
-    like = jax.eval_shape(lambda: init(spec, tasks, options.meta, execution=execution))
-    if options.resume and checkpoint.exists():
-        state = load_checkpoint(checkpoint, like, settings, execution)
-    else:
-        state = init(spec, tasks, options.meta, start, execution)
-    log = options.out / "progress.csv"
-    if first_process:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
-        _start_log(log, options.tasks, int(state.iteration))
-    steps = options.meta.agents * sum(
-        make_estimator(spec, t, options.meta, execution).rollouts * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
-        for t in tasks
-    )
-    started, first = time.perf_counter(), int(state.iteration)
-    bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)
-    with bar as update:
-        update(first, options.meta.iterations)
-        done, since, rates = first, started, [0.0]
-
-        def report(state: MetaState, progress: Progress) -> None:
-            nonlocal done, since
-            if first_process:
-                _append_progress(log, done, progress)
-            save_checkpoint(checkpoint, state, settings)
-            now = time.perf_counter()
-            rates.append((int(state.iteration) - done) * steps / (now - since))
-            done, since = int(state.iteration), now
-            note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
-            update(done, options.meta.iterations, note, f"{rates[-1]:,.0f} steps/s")
-
-        state, _ = train(
-            spec,
-            tasks,
-            options.meta,
-            state=state,
-            chunk=options.chunk,
-            report=report,
-            execution=execution,
-        )
-    if not first_process:
-        return
-    seconds = time.perf_counter() - started
-    weights = options.out / "weights.safetensors"
-    save_weights(weights, _learned(options, spec, tasks, state, settings, seconds))
-    plot_training(log, options.out / "progress.svg")
+    with locked(options.out) if first_process else nullcontext():
+        resumed = _resumed(options, spec, tasks, settings, start, execution)
+        state, figures = _meta_train(options, spec, tasks, settings, resumed, execution)
+        if not first_process:
+            return
+        weights = options.out / "weights.safetensors"
+        save_weights(weights, _learned(options, spec, tasks, state, settings, figures["seconds"]))
+        log = options.out / "progress.csv"
+        plot_training(log, options.out / "progress.svg")
+        _write_table(log, options.out / "progress.parquet")
     summary = {
         "weights": str(weights),
         "progress": str(log),
+        "table": str(options.out / "progress.parquet"),
         "picture": str(options.out / "progress.svg"),
         "iterations": int(state.iteration),
-        "seconds": round(seconds, 1),
+        **figures,
         "compile_seconds": round(compiling.seconds, 1),
-        # Of the whole run, and of its fastest chunk, which had nothing to compile.
-        "env_steps_per_second": round((options.meta.iterations - first) * steps / seconds),
-        "env_steps_per_second_at_best": round(max(rates)),
         "peak_memory_gib": round(_peak_memory() / 2**30, 2),
     }
     if options.json:
@@ -275,6 +245,128 @@ def run(options: TrainOptions) -> None:
     else:
         print_table("meta-training", ["", "value"], [[k, str(v)] for k, v in summary.items()])
         print(f"next: optim4rl evaluate {weights} --task {options.tasks[0]}")
+
+
+def _resumed(
+    options: TrainOptions,
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    settings: dict[str, Any],
+    start: MetaParameters | None,
+    execution: Execution,
+) -> Resumed:
+    """What the run goes on from: a checkpoint, or a fresh state.
+
+    Raises:
+        ValueError: there is a run already, and `--resume` was not given.
+        CheckpointError: the checkpoint is damaged, or that of another run.
+    """
+    checkpoint = options.out / "checkpoint.safetensors"
+    if not has_checkpoint(checkpoint):
+        return Resumed(init(spec, tasks, options.meta, start, execution), {})
+    if not options.resume:
+        raise ValueError(
+            f"out = {str(options.out)!r}: a run is there already; --resume goes on with it, or "
+            "choose another folder"
+        )
+    like = jax.eval_shape(lambda: init(spec, tasks, options.meta, execution=execution))
+    resumed = resume_checkpoint(checkpoint, like, settings, execution)
+    if resumed.damage and jax.process_index() == 0:
+        print(
+            f"{resumed.damage}; going on from the checkpoint before it, at iteration "
+            f"{int(resumed.state.iteration)}",
+            file=sys.stderr,
+        )
+    return resumed
+
+
+def _meta_train(
+    options: TrainOptions,
+    spec: OptimizerSpec,
+    tasks: tuple[MetaTask, ...],
+    settings: dict[str, Any],
+    resumed: Resumed,
+    execution: Execution,
+) -> tuple[MetaState, dict[str, Any]]:
+    """The meta-training, chunk by chunk, each with a checkpoint: its final state, and its speed.
+
+    Raises:
+        StoppedBySignalError: a signal has stopped it; the last chunk is saved.
+    """
+    first_process = jax.process_index() == 0
+    about = provenance()
+    if first_process:
+        written = json.dumps({**settings, **about}, indent=1).encode()
+        write_atomically(options.out / "settings.json", written)
+        log = ProgressLog(options.out / "progress.csv", options.tasks, resumed.notes.get("log"))
+    steps = options.meta.agents * sum(
+        make_estimator(spec, t, options.meta, execution).rollouts * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
+        for t in tasks
+    )
+    started, first = time.perf_counter(), int(resumed.state.iteration)
+    # A damaged checkpoint is not to take the place of the good one before it.
+    done, since, rates, rotate = first, started, [0.0], not resumed.damage
+    bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)
+    chosen = options.tracker if first_process else None
+    with (
+        tracking(chosen, options.out, settings, first + 1) as tracker,
+        bar as update,
+        stop_in_order("the chunk is finished and saved") as stop,
+    ):
+        update(first, options.meta.iterations)
+
+        def report(state: MetaState, progress: Progress) -> None:
+            nonlocal done, since, rotate
+            notes: dict[str, Any] = dict(about)
+            if first_process:
+                log.append(done, progress)
+                notes["log"] = log.extent
+            checkpoint = options.out / "checkpoint.safetensors"
+            save_checkpoint(checkpoint, state, settings, notes, rotate=rotate)
+            rotate, now = True, time.perf_counter()
+            rates.append((int(state.iteration) - done) * steps / (now - since))
+            log_progress(tracker, done, progress, options.tasks, rates[-1])
+            done, since = int(state.iteration), now
+            note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
+            update(done, options.meta.iterations, note, f"{rates[-1]:,.0f} steps/s")
+            stop.number = _first_signal(stop.number)
+            if done < options.meta.iterations and not state.stopped:
+                stop.raise_if_asked()
+
+        state, _ = train(
+            spec,
+            tasks,
+            options.meta,
+            state=resumed.state,
+            chunk=options.chunk,
+            report=report,
+            execution=execution,
+        )
+    seconds = time.perf_counter() - started
+    return state, {
+        "seconds": round(seconds, 1),
+        # Of the whole run, and of its fastest chunk, which had nothing to compile.
+        "env_steps_per_second": round((options.meta.iterations - first) * steps / seconds),
+        "env_steps_per_second_at_best": round(max(rates)),
+    }
+
+
+def _write_table(log: Path, path: Path) -> None:
+    """The progress as Parquet: the columns of the CSV, null where no episode ended."""
+    import polars as pl
+
+    columns = log.read_text().partition("\n")[0].split(",")
+    types = dict.fromkeys(columns, pl.Float64) | {"iteration": pl.Int64}
+    buffer = io.BytesIO()
+    pl.read_csv(log, schema_overrides=types).write_parquet(buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _first_signal(number: int) -> int:
+    """The signal that has asked any of the processes to stop, so that all stop together."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def plan_execution(
@@ -325,7 +417,7 @@ def _peak_memory() -> int:
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """All that decides the result, as JSON values."""
     values = dataclasses.asdict(options)
-    for name in ("out", "resume", "execution", "cluster", "dry_run", "json", "chunk"):
+    for name in ("out", "resume", "execution", "cluster", "tracker", "dry_run", "json", "chunk"):
         del values[name]
     settings: dict[str, Any] = json.loads(json.dumps(values))
     return settings
@@ -343,7 +435,7 @@ def _learned(
         "tasks": list(options.tasks),
         "seed": options.meta.seed,
         "settings": settings,
-        "versions": package_versions(),
+        **provenance(),
         "training_seconds": round(seconds, 1),
         "results": {},
     }
@@ -358,27 +450,3 @@ def _mean_returns(progress: Progress) -> list[float]:
         else float("nan")
         for stats in progress.stats
     ]
-
-
-def _start_log(log: Path, tasks: tuple[str, ...], done: int) -> None:
-    """The header, and of an earlier log the lines up to the checkpoint: the rest is done again."""
-    lines = log.read_text().splitlines()[1:] if log.exists() else []
-    kept = [line for line in lines if int(line.partition(",")[0]) <= done]
-    header = ",".join(["iteration", "meta_gradient_norm", *(f"return_{task}" for task in tasks)])
-    write_atomically(log, "\n".join([header, *kept, ""]).encode())
-
-
-def _append_progress(log: Path, before: int, progress: Progress) -> None:
-    """One line for each iteration: its number, the meta-gradient's norm, each task's return.
-
-    The iteration that ran out of finite numbers, if one did, is the last line.
-    """
-    lines = []
-    for index, norm in enumerate(progress.meta_gradient_norm):
-        returns = [
-            f"{s.return_sum[index] / s.episode_count[index]:.6g}" if s.episode_count[index] else ""
-            for s in progress.stats
-        ]
-        lines.append(",".join([str(before + index + 1), f"{norm:.6g}", *returns]))
-    with log.open("a") as file:
-        file.write("\n".join(lines) + "\n")

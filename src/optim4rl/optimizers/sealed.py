@@ -103,7 +103,9 @@ def _check(path: Path, file: io.BufferedIOBase) -> dict[str, str]:
     header, metadata = _read_header(path, file)
     seal = metadata.pop(SEAL, "").encode()
     if not re.fullmatch(rb"[0-9a-f]{64}", seal) or header.count(seal) != 1:
-        raise DamagedFileError(f"{path}: damaged, from elsewhere or of an earlier release: it has no checksum")
+        raise DamagedFileError(
+            f"{path}: damaged, from elsewhere or of an earlier release: it has no checksum"
+        )
     digest = hashlib.sha256(header.replace(seal, _OPEN.encode()))
     while block := file.read(_BLOCK):
         digest.update(block)
