@@ -16,17 +16,18 @@ SOURCE = ROOT / "src"
 # optimizers and nothing else, to every floor that may see them. `__main__` is `python -m optim4rl`.
 FLOORS = {
     "cpp": set(),
-    "optimizers": {"cpp"},
+    "fields": set(),
+    "optimizers": {"cpp", "fields"},
     "torch": {"optimizers"},
-    "tasks": {"cpp"},
-    "meta": {"__init__", "optimizers", "tasks"},
-    "evaluation": {"__init__", "optimizers", "tasks"},
-    "study": {"__init__", "optimizers", "tasks", "meta", "evaluation"},
-    "cli": {"__init__", "optimizers", "tasks", "meta", "evaluation", "study"},
+    "tasks": {"cpp", "fields"},
+    "meta": {"__init__", "fields", "optimizers", "tasks"},
+    "evaluation": {"__init__", "fields", "optimizers", "tasks"},
+    "study": {"__init__", "fields", "optimizers", "tasks", "meta", "evaluation"},
+    "cli": {"__init__", "fields", "optimizers", "tasks", "meta", "evaluation", "study"},
     "__init__": {"optimizers"},
     "__main__": {"cli"},
 }
-CORE = ("__init__", "cpp", "optimizers")
+CORE = ("__init__", "cpp", "fields", "optimizers")
 CORE_DEPENDENCIES = {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
 TORCH_DEPENDENCIES = {"jaxtyping", "torch"}
 PLAN_SHA256 = "bf292e8aa57e228abefa719d51caf67c72856c00fc78229c8e78ce92d0c2409c"

@@ -317,7 +317,7 @@ BAD = [
     *[(field, 0, "a whole number of at least 1 is needed") for field in SIZES],
     *[(field, x, "a positive finite number") for field in POSITIVE for x in (0.0, -1.0, np.inf)],
     ("meta_learning_rate", float("nan"), "a positive finite number"),
-    ("cosine_to", 1.5, r"a share in \[0, 1\]"),
+    ("cosine_to", 1.5, r"a number in \[0, 1\]"),
     *[(field, "odd", f"known values are {', '.join(x)}$") for field, x in CHOICES.items()],
 ]
 

@@ -197,7 +197,7 @@ def test_the_gradient_is_that_of_the_loss(played: Any) -> None:
         ("minibatches", True, "a whole number of at least 1"),
         ("gamma", 1.5, r"a number in \[0, 1\]"),
         ("lam", -0.1, r"a number in \[0, 1\]"),
-        ("clip", 0.0, "a positive number"),
+        ("clip", 0.0, "a positive finite number"),
     ],
 )
 def test_config_errors_name_field_and_value(field: str, value: float, right: str) -> None:

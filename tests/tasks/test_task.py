@@ -376,14 +376,14 @@ def test_a_shortened_catch_bootstraps_too() -> None:
 @pytest.mark.parametrize("width", [(), (8, 0), (8, True)])
 def test_bad_widths_are_named(width: Any) -> None:
     """A whole number or a tuple of some."""
-    with pytest.raises(ValueError, match=r"^width = .*: a whole number of at least 1 is needed"):
+    with pytest.raises(ValueError, match=r"^width = .*: a whole number of at least 1"):
         TaskConfig(width=width)
 
 
 @pytest.mark.parametrize("field", ["policy_layers", "value_layers"])
 def test_bad_layers_are_named(field: str) -> None:
     """A tuple of whole numbers; an empty one is a linear map."""
-    with pytest.raises(ValueError, match=rf"^{field} = \(4, 0\): whole numbers of at least 1"):
+    with pytest.raises(ValueError, match=rf"^{field} = \(4, 0\): several, each a whole number of"):
         TaskConfig(**{field: (4, 0)})
 
 

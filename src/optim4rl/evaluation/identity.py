@@ -27,6 +27,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from optim4rl.fields import COUNT, NOT_NEGATIVE, check_fields
 from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
 from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
 from optim4rl.tasks.interface import InnerTask
@@ -89,28 +90,25 @@ class IdentityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in (
-            "updates",
-            "every",
-            "max_coordinates",
-            "passes",
-            "seeds",
-            "window",
-            "hidden_size",
-        ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
+        check_fields(
+            self,
+            updates=COUNT,
+            every=COUNT,
+            max_coordinates=COUNT,
+            passes=COUNT,
+            seeds=COUNT,
+            learning_rates=NOT_NEGATIVE,
+            adam_epsilon=NOT_NEGATIVE,
+            recording_learning_rate=NOT_NEGATIVE,
+            window=COUNT,
+            hidden_size=COUNT,
+            head_sizes=COUNT,
+        )
         for field in ("learning_rates", "networks"):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty: name at least one")
         if self.max_coordinates < 4:
             raise ValueError(f"max_coordinates = {self.max_coordinates!r}: at least 4 are needed")
-        for rate in (*self.learning_rates, self.recording_learning_rate, self.adam_epsilon):
-            if not 0 <= rate < math.inf:
-                raise ValueError(
-                    f"learning rate or epsilon {rate!r}: a finite number of at least 0 is needed"
-                )
         for source, form in self.networks:
             if source not in PROCESSINGS or PROCESSINGS[source].first_features > _FEATURES:
                 raise ValueError(f"networks: unknown input {source!r}")

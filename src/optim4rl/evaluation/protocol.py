@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.learning import Family, learning_curves
 from optim4rl.evaluation.tuning import Tuning, tune_rate
+from optim4rl.fields import COUNT, check_fields
 from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.tasks.interface import EvaluationTask
 
@@ -48,17 +49,16 @@ class EvaluationSettings:
     stress_seeds: int = 8
 
     def __post_init__(self) -> None:
-        for name in (
-            "width",
-            "num_envs",
-            "updates",
-            "seeds",
-            "tuning_seeds",
-            "stress_updates",
-            "stress_seeds",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
+        check_fields(
+            self,
+            width=COUNT,
+            num_envs=COUNT,
+            updates=COUNT,
+            seeds=COUNT,
+            tuning_seeds=COUNT,
+            stress_updates=COUNT,
+            stress_seeds=COUNT,
+        )
         for name in ("classical_rates", "step_scales", "stress_scales"):
             require_grid(name, getattr(self, name))
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from optim4rl.fields import AT_LEAST_1, check_fields
 from optim4rl.tasks.interface import InnerTask
 
 # What an agent's key is folded with for its scales; the task itself folds it with small numbers.
@@ -38,10 +39,12 @@ class Augmentation:
     rescale_tensors: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("rescale_parameters", "rescale_gradients", "rescale_rewards"):
-            value = getattr(self, field)
-            if not 1 <= value < float("inf"):
-                raise ValueError(f"{field} = {value!r}: a finite number of at least 1 is needed")
+        check_fields(
+            self,
+            rescale_parameters=AT_LEAST_1,
+            rescale_gradients=AT_LEAST_1,
+            rescale_rewards=AT_LEAST_1,
+        )
 
 
 @runtime_checkable

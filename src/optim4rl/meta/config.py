@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from optim4rl.meta.meta_gradient import VALIDATIONS, Validation
-from optim4rl.meta.resets import RESET_SCHEDULES, ResetSchedule
+from optim4rl.fields import COUNT, POSITIVE, SHARE, check_fields
+from optim4rl.meta.meta_gradient import Validation
+from optim4rl.meta.resets import ResetSchedule
 from optim4rl.tasks.interface import InnerTask
 
 TaskClip = Literal["value", "norm", "normalise", "none"]
@@ -59,26 +60,17 @@ class MetaConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("iterations", "agents", "inner_updates", "reset_interval"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
-        for field, choices in (
-            ("estimator", ESTIMATORS),
-            ("resets", RESET_SCHEDULES),
-            ("validation", VALIDATIONS),
-            ("meta_clip", META_CLIPS),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{field} = {getattr(self, field)!r}: known values are {', '.join(choices)}"
-                )
-        for field in ("meta_learning_rate", "meta_clip_limit", "sigma"):
-            value = getattr(self, field)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{field} = {value!r}: a positive finite number is needed")
-        if not 0 <= self.cosine_to <= 1:
-            raise ValueError(f"cosine_to = {self.cosine_to!r}: a share in [0, 1] is needed")
+        check_fields(
+            self,
+            iterations=COUNT,
+            agents=COUNT,
+            inner_updates=COUNT,
+            reset_interval=COUNT,
+            meta_learning_rate=POSITIVE,
+            meta_clip_limit=POSITIVE,
+            sigma=POSITIVE,
+            cosine_to=SHARE,
+        )
         self._check_lives()
 
     def _check_lives(self) -> None:

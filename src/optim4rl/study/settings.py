@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from optim4rl.evaluation.protocol import EvaluationSettings, require_grid
+from optim4rl.fields import COUNT, POSITIVE, check_fields
 from optim4rl.meta.trainer import MetaClip
 
 IdentityScale = Literal["smoke", "quick", "paper"]
@@ -36,6 +37,18 @@ class TrainingSettings:
     learning_rate: float = 3e-3
     meta_clip: MetaClip = "value"
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            width=COUNT,
+            agents=COUNT,
+            envs_per_agent=COUNT,
+            iterations=COUNT,
+            inner_updates=COUNT,
+            reset_interval=COUNT,
+            learning_rate=POSITIVE,
+        )
+
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -61,9 +74,7 @@ class StudySettings:
     evaluation: EvaluationSettings = EvaluationSettings()
 
     def __post_init__(self) -> None:
-        for name in ("meta_seeds", "tuning_meta_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
+        check_fields(self, meta_seeds=COUNT, tuning_meta_seeds=COUNT)
         require_grid("meta_learning_rates", self.meta_learning_rates)
 
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
+from optim4rl.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_fields
 from optim4rl.tasks.backprop import BatchNetwork
 from optim4rl.tasks.distributions import Distribution
-from optim4rl.tasks.learner import Rollout, check_count, check_discount
+from optim4rl.tasks.learner import Rollout
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,15 @@ class A2CConfig:
     reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_count("rollout", self.rollout)
-        check_discount(self.gamma, self.lam)
+        check_fields(
+            self,
+            rollout=COUNT,
+            gamma=SHARE,
+            lam=SHARE,
+            value_weight=NOT_NEGATIVE,
+            entropy_weight=NOT_NEGATIVE,
+            reward_scale=POSITIVE,
+        )
 
 
 class Transitions(NamedTuple):

@@ -42,29 +42,3 @@ class Learner(Protocol):
 
     def gradient(self, params: Any, batch: Any, index: Int[Array, ""] | None) -> Any:
         """The gradient of the rollout's update number `index`; None: of the whole loss."""
-
-
-def check_discount(gamma: float, lam: float) -> None:
-    """Refuse what is no discount factor or no trace decay.
-
-    Raises:
-        ValueError: it is not in [0, 1]; the message names the field.
-    """
-    for field, value in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{field} = {value!r}: a number in [0, 1] is needed")
-
-
-def check_count(field: str, value: object) -> None:
-    """Refuse what is no number of things.
-
-    Raises:
-        ValueError: it is not a whole number of at least 1; the message names the field.
-    """
-    if not is_count(value):
-        raise ValueError(f"{field} = {value!r}: a whole number of at least 1 is needed")
-
-
-def is_count(value: object) -> bool:
-    """Whether it is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from optim4rl.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_fields
 from optim4rl.tasks.backprop import BatchNetwork
 from optim4rl.tasks.distributions import Distribution
-from optim4rl.tasks.learner import Rollout, check_count, check_discount
+from optim4rl.tasks.learner import Rollout
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,18 @@ class PPOConfig:
     reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in ("rollout", "epochs", "minibatches"):
-            check_count(field, getattr(self, field))
-        check_discount(self.gamma, self.lam)
-        if not self.clip > 0:
-            raise ValueError(f"clip = {self.clip!r}: a positive number is needed")
+        check_fields(
+            self,
+            rollout=COUNT,
+            epochs=COUNT,
+            minibatches=COUNT,
+            gamma=SHARE,
+            lam=SHARE,
+            clip=POSITIVE,
+            value_weight=NOT_NEGATIVE,
+            entropy_weight=NOT_NEGATIVE,
+            reward_scale=POSITIVE,
+        )
 
 
 class Samples(NamedTuple):

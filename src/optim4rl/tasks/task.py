@@ -12,6 +12,7 @@ from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from optim4rl.fields import COUNT, check_fields
 from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
@@ -26,7 +27,7 @@ from optim4rl.tasks.environments.episodes import (
 from optim4rl.tasks.environments.physics import Physics, PhysicsVector
 from optim4rl.tasks.environments.sparse import is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
-from optim4rl.tasks.learner import Learner, Rollout, check_count, is_count
+from optim4rl.tasks.learner import Learner, Rollout
 from optim4rl.tasks.networks import Activation, TorsoKind
 from optim4rl.tasks.normalisation import (
     Moments,
@@ -77,15 +78,11 @@ class TaskConfig:
     activation: Activation = "swish"
 
     def __post_init__(self) -> None:
-        check_count("num_envs", self.num_envs)
-        if not self.widths or not all(map(is_count, self.widths)):
+        check_fields(self, num_envs=COUNT, width=COUNT, policy_layers=COUNT, value_layers=COUNT)
+        if not self.widths:
             raise ValueError(
                 f"width = {self.width!r}: a whole number of at least 1 is needed, or several"
             )
-        for field in ("policy_layers", "value_layers"):
-            sizes = getattr(self, field)
-            if not all(map(is_count, sizes)):
-                raise ValueError(f"{field} = {sizes!r}: whole numbers of at least 1 are needed")
         samples = self.num_envs * self.learner.rollout
         if isinstance(self.learner, PPOConfig) and samples % self.learner.minibatches:
             raise ValueError(

@@ -1,0 +1,147 @@
+"""The fields of settings: of the type that they declare, finite, and in their range.
+
+Every settings class says in its `__post_init__` which of its fields have a range:
+`check_fields(self, rollout=COUNT, gamma=SHARE)`. Types are those of the annotations.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a field takes, and the same in words."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+COUNT = Range("a whole number of at least 1", lambda x: x >= 1)
+COUNT_OR_ZERO = Range("a whole number of at least 0", lambda x: x >= 0)
+POSITIVE = Range("a positive finite number", lambda x: x > 0)
+NOT_NEGATIVE = Range("a finite number of at least 0", lambda x: x >= 0)
+AT_LEAST_1 = Range("a finite number of at least 1", lambda x: x >= 1)
+SHARE = Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
+DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
+# Devices count in 32 bits.
+_LARGEST = 2**31 - 1
+# Characters of a value that a message shows.
+_SHOWN = 100
+
+
+def check_fields(settings: Any, **ranges: Range) -> None:
+    """Refuse settings of which a field has the wrong type, or is out of its range.
+
+    Args:
+        settings: a dataclass's instance.
+        ranges: by field; of several numbers each must be in it, and None is none.
+
+    Raises:
+        ValueError: the message names the field, its value, and what would be right.
+    """
+    for name, declared in _declared(type(settings)).items():
+        value, wanted = getattr(settings, name), ranges.get(name)
+        numbers = _numbers(value)
+        if not _fits(value, declared) or (wanted and not all(map(wanted.holds, numbers))):
+            right = _describe(declared, wanted)
+        elif any(isinstance(x, int) and abs(x) > _LARGEST for x in numbers):
+            right = "a whole number below 2**31 is needed"
+        else:
+            continue
+        raise ValueError(f"{name} = {shown(value)}: {right}")
+
+
+def shown(value: object) -> str:
+    """A value in a message, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of thousands of digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+
+
+def _declared(cls: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _numbers(value: Any) -> tuple[Any, ...]:
+    """The numbers that a range is for."""
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool))
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a value is of the declared type, and no number is infinite or NaN."""
+    origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    if origin is Annotated:
+        return _fits(value, parts[0])
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            return all(_fits(x, parts[0]) for x in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if declared is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if declared is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and _is_finite(value)
+    # A protocol says what a value does, which shows when it does it.
+    if not isinstance(declared, type) or getattr(declared, "_is_protocol", False):
+        return True
+    return isinstance(value, declared)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _describe(declared: Any, wanted: Range | None) -> str:
+    """What would be right."""
+    choices = [x for part in _alternatives(declared) for x in _choices(part)]
+    if choices:
+        return f"known values are {', '.join(map(str, choices))}"
+    kinds = [_kind(part, wanted) for part in _alternatives(declared)]
+    return f"{' or '.join(dict.fromkeys(kinds))} is needed"
+
+
+def _alternatives(declared: Any) -> tuple[Any, ...]:
+    origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    if origin is Annotated:
+        return _alternatives(parts[0])
+    if origin in (Union, types.UnionType):
+        return tuple(x for part in parts for x in _alternatives(part))
+    return (declared,)
+
+
+def _choices(declared: Any) -> tuple[Any, ...]:
+    origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    if origin is tuple:
+        return _choices(parts[0])
+    return parts if origin is Literal else ()
+
+
+def _kind(declared: Any, wanted: Range | None) -> str:
+    parts = typing.get_args(declared)
+    if typing.get_origin(declared) is tuple:
+        each = _kind(parts[0], wanted)
+        return f"several, each {each}" if parts[-1] is Ellipsis else f"{len(parts)}, each {each}"
+    if wanted is not None and declared in (int, float):
+        return wanted.words
+    names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+    if declared is type(None):
+        return "None"
+    return names.get(declared, f"a {getattr(declared, '__name__', declared)}")
