@@ -98,7 +98,7 @@ class ToyPool:
 
 @pytest.fixture
 def toys(monkeypatch):
-    monkeypatch.setattr(suite_runs, "Pool", ToyPool)
+    monkeypatch.setattr(suite_runs, "open_pool", ToyPool)
     for name, value in (("ran", ()), ("stop_after", 10**9), ("run_piece", staticmethod(toy_run))):
         monkeypatch.setattr(ToyPool, name, value)
     return ToyPool

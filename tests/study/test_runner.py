@@ -19,6 +19,7 @@ from optim4rl.study import pool, runner
 from optim4rl.study.cells import CellResult, ClassicalCell, IdentityCell, LearnedCell
 from optim4rl.study.plan import PlanError
 from optim4rl.study.pool import JobError
+from optim4rl.study.pools import Workers
 from optim4rl.study.runner import (
     choose_meta_learning_rates,
     collect,
@@ -116,7 +117,7 @@ def finished(tmp_path_factory, programs):
     with pytest.MonkeyPatch.context() as patch, (root / "study.lock").open("w") as lock:
         set_up_workers(patch, programs)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return root / "study", *run(STUDY, root / "study", jobs=2)
+        return root / "study", *run(STUDY, root / "study", workers=Workers(2))
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_a_finished_study_is_not_run_again(folder, monkeypatch):
     before = {path: path.read_bytes() for path in folder.glob("cells/*")}
     table = (folder / "runs.parquet").read_bytes()
     (folder / "runs.parquet").unlink()
-    _, said = run(STUDY, folder, jobs=2)
+    _, said = run(STUDY, folder, workers=Workers(2))
     assert set(said) == {(len(CELLS), len(CELLS), ""), (0, len(CELLS), "")}
     assert {path: path.read_bytes() for path in folder.glob("cells/*")} == before
     assert (folder / "runs.parquet").read_bytes() == table
@@ -236,7 +237,7 @@ def test_a_lost_result_is_made_again_bit_for_bit(folder):
     before = without_seconds(get_result(folder, cell))
     table = (folder / "runs.parquet").read_bytes()
     result_path(folder, cell).unlink()
-    _, said = run(STUDY, folder, jobs=2)
+    _, said = run(STUDY, folder, workers=Workers(2))
     assert [what for _, _, what in said if what] == [describe_cell(cell)]
     np.testing.assert_equal(without_seconds(get_result(folder, cell)), before)
     assert (folder / "runs.parquet").read_bytes() == table
@@ -260,7 +261,7 @@ def test_the_command_report_writes_the_same_bytes_again(folder, monkeypatch, cap
 WORKER = """
 import json, os, signal, sys
 for line in sys.stdin:
-    name = json.loads(line).get("name")
+    name = json.loads(line)["cell"].get("name")
     print("x" * 200_000, "last words of", name, file=sys.stderr, flush=True)
     if name == os.environ.get("DIES", "nobody"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -286,7 +287,7 @@ def test_a_worker_that_dies_is_named_and_all_else_is_kept(folder, monkeypatch):
     result_path(folder, cell).unlink()
     kept = {path: path.read_bytes() for path in folder.glob("cells/*")}
     with pytest.raises(JobError, match="tuned rmsprop failed; finished results are kept") as died:
-        run(STUDY, folder, jobs=2)
+        run(STUDY, folder, workers=Workers(2))
     assert f"exit code -{int(signal.SIGKILL)}" in str(died.value)
     assert "last words of rmsprop" in str(died.value)
     assert {path: path.read_bytes() for path in folder.glob("cells/*")} == kept
@@ -297,7 +298,13 @@ def test_no_cell_is_started_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("DIES", "rmsprop")
     said = []
     with pytest.raises(JobError, match="tuned rmsprop failed"):
-        run_study(STUDY, tmp_path, command="", jobs=1, on_progress=lambda *x: said.append(x[2]))
+        run_study(
+            STUDY,
+            tmp_path,
+            command="",
+            workers=Workers(1),
+            on_progress=lambda *x: said.append(x[2]),
+        )
     assert said == ["", "", "tuned adam"]
 
 
@@ -306,7 +313,13 @@ def test_no_cell_is_started_after_a_failure(tmp_path, monkeypatch):
 def test_every_cell_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_path):
     said = []
     with pytest.raises(StoreError, match="no such result"):  # The pretended worker keeps none.
-        run_study(STUDY, tmp_path, command="", jobs=jobs, on_progress=lambda *x: said.append(x))
+        run_study(
+            STUDY,
+            tmp_path,
+            command="",
+            workers=Workers(jobs),
+            on_progress=lambda *x: said.append(x),
+        )
     done = [(done, total) for done, total, what in said if what]
     assert done == [(index + 1, len(CELLS)) for index in range(len(CELLS))]
     assert sorted(what for *_, what in said if what) == sorted(map(describe_cell, CELLS))
@@ -315,7 +328,7 @@ def test_every_cell_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_pa
 def test_a_cell_that_raises_is_named_with_its_error(tmp_path):
     study = lay_out(PLAN, "tiny", dataclasses.replace(TINY, environment="atlantis"))
     with pytest.raises(JobError, match=r"tuned adam failed; .*\n(?s:.*)atlantis"):
-        run(study, tmp_path, jobs=1)
+        run(study, tmp_path, workers=Workers(1))
 
 
 DAMAGES = {

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from optim4rl.study.comparison import (
 )
 from optim4rl.study.plan import read_plan
 from optim4rl.study.planner.text import one_line
+from optim4rl.study.pools import Workers
 from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, lay_out, load_study, run_study
@@ -63,7 +63,7 @@ class AblateOptions:
             paper takes days on a laptop.
         meta_seeds: meta-trainings of each variant; the scale's own by default.
         seeds: evaluation runs of each meta-seed; the scale's own by default.
-        jobs: worker processes; as many as there are processors by default.
+        workers: who runs the cells.
         skip_unmapped: leave out what the study does not know of, instead of refusing the plan.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too.
         json: print the summary as JSON.
@@ -74,7 +74,7 @@ class AblateOptions:
     scale: Scale = "quick"
     meta_seeds: int | None = None
     seeds: int | None = None
-    jobs: int | None = None
+    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
     skip_unmapped: bool = False
     tracker: TrackerName | None = None
     json: bool = False
@@ -90,9 +90,6 @@ def ablate(options: AblateOptions) -> None:
     if options.seeds is not None:
         evaluation = dataclasses.replace(settings.evaluation, seeds=options.seeds)
         settings = dataclasses.replace(settings, evaluation=evaluation)
-    jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
-    if jobs < 1:
-        raise ValueError(f"jobs = {jobs!r}: at least one worker is needed")
     study = lay_out(
         options.plan.read_bytes(), options.scale, settings, skip_unmapped=options.skip_unmapped
     )
@@ -103,7 +100,13 @@ def ablate(options: AblateOptions) -> None:
         progress_bar(f"study ({options.scale})", "cells") as update,
     ):
         on_progress = with_progress(update, tracker)
-        results = run_study(study, options.out, command=command, jobs=jobs, on_progress=on_progress)
+        results = run_study(
+            study,
+            options.out,
+            command=command,
+            workers=options.workers,
+            on_progress=on_progress,
+        )
         log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
     _finish(results, options.out, as_json=options.json)
 

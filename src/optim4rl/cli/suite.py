@@ -28,6 +28,7 @@ from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, trac
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.protocol import require_grid
 from optim4rl.evaluation.suites import load_suite
+from optim4rl.study.pools import Workers
 
 Baseline = Literal["adam", "rmsprop", "sign_sgd", "adam_decay", "adam_raw_rewards"]
 
@@ -59,8 +60,7 @@ class SuiteOptions:
         stress_seeds: stress runs at each of them.
         rollouts: at most so many rollouts of a run, for a quick look.
         num_envs: environments of each agent; the suite's by default.
-        jobs: worker processes; each uses about one core, so as many as there are cores is right.
-            A GPU takes one.
+        workers: who makes the runs.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too.
         json: print the results as JSON.
     """
@@ -79,12 +79,12 @@ class SuiteOptions:
     stress_seeds: int = 16
     rollouts: int | None = None
     num_envs: int | None = None
-    jobs: int = 1
+    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
     tracker: TrackerName | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "tuning_seeds", "stress_seeds", "jobs"):
+        for name in ("seeds", "tuning_seeds", "stress_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
         require_grid("stress_scales", self.stress_scales)
@@ -103,7 +103,7 @@ def run(options: SuiteOptions) -> None:
         tracking(options.tracker, options.out, config) as tracker,
         progress_bar(f"suite {options.suite}", "pieces") as update,
     ):
-        results = run_benchmark(benchmark, options.jobs, with_progress(update, tracker))
+        results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))
         log_curves(tracker, _tuned_curves(results))
     write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
     if options.json:

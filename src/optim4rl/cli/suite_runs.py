@@ -35,7 +35,7 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.evaluation.suites import Suite, SuiteTask
 from optim4rl.evaluation.tuning import Tuning
-from optim4rl.study.pool import Pool
+from optim4rl.study.pools import Workers, open_pool
 
 BASELINES: dict[str, Method] = {
     "adam": Method("adam"),
@@ -223,23 +223,26 @@ def second_pieces(benchmark: Benchmark, choices: Mapping[str, tuple[Choice, ...]
 
 
 def run_benchmark(
-    benchmark: Benchmark, jobs: int = 1, update: Callable[..., None] = lambda *_: None
+    benchmark: Benchmark,
+    workers: Workers = Workers(),
+    update: Callable[..., None] = lambda *_: None,
 ) -> Results:
     """Run all that is not yet done, and read the results.
 
     Args:
         benchmark: what to run.
-        jobs: worker processes.
+        workers: who runs it.
         update: called with pieces done, pieces in all, and what the last one was.
 
     Raises:
         JobError: a run failed; all that is finished is kept.
+        ClusterError: there is no such cluster.
     """
     first = first_pieces(benchmark)
     # At most: where one setting is also the task's own, less.
     total = len(first) + len(second_pieces(benchmark, _guess(benchmark)))
     folder = benchmark.folder
-    with Pool("optim4rl.cli.suite_worker", folder, jobs) as pool:
+    with open_pool("optim4rl.cli.suite_worker", folder, workers) as pool:
         run_pieces(pool, folder, first, lambda done, what: update(done, total, what))
         choices = choose(benchmark)
         second = second_pieces(benchmark, choices)

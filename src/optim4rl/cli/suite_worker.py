@@ -9,6 +9,7 @@ from typing import Any
 
 from optim4rl.cli.suite_pieces import (
     Piece,
+    files_of,
     is_done,
     piece_address,
     piece_from_dict,
@@ -16,7 +17,7 @@ from optim4rl.cli.suite_pieces import (
     put_curves,
     run_piece,
 )
-from optim4rl.study.pool import Job, OnJob, Pool, serve
+from optim4rl.study.pool import OTHER_CODE, Job, OnJob, Pool, serve
 
 
 def run_pieces(
@@ -31,7 +32,10 @@ def run_pieces(
     missing = [piece for piece in wanted if not is_done(folder, piece)]
     before = len(wanted) - len(missing)
     on_job(before, "")
-    jobs = [Job(_question(piece), describe_piece(piece), piece.program) for piece in missing]
+    jobs = [
+        Job(_question(piece), describe_piece(piece), piece.program, files_of(piece))
+        for piece in missing
+    ]
     pool.run(jobs, lambda done, what: on_job(before + done, what))
 
 
@@ -52,7 +56,7 @@ def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
     """Run a piece, unless it would be run with other code than was asked."""
     piece = piece_from_dict(question["piece"])
     if piece_address(piece) != question["address"]:
-        return {"error": "the package has changed; start the command again: it goes on"}
+        return {"error": OTHER_CODE}
     put_curves(folder, piece, run_piece(folder, piece))
     return {"done": True}
 

@@ -6,11 +6,9 @@ cells are in the store, so a study that was stopped goes on where it was.
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,15 @@ from optim4rl.study.cells import (
     ClassicalCell,
     IdentityCell,
     LearnedCell,
-    cell_to_dict,
     unpack_curves,
     unpack_identity,
 )
 from optim4rl.study.components import MappedAblation, map_plan, require_mapped
+from optim4rl.study.manifest import check_files
 from optim4rl.study.plan import Plan, parse_plan
 from optim4rl.study.pool import Job, Pool
+from optim4rl.study.pools import Workers, open_pool
+from optim4rl.study.provenance import package_versions as package_versions, provenance
 from optim4rl.study.results import Row, RowKind, StudyResults
 from optim4rl.study.settings import (
     TUNING_META_SEED,
@@ -41,6 +41,7 @@ from optim4rl.study.settings import (
 )
 from optim4rl.study.store import StoreError, get_result, has_result
 from optim4rl.study.variant import REFERENCE, Variant, describe_change, replace_field
+from optim4rl.study.worker import question
 
 CLASSICAL_BASELINES = {
     "adam": "Tuned Adam",
@@ -204,7 +205,7 @@ def run_study(
     folder: Path,
     *,
     command: str,
-    jobs: int = 2,
+    workers: Workers = Workers(),
     on_progress: OnProgress = lambda done, total, what: None,
 ) -> StudyResults:
     """Run all that is not yet done, and collect the results.
@@ -213,18 +214,19 @@ def run_study(
         study: what to run.
         folder: where results go, and where finished ones are found.
         command: the command to record in the report.
-        jobs: worker processes.
+        workers: who runs it.
         on_progress: called before the first cell and after each one.
 
     Raises:
         JobError: a cell failed; all others that were started are kept.
+        ClusterError: there is no such cluster.
     """
-    _record(study, folder, command)
+    record_study(study, folder, command)
     first = tuning_cells(study)
     # The number of cells does not depend on the rates that are chosen.
     rates = dict.fromkeys((c.key for c in study.comparisons), study.settings.meta_learning_rates[0])
     total = len(first) + len(report_cells(study, rates))
-    with Pool("optim4rl.study.worker", folder, jobs) as pool:
+    with open_pool("optim4rl.study.worker", folder, workers) as pool:
         _run_cells(pool, folder, first, lambda done, what: on_progress(done, total, what))
         rates = choose_meta_learning_rates(study, folder)
         second = report_cells(study, rates)
@@ -243,7 +245,7 @@ def _run_cells(
     missing = [cell for cell in cells if not has_result(folder, cell)]
     before = len(cells) - len(missing)
     on_job(before, "")
-    jobs = [Job(cell_to_dict(cell), describe_cell(cell), _program(cell)) for cell in missing]
+    jobs = [Job(question(cell), describe_cell(cell), _program(cell)) for cell in missing]
     pool.run(jobs, lambda done, what: on_job(before + done, what))
 
 
@@ -356,7 +358,7 @@ def _stress(settings: EvaluationSettings, results: Sequence[CellResult]) -> dict
     }
 
 
-def _record(study: Study, folder: Path, command: str) -> None:
+def record_study(study: Study, folder: Path, command: str) -> None:
     """Keep what the study was asked to do, so that its report can be made again."""
     record = {
         "command": command,
@@ -364,7 +366,7 @@ def _record(study: Study, folder: Path, command: str) -> None:
         "settings": dataclasses.asdict(study.settings),
         "skip_unmapped": study.skip_unmapped,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": package_versions(),
+        **provenance(),
     }
     write_atomically(folder / "plan.md", study.source)
     write_atomically(folder / "study.json", json.dumps(record, indent=1).encode())
@@ -377,13 +379,14 @@ def load_study(folder: Path) -> Study:
         StoreError: no study was run there.
     """
     try:
+        check_files(folder, ("study.json", "plan.md"))
         record = json.loads((folder / "study.json").read_text())
         source = (folder / "plan.md").read_bytes()
         settings = settings_from_dict(record["settings"])
         return lay_out(
             source, record["scale"], settings, skip_unmapped=bool(record["skip_unmapped"])
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder}: no study can be read there ({error})") from error
 
 
@@ -400,13 +403,6 @@ def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:
             "evaluation": EvaluationSettings(**tuples(values["evaluation"])),
         }
     )
-
-
-def package_versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("optim4rl", "jax", "jaxlib", "numpy", "optax", "equinox", "gymnax", "scipy")
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python, **{name: metadata.version(name) for name in names}}
 
 
 def write_table(results: StudyResults, path: Path) -> None:
