@@ -1,20 +1,23 @@
 """`optim4rl evaluate`: one row for each optimizer, honest where it diverged."""
 
 import json
+import os
 import shlex
+import signal
 
 import jax
 import numpy as np
 import polars as pl
 import pytest
 
-from optim4rl.cli import main as cli
+from optim4rl.cli import evaluate as evaluate_command, main as cli
 from optim4rl.cli.evaluate import EvaluateOptions, contenders, summarise
 from optim4rl.cli.main import main
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.protocol import Evaluation
 from optim4rl.evaluation.tuning import Tuning
 from optim4rl.optimizers.weights import save_weights, untrained
+from optim4rl.study.cells import code_hash
 
 TINY = shlex.split(
     "--width 8 --num-envs 4 --updates 12 --seeds 2 --tuning-seeds 1 "
@@ -156,3 +159,39 @@ def test_nothing_is_called_stuck_where_no_baseline_learns(results, baselines):
     rows = summarise(results, baselines)
     assert [row["stuck_rates"] for row in rows] == [{"2": None}] * len(rows)
     json.dumps(rows, allow_nan=False)
+
+
+# Stopping and going on
+
+
+def table(out):
+    return (out / "evaluation.json").read_bytes(), (out / "runs.parquet").read_bytes()
+
+
+def test_a_signal_stops_after_an_evaluation_and_the_command_goes_on(tmp_path, monkeypatch, capsys):
+    """What was evaluated is not evaluated again, and the table is that of an undisturbed run."""
+    words = ["evaluate", *TINY, "--baselines", "adam", "sgd"]
+    main([*words, "--out", str(tmp_path / "whole")])
+    real, made = evaluate_command.evaluate, []
+
+    def evaluate(task, family, *rest):
+        made.append(family.name)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(task, family, *rest)
+
+    monkeypatch.setattr(evaluate_command, "evaluate", evaluate)
+    with pytest.raises(SystemExit) as exit:
+        main([*words, "--out", str(tmp_path / "stopped")])
+    assert exit.value.code == 143
+    said = capsys.readouterr().err
+    command = shlex.join(["optim4rl", *words, "--out", str(tmp_path / "stopped")])
+    assert f"stopped by SIGTERM. What is finished is kept; go on with\n  {command}\n" in said
+    monkeypatch.setattr(evaluate_command, "evaluate", lambda *x: made.append(x[1].name) or real(*x))
+    main([*words, "--out", str(tmp_path / "stopped")])
+    assert made == ["adam", "sgd"]
+    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
+    settings = json.loads((tmp_path / "whole" / "settings.json").read_text())
+    assert settings["code"] == code_hash()
+    sums = (tmp_path / "whole" / "SHA256SUMS").read_text()
+    names = {line.split()[1] for line in sums.splitlines()}
+    assert names == {"curves.svg", "evaluation.json", "runs.parquet", "settings.json"}

@@ -68,6 +68,7 @@ def progress(out):
 
 def test_a_run_writes_its_settings_weights_and_progress(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
+        "SHA256SUMS",
         "checkpoint.previous.safetensors",
         "checkpoint.safetensors",
         "progress.csv",

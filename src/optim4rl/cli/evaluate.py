@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +12,12 @@ import jax
 import numpy as np
 import tyro
 
+from optim4rl.cli.folders import locked
+from optim4rl.cli.kept import kept
 from optim4rl.cli.plots import plot_curves
 from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.cli.signals import stop_in_order
+from optim4rl.cli.suite_pieces import weights_address
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking
 from optim4rl.evaluation.curves import stack
 from optim4rl.evaluation.learning import Classical, Family, Learned
@@ -30,8 +35,15 @@ from optim4rl.evaluation.stability import stability
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
-from optim4rl.study.cells import evaluation_task
-from optim4rl.study.runner import package_versions
+from optim4rl.study.cells import (
+    CellResult,
+    evaluation_task,
+    pack_evaluation,
+    unpack_evaluation,
+)
+from optim4rl.study.manifest import remove_manifest, write_manifest
+from optim4rl.study.provenance import provenance
+from optim4rl.tasks import Task
 
 Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd"]
 # What the name of an untrained control ends in.
@@ -148,35 +160,86 @@ def run(options: EvaluateOptions) -> None:
     require_tracker(options.tracker, options.out)
     entries = contenders(options)
     task = evaluation_task(options.task, options.settings)
-    if options.out is not None:  # A folder that cannot be written is named before the work.
-        options.out.mkdir(parents=True, exist_ok=True)
-    total = sum(len(entry.parameters) for entry in entries)
-    results: dict[str, list[Evaluation]] = {}
-    settings = _settings(options)
-    with (
-        tracking(options.tracker, options.out, settings) as tracker,
-        progress_bar(f"evaluating on {options.task}", "trainings") as update,
-    ):
-        done = 0
-        update(done, total)
-        for entry in entries:
-            for parameters in entry.parameters:
-                evaluation = evaluate(task, entry.family, parameters, entry.rates, options.settings)
-                results.setdefault(entry.name, []).append(evaluation)
-                done += 1
-                update(done, total, entry.name)
-            log_curves(tracker, {entry.name: [e.curves for e in results[entry.name]]})
-    rows = summarise(results, options.baselines)
-    if options.out is not None:
-        write_atomically(options.out / "settings.json", json.dumps(settings, indent=1).encode())
-        write_atomically(options.out / "evaluation.json", json.dumps(rows, indent=1).encode())
-        _write_curves(results, options.out / "runs.parquet")
-        curves = {name: [e.curves for e in found] for name, found in results.items()}
-        plot_curves(f"Learning curves on {options.task}", curves, options.out / "curves.svg")
+    # A folder that cannot be written is named before the work.
+    with locked(options.out) if options.out is not None else nullcontext():
+        if options.out is not None:
+            remove_manifest(options.out)
+        results = _evaluate(options, task, entries)
+        rows = summarise(results, options.baselines)
+        if options.out is not None:
+            _write(results, rows, options, options.out)
     if options.json:
         print(json.dumps(rows))
     else:
         _print(rows, options)
+
+
+def _evaluate(
+    options: EvaluateOptions, task: Task, entries: Sequence[Contender]
+) -> dict[str, list[Evaluation]]:
+    """Evaluate all that is not kept in the output folder yet.
+
+    Raises:
+        StoppedBySignalError: a signal has stopped it; what was finished is in the folder.
+    """
+    results: dict[str, list[Evaluation]] = {}
+    done, total = 0, sum(len(entry.parameters) for entry in entries)
+    parts = options.out / "evaluations" if options.out is not None else None
+    with (
+        tracking(options.tracker, options.out, _settings(options)) as tracker,
+        progress_bar(f"evaluating on {options.task}", "trainings") as update,
+        stop_in_order("the training in flight is finished") as stop,
+    ):
+        update(done, total)
+        for entry in entries:
+            for parameters in entry.parameters:
+                evaluation = _kept_evaluation(parts, task, entry, parameters, options.settings)
+                results.setdefault(entry.name, []).append(evaluation)
+                done += 1
+                update(done, total, entry.name)
+                if done < total:
+                    stop.raise_if_asked()
+            log_curves(tracker, {entry.name: [e.curves for e in results[entry.name]]})
+    return results
+
+
+def _kept_evaluation(
+    folder: Path | None,
+    task: Task,
+    entry: Contender,
+    parameters: MetaParameters | None,
+    settings: EvaluationSettings,
+) -> Evaluation:
+    """An evaluation, from the folder if it is there."""
+    family = entry.family
+    question = {
+        "task": dataclasses.asdict(task.config),
+        "optimizer": weights_address(LearnedOptimizer(family.spec, parameters, 1.0))
+        if isinstance(family, Learned) and parameters is not None
+        else dataclasses.asdict(family),
+        "rates": entry.rates,
+        "settings": dataclasses.asdict(settings),
+    }
+
+    def make() -> CellResult:
+        return pack_evaluation(evaluate(task, family, parameters, entry.rates, settings))
+
+    return unpack_evaluation(kept(folder, question, make), settings)
+
+
+def _write(
+    results: dict[str, list[Evaluation]],
+    rows: list[dict[str, Any]],
+    options: EvaluateOptions,
+    out: Path,
+) -> None:
+    settings = json.dumps(_settings(options), indent=1)
+    write_atomically(out / "settings.json", settings.encode())
+    write_atomically(out / "evaluation.json", json.dumps(rows, indent=1).encode())
+    _write_curves(results, out / "runs.parquet")
+    curves = {name: [e.curves for e in found] for name, found in results.items()}
+    plot_curves(f"Learning curves on {options.task}", curves, out / "curves.svg")
+    write_manifest(out)
 
 
 def _settings(options: EvaluateOptions) -> dict[str, Any]:
@@ -184,7 +247,7 @@ def _settings(options: EvaluateOptions) -> dict[str, Any]:
     values = dataclasses.asdict(options)
     for name in ("out", "tracker", "json"):
         del values[name]
-    return {**json.loads(json.dumps(values)), "versions": package_versions()}
+    return {**json.loads(json.dumps(values)), **provenance()}
 
 
 def summarise(

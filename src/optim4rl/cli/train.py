@@ -46,6 +46,7 @@ from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
+from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.provenance import provenance
 from optim4rl.tasks import MapOrder, default_config, make_task
 
@@ -230,6 +231,7 @@ def run(options: TrainOptions) -> None:
         log = options.out / "progress.csv"
         plot_training(log, options.out / "progress.svg")
         _write_table(log, options.out / "progress.parquet")
+        write_manifest(options.out)
     summary = {
         "weights": str(weights),
         "progress": str(log),
@@ -296,6 +298,7 @@ def _meta_train(
     first_process = jax.process_index() == 0
     about = provenance()
     if first_process:
+        remove_manifest(options.out)
         written = json.dumps({**settings, **about}, indent=1).encode()
         write_atomically(options.out / "settings.json", written)
         log = ProgressLog(options.out / "progress.csv", options.tasks, resumed.notes.get("log"))

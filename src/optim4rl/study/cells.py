@@ -21,7 +21,7 @@ import numpy as np
 from optim4rl.evaluation import identity
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.learning import Classical, Family, Learned
-from optim4rl.evaluation.protocol import EvaluationSettings, evaluate, tune
+from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate, tune
 from optim4rl.evaluation.tuning import Tuning
 from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, init, train
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
@@ -237,11 +237,7 @@ def _evaluate(
     rates: Sequence[float],
     settings: EvaluationSettings,
 ) -> CellResult:
-    result = evaluate(task, family, parameters, rates, settings)
-    arrays = pack_curves("curves", result.curves)
-    for scale, runs in result.stress.items():
-        arrays |= pack_curves(f"stress/{scale:g}", runs)
-    return CellResult(arrays, _tuning_info(result.tuning))
+    return pack_evaluation(evaluate(task, family, parameters, rates, settings))
 
 
 def _score(
@@ -262,6 +258,28 @@ def _tuning_info(tuning: Tuning) -> dict[str, Any]:
         "scores": scores,
         "at_edge": tuning.at_edge,
     }
+
+
+def pack_evaluation(evaluation: Evaluation) -> CellResult:
+    """An evaluation as named arrays and JSON values."""
+    arrays = pack_curves("curves", evaluation.curves)
+    for scale, runs in evaluation.stress.items():
+        arrays |= pack_curves(f"stress/{scale:g}", runs)
+    return CellResult(arrays, _tuning_info(evaluation.tuning))
+
+
+def unpack_evaluation(result: CellResult, settings: EvaluationSettings) -> Evaluation:
+    """The evaluation that `pack_evaluation` packed, made with those settings."""
+    info = result.info
+    scores = tuple(-np.inf if score is None else score for score in info["scores"])
+    return Evaluation(
+        Tuning(info["rate"], tuple(info["rates"]), scores),
+        unpack_curves("curves", result.arrays),
+        {
+            scale: unpack_curves(f"stress/{scale:g}", result.arrays)
+            for scale in settings.stress_scales
+        },
+    )
 
 
 def pack_curves(prefix: str, curves: Curves) -> dict[str, np.ndarray]:

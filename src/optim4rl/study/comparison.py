@@ -27,6 +27,7 @@ from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.study import figures
 from optim4rl.study.figures import Frame, Series
+from optim4rl.study.manifest import check_files
 from optim4rl.study.report import CURVE_POINTS, iqm_band, page_template
 from optim4rl.study.store import StoreError
 
@@ -74,6 +75,17 @@ class FinishedRun:
 # Reading
 
 
+# What is read of a folder, where it is there.
+FILES = (
+    "evaluation.json",
+    "progress.csv",
+    "results.json",
+    "runs.parquet",
+    "settings.json",
+    "study.json",
+)
+
+
 def read_run(folder: Path) -> FinishedRun:
     """What the output folder of `train`, `evaluate`, `evaluate --suite` or `ablate` holds.
 
@@ -89,6 +101,7 @@ def read_run(folder: Path) -> FinishedRun:
     for name, read in readers.items():
         if (folder / name).is_file():
             try:
+                check_files(folder, FILES)
                 return read(folder)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(f"{folder}: this run cannot be read ({error})") from error
