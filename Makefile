@@ -8,30 +8,35 @@ DEV := $(VENV)/.dev
 
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench lint docs clean
 
 demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
 	@echo
 	@echo "Open runs/demo/report.html in a browser."
 
+# A file's tests in one process, so that what its fixtures compile is compiled once.
 test: $(DEV)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(DEV)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # Twenty minutes on two cores, which should have nothing else to do.
 bench: $(DEV)
 	$(BIN)/python -m bench
 
 lint: $(DEV)
-	$(BIN)/ruff check src tests bench examples hatch_build.py
-	$(BIN)/ruff format --check src tests bench examples hatch_build.py
+	$(BIN)/ruff check src tests bench docs examples hatch_build.py
+	$(BIN)/ruff format --check src tests bench docs examples hatch_build.py
 	$(BIN)/mypy
 
+# The site, in build/site.
+docs: $(DEV)
+	$(BIN)/python -m mkdocs build --strict
+
 $(LAB): EXTRAS := lab
-$(DEV): EXTRAS := lab,dev
+$(DEV): EXTRAS := lab,dev,docs,trackers
 $(LAB) $(DEV): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optim4rl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)

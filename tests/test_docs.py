@@ -1,6 +1,8 @@
 """The pages do what they say: their programs run as printed, their tables hold."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -8,22 +10,65 @@ from optim4rl.evaluation.suites import SUITES
 from optim4rl.optimizers import LEARNED
 from optim4rl.optimizers.kernels.select import KERNELS
 from optim4rl.optimizers.processing import Raw
-from test_readme import PAGES, ROOT, blocks, run_program
+from test_readme import PAGES, ROOT, blocks, commands, run_program
 
-# Blocks with this after the fence are run, all those of a page as one program.
-RUNNABLE = "python runnable"
-PROGRAMS = {page.name: blocks(page.read_text("utf-8"), RUNNABLE) for page in PAGES}
+# The programs of a page are run as one. In these pages only the blocks with "runnable" after the
+# fence are programs; the others show a line or two of something.
+FRAGMENTS = {"docs/optimizers.md"}
+OWN_TESTS = {"README.md", "docs/torch.md"}  # test_readme, test_torch_page
+# Pages whose programs compile whole agents or meta-trainings.
+SLOW = {
+    "docs/start.md",
+    "docs/tasks.md",
+    "docs/how-to/own-agent.md",
+    "docs/how-to/own-structure.md",
+    "docs/how-to/trackers-and-files.md",
+}
 
 
-@pytest.mark.parametrize("page", [page for page, program in PROGRAMS.items() if program])
-def test_programs_run_as_printed(page, tmp_path):
-    source = "\n".join(PROGRAMS[page])
+def programs(page):
+    """What a page has to run."""
+    languages = ["python runnable"] + ["python"] * (page not in FRAGMENTS)
+    return blocks((ROOT / page).read_text("utf-8"), *languages)
+
+
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+RUN = [page for page in NAMES if page not in OWN_TESTS and programs(page)]
+
+
+def test_programs_run_as_printed(tmp_path):
+    """In one process, which imports and compiles once what they share."""
+    for page in set(RUN) - SLOW:
+        path = tmp_path / f"{page.replace('/', '-')}.py"
+        path.write_text("\n".join(programs(page)), "utf-8")
+    together = (
+        "import glob, runpy\nfor path in sorted(glob.glob('*.py')):\n    runpy.run_path(path)"
+    )
+    result = run_program(together, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted(SLOW))
+def test_longer_programs_run_as_printed(page, tmp_path):
+    source = "\n".join(programs(page))
     result = run_program(source, tmp_path)
     assert result.returncode == 0, f"{source}\n{result.stderr}"
 
 
 def test_there_are_programs_to_run():
-    assert {"tasks.md", "optimizers.md"} <= {page for page, found in PROGRAMS.items() if found}
+    assert {"docs/optimizers.md", "docs/method.md", "docs/design.md"} | SLOW <= set(RUN)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_first_page_run_as_printed(tmp_path):
+    (tmp_path / "plans").symlink_to(ROOT / "plans")
+    for words in commands((ROOT / "docs" / "start.md").read_text("utf-8")):
+        program = [sys.executable, "-m", "optim4rl", *words]
+        result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, f"{words}\n{result.stderr}"
+    assert (tmp_path / "runs" / "mine.html").is_file()
+    assert (tmp_path / "runs" / "study" / "report.html").is_file()
 
 
 def test_links_lead_somewhere():
