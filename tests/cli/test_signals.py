@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from optim4rl.cli.signals import StoppedBySignalError, stop_in_order
+from optim4rl.cli.signals import StoppedBySignalError, stop_in_order, stop_now
 
 BUSY = """
 import os, signal, time
@@ -37,7 +37,7 @@ def test_what_can_be_abandoned_stops_where_it_is():
     went_on = []
 
     def work():
-        with stop_in_order("at once", on_stop=lambda stop: stop.raise_if_asked()):
+        with stop_now("abandoned"):
             os.kill(os.getpid(), signal.SIGTERM)
             went_on.append(True)
 

@@ -6,7 +6,8 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,10 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
+from optim4rl.cli.folders import locked
+from optim4rl.cli.kept import kept
 from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.cli.signals import stop_in_order, stop_now
 from optim4rl.cli.trackers import (
     Tracker,
     TrackerName,
@@ -27,7 +31,12 @@ from optim4rl.cli.trackers import (
 from optim4rl.evaluation.identity import IdentityResult, IdentityRow
 from optim4rl.evaluation.returns import Estimate
 from optim4rl.optimizers.files import write_atomically
-from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS
+from optim4rl.study.cells import (
+    IDENTITY_SCALES,
+    IDENTITY_TASKS,
+    pack_identity_rows,
+    unpack_identity_rows,
+)
 from optim4rl.study.comparison import (
     differing_settings,
     numbers_by_name,
@@ -35,6 +44,7 @@ from optim4rl.study.comparison import (
     short_names,
     write_comparison,
 )
+from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.plan import read_plan
 from optim4rl.study.planner.text import one_line
 from optim4rl.study.pools import Workers
@@ -95,20 +105,23 @@ def ablate(options: AblateOptions) -> None:
     )
     command = shlex.join(["optim4rl", *sys.argv[1:]])
     config = {"scale": options.scale, **dataclasses.asdict(settings)}
-    with (
-        tracking(options.tracker, options.out, config) as tracker,
-        progress_bar(f"study ({options.scale})", "cells") as update,
-    ):
-        on_progress = with_progress(update, tracker)
-        results = run_study(
-            study,
-            options.out,
-            command=command,
-            workers=options.workers,
-            on_progress=on_progress,
-        )
-        log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
-    _finish(results, options.out, as_json=options.json)
+    with locked(options.out):
+        remove_manifest(options.out)
+        with (
+            tracking(options.tracker, options.out, config) as tracker,
+            progress_bar(f"study ({options.scale})", "cells") as update,
+            stop_now("cells in flight are abandoned"),
+        ):
+            on_progress = with_progress(update, tracker)
+            results = run_study(
+                study,
+                options.out,
+                command=command,
+                workers=options.workers,
+                on_progress=on_progress,
+            )
+            log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
+        _finish(results, options.out, as_json=options.json)
 
 
 @dataclass(frozen=True)
@@ -136,8 +149,9 @@ def report(options: ReportOptions) -> None:
         raise ValueError("folders = (): the output folder of at least one finished run is needed")
     first = options.folders[0]
     if len(options.folders) == 1 and (first / "study.json").is_file():
-        results = collect(load_study(first), first)
-        _finish(results, first, as_json=options.json, page=options.out)
+        with locked(first):
+            results = collect(load_study(first), first)
+            _finish(results, first, as_json=options.json, page=options.out)
         return
     alone = first / "report.html" if len(options.folders) == 1 else Path("comparison.html")
     _compare(options.folders, options.out or alone, as_json=options.json)
@@ -181,6 +195,7 @@ def _finish(
 ) -> None:
     path = page or folder / "report.html"
     write_report(results, path)
+    write_manifest(folder)
     if as_json:
         print(json.dumps({"report": str(path), "rows": summary_table(results)}))
         return
@@ -233,10 +248,28 @@ def identity(options: IdentityOptions) -> None:
 
     name = options.task or IDENTITY_TASKS[options.scale]
     task = make_task(default_config(name))
-    with progress_bar(f"identity experiment on {name}", "") as update:
-        update(0, 1)
-        result = identity_experiment(task, name, IDENTITY_SCALES[options.scale])
-        update(1, 1)
+    config = IDENTITY_SCALES[options.scale]
+    parts = options.out.with_name(f"{options.out.name}.parts") if options.out is not None else None
+    with (
+        locked(parts) if parts is not None else nullcontext(),
+        progress_bar(f"identity experiment on {name}", "networks") as update,
+        stop_in_order("the network in flight is finished") as stop,
+    ):
+        done = 0
+        update(done, len(config.networks))
+
+        def keep(
+            network: tuple[str, str], make: Callable[[], tuple[IdentityRow, ...]]
+        ) -> tuple[IdentityRow, ...]:
+            nonlocal done
+            stop.raise_if_asked()
+            question = {"task": name, "network": network, "config": dataclasses.asdict(config)}
+            rows = kept(parts, question, lambda: pack_identity_rows(make()))
+            done += 1
+            update(done, len(config.networks), " to ".join(network))
+            return unpack_identity_rows(rows)
+
+        result = identity_experiment(task, name, config, keep)
     text = json.dumps(dataclasses.asdict(result), default=lambda array: array.tolist())
     if options.out is not None:
         write_atomically(options.out, text.encode())

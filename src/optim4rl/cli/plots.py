@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from optim4rl.evaluation.benchmark import PROFILE_POINTS, Profile
 from optim4rl.evaluation.curves import Curves
+from optim4rl.optimizers.files import replacing
 
 _T = TypeVar("_T")
 
@@ -178,5 +179,5 @@ def _figure(path: Path, columns: int, rows: int = 1) -> Iterator[Any]:
         for each in axes:
             each.spines[["top", "right"]].set_visible(False)
             each.grid(alpha=0.25)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})

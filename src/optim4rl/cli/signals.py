@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,6 +33,11 @@ class StopRequest:
             raise StoppedBySignalError(self.number)
 
 
+def stop_now(doing: str) -> AbstractContextManager[StopRequest]:
+    """Raise `StoppedBySignalError` in the main thread, whatever it is at, at the first signal."""
+    return stop_in_order(doing, StopRequest.raise_if_asked)
+
+
 @contextmanager
 def stop_in_order(
     doing: str, on_stop: Callable[[StopRequest], None] = lambda request: None
@@ -40,7 +45,7 @@ def stop_in_order(
     """Turn the first SIGINT or SIGTERM into a request; the second one ends the process.
 
     Args:
-        doing: what is still finished, for the message.
+        doing: what becomes of what is in flight, for the message.
         on_stop: called when the first signal comes, in the main thread; it may raise.
     """
     request = StopRequest()

@@ -12,7 +12,9 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from optim4rl.cli.evaluate import CONTROL, load_groups
+from optim4rl.cli.folders import locked
 from optim4rl.cli.runtime import progress_bar
+from optim4rl.cli.signals import stop_now
 from optim4rl.cli.suite_pieces import Method, keep_weights
 from optim4rl.cli.suite_report import print_summary, to_json, write_report
 from optim4rl.cli.suite_runs import (
@@ -28,6 +30,7 @@ from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, trac
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.protocol import require_grid
 from optim4rl.evaluation.suites import load_suite
+from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.pools import Workers
 
 Baseline = Literal["adam", "rmsprop", "sign_sgd", "adam_decay", "adam_raw_rewards"]
@@ -99,13 +102,17 @@ def run(options: SuiteOptions) -> None:
     require_tracker(options.tracker, options.out)
     benchmark = lay_out(options)
     config = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    with (
-        tracking(options.tracker, options.out, config) as tracker,
-        progress_bar(f"suite {options.suite}", "pieces") as update,
-    ):
-        results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))
-        log_curves(tracker, _tuned_curves(results))
-    write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
+    with locked(options.out):
+        remove_manifest(options.out)
+        with (
+            tracking(options.tracker, options.out, config) as tracker,
+            progress_bar(f"suite {options.suite}", "pieces") as update,
+            stop_now("runs in flight are abandoned"),
+        ):
+            results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))
+            log_curves(tracker, _tuned_curves(results))
+        write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
+        write_manifest(options.out)
     if options.json:
         print(json.dumps(to_json(results)))
     else:

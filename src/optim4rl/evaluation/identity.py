@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -150,6 +151,10 @@ class IdentityRow:
     spread: Mapping[str, tuple[float, float]]
 
 
+# Gives a network's rows, which the function makes.
+Keep = Callable[[tuple[str, str], Callable[[], tuple[IdentityRow, ...]]], tuple[IdentityRow, ...]]
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Histogram of log10|g| of non-zero gradients, with the share of exact zeros beside it.
@@ -186,8 +191,19 @@ class IdentityResult:
     settings: Mapping[str, Any]
 
 
-def identity_experiment(task: InnerTask, task_name: str, config: IdentityConfig) -> IdentityResult:
+def identity_experiment(
+    task: InnerTask,
+    task_name: str,
+    config: IdentityConfig,
+    keep: Keep = lambda network, make: make(),
+) -> IdentityResult:
     """Record gradients, train the networks on them, and set them beside supervised gradients.
+
+    Args:
+        task: whose gradients.
+        task_name: what results call it.
+        config: sizes and settings.
+        keep: gives a network's rows: makes them, or has kept them from an earlier time.
 
     Raises:
         ValueError: as `run_identity` does.
@@ -204,7 +220,7 @@ def identity_experiment(task: InnerTask, task_name: str, config: IdentityConfig)
     )
     return IdentityResult(
         task=f"{task_name}, RMSProp {config.recording_learning_rate:g}",
-        rows=run_identity(recorded, config),
+        rows=run_identity(recorded, config, keep),
         histograms=(
             histogram(task_name, recorded),
             histogram("supervised (Gaussian clusters)", supervised),
@@ -373,7 +389,9 @@ _OUTPUTS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 
 def run_identity(
-    gradients: Float[np.ndarray, "time coordinate"], config: IdentityConfig
+    gradients: Float[np.ndarray, "time coordinate"],
+    config: IdentityConfig,
+    keep: Keep = lambda network, make: make(),
 ) -> tuple[IdentityRow, ...]:
     """Train every network of the grid on the recorded gradients; one row per network and schedule.
 
@@ -399,7 +417,11 @@ def run_identity(
         gradients[:, tuning],
         gradients[:, held_out],
     )
-    return tuple(row for network in config.networks for row in _network_rows(network, data, config))
+    return tuple(
+        row
+        for network in config.networks
+        for row in keep(network, partial(_network_rows, network, data, config))
+    )
 
 
 def split_coordinates(

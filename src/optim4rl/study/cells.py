@@ -309,9 +309,17 @@ def _run_identity(cell: IdentityCell) -> CellResult:
     return CellResult({}, {"identity": json.loads(values)})
 
 
-def unpack_identity(values: Mapping[str, Any]) -> identity.IdentityResult:
-    """The identity experiment's result from a cell's info."""
-    rows = tuple(
+def pack_identity_rows(rows: Sequence[identity.IdentityRow]) -> CellResult:
+    """Rows of the identity experiment as JSON values."""
+    values = [dataclasses.asdict(row) for row in rows]
+    return CellResult(
+        {}, {"rows": json.loads(json.dumps(values, default=lambda array: array.tolist()))}
+    )
+
+
+def unpack_identity_rows(result: CellResult) -> tuple[identity.IdentityRow, ...]:
+    """The rows that `pack_identity_rows` packed, or those of a whole result."""
+    return tuple(
         identity.IdentityRow(
             **{
                 **row,
@@ -320,8 +328,13 @@ def unpack_identity(values: Mapping[str, Any]) -> identity.IdentityResult:
                 "spread": {name: tuple(ends) for name, ends in row["spread"].items()},
             }
         )
-        for row in values["rows"]
+        for row in result.info["rows"]
     )
+
+
+def unpack_identity(values: Mapping[str, Any]) -> identity.IdentityResult:
+    """The identity experiment's result from a cell's info."""
+    rows = unpack_identity_rows(CellResult({}, values))
     histograms = tuple(
         identity.Histogram(
             **{

@@ -20,6 +20,7 @@ from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.identity import Histogram, IdentityResult, IdentityRow
 from optim4rl.evaluation.returns import bootstrap_interval
 from optim4rl.evaluation.stability import METRICS
+from optim4rl.optimizers.files import write_atomically
 from optim4rl.study import figures
 from optim4rl.study.figures import Axis, Frame, Series
 from optim4rl.study.results import RowKind, StudyResults
@@ -56,7 +57,7 @@ def write_report(results: StudyResults, path: Path) -> None:
         ValueError: there is nothing to report; see `summarise`.
     """
     # A plan may hold what UTF-8 cannot: unpaired surrogates become question marks.
-    path.write_bytes(render_report(results).encode("utf-8", "replace"))
+    write_atomically(path, render_report(results).encode("utf-8", "replace"))
 
 
 def render_report(results: StudyResults) -> str:
