@@ -1,0 +1,135 @@
+"""Commands as processes of their own, to be killed."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+# Long enough for anything here; what takes longer hangs.
+PATIENCE = 300
+
+PLAN = b"""# A small study
+
+## Ablation Plan
+
+### Ablation of the schedule
+- **Ablated Part**: Pipeline training
+- **Action**: REPLACE
+- **Replacement**: Synchronous resets
+- **Metrics**: Return
+"""
+TRAIN = shlex.split(
+    "train --width 8 --envs-per-agent 2 --agents 2 --inner-updates 2 --reset-interval 2 "
+    "--optimizer optim4rl-rlc --devices 1 --chunk 1"
+)
+ABLATE = shlex.split("--scale smoke --meta-seeds 1 --seeds 1 --jobs 2 --json")
+
+
+def environment(programs):
+    """Programs are compiled once, in haste: they run for a moment only."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1",
+    }
+
+
+class Command:
+    """A running command, in a session of its own with all of its workers."""
+
+    def __init__(self, words, env, **options):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "optim4rl", *map(str, words)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.kill(everyone=True)
+        self.process.communicate()
+
+    @property
+    def session(self):
+        """The processes of the command's session, itself and its workers."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == self.process.pid:
+                found.append(int(path.parent.name))
+        return found
+
+    def kill(self, *, everyone):
+        """Kill -9: of the command alone, or as when the machine goes down."""
+        for pid in self.session if everyone else [self.process.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def wait(self, seconds):
+        """Whether it has ended within that time."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def finish(self):
+        """Its exit code, and what it said; None if it hangs."""
+        try:
+            out, err = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return None, "", ""
+        return self.process.returncode, out, err
+
+
+def wait_for(condition, seconds=60):
+    """Look every millisecond; whether it came true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def same_training(one, other):
+    """Whether two runs of `train` left the same weights, checkpoint and log, bit for bit."""
+    files = ("checkpoint.safetensors", "progress.csv")
+    if any((one / name).read_bytes() != (other / name).read_bytes() for name in files):
+        return False
+    return same_arrays(*(folder / "weights.safetensors" for folder in (one, other)))
+
+
+def same_arrays(one, other):
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(
+        np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes() for name in one
+    )
+
+
+def same_study(one, other):
+    """Whether two studies have the same cells and the same table, bit for bit."""
+    if (one / "runs.parquet").read_bytes() != (other / "runs.parquet").read_bytes():
+        return False
+    cells = [sorted((folder / "cells").glob("*.safetensors")) for folder in (one, other)]
+    names = [[path.name for path in found] for found in cells]
+    return names[0] == names[1] and all(map(same_arrays, *cells))
