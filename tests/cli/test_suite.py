@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from documented import columns
 from optim4rl.cli import main as cli, suite_runs
 from optim4rl.cli.main import main
 from optim4rl.cli.suite import SuiteOptions, lay_out
@@ -312,6 +313,7 @@ def test_all_files_are_written_and_agree(toys, weights, tmp_path):
     assert document["optimizers"]["adam"]["tuned"]["auc"]["mean"][0] == pytest.approx(1.0)
     assert document["optimizers"]["rule-0"]["settings"][0]["one"] == 1.0
     table = pl.read_parquet(tmp_path / "runs.parquet")
+    assert table.columns == columns("evaluate --suite")
     rows = table.filter(optimizer="rule-0", task="catch", purpose="tuned")
     assert rows["seed"].to_list() == list(range(EVALUATION_SEED, EVALUATION_SEED + 10))
     assert rows["auc"].mean() == pytest.approx(

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from test_trackers import read_scalars
 
+from documented import columns
 from optim4rl.cli import main as cli, train
 from optim4rl.cli.folders import locked
 from optim4rl.cli.main import main
@@ -105,6 +106,7 @@ def test_the_progress_is_a_table_and_in_tensorboard_as_in_the_log(whole):
     rows = progress(whole)
     table = pl.read_parquet(whole / "progress.parquet")
     assert table.columns == list(rows[0])
+    assert [name.replace("catch", "TASK") for name in table.columns] == columns("train")
     assert table["iteration"].to_list() == [1, 2, 3, 4]
     scalars = read_scalars(whole / "tensorboard")
     for column, name in (

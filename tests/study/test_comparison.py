@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import polars as pl
 import pytest
 from test_report import HOSTILE, make_results
 
+from documented import columns
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.returns import area_under_curve, interquartile_mean
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights, untrained
@@ -24,8 +24,6 @@ from optim4rl.study.comparison import (
 )
 from optim4rl.study.runner import write_table
 from optim4rl.study.store import StoreError
-
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "trackers-and-files.md"
 
 
 def training(folder, *, rate=0.01, returns=(-0.5, "", 0.5, 0.9), norms=(1, 2, 3, 4), done=True):
@@ -210,15 +208,6 @@ def test_many_runs_have_lines_that_can_be_told_apart(tmp_path):
     runs = [read_run(training(tmp_path / f"{i}", done=False)) for i in range(8)]
     styles = set(re.findall(r'class="line (run-[^"]+)"', render_comparison(runs)))
     assert len(styles) == 8
-
-
-# The columns that the page on files names
-
-
-def columns(command):
-    """The columns of a command's table on the page, and of what they are."""
-    text = PAGE.read_text("utf-8").partition(f"\n`{command}`:\n")[2]
-    return re.findall(r"^\| `(\w+)` \|", text.partition("\n\n`")[0].partition("\n```")[0], re.M)
 
 
 def test_the_tables_have_the_columns_that_the_page_names(study):

@@ -1,0 +1,77 @@
+"""The identity experiment's curves as files, and all tables in the hands of pandas."""
+
+import json
+import subprocess
+import venv
+
+import numpy as np
+import polars as pl
+import pytest
+from test_trackers import read_scalars
+
+from documented import columns
+from optim4rl.cli import main as cli
+from optim4rl.cli.main import main
+from optim4rl.evaluation import identity
+from optim4rl.evaluation.curves import HEALTHY, Curves
+from optim4rl.evaluation.identity import IdentityResult, IdentityRow
+
+
+def row(schedule, curve):
+    numbers = {"online": 0.5, "online_nonzero": 0.4, "frozen": 0.3, "frozen_nonzero": 0.2}
+    ends = {name: (x, x) for name, x in numbers.items()}
+    return IdentityRow(
+        "raw", "linear", schedule, 3e-3, *numbers.values(), {-3: 0.1}, np.array(curve), 2, ends
+    )
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """The folder of an experiment, all but its networks."""
+    rows = (row("constant", [0.1, 0.3, 0.5]), row("annealed", [0.2, 0.6]))
+    result = IdentityResult("catch", rows, (), {"updates": 3})
+    monkeypatch.setattr(identity, "identity_experiment", lambda *_: result)
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    out = tmp_path / "identity.json"
+    main(["identity", "--scale=smoke", "--out", str(out), "--tracker=tensorboard", "--json"])
+    return tmp_path
+
+
+def test_the_curves_are_a_table_and_in_tensorboard(written):
+    table = pl.read_parquet(written / "identity.parquet")
+    assert table.columns == columns("identity")
+    annealed = table.filter(schedule="annealed")
+    assert annealed["progress"].to_list() == [0.0, 1.0]
+    assert annealed["accuracy"].to_list() == [0.2, 0.6]
+    scalars = read_scalars(written / "tensorboard")
+    assert scalars["accuracy/constant/raw-linear"] == [
+        (step, pytest.approx(x)) for step, x in ((0, 0.1), (500, 0.3), (1000, 0.5))
+    ]
+    assert json.loads((written / "identity.json").read_text())["task"] == "catch"
+
+
+@pytest.mark.slow
+def test_pandas_opens_the_tables(written, tmp_path):
+    """In an environment of its own, for pandas needs pyarrow, and nothing else here does."""
+    curves = Curves(np.zeros((2, 3)), np.full(2, HEALTHY), np.arange(1, 4))
+    long = curves.to_table(optimizer="adam", meta_seed=0)
+    long.write_parquet(written / "long.parquet")
+    lists = long.group_by("run").agg("env_steps", "return")
+    lists.write_parquet(written / "lists.parquet")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "pandas", "pyarrow"], check=True)
+    program = """
+import pandas, sys
+for name in ("identity", "long", "lists"):
+    table = pandas.read_parquet(f"{sys.argv[1]}/{name}.parquet")
+    print(name, len(table), *table.columns)
+"""
+    result = subprocess.run(
+        [python, "-c", program, written], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == [
+        "identity 5 input output schedule progress accuracy",
+        "long 6 optimizer meta_seed run update env_steps return diverged",
+        "lists 2 run env_steps return",
+    ]
