@@ -40,9 +40,15 @@ class Classical:
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned rule as a function of its meta-parameters and its rate alpha."""
+    """A learned rule as a function of its meta-parameters and its rate alpha.
+
+    Attributes:
+        spec: the rule.
+        state_dtype: what its state is kept in, "float32" or "bfloat16".
+    """
 
     spec: OptimizerSpec
+    state_dtype: str = "float32"
 
     def __call__(
         self, parameters: MetaParameters | None, rate: Float[Array, ""]
@@ -51,7 +57,9 @@ class Learned:
             raise ValueError("parameters = None: a learned rule needs its meta-parameters")
         # One device runs it, however many there are.
         kernel = choose(self.spec).name
-        return learned_optimizer(self.spec, parameters, rate, kernel=kernel)
+        return learned_optimizer(
+            self.spec, parameters, rate, kernel=kernel, state_dtype=self.state_dtype
+        )
 
 
 # Runs side by side, and updates between two looks of the host. Whatever is asked for is done in

@@ -281,7 +281,7 @@ class Anchored:
     def features(self, processing: Processing, reading: Reading) -> Features:
         # log(1 + age) scaled so that a few hundred updates read about 1.
         log_age = jnp.log1p(reading.age.astype(jnp.float32)) / 6.0
-        log_age = jnp.broadcast_to(log_age, reading.gradient.shape)
+        log_age = log_age + jnp.zeros_like(reading.gradient)
         ratios = jnp.clip(jnp.stack(self._ratios(reading)), -5.0, 5.0)
         return (jnp.concatenate([processing.first(reading.gradient), log_age[None], ratios]),)
 
@@ -343,7 +343,7 @@ def factors(v: Float[Array, "betas *shape"]) -> Factors:
     rows, columns = (jnp.mean(v, axis=axis, keepdims=True) for axis in (longest, second))
     relative = rows / (jnp.mean(rows, axis=second, keepdims=True) + _FLOOR)
     scale = _bounded_rsqrt(relative) * _bounded_rsqrt(columns)
-    return Factors(*(jnp.broadcast_to(x, v.shape) for x in (rows, columns, scale)))
+    return Factors(*(x + jnp.zeros_like(v) for x in (rows, columns, scale)))
 
 
 def _bounded_rsqrt(x: Array) -> Array:
@@ -558,8 +558,8 @@ def _log_size(x: Array) -> Array:
 
 
 def _constant_rows(values: Float[Array, " rows"], like: Array) -> Float[Array, "rows *shape"]:
-    column = values.reshape(-1, *(1,) * (like.ndim - 1))
-    return jnp.broadcast_to(column, (values.shape[0], *like.shape[1:]))
+    # Zeros made from an array keep its sharding, as a broadcast would not.
+    return values.reshape(-1, *(1,) * (like.ndim - 1)) + jnp.zeros_like(like[:1])
 
 
 STRUCTURES: dict[str, type[Structure]] = {

@@ -125,7 +125,8 @@ def scale_by_learned_rule(
                 )
             # Flax nnx brings dicts back in place of the tuples that it was given.
             known = [x.astype(jnp.float32) for x in jax.tree.leaves(leaf)]
-            before = RuleState(*jax.tree.unflatten(memory, known), state.count)
+            carries, moments = jax.tree.unflatten(memory, known)
+            before = RuleState(carries, moments, state.count)
             exact = gradient.astype(jnp.float32)
             direction, after = step_leaf(spec, meta_parameters, exact, before, tensor, extras)
             remembered = LeafState(after.carries, after.moments)
@@ -220,6 +221,8 @@ def _step_plain(
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """The rule's step on a leaf, whose shape is kept."""
     rows = tensor_rows(spec.inputs, tensor)
+    if rows is not None:
+        rows = rows + jnp.zeros_like(gradient)[None]  # sharded as the gradient is
     if spec.normalise == "none":
         return step(spec, meta_parameters, gradient, state, rows, extras)
     direction, after = step(raw(spec), meta_parameters, gradient, state, rows, extras)
