@@ -29,6 +29,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
   optim4rl report DIR                write a study's report again
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
+  optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
   optim4rl list WHAT                 tasks, optimizers, components, weights, presets, kernels
 
 Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
@@ -108,6 +109,7 @@ def _dispatch(words: list[str]) -> None:
         "ablate": _ablate,
         "report": _ablate,
         "identity": _ablate,
+        "inspect": _inspect,
         "list": _list,
     }
     if command not in commands:
@@ -187,6 +189,12 @@ def _plan(command: str, rest: list[str]) -> None:
         "plan lint": (plan.LintOptions, plan.lint_plan),
     }[command]
     run(_parse(options, command, rest))  # type: ignore[operator]
+
+
+def _inspect(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import inspect
+
+    inspect.run(_parse(inspect.InspectOptions, command, rest))
 
 
 def _list(command: str, rest: list[str]) -> None:
