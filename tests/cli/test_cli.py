@@ -88,7 +88,7 @@ def test_tasks_are_listed(capsys):
 def test_optimizers_are_listed_with_their_state(capsys):
     rows = {row["optimizer"]: row for row in listed(capsys, "optimizers")}
     assert list(rows) == list(optimizer_names())
-    assert rows["adam"]["state"] == "2 floats a parameter"
+    assert rows["adam"]["state"] == "2 floats, 8 bytes a parameter"
     assert rows["optim4rl"]["structure"] == "adaptive"
 
 

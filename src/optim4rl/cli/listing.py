@@ -67,7 +67,7 @@ def _optimizers() -> list[dict[str, Any]]:
             "kind": "learned",
             "processing": spec.processing.name,
             "structure": spec.structure.name,
-            "state": f"{spec.state_floats} floats a parameter",
+            "state": _state_cost(spec.state_floats),
         }
         for name, spec in LEARNED.items()
     ]
@@ -78,11 +78,15 @@ def _optimizers() -> list[dict[str, Any]]:
             "kind": "classical (optax)",
             "processing": "",
             "structure": "",
-            "state": f"{floats[name]} floats a parameter",
+            "state": _state_cost(floats[name]),
         }
         for name in CLASSICAL
     ]
     return [*learned, *classical]
+
+
+def _state_cost(floats: int) -> str:
+    return f"{floats} floats, {4 * floats} bytes a parameter"
 
 
 def _components() -> list[dict[str, Any]]:
@@ -111,7 +115,7 @@ def _weights() -> list[dict[str, Any]]:
                 "weights": name,
                 "trained on": ", ".join(weights.card.get("tasks", [])),
                 "learning rate": weights.learning_rate,
-                "state": f"{weights.spec.state_floats} floats a parameter",
+                "state": _state_cost(weights.spec.state_floats),
                 "results": weights.card.get("results", {}).get("summary", ""),
             }
         )
