@@ -20,7 +20,7 @@ from optim4rl.study.components import COMPONENTS, METRICS
 from optim4rl.tasks.environments.adapters import environment_names, package_names
 
 PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
-COMMANDS = ["train", "evaluate", "plan show", "ablate", "report", "identity", "list"]
+COMMANDS = ["train", "evaluate", "plan show", "ablate", "report", "identity", "inspect", "list"]
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from optim4rl.evaluation.response import (
     respond,
     time_scales,
 )
-from optim4rl.optimizers import LEARNED, LearnedOptimizer, OptimizerSpec, untrained
+from optim4rl.optimizers import LearnedOptimizer, OptimizerSpec, untrained
 from optim4rl.optimizers.structures import L2L
 
 
@@ -100,16 +100,3 @@ def test_time_constants_of_a_gate_and_of_moments():
     expected = [[-1 / math.log(beta) for beta in (0.9, 0.98, 0.999)]]
     np.testing.assert_allclose(scales.moments, expected, rtol=1e-2)
     assert np.isfinite(scales.hidden).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LEARNED)
-def test_every_preset_has_a_response(name):
-    optimizer = untrained(name, 1e-3, jax.random.key(0))
-    response, scales = respond(optimizer), time_scales(optimizer)
-    for field in ("constant", "alternating", "vanishing", "noisy", "kernel"):
-        assert np.isfinite(getattr(response, field)).all(), field
-    spec = optimizer.spec
-    moments = spec.structure.num_moments
-    assert scales.moments.shape == (3, moments)
-    assert scales.hidden.shape == (3, spec.state_floats - moments)

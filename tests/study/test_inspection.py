@@ -105,5 +105,10 @@ def test_the_response_surface_is_a_figure_of_as_many_panels(inspection):
 @pytest.mark.parametrize("name", LEARNED)
 def test_every_preset_can_be_inspected(name):
     optimizer = untrained(name, 1e-3, jax.random.key(0))
-    html = render_inspection(inspect(name, optimizer))
-    assert Page(html).tags.count("figure") == 11
+    found = inspect(name, optimizer)
+    for field in ("constant", "alternating", "vanishing", "noisy", "kernel"):
+        assert np.isfinite(getattr(found.responses[RULE], field)).all(), field
+    moments = optimizer.spec.structure.num_moments
+    assert found.scales.moments.shape == (3, moments)
+    assert found.scales.hidden.shape == (3, optimizer.spec.state_floats - moments)
+    assert Page(render_inspection(found)).tags.count("figure") == 11
