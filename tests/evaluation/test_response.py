@@ -64,6 +64,18 @@ def test_an_averages_kernel_is_its_decay():
     np.testing.assert_allclose(after, TYPICAL * 0.8 ** np.arange(1, 21), rtol=1e-4)
 
 
+def test_what_a_rule_does_whatever_the_sign_is_its_drift(adam):
+    def both(updates, state, params=None):
+        return 0.5 * jnp.sign(updates) + 0.25, state
+
+    tx = optax.GradientTransformation(lambda params: optax.EmptyState(), both)
+    response = measure(tx)
+    np.testing.assert_allclose(response.drift, 0.25, rtol=1e-6)
+    expected = 0.5 * math.erf(SIGNAL_TO_NOISE / math.sqrt(2))
+    np.testing.assert_allclose(response.effective_step, expected, atol=0.015)
+    np.testing.assert_allclose(adam.drift, 0.0, atol=1e-6)
+
+
 def test_a_rule_without_memory_has_no_momentum_to_speak_of():
     """A step that is the same for every gradient tells nothing of any of them."""
     silent = optax.GradientTransformation(

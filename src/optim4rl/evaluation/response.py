@@ -29,7 +29,8 @@ SIZES: Float[np.ndarray, " size"] = 10.0 ** np.linspace(-10.0, 2.0, 25)
 TYPICAL = 1e-3
 # Updates after which a gradient vanishes.
 VANISHES_AT = 128
-# A noisy gradient's mean over its standard deviation, and the number of such streams.
+# A noisy gradient's mean over its standard deviation, and the number of such streams: of half of
+# them the mean is negative, so that what a rule does whatever the sign cancels.
 SIGNAL_TO_NOISE = 0.3
 NOISY_STREAMS = 256
 # Averages over a life are taken over windows of as many updates.
@@ -52,7 +53,8 @@ class Streams(NamedTuple):
         constant: of each of `SIZES`, positive and negative.
         alternating: of size `TYPICAL`, its sign changing with each update.
         vanishing: `TYPICAL` for `VANISHES_AT` updates, then exactly zero.
-        noisy: normal with standard deviation `TYPICAL` around `SIGNAL_TO_NOISE` times that.
+        noisy: normal with standard deviation `TYPICAL` around `SIGNAL_TO_NOISE` times that; the
+            second half of the streams is the first with its signs changed.
     """
 
     constant: Float[np.ndarray, "age sizes"]
@@ -87,6 +89,12 @@ class Response:
         return self.noisy.reshape(-1, WINDOW * NOISY_STREAMS).mean(axis=1)
 
     @property
+    def drift(self) -> Float[np.ndarray, " window"]:
+        """The mean step that noisy gradients have whatever their sign; 0 for an odd rule."""
+        up, down = np.split(self.noisy, 2, axis=1)
+        return 0.5 * (up - down).reshape(-1, up.shape[1] * WINDOW).mean(axis=1)
+
+    @property
     def implied_momentum(self) -> Float[np.ndarray, " window"]:
         """The share of the step that comes of gradients before the newest: Adam's is 0.9.
 
@@ -103,19 +111,19 @@ class Response:
 def streams() -> Streams:
     """The gradients that every optimizer is shown, always the same."""
     ages = np.arange(LIFE)[:, None]
-    signal = SIGNAL_TO_NOISE + _noise()
+    noisy = TYPICAL * (SIGNAL_TO_NOISE + _noise())
     sizes = np.concatenate([SIZES, -SIZES])
     return Streams(
         constant=np.broadcast_to(sizes, (LIFE, sizes.size)),
         alternating=TYPICAL * np.where(ages % 2 == 0, 1.0, -1.0),
         vanishing=TYPICAL * np.where(ages < VANISHES_AT, 1.0, 0.0),
-        noisy=TYPICAL * signal,
+        noisy=np.concatenate([noisy, -noisy], axis=1),
     )
 
 
 @cache
 def _noise() -> Float[np.ndarray, "age stream"]:
-    noise = np.random.default_rng(0).standard_normal((LIFE, NOISY_STREAMS))
+    noise = np.random.default_rng(0).standard_normal((LIFE, NOISY_STREAMS // 2))
     return noise - noise.mean(axis=1, keepdims=True)
 
 
@@ -130,6 +138,7 @@ def measure(tx: optax.GradientTransformation, tensor: tuple[int, ...] = (1,)) ->
     steps = np.asarray(_steps(tx, tensor, jnp.asarray(np.concatenate(shown, axis=1), jnp.float32)))
     ends = np.cumsum([stream.shape[1] for stream in shown])[:-1]
     constant, alternating, vanishing, noisy = np.split(steps.astype(np.float64), ends, axis=1)
+    noisy[:, NOISY_STREAMS // 2 :] *= -1.0
     return Response(
         constant=np.stack([constant[:, : SIZES.size], -constant[:, SIZES.size :]]),
         alternating=alternating[:, 0] * np.sign(shown.alternating[:, 0]),
@@ -140,7 +149,7 @@ def measure(tx: optax.GradientTransformation, tensor: tuple[int, ...] = (1,)) ->
 
 
 def respond(optimizer: LearnedOptimizer) -> Response:
-    """The response of a learned optimizer, its spec's step scale included."""
+    """The response of a learned optimizer to the gradient of a weight, its step scale included."""
     return measure(*_probe(optimizer))
 
 
@@ -160,7 +169,7 @@ def _probe(
 ) -> tuple[optax.GradientTransformationExtraArgs, tuple[int, ...]]:
     spec = optimizer.spec
     tensorwise = spec.structure.tensorwise or spec.normalise != "none"
-    rule = scale_by_learned_rule(spec, optimizer.meta_parameters, kernel=None)
+    rule = scale_by_learned_rule(spec, optimizer.meta_parameters, kernel=None, kinds="weight")
     return rule, TENSOR if tensorwise else (1,)
 
 
@@ -193,7 +202,8 @@ def _kernel(steps: Float[np.ndarray, "age stream"]) -> Float[np.ndarray, "window
 @cache
 def _lagged_noise() -> Float[np.ndarray, "window lag sample"]:
     # There was no noise before the first update.
-    noise = np.concatenate([np.zeros((LAGS, NOISY_STREAMS)), _noise()])
+    along = np.tile(_noise(), 2)
+    noise = np.concatenate([np.zeros((LAGS, NOISY_STREAMS)), along])
     shifted = [noise[LAGS - lag : LAGS - lag + LIFE] for lag in range(LAGS)]
     return np.stack(shifted).reshape(LAGS, -1, WINDOW * NOISY_STREAMS).swapaxes(0, 1)
 

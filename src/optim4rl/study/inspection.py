@@ -109,6 +109,7 @@ def _summary(response: Response) -> dict[str, Any]:
         "settled_step_of_negative": _values(response.constant[1, -1]),
         "settled_alternating_step": float(response.alternating[-1]),
         "effective_step": _values(response.effective_step),
+        "drift": _values(response.drift),
         "implied_momentum": _values(response.implied_momentum),
         "kernel": _values(response.kernel[-1]),
     }
@@ -298,7 +299,8 @@ def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         (
             f"A noisy gradient, mean over deviation {SIGNAL_TO_NOISE}",
             "Along the mean gradient, median and middle half of the streams: on average this rule "
-            f"gets {_number(mean)} ahead with each update, Adam {_number(others)}.",
+            f"gets {_number(mean)} ahead with each update, Adam {_number(others)}. Whatever the "
+            f"gradient’s sign, it drifts by {_number(float(rule.drift[-1]))}.",
             LIFE,
             {name: q[1] for name, q in noisy.items()},
         ),
