@@ -98,11 +98,11 @@ def _fits(value: Any, declared: Any) -> bool:
         return number and _is_finite(value)
     # A protocol says what a value does, which shows when it does it.
     if not isinstance(declared, type) or getattr(declared, "_is_protocol", False):
-        return True
+        return value is not None
     return isinstance(value, declared)
 
 
-def _is_finite(number: float) -> bool:
+def _is_finite(number: int | float) -> bool:
     try:
         return math.isfinite(number)
     except OverflowError:  # a whole number beyond all floats

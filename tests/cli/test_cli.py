@@ -163,7 +163,7 @@ def test_a_plan_is_shown(capsys):
         ("train --out x --clip -1", ["clip", "-1"]),
         ("train --out x --clip nan", ["clip", "nan"]),
         ("train --out x --width -8", ["width", "-8"]),
-        ("train --out x --envs-per-agent 0", ["num_envs", "0"]),
+        ("train --out x --envs-per-agent 0", ["envs_per_agent", "0"]),
         ("train --out x --chunk 0", ["chunk = 0"]),
         ("evaluate missing", ["'missing'"]),
         ("evaluate here,missing", ["'here'"]),

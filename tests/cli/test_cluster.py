@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +68,7 @@ def weights(folder):
     return np.concatenate([np.ravel(x) for w in networks.values() for x in w.values()])
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_and_one_process_goes_on_with_it(tmp_path, start):
     """Two processes with two devices each do the first two iterations; one with two goes on.
 
@@ -99,6 +103,44 @@ def test_two_processes_are_one_run_and_one_process_goes_on_with_it(tmp_path, sta
     for one, other in zip(*rows, strict=True):
         # Iteration and return; the norms between them agree to float tolerance alone.
         assert one.split(",")[::2] == other.split(",")[::2]
+
+
+def wait_for(path, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "silent", "seconds"), [(0, False, 60), (1, False, 60), (1, True, 150)]
+)
+def test_a_lost_process_ends_the_run_with_a_word_and_fewer_go_on(
+    victim, silent, seconds, tmp_path, start
+):
+    """Killed, or silent as a machine without power: the other one says so and exits with 1."""
+    folder, address = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    common = (f"--out={folder}", f"--coordinator={address}", "--num-processes=2")
+    both = [start(*common, "--iterations=100000", f"--process-id={i}") for i in range(2)]
+    wait_for(folder / "checkpoint.previous.safetensors", both[0])
+    lost, other = both[victim], both[1 - victim]
+    if silent:
+        (child,) = Path(f"/proc/{lost.pid}/task/{lost.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGSTOP)
+    else:
+        lost.kill()
+    started = time.monotonic()
+    _, said = other.communicate(timeout=seconds)
+    print(f"process {victim} lost, noticed after {time.monotonic() - started:.1f} s")
+    assert other.returncode == 1
+    assert "stopped: another process of the run is lost" in said
+    assert "--resume goes on with it, on any number of processes" in said
+    assert "Traceback" not in said
+    done = int((folder / "progress.csv").read_text().splitlines()[-1].split(",")[0])
+    out = finish(start(f"--out={folder}", f"--iterations={done + 4}", "--resume"))
+    assert json.loads(out.splitlines()[-1])["iterations"] == done + 4
 
 
 JOB = {

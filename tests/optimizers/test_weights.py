@@ -290,7 +290,7 @@ def test_a_wrong_card_is_refused(change, message, contents, tmp_path):
         ({"cell": "transformer"}, "cell = 'transformer'"),
         ({"colour": "red"}, r"\['colour'\]"),
         ({"hidden_size": 2}, r"network0\.\w+ is float32\[.*the spec needs float32\["),
-        ({"hidden_size": 10**30}, "no network has the sizes"),
+        ({"hidden_size": 10**30}, "hidden_size = 10*: a whole number below"),
         ({"head_sizes": [4]}, r"\['network0\.head1', 'network0\.head1_bias'\]"),
     ],
 )

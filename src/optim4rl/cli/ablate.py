@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from optim4rl.cli.folders import locked
 from optim4rl.cli.kept import kept
-from optim4rl.cli.runtime import print_table, progress_bar
+from optim4rl.cli.runtime import print_table, progress_bar, require_file_name
 from optim4rl.cli.signals import stop_in_order, stop_now
 from optim4rl.cli.trackers import (
     Tracker,
@@ -241,7 +241,10 @@ class IdentityOptions:
 
 def identity(options: IdentityOptions) -> None:
     """The command `identity`."""
-    folder = options.out.parent if options.out is not None else None
+    folder = None
+    if options.out is not None:
+        require_file_name("out", options.out)
+        folder = options.out.parent
     require_tracker(options.tracker, folder)
     from optim4rl.evaluation.identity import identity_experiment
     from optim4rl.tasks import default_config, make_task

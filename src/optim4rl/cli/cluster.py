@@ -1,7 +1,16 @@
-"""Several processes as one run: by hand, under Slurm or Open MPI, or as a Kubernetes Job."""
+"""Several processes as one run: by hand, under Slurm or Open MPI, or as a Kubernetes Job.
 
+Each of them waits for the others at every collective, so that one which is lost ends them all. JAX
+then aborts the others from a thread of its own, with no word that a user could make sense of: so
+the run is a child process, and its parent says what has happened.
+"""
+
+import ctypes
 import os
-from collections.abc import Mapping
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 COORDINATOR, PROCESSES, INDEX = (
@@ -29,18 +38,70 @@ class ClusterOptions:
     process_id: int = -1
 
 
+# Seconds after which a process that says nothing is lost, and that one waits for others at the end.
+SILENCE, FAREWELL = 60, 120
+# What the child exits with when it has noticed that another process is lost.
+_LOST = 75
+# What errors name that tell so: the ways in which processes talk to each other.
+_CHANNELS = ("Gloo", "NCCL", "coordination service", "CoordinationService")
+
+
+class LostProcessError(RuntimeError):
+    """A run that has lost one of its processes."""
+
+
 def join(options: ClusterOptions) -> None:
     """Connect to the other processes, where there are to be others.
 
+    The caller goes on in a child process; in its parent this ends with it.
+
     Raises:
         ValueError: an option or a variable is missing or wrong; the message names it.
+        LostProcessError: in the parent, when the run has lost a process.
+        SystemExit: in the parent, when the run is over.
     """
     found = membership(options, os.environ)
     if found is None:
         return
+    _go_on_in_a_child()
     import jax
 
-    jax.distributed.initialize(*found)
+    jax.distributed.initialize(
+        *found, heartbeat_timeout_seconds=SILENCE, shutdown_timeout_seconds=FAREWELL
+    )
+
+
+def _go_on_in_a_child() -> None:
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on: once, not twice.
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent.
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code in (_LOST, -signal.SIGABRT):
+        raise LostProcessError(
+            "another process of the run is lost, and all end with it. The last checkpoint is kept: "
+            "--resume goes on with it, on any number of processes"
+        )
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+@contextmanager
+def noticing_losses() -> Iterator[None]:
+    """End this process at once when an error says that another one is lost."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        from jax import process_count
+
+        if process_count() == 1 or not any(name in str(error) for name in _CHANNELS):
+            raise
+        # Not an orderly exit, at which JAX would wait for the one that is lost.
+        print(f"\n{str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        os._exit(_LOST)
 
 
 def membership(

@@ -27,7 +27,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl plan score PLANS --against PLAN  how much of a plan others find
   optim4rl plan lint PLAN            what is wrong with a plan, and what it would cost to run
   optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
-  optim4rl report DIR                write a study's report again
+  optim4rl report DIRS               finished runs side by side, or a study's report again
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
   optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
   optim4rl list WHAT                 tasks, optimizers, components, weights, presets, kernels
@@ -151,7 +151,8 @@ def _train(command: str, rest: list[str]) -> None:
         del rest[at : at + 2]
         folder = Path("runs") / name.replace("/", "-")
         default = dataclasses.replace(train.TrainOptions(folder), **recipes.PRESETS[name])
-    train.run(_parse(train.TrainOptions, command, rest, default))
+    with cluster.noticing_losses():
+        train.run(_parse(train.TrainOptions, command, rest, default))
 
 
 def _split_preset(word: str) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from optim4rl.cli.runtime import print_table
+from optim4rl.cli.runtime import print_table, require_file_name
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.components import MappedAblation, map_plan, plan_as_dict
 from optim4rl.study.plan import Plan, read_plan
@@ -100,6 +101,8 @@ class ProposeOptions:
 
 def propose_plan(options: ProposeOptions) -> None:
     """The command `plan propose`."""
+    check_fields(options, timeout=POSITIVE, retries=COUNT_OR_ZERO)
+    require_file_name("out", options.out)
     limits = Limits(
         options.rounds, options.answer_tokens, options.tokens, options.price, options.max_cost
     )
@@ -259,6 +262,7 @@ class LintOptions:
 
 def lint_plan(options: LintOptions) -> None:
     """The command `plan lint`."""
+    check_fields(options, jobs=COUNT)
     plan = read_plan(options.plan)
     measured: Measured = read_measured(options.measured) if options.measured else {}
     mapped = map_plan(plan)

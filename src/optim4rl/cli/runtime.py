@@ -102,6 +102,16 @@ def progress_bar(label: str, unit: str, silent: bool = False) -> Iterator[Any]:
         yield update
 
 
+def require_file_name(option: str, path: Path) -> None:
+    """Refuse a path that can only be a folder.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    if not path.name:
+        raise ValueError(f"{option} = {str(path)!r}: the name of a file is needed")
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout."""
     from rich.console import Console

@@ -30,6 +30,7 @@ from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, trac
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.protocol import require_grid
 from optim4rl.evaluation.suites import load_suite
+from optim4rl.fields import COUNT, check_fields
 from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.pools import Workers
 
@@ -87,9 +88,14 @@ class SuiteOptions:
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "tuning_seeds", "stress_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
+        check_fields(
+            self,
+            seeds=COUNT,
+            tuning_seeds=COUNT,
+            stress_seeds=COUNT,
+            rollouts=COUNT,
+            num_envs=COUNT,
+        )
         require_grid("stress_scales", self.stress_scales)
         if REFERENCE not in self.baselines:
             raise ValueError(

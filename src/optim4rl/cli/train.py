@@ -23,6 +23,7 @@ from optim4rl.cli.progress_log import ProgressLog
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
 from optim4rl.cli.signals import stop_in_order
 from optim4rl.cli.trackers import TrackerName, log_progress, require_tracker, tracking
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
 from optim4rl.meta.augmentation import Augmentation, augment
 from optim4rl.meta.checkpoint import (
     Resumed,
@@ -67,6 +68,11 @@ class ExecutionOptions:
     agents_per_chunk: int = 0
     memory: float = 0.0
     kernel: KernelName = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, devices=COUNT_OR_ZERO, agents_per_chunk=COUNT_OR_ZERO, memory=NOT_NEGATIVE
+        )
 
 
 @dataclass(frozen=True)
@@ -156,11 +162,10 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     Raises:
         ValueError: an option is wrong; the message names it.
     """
+    check_fields(options, width=COUNT_OR_ZERO, envs_per_agent=COUNT, clip=NOT_NEGATIVE, chunk=COUNT)
     own = learned_spec(options.optimizer)
     zero_head = own.zero_head if options.zero_head is None else options.zero_head
     spec = dataclasses.replace(own, clip=options.clip or None, zero_head=zero_head)
-    if options.chunk < 1:
-        raise ValueError(f"chunk = {options.chunk!r}: at least 1 is needed")
     if not options.width:
         raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
     if not options.tasks:

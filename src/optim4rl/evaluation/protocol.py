@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.learning import Family, learning_curves
 from optim4rl.evaluation.tuning import Tuning, tune_rate
-from optim4rl.fields import COUNT, check_fields
+from optim4rl.fields import COUNT, POSITIVE, check_fields
 from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.tasks.interface import EvaluationTask
 
@@ -58,6 +58,9 @@ class EvaluationSettings:
             tuning_seeds=COUNT,
             stress_updates=COUNT,
             stress_seeds=COUNT,
+            classical_rates=POSITIVE,
+            step_scales=POSITIVE,
+            stress_scales=POSITIVE,
         )
         for name in ("classical_rates", "step_scales", "stress_scales"):
             require_grid(name, getattr(self, name))

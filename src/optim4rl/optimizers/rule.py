@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from optim4rl.fields import COUNT, POSITIVE, check_fields, shown
 from optim4rl.optimizers.networks import (
     CELL_KINDS,
     Carry,
@@ -75,17 +76,11 @@ class OptimizerSpec:
     normalise: Normalisation = "none"
 
     def __post_init__(self) -> None:
-        _require_cell(self.cell)
-        if self.hidden_size < 1 or any(size < 1 for size in self.head_sizes):
-            raise ValueError(
-                f"hidden_size = {self.hidden_size!r}, head_sizes = {self.head_sizes!r}: "
-                "layer sizes are positive whole numbers"
-            )
-        for field, value in (("clip", self.clip), ("step_scale", self.step_scale)):
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{field} = {value!r}: a positive finite number is needed")
+        check_fields(self, hidden_size=COUNT, head_sizes=COUNT, clip=POSITIVE, step_scale=POSITIVE)
         _require_inputs(self.inputs)
-        _require_normalisation(self.normalise)
+        for choice in (self.processing, self.structure):
+            if dataclasses.is_dataclass(choice):
+                check_fields(choice)
 
     @property
     def networks(self) -> tuple[NetworkShape, ...]:
@@ -287,8 +282,9 @@ def _require_normalisation(normalise: str) -> None:
 
 
 def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:
-    if not isinstance(values, Mapping) or values.get("name") not in registry:
-        raise ValueError(f"{field} = {values!r}: known names are {', '.join(registry)}")
+    named = isinstance(values, Mapping) and isinstance(values.get("name"), str)
+    if not named or values["name"] not in registry:
+        raise ValueError(f"{field} = {shown(values)}: known names are {', '.join(registry)}")
     cls = registry[values["name"]]
     settings = {key: value for key, value in values.items() if key != "name"}
     defaults = {setting.name: setting.default for setting in dataclasses.fields(cls)}

@@ -74,7 +74,7 @@ class StudySettings:
     evaluation: EvaluationSettings = EvaluationSettings()
 
     def __post_init__(self) -> None:
-        check_fields(self, meta_seeds=COUNT, tuning_meta_seeds=COUNT)
+        check_fields(self, meta_seeds=COUNT, tuning_meta_seeds=COUNT, meta_learning_rates=POSITIVE)
         require_grid("meta_learning_rates", self.meta_learning_rates)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, check_fields
 from optim4rl.study.components import map_plan
 from optim4rl.study.plan import Plan
 from optim4rl.study.planner.answer import AnswerError, read_answer
@@ -89,15 +90,17 @@ class Limits:
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise PlannerError(f"rounds = {self.rounds!r}: 0 or more is needed")
-        for name in ("answer_tokens", "tokens"):
-            if getattr(self, name) < 1:
-                raise PlannerError(f"{name} = {getattr(self, name)!r}: at least 1 is needed")
-        if self.price is not None and not all(0 <= x < float("inf") for x in self.price):
-            raise PlannerError(f"price = {self.price!r}: two numbers, 0 or more, are needed")
-        if self.max_cost is not None and not 0 < self.max_cost < float("inf"):
-            raise PlannerError(f"max_cost = {self.max_cost!r}: a positive number is needed")
+        try:
+            check_fields(
+                self,
+                rounds=COUNT_OR_ZERO,
+                answer_tokens=COUNT,
+                tokens=COUNT,
+                price=NOT_NEGATIVE,
+                max_cost=POSITIVE,
+            )
+        except ValueError as error:
+            raise PlannerError(str(error)) from None
         if self.max_cost is not None and self.price is None:
             raise PlannerError(
                 f"max_cost = {self.max_cost!r}: a cost is counted from prices; give price, for a "
