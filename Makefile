@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
-.PHONY: demo test test-slow bench lint docs clean
+.PHONY: demo test test-slow faults bench lint docs clean
 
 demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
@@ -21,6 +21,10 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# Kills, damages and starves what it can, and counts; half an hour on two cores, root for the disks.
+faults: $(DEV)
+	$(BIN)/python -m pytest -m slow tests/faults --faults-table docs/results/faults.md
 
 # Twenty minutes on two cores, which should have nothing else to do.
 bench: $(DEV)

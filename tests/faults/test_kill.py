@@ -8,7 +8,7 @@ from fault_runs import (
     ABLATE,
     PLAN,
     TRAIN,
-    Command,
+    ForkedCommand,
     environment,
     same_study,
     same_training,
@@ -20,26 +20,31 @@ from optim4rl.optimizers.files import UNFINISHED
 
 pytestmark = pytest.mark.slow
 
-TRAIN_KILLS, ABLATE_KILLS, STEPS = 36, 16, 80
+TRAIN_KILLS, ABLATE_KILLS, STEPS = 40, 12, 60
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    return environment(tmp_path_factory.mktemp("programs"))
+def start(tmp_path_factory):
+    """Starts a command."""
+    folder = tmp_path_factory.mktemp("said")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(tmp_path_factory.mktemp("programs")).items():
+            patch.setenv(name, value)
+        yield lambda words: ForkedCommand(words, folder)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, env):
+def trained(tmp_path_factory, start):
     """A run that nothing has happened to."""
     out = tmp_path_factory.mktemp("kill") / "train"
-    with Command([*TRAIN, "--iterations", STEPS, "--out", out], env) as command:
+    with start([*TRAIN, "--iterations", STEPS, "--out", out]) as command:
         code, _, err = command.finish()
     assert code == 0, err
     return out
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory, env):
+def studied(tmp_path_factory, start):
     """A study that nothing has happened to, and its plan."""
     folder = tmp_path_factory.mktemp("kill")
     (folder / "plan.md").write_bytes(PLAN)
@@ -82,14 +87,14 @@ def until(rng, command, out, most):
     return not command.wait(rng.uniform(0, most))
 
 
-def test_training_is_resumed_bit_for_bit(tally, trained, env, tmp_path):
+def test_training_is_resumed_bit_for_bit(tally, trained, start, tmp_path):
     row, rng = tally("kill -9 of train, then --resume"), random.Random(0)
     words = [*TRAIN, "--iterations", STEPS, "--out", tmp_path / "run", "--resume"]
     while row.outcomes.total() < TRAIN_KILLS:
         kills, ended = [], False
         while not ended and not row.examples:
-            with Command(words, env) as command:
-                if until(rng, command, tmp_path / "run", most=6.0):
+            with start(words) as command:
+                if until(rng, command, tmp_path / "run", most=4.0):
                     command.kill(everyone=True)
                     kills.append(len(kills))
                     continue
@@ -102,7 +107,7 @@ def test_training_is_resumed_bit_for_bit(tally, trained, env, tmp_path):
 
 
 @pytest.mark.parametrize("everyone", [True, False], ids=["machine", "command"])
-def test_a_study_goes_on_bit_for_bit(everyone, tally, studied, env, tmp_path):
+def test_a_study_goes_on_bit_for_bit(everyone, tally, studied, start, tmp_path):
     """When the machine goes down, and when the command dies and its workers do not at once."""
     whom = "ablate and its workers" if everyone else "ablate alone"
     row, rng = tally(f"kill -9 of {whom}, then the same command"), random.Random(1)
@@ -112,7 +117,7 @@ def test_a_study_goes_on_bit_for_bit(everyone, tally, studied, env, tmp_path):
     while row.outcomes.total() < ABLATE_KILLS / 2:
         kills, ended, orphans = [], False, []
         while not ended:
-            command = Command(words, env)
+            command = start(words)
             orphans.append(command)
             if until(rng, command, out, most=25.0):
                 command.kill(everyone=everyone)

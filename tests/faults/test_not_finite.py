@@ -56,11 +56,11 @@ class Poisoned(Environment):
 
 @dataclass(frozen=True)
 class PoisonedGradient(Task):
-    """A task, one in twenty of whose gradients is NaN."""
+    """A task, one in ten of whose gradients is NaN."""
 
     def gradient(self, params, batch, index):
         gradient = super().gradient(params, batch, index)
-        bad = jnp.sum(batch.uniforms) % 1.0 < 0.05
+        bad = jnp.sum(batch.uniforms) % 1.0 < 0.1
         return jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), gradient)
 
 
@@ -73,7 +73,7 @@ def task(kind):
 
 def curves(kind):
     (found,) = learning_curves(
-        task(kind), Classical("sgd"), None, rates=(0.1,), seeds=range(16), updates=12
+        task(kind), Classical("sgd"), None, rates=(0.1,), seeds=range(16), updates=4
     )
     return found
 
@@ -120,7 +120,7 @@ def test_meta_training_stops_with_where_and_when(kind, estimator, tally):
     """The rule that is kept is that of the same run with so many iterations."""
     row = tally(f"NaN in a {kind}, in meta-training ({estimator})")
     tasks = (MetaTask(task("nothing"), 0.01), MetaTask(task(kind), 0.01))
-    for seed in range(4):
+    for seed in range(3):
         config = meta(estimator, seed)
         rules, norms = [], []
 
@@ -140,7 +140,7 @@ def test_meta_training_stops_with_where_and_when(kind, estimator, tally):
         )
         seen = len(norms) == at + 1 and all(map(math.isfinite, norms[:-1]))
         row.count("clear error" if clear and kept and seen else "wrong result", str(error.value))
-    row.check(4)
+    row.check(3)
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_meta_gradient_that_breaks_is_named(tally, monkeypatch):
     tasks = (MetaTask(task("nothing"), 0.0123),)
     with pytest.raises(MetaDivergenceError) as error:
         train(SPEC, tasks, meta("truncated", 0), chunk=2)
-    assert "at iteration 3: the meta-gradient. The rule before it is kept" in str(error.value)
+    assert "at iteration 3: task 0 (meta-gradient). The rule before it is kept" in str(error.value)
     assert int(error.value.state.iteration) == 3
     row.count("clear error")
     row.check(1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from optim4rl.optimizers.files import UNFINISHED
+from optim4rl.optimizers.files import NO_ROOM, UNFINISHED
 
 LOCK = ".lock"
 # What a file system without locks says.
@@ -35,6 +35,8 @@ def locked(folder: Path) -> Iterator[None]:
         handle = _acquire(folder)
         _sweep(folder)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise  # No mistake in the command.
         raise FolderError(
             f"out = {str(folder)!r}: cannot be written to ({error.strerror})"
         ) from error

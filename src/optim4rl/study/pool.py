@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol, runtime_checkable
 
+from optim4rl.optimizers.files import NO_ROOM
+
 # One thread to a worker: the jobs are the parallel work, and results must not depend on the split.
 WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
@@ -268,6 +270,9 @@ def serve(answer: Answer) -> None:
     for line in sys.stdin:
         try:
             found = answer(folder, json.loads(line))
+        except OSError as error:
+            # A full disk is no fault of the code, which a trace would point to.
+            found = {"error": str(error) if error.errno in NO_ROOM else traceback.format_exc()}
         except Exception:
             found = {"error": traceback.format_exc()}
         print(json.dumps(found), file=answers, flush=True)
