@@ -491,6 +491,12 @@ def test_stochastic_rounding_is_right_in_the_mean():
     np.testing.assert_array_equal(means[0, 4:], x[0, 4:])
 
 
+def test_stochastic_rounding_lets_gradients_through():
+    x, dither = jnp.asarray([[1.001, -3.0]]), jnp.asarray([7, 65_535], jnp.uint32)
+    gradient = jax.grad(lambda x: stochastic_round(x, dither).astype(jnp.float32).sum())(x)
+    assert_identical(gradient, jnp.ones((1, 2)))
+
+
 @pytest.mark.slow
 def test_a_slow_moment_moves_in_bfloat16():
     """Its decay of 0.999 is less than half of bfloat16's last digit."""
