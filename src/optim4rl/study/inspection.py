@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -137,8 +137,6 @@ def render_inspection(inspection: Inspection) -> str:
         scales=_scales_view(inspection.scales),
         tensor=TENSOR,
         typical=_number(TYPICAL),
-        signal=SIGNAL_TO_NOISE,
-        streams=NOISY_STREAMS,
         life=LIFE,
     )
 
@@ -272,114 +270,148 @@ def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         yield _Picture(title, _UNIT, drawing, sentence)
 
 
+@dataclass(frozen=True)
+class _History:
+    """Steps under gradients of one history: what the picture of them shows and says.
+
+    Attributes:
+        title: what the gradients are.
+        words: what to see.
+        until: updates that are drawn.
+        steps: by optimizer and age.
+        bands: lower and upper edges around them.
+    """
+
+    title: str
+    words: str
+    until: int
+    steps: Mapping[str, np.ndarray]
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
 def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
-    ages = np.arange(1.0, LIFE + 1)
-    index = int(np.argmin(np.abs(SIZES - TYPICAL)))
-    noisy = {
-        name: np.stack([np.quantile(r.noisy, q, axis=1) for q in (0.25, 0.5, 0.75)])
-        for name, r in responses.items()
-    }
+    for history in _histories(responses):
+        shown = np.unique(np.linspace(0, history.until - 1, 128).astype(int))
+        drawing = _chart(
+            shown + 1.0,
+            {name: _drawn(steps[shown]) for name, steps in history.steps.items()},
+            figures.axis([0.0, float(history.until)], ticks=4, margin=0.0),
+            _steps_axis([*history.steps.values()]),
+            x_label="update",
+            label=f"Step under {history.title}",
+            bands={
+                name: (_drawn(low[shown]), _drawn(high[shown]))
+                for name, (low, high) in history.bands.items()
+            },
+        )
+        yield _Picture(history.title, _UNIT, drawing, history.words)
+
+
+def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     rule, adam = responses[RULE], responses[ADAM]
-    mean, others = (float(r.effective_step[-1]) for r in (rule, adam))
-    curves: list[tuple[str, str, int, Mapping[str, np.ndarray]]] = [
-        (
-            "A constant gradient",
-            f"It {_change(_at_typical(rule, 0), _settled(rule))}; Adam’s and sign-SGD’s stay at 1.",
-            LIFE,
-            {name: r.constant[0, :, index] for name, r in responses.items()},
-        ),
-        (
-            "A gradient that changes its sign each time",
-            "Along the newest gradient: what averages gradients hardly steps at all (Adam: "
-            f"{_number(float(adam.alternating[-1]))}), this rule by "
-            f"{_number(float(rule.alternating[-1]))}.",
-            64,
-            {name: r.alternating for name, r in responses.items()},
-        ),
-        (
-            f"A noisy gradient, mean over deviation {SIGNAL_TO_NOISE}",
-            "Along the mean gradient, median and middle half of the streams: on average this rule "
-            f"gets {_number(mean)} ahead with each update, Adam {_number(others)}. Whatever the "
-            f"gradient’s sign, it drifts by {_number(float(rule.drift[-1]))}.",
-            LIFE,
-            {name: q[1] for name, q in noisy.items()},
-        ),
-        (
-            f"A gradient that vanishes after update {VANISHES_AT}",
-            f"{_after_the_end(rule)} Adam’s falls to a tenth in "
-            f"{_tenth_after(adam)} updates; sign-SGD’s is over at once.",
-            2 * VANISHES_AT,
-            {name: r.vanishing for name, r in responses.items()},
-        ),
-    ]
-    for title, words, until, drawn in curves:
-        bands = noisy if "noisy" in title else {}
-        y = _steps_axis([*drawn.values()])
-        series = []
-        for name in (SIGN_SGD, ADAM, RULE):
-            shown = np.unique(np.linspace(0, until - 1, 128).astype(int))
-            low, high = (_drawn(bands[name][i, shown]) if bands else None for i in (0, 2))
-            if name == SIGN_SGD:
-                low = high = None
-            series.append(
-                Series(name, _STYLES[name], ages[shown], _drawn(drawn[name][shown]), low, high)
-            )
-        x = figures.axis([0.0, float(until)], ticks=4, margin=0.0)
-        drawing = figures.line_chart(series, x, y, x_label="update", label=f"Step under {title}")
-        yield _Picture(title, _UNIT, drawing, words)
+    index = _index(TYPICAL)
+    yield _History(
+        "A constant gradient",
+        f"It {_change(_at_typical(rule, 0), _settled(rule))}; Adam’s and sign-SGD’s stay at 1.",
+        LIFE,
+        {name: r.constant[0, :, index] for name, r in responses.items()},
+    )
+    yield _History(
+        "A gradient that changes its sign each time",
+        "Along the newest gradient: what averages gradients hardly steps at all (Adam: "
+        f"{_number(float(adam.alternating[-1]))}), this rule by "
+        f"{_number(float(rule.alternating[-1]))}.",
+        64,
+        {name: r.alternating for name, r in responses.items()},
+    )
+    mean, others, drift = (
+        _number(float(x[-1])) for x in (rule.effective_step, adam.effective_step, rule.drift)
+    )
+    low, middle, high = (
+        {name: np.quantile(r.noisy, q, axis=1) for name, r in responses.items()}
+        for q in (0.25, 0.5, 0.75)
+    )
+    yield _History(
+        f"A noisy gradient, mean over deviation {SIGNAL_TO_NOISE}",
+        "Along the mean gradient, median and middle half of the streams: on average this rule "
+        f"gets {mean} ahead with each update, Adam {others}. Whatever the gradient’s sign, it "
+        f"drifts by {drift}.",
+        LIFE,
+        middle,
+        {name: (low[name], high[name]) for name in (ADAM, RULE)},
+    )
+    yield _History(
+        f"A gradient that vanishes after update {VANISHES_AT}",
+        f"{_after_the_end(rule)} Adam’s falls to a tenth in {_tenth_after(adam)} updates; "
+        "sign-SGD’s is over at once.",
+        2 * VANISHES_AT,
+        {name: r.vanishing for name, r in responses.items()},
+    )
 
 
 def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
-    rule = responses[RULE]
     middles = np.arange(WINDOW / 2, LIFE, WINDOW)
-    x = figures.axis([0.0, float(LIFE)], ticks=4, margin=0.0)
-    order = (SIGN_SGD, ADAM, RULE)
-
-    def chart(values: Callable[[Response], np.ndarray], y: Axis, label: str) -> Markup:
-        series = [
-            Series(name, _STYLES[name], middles, values(responses[name]), dots=True)
-            for name in order
-        ]
-        return figures.line_chart(series, x, y, x_label="update", label=label)
-
-    drift = [r.effective_step for r in responses.values()]
+    life = figures.axis([0.0, float(LIFE)], ticks=4, margin=0.0)
+    over_life = partial(_chart, middles, x=life, x_label="update", dots=True)
+    effective = {name: r.effective_step for name, r in responses.items()}
     yield _Picture(
         "Effective step",
         _UNIT,
-        chart(lambda r: _drawn(r.effective_step), _steps_axis(drift), "Effective step over a life"),
+        over_life(
+            {name: _drawn(steps) for name, steps in effective.items()},
+            y=_steps_axis([*effective.values()]),
+            label="Effective step over a life",
+        ),
         "How far an update gets along the mean of a noisy gradient: "
-        f"it {_change(float(rule.effective_step[0]), float(rule.effective_step[-1]))}.",
+        f"it {_change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
     )
-    momenta = [x for r in responses.values() for x in r.implied_momentum]
+    momenta = {name: r.implied_momentum for name, r in responses.items()}
     yield _Picture(
         "Implied momentum",
         "share of the step",
-        chart(
-            lambda r: r.implied_momentum,
-            figures.axis([0.0, 1.0, *momenta], ticks=5),
-            "Implied momentum over a life",
+        over_life(
+            momenta,
+            y=figures.axis([0.0, 1.0, *np.concatenate([*momenta.values()])], ticks=5),
+            label="Implied momentum over a life",
         ),
         "0: the newest gradient alone makes the step; 0.9: nine tenths of it are older, as with "
         "Adam; a gap: no linear response stands out from chance.",
     )
-    kernels = {name: _relative(r.kernel[-1]) for name, r in responses.items()}
     lags = np.arange(24)
-    series = [
-        Series(name, _STYLES[name], lags.astype(float), kernels[name][lags]) for name in order
-    ]
+    kernels = {name: _relative(r.kernel[-1])[lags] for name, r in responses.items()}
     yield _Picture(
         "Memory of one gradient",
         "share of its largest effect",
-        figures.line_chart(
-            series,
+        _chart(
+            lags.astype(float),
+            kernels,
             figures.axis([0.0, 24.0], ticks=4, margin=0.0),
-            figures.axis([0.0, 1.0, *kernels[RULE][lags]], ticks=5),
+            figures.axis([0.0, 1.0, *kernels[RULE]], ticks=5),
             x_label="updates since",
             label="Effect of one gradient on later steps",
         ),
         "How much one gradient moves the steps that follow it, late in life: Adam’s influence "
         "fades by a tenth with each update, sign-SGD’s ends with its own.",
     )
+
+
+def _chart(
+    at: Float[np.ndarray, " points"],
+    curves: Mapping[str, np.ndarray],
+    x: Axis,
+    y: Axis,
+    *,
+    x_label: str,
+    label: str,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    dots: bool = False,
+) -> Markup:
+    """The rule on top of Adam on top of sign-SGD."""
+    series = []
+    for name in (SIGN_SGD, ADAM, RULE):
+        low, high = (bands or {}).get(name, (None, None))
+        series.append(Series(name, _STYLES[name], at, curves[name], low, high, dots))
+    return figures.line_chart(series, x, y, x_label=x_label, label=label)
 
 
 @dataclass(frozen=True)
@@ -512,7 +544,11 @@ def _relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
 
 
 def _at_size(response: Response, age: int, size: float) -> float:
-    return float(response.constant[0, age, int(np.argmin(np.abs(np.log(SIZES / size))))])
+    return float(response.constant[0, age, _index(size)])
+
+
+def _index(size: float) -> int:
+    return int(np.argmin(np.abs(np.log(SIZES / size))))
 
 
 def _at_typical(response: Response, age: int) -> float:
