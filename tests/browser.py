@@ -205,3 +205,11 @@ def browser():
 def file_url(path: Path) -> str:
     """The address of a file."""
     return path.resolve().as_uri()
+
+
+def assert_good(visit: Visit, origin: str) -> None:
+    """No error, no sideways scrolling, no faint text, and nothing from anywhere else."""
+    assert visit.console == []
+    assert visit.overflow <= 0
+    assert visit.faint == []
+    assert [x for x in visit.requests if not x.startswith((origin, "data:", "blob:"))] == []

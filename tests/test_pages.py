@@ -1,4 +1,4 @@
-"""Pages as a browser shows them: no error, nothing fetched, no sideways scrolling, readable."""
+"""The site as a browser shows it: no error, nothing fetched, no sideways scrolling, readable."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import TELEPHONE, browser, file_url
+from browser import TELEPHONE, assert_good, browser, file_url
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -42,45 +42,11 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def assert_good(visit, origin):
-    assert visit.console == []
-    assert visit.overflow <= 0
-    assert visit.faint == []
-    assert [x for x in visit.requests if not x.startswith((origin, "data:", "blob:"))] == []
-
-
 @COLOUR_SCHEMES
 @WIDTHS
 @pytest.mark.parametrize("page", ["", "start/", "method/", "api/optimizers/", "CHANGELOG/"])
 def test_the_documentation(page, width, dark, site, chromium):
     assert_good(chromium.visit(site + page, width=width, dark=dark), site)
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """A study's report, a comparison of runs and an inspection, made by the commands."""
-    folder = tmp_path_factory.mktemp("pages")
-    commands = [
-        ["ablate", str(ROOT / "plans/optim4rl.md"), "--scale=smoke", "--out=study", "--jobs=2"],
-        ["train", "--out=a", "--iterations=4", "--agents=2", "--envs-per-agent=2", "--width=8"],
-        ["train", "--out=b", "--iterations=4", "--agents=2", "--envs-per-agent=2", "--width=16"],
-        ["report", "a", "b", "study", "--out=comparison.html"],
-        ["inspect", "anchored-catch", "--out=inspect.html"],
-    ]
-    for words in commands:
-        command = [sys.executable, "-m", "optim4rl", *words]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
-
-
-@COLOUR_SCHEMES
-@WIDTHS
-@pytest.mark.parametrize("page", ["study/report.html", "comparison.html", "inspect.html"])
-def test_the_pages_that_commands_write(page, width, dark, pages, chromium):
-    url = file_url(pages / page)
-    visit = chromium.visit(url, width=width, dark=dark)
-    assert_good(visit, url)
-    assert visit.requests == [url]
 
 
 BAD = """<!doctype html><meta name=viewport content="width=device-width">
