@@ -12,9 +12,17 @@ from optim4rl.optimizers.kernels.select import KERNELS
 from optim4rl.optimizers.processing import Raw
 from test_readme import PAGES, ROOT, blocks, commands, run_program
 
-# The programs of a page are run as one. In these pages only the blocks with "runnable" after the
-# fence are programs; the others show a line or two of something.
-FRAGMENTS = {"docs/optimizers.md"}
+# The programs of a page are run as one, after what the page takes for granted.
+CONTEXT = {
+    "docs/optimizers.md": """
+import jax
+import jax.numpy as jnp
+from optim4rl.optimizers import untrained
+optimizer = untrained("open", 1e-3, jax.random.key(0)).transformation()
+params = gradients = dormancy = {"w": jnp.ones((2, 3))}
+state, key = optimizer.init(params), jax.random.key(1)
+"""
+}
 OWN_TESTS = {"README.md", "docs/torch.md"}  # test_readme, test_torch_page
 # Pages whose programs compile whole agents or meta-trainings.
 SLOW = {
@@ -28,8 +36,8 @@ SLOW = {
 
 def programs(page):
     """What a page has to run."""
-    languages = ["python runnable"] + ["python"] * (page not in FRAGMENTS)
-    return blocks((ROOT / page).read_text("utf-8"), *languages)
+    found = blocks((ROOT / page).read_text("utf-8"), "python", "python runnable")
+    return [CONTEXT.get(page, ""), *found] if found else []
 
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
