@@ -1,6 +1,5 @@
 """Commands as processes of their own, to be killed."""
 
-import multiprocessing
 import os
 import shlex
 import signal
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
-
-from optim4rl.cli.main import main
 
 # Long enough for anything here; what takes longer hangs.
 PATIENCE = 300
@@ -102,42 +99,6 @@ class Command:
         except subprocess.TimeoutExpired:
             return None, "", ""
         return self.process.returncode, out, err
-
-
-class ForkedCommand(Command):
-    """A running command, forked off a process that has imported all that it needs.
-
-    The environment is that of the process that starts the first one: JAX reads it when imported.
-    """
-
-    def __init__(self, words, folder):
-        self.said = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["optim4rl.cli.train", "optim4rl.cli.ablate"])
-        self.process = context.Process(target=_run, args=(list(map(str, words)), self.said))
-        self.process.start()
-
-    def __exit__(self, *exception):
-        self.kill(everyone=True)
-        self.process.join()
-
-    def wait(self, seconds):
-        """Whether it has ended within that time."""
-        self.process.join(seconds)
-        return self.process.exitcode is not None
-
-    def finish(self):
-        """Its exit code, and what it said; None if it hangs."""
-        self.process.join(PATIENCE)
-        return self.process.exitcode, *(path.read_text() for path in self.said)
-
-
-def _run(words, said):
-    os.setsid()
-    for descriptor, path in enumerate(said, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
-    sys.argv = ["optim4rl", *words]
-    main(words)
 
 
 def wait_for(condition, seconds=60):

@@ -56,8 +56,8 @@ def plan(text):
 ### {text}
 - **Ablated Part**: Pipeline training
 - **Action**: REPLACE
-- **Replacement**: Synchronous resets {text}
-- **Metrics**: Return, {text}
+- **Replacement**: Synchronous resets
+- **Metrics**: Return
 
 ### Unknown {text}
 - **Ablated Part**: {text}
@@ -87,7 +87,8 @@ def write_study(folder, text):
     source = plan(text)
     study = lay_out(source, "smoke", SMOKE, skip_unmapped=True)
     record_study(study, folder, f"optim4rl ablate {text}")
-    rates = {comparison.key: 1e-3 for comparison in study.comparisons}
+    (rate,) = study.settings.meta_learning_rates
+    rates = {comparison.key: rate for comparison in study.comparisons}
     for cell in report_cells(study, rates):
         put_result(folder, cell, result(study))
     results = collect(load_study(folder), folder)

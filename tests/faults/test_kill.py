@@ -8,7 +8,7 @@ from fault_runs import (
     ABLATE,
     PLAN,
     TRAIN,
-    ForkedCommand,
+    Command,
     environment,
     same_study,
     same_training,
@@ -26,11 +26,8 @@ TRAIN_KILLS, ABLATE_KILLS, STEPS = 40, 12, 60
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts a command."""
-    folder = tmp_path_factory.mktemp("said")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(tmp_path_factory.mktemp("programs")).items():
-            patch.setenv(name, value)
-        yield lambda words: ForkedCommand(words, folder)
+    env = environment(tmp_path_factory.mktemp("programs"))
+    return lambda words: Command(words, env)
 
 
 @pytest.fixture(scope="module")

@@ -415,7 +415,7 @@ def test_unknown_parts_are_refused_or_left_out(tmp_path):
     study = lay_out(PLAN + UNKNOWN, "tiny", TINY, skip_unmapped=True)
     assert study.comparisons == STUDY.comparisons
     assert [entry.component is None for entry in study.mapped] == [False, True]
-    runner._record(study, tmp_path, "")
+    runner.record_study(study, tmp_path, "")
     assert load_study(tmp_path) == study
 
 

@@ -48,6 +48,7 @@ from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.plan import read_plan
 from optim4rl.study.planner.text import one_line
 from optim4rl.study.pools import Workers
+from optim4rl.study.provenance import provenance
 from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, lay_out, load_study, run_study
@@ -273,7 +274,8 @@ def identity(options: IdentityOptions) -> None:
             return unpack_identity_rows(rows)
 
         result = identity_experiment(task, name, config, keep)
-    text = json.dumps(dataclasses.asdict(result), default=lambda array: array.tolist())
+    values = {**dataclasses.asdict(result), **provenance()}
+    text = json.dumps(values, default=lambda array: array.tolist())
     if options.out is not None:
         write_atomically(options.out, text.encode())
         _write_accuracies(result, options.out.with_suffix(".parquet"))

@@ -61,7 +61,7 @@ class StudyResults:
         task: name of the task.
         scale: name of the scale and all its settings.
         command: the exact command.
-        versions: package -> version.
+        versions: package -> version; "code" -> the start of the hash of the code.
         started: ISO 8601 time at which the study was started.
     """
 

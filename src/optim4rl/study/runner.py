@@ -290,7 +290,7 @@ def collect(study: Study, folder: Path) -> StudyResults:
         task=study.settings.environment,
         scale={"name": study.scale, **dataclasses.asdict(study.settings)},
         command=record["command"],
-        versions=record["versions"],
+        versions={**record["versions"], "code": record["code"][:12]},
         started=record["started"],
     )
 
