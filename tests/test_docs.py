@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from optim4rl.optimizers import untrained
 optimizer = untrained("open", 1e-3, jax.random.key(0)).transformation()
+optimizer = optimizer._replace(update=jax.jit(optimizer.update))
 params = gradients = dormancy = {"w": jnp.ones((2, 3))}
 state, key = optimizer.init(params), jax.random.key(1)
 """
