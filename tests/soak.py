@@ -1,13 +1,13 @@
 """Train and run a study's cells for as long as you like, and see that nothing grows.
 
 `python -m tests.soak --minutes 60` runs both side by side, each in a process of its own that looks
-at itself every few seconds: resident memory, bytes of live device buffers, programs compiled. After
-a warm-up (a quarter of the time) memory may rise by 2 %, and nothing more may be compiled. Exits
-with 1 otherwise. The samples stay in the folder that is printed.
+at itself every few seconds: resident memory, bytes of live device buffers, programs compiled. The
+time counts from when all has been done once, and is warm after a quarter of it: from then on memory
+may rise by 2 %, and nothing more may be compiled. Exits with 1 otherwise. The samples stay in the
+folder that is printed.
 """
 
 import argparse
-import itertools
 import os
 import shutil
 import signal
@@ -28,13 +28,27 @@ PLAN = Path(__file__).parents[1] / "plans" / "optim4rl.md"
 
 
 class Samples:
-    """What this process takes, looked at from a thread of its own until the time is over."""
+    """What this process takes, looked at from a thread of its own until the time is over.
 
-    def __init__(self, path: Path, seconds: float, on_end: Callable[[], None]) -> None:
+    Args:
+        path: where samples go.
+        seconds: how long, from the time when all has been done once.
+        begun: whether it has.
+        on_end: called when the time is over.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        seconds: float,
+        begun: Callable[[], bool],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         import jax
 
         self.compiled = 0
         self.over = False
+        self._begun = begun
         jax.monitoring.register_event_duration_secs_listener(self._note)
         self._path, self._seconds, self._on_end = path, seconds, on_end
         threading.Thread(target=self._look, daemon=True).start()
@@ -45,6 +59,8 @@ class Samples:
     def _look(self) -> None:
         import jax
 
+        while not self._begun():
+            time.sleep(EVERY)
         started = time.monotonic()
         with self._path.open("w") as file:
             while (now := time.monotonic() - started) < self._seconds:
@@ -60,7 +76,12 @@ def train(folder: Path, seconds: float) -> None:
     """One meta-training, with a checkpoint every few iterations, stopped by a signal in the end."""
     from optim4rl.cli.main import main
 
-    Samples(folder / "train.csv", seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
+    Samples(
+        folder / "train.csv",
+        seconds,
+        (folder / "run" / "checkpoint.previous.safetensors").exists,
+        lambda: os.kill(os.getpid(), signal.SIGINT),
+    )
     main(
         "train --tasks catch small_dense_short --width 16 --envs-per-agent 8 --agents 4 --chunk 20 "
         f"--iterations 100000000 --out {folder / 'run'}".split()
@@ -69,21 +90,25 @@ def train(folder: Path, seconds: float) -> None:
 
 def cells(folder: Path, seconds: float) -> None:
     """What a worker does: all cells of a small study, over and over."""
+    from optim4rl.cli.runtime import configure_jax
     from optim4rl.study.runner import lay_out, report_cells
     from optim4rl.study.settings import SMOKE
     from optim4rl.study.worker import answer, question
 
-    samples = Samples(folder / "cells.csv", seconds, lambda: None)
+    configure_jax()
+    rounds = 0
+    samples = Samples(folder / "cells.csv", seconds, lambda: rounds > 0)
     study = lay_out(PLAN.read_bytes(), "smoke", SMOKE)
     asked = report_cells(study, dict.fromkeys((x.key for x in study.comparisons), 3e-3))
-    for count in itertools.count(1):
+    while True:
         for cell in asked:
             if samples.over:
-                print(f"cells: {count - 1} rounds of {len(asked)}")
+                print(f"cells: {rounds} rounds of {len(asked)}")
                 return
             found = answer(folder / "study", question(cell))
             assert "error" not in found, found
         shutil.rmtree(folder / "study")
+        rounds += 1
 
 
 def verdict(path: Path) -> bool:

@@ -78,7 +78,7 @@ from optim4rl.study.pool import Job
 from optim4rl.study.pools import Workers, open_pool
 
 folder, questions = Path(sys.argv[1]), json.loads(sys.argv[2])
-made = {path.name for path in folder.glob("made/*")}
+made = {path.name for path in folder.glob("made/[!.]*")}
 jobs = [Job(q, q["name"], q["name"]) for q in questions if q["name"] not in made]
 with open_pool("pretended_answers", folder, Workers(cluster=sys.argv[3])) as pool:
     said = sys.__stdout__
@@ -158,10 +158,11 @@ def begun(log, name):
 
 
 def made(folder):
-    return {path.name for path in folder.glob("made/*")}
+    """What is finished; a killed driver may leave a part of a file, whose name begins with a dot."""
+    return {path.name for path in folder.glob("made/[!.]*")}
 
 
-def wait_until(true, seconds=60):
+def wait_until(true, seconds=240):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
