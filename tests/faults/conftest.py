@@ -58,8 +58,8 @@ _ROWS = []
 
 
 @pytest.fixture
-def tally():
-    """Makes a row of the table."""
+def tally(request):
+    """Makes a row of the table, which is written when the test ends: others may be stopped."""
     rows = []
 
     def start(fault):
@@ -67,7 +67,11 @@ def tally():
         return rows[-1]
 
     yield start
-    _ROWS.extend(row.values() for row in rows)
+    found = [row.values() for row in rows]
+    _ROWS.extend(found)
+    path = request.config.getoption("faults_table", None)
+    if path is not None:
+        write_table(Path(path), found)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -76,15 +80,13 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{row['fault']}: {row['tried']} tried: {shown}")
 
 
-def pytest_sessionfinish(session):
-    path = session.config.getoption("faults_table", None)
-    if path is None or not _ROWS:
-        return
-    data = Path(path).with_suffix(".json")
+def write_table(path, found):
+    """Put rows into the table, in the place of older ones of the same name."""
+    data = path.with_suffix(".json")
     rows = {row["fault"]: row for row in json.loads(data.read_text())} if data.exists() else {}
-    rows |= {row["fault"]: row for row in _ROWS}
+    rows |= {row["fault"]: row for row in found}
     data.write_text(json.dumps(sorted(rows.values(), key=lambda x: x["fault"]), indent=1) + "\n")
-    Path(path).write_text(table(list(rows.values())))
+    path.write_text(table(list(rows.values())))
 
 
 def table(rows):
