@@ -79,7 +79,7 @@ class OptimizerSpec:
         check_fields(self, hidden_size=COUNT, head_sizes=COUNT, clip=POSITIVE, step_scale=POSITIVE)
         _require_inputs(self.inputs)
         for choice in (self.processing, self.structure):
-            if dataclasses.is_dataclass(choice):
+            if hasattr(choice, "__dataclass_fields__"):
                 check_fields(choice)
 
     @property
