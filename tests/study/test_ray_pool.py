@@ -158,7 +158,7 @@ def begun(log, name):
 
 
 def made(folder):
-    """What is finished; a killed driver may leave a part of a file, whose name begins with a dot."""
+    """What is finished; a killed driver may leave a part of a file, whose name has a dot first."""
     return {path.name for path in folder.glob("made/[!.]*")}
 
 
