@@ -21,6 +21,7 @@ from optim4rl.evaluation import benchmark as statistics
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
 from optim4rl.optimizers.weights import save_weights, untrained
+from optim4rl.study.comparison import read_run
 
 RATES, SCALES = (0.001, 0.01, 0.1), (0.3, 1.0, 3.0)
 TASKS = ("catch", "small_dense_short")
@@ -314,6 +315,10 @@ def test_all_files_are_written_and_agree(toys, weights, tmp_path):
     assert document["optimizers"]["rule-0"]["settings"][0]["one"] == 1.0
     table = pl.read_parquet(tmp_path / "runs.parquet")
     assert table.columns == columns("evaluate --suite")
+    run = read_run(tmp_path)
+    assert run.kind == "suite"
+    assert run.numbers["adam on catch: AUC"].value == pytest.approx(1.0, abs=0.02)
+    assert run.numbers["adam on small_dense_short: AUC"].value == pytest.approx(10.0, abs=0.2)
     rows = table.filter(optimizer="rule-0", task="catch", purpose="tuned")
     assert rows["seed"].to_list() == list(range(EVALUATION_SEED, EVALUATION_SEED + 10))
     assert rows["auc"].mean() == pytest.approx(
