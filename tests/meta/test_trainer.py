@@ -134,7 +134,7 @@ def test_divergence_stops_with_the_last_good_rule():
     tasks = (MetaTask(Breaking(), 0.05),)
     config = dataclasses.replace(CONFIG, resets="never", iterations=8)
     reports = []
-    where = r"at iteration 3: task 0 \(loss, params of 4 of 4 agents.*\); the meta-gradient\."
+    where = r"at iteration 3: task 0 \(loss, meta-gradient, params of 4 of 4 agents.*\)\. The"
     with pytest.raises(MetaDivergenceError, match=where) as error:
         train(SPEC, tasks, config, chunk=4, report=lambda state, rows: reports.append(rows))
     state = error.value.state

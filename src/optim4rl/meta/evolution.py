@@ -70,8 +70,8 @@ def live(
 
     Returns:
         The agents after it; the loss of each: minus the mean over its rollouts of the mean return
-        of the episodes that ended in the rollout or, where none did, last before it; and the task's
-        stats, summed over rollouts and agents.
+        of the episodes that ended in the rollout or, where none did, last before it, and NaN where
+        its parameters have become so; and the task's stats, summed over rollouts and agents.
     """
     updates = task.updates_per_rollout
     layout = infer_layout(param_shapes(task))
@@ -94,7 +94,9 @@ def live(
 
     learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, jnp.arange(rollouts))
     stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
-    return learners, -jnp.mean(curves, axis=0), stats
+    # A policy of NaN acts, too, and its returns are finite: they are those of no agent.
+    finite = jnp.isfinite(learners.agents.params).all(axis=1)
+    return learners, jnp.where(finite, -jnp.mean(curves, axis=0), jnp.nan), stats
 
 
 @dataclass(frozen=True)

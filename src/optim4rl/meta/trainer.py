@@ -65,10 +65,12 @@ class Progress(NamedTuple):
     Attributes:
         meta_gradient_norm: global norm, before clipping, mean over tasks.
         stats: each task's stats, summed over the rollouts and agents of the iteration.
+        task_norms: global norm of each task's own meta-gradient.
     """
 
     meta_gradient_norm: Float[Array, " iterations"]
     stats: tuple[Any, ...]
+    task_norms: Float[Array, "iterations tasks"]
 
 
 class MetaDivergenceError(RuntimeError):
@@ -87,13 +89,13 @@ def _not_finite(state: MetaState, progress: Progress) -> Iterator[str]:
     """What is not finite after the last iteration, task by task."""
     for index, (estimator, stats) in enumerate(zip(state.estimators, progress.stats, strict=True)):
         found = [name for name, _ in _broken_leaves(jax.tree.map(lambda x: x[-1], stats))]
+        if not np.isfinite(progress.task_norms[-1, index]):
+            found.append("meta-gradient")
         for name, leaf in _broken_leaves(estimator.agents):
             broken = ~jnp.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
             found.append(f"{name} of {int(broken.sum())} of {len(leaf)} agents")
         if found:
             yield f"task {index} ({', '.join(found)})"
-    if not np.isfinite(progress.meta_gradient_norm[-1]):
-        yield "the meta-gradient"
 
 
 def _broken_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -253,7 +255,8 @@ def iterate(
     updates, optimizer_state = meta_optimizer(config).update(
         mean, state.meta_optimizer, state.meta_parameters
     )
-    norm = sum(optax.tree.norm(result.gradient) for result in results) / len(tasks)
+    norms = [optax.tree.norm(result.gradient) for result in results]
+    norm = sum(norms) / len(tasks)
     after = state._replace(
         meta_parameters=optax.apply_updates(state.meta_parameters, updates),
         meta_optimizer=optimizer_state,
@@ -262,7 +265,7 @@ def iterate(
     )
     after = _keep_last_good(state, after, jnp.isfinite(norm))
     after = after._replace(estimators=tuple(result.state for result in results))
-    return after, Progress(norm, tuple(result.stats for result in results))
+    return after, Progress(norm, tuple(result.stats for result in results), jnp.stack(norms))
 
 
 def _keep_last_good(before: MetaState, after: MetaState, finite: Bool[Array, ""]) -> MetaState:
