@@ -246,6 +246,13 @@ def test_workers_that_cannot_start_are_not_asked_for_for_ever(monkeypatch, tmp_p
         run(monkeypatch, tmp_path, StandIn({"start": RayTaskError("No module named 'jax'")}))
 
 
+def test_it_is_said_once_that_there_is_no_room(monkeypatch, tmp_path, capsys):
+    ray, looks = StandIn(), iter([[], [], []])
+    monkeypatch.setattr(ray, "wait", lambda x, **_: (next(looks, x[:1]), x))
+    assert len(run(monkeypatch, tmp_path, ray)) == 3
+    assert capsys.readouterr().err.count("waiting for the cluster to have room") == 1
+
+
 def test_a_worker_writes_nowhere_else(monkeypatch, tmp_path):
     for name in ("../up", "/etc/passwd", "made/../../up"):
         ray = StandIn({"job-0": {"files": {name: b""}}})

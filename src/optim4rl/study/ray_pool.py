@@ -74,6 +74,7 @@ class RayPool:
         self._busy: dict[Any, tuple[_Member, Job]] = {}
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0
+        self._told = False  # that there is no room
         self._room, self._looked = 0, -_LOOK_AROUND
         self._open = ExitStack()
 
@@ -155,6 +156,9 @@ class RayPool:
         ready, _ = self._ray.wait(
             [*self._busy, *self._starting], num_returns=1, timeout=_LOOK_AROUND
         )
+        if not (ready or self._busy or self._told):
+            self._told = True
+            print("waiting for the cluster to have room for a worker", file=sys.stderr)
         for reference in ready:
             if reference in self._starting:
                 self._welcome(self._starting.pop(reference), reference)
