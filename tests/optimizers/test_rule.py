@@ -17,6 +17,7 @@ from optim4rl.optimizers.structures import (
     Adaptive,
     Anchored,
     Extras,
+    Mirrored,
     NonAdaptive,
     Open,
     Reading,
@@ -359,18 +360,56 @@ def test_version_a_starts_with_a_positive_sign():
     np.testing.assert_allclose(run(spec, weights, gradients)[0], [[1.0, -1.0, 0.0]], rtol=1e-6)
 
 
-def test_anchored_starts_as_exactly_adam():
+@pytest.mark.parametrize(("name", "betas"), [("anchored", (0.9, 0.999)), ("mirrored", (0.0, 0.9))])
+def test_anchored_rules_start_as_exactly_adam(name, betas):
     import optax
 
-    spec = dataclasses.replace(LEARNED["anchored"], clip=None)
+    spec = dataclasses.replace(LEARNED[name], clip=None, inputs=())
     gradients = jax.random.normal(jax.random.key(0), (30, 7)) * jnp.logspace(-4, 1, 7)[None]
     directions, _ = run(spec, init_meta_parameters(spec, jax.random.key(1)), gradients)
-    adam = optax.scale_by_adam()
+    adam = optax.scale_by_adam(*betas)
     state = adam.init(gradients[0])
     for gradient, direction in zip(gradients, directions, strict=True):
         with jax.numpy_dtype_promotion("standard"):
             expected, state = adam.update(gradient, state)
         np.testing.assert_allclose(direction, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("processing", PROCESSINGS)
+def test_a_mirrored_rule_is_odd(processing):
+    """Mirrored gradients make mirrored steps, whatever it has learned; `anchored` may drift."""
+    mirrored = dataclasses.replace(
+        LEARNED["mirrored"], processing=PROCESSINGS[processing](), inputs=()
+    )
+    gradients = jax.random.normal(jax.random.key(0), (6, 5)) * jnp.logspace(-4, 1, 5)[None]
+    for spec, odd in (
+        (mirrored, True),
+        (dataclasses.replace(mirrored, structure=Anchored()), False),
+    ):
+        weights = random_weights(spec)
+        step = jax.jit(lambda g, spec=spec, weights=weights: run(spec, weights, g)[0])
+        np.testing.assert_array_equal(bool((step(-gradients) == -step(gradients)).all()), odd)
+
+
+def test_what_a_mirrored_network_reads():
+    structure, processing = Mirrored(beta1=0.5, beta2=0.9, beta_slow=0.8), SignLog(1e-8)
+    gradients = np.array([[0.3, -2.0], [-0.1, -1.0]], np.float32)
+    moments = jnp.zeros((3, 2))
+    for gradient in gradients:
+        moments = structure.accumulate(jnp.asarray(gradient), moments)
+    reading = Reading(jnp.asarray(gradients[1]), moments, jnp.asarray(1, jnp.int32))
+    (found,) = structure.features(processing, reading)
+    (g1, g2), average = gradients, lambda beta, x, y: (beta * x + y) / (beta + 1)
+    root = np.sqrt(average(0.9, g1**2, g2**2))
+    adam, fresh, slow = average(0.5, g1, g2) / root, g2 / root, average(0.8, g1, g2) / root
+    expected = [
+        np.log(abs(g2)),
+        np.full(2, np.log(2) / 6),
+        *map(abs, (adam, fresh, slow)),
+        adam * fresh / 5,
+        adam * slow / 5,
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", every_spec_slowly(tensorwise=(False,)))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from optim4rl.evaluation.protocol import require_grid
 from optim4rl.tasks import TaskConfig, default_config, make_task
 
-# The big grid worlds' share of a suite is how long it takes to learn them at all: with Adam at 1e-2,
-# big_dense_long takes off after 1,200 rollouts and is at 20 of its 26 after these.
+# The big grid worlds' share of a suite is how long it takes to learn them at all: with Adam at
+# 1e-2, big_dense_long takes off after 1,200 rollouts and is at 20 of its 26 after these.
 SMALL_ROLLOUTS = 400
 BIG_ROLLOUTS = 2_000
 STRESS_ROLLOUTS = 60

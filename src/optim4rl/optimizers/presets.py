@@ -7,7 +7,16 @@ import optax
 
 from optim4rl.optimizers.processing import Andrychowicz, Raw, RawAndSquare, SignLog
 from optim4rl.optimizers.rule import OptimizerSpec
-from optim4rl.optimizers.structures import L2L, Adaptive, Anchored, Celo2, Linear, Open, Star
+from optim4rl.optimizers.structures import (
+    L2L,
+    Adaptive,
+    Anchored,
+    Celo2,
+    Linear,
+    Mirrored,
+    Open,
+    Star,
+)
 
 # The floor of 1e-8 on |g| puts a zero gradient at log = -18.4; shifted and scaled, [1e-8, 1] reads
 # as about [-0.9, 0.9].
@@ -29,6 +38,14 @@ LEARNED: dict[str, OptimizerSpec] = {
     "generalist": OptimizerSpec(
         processing=CENTRED_SIGN_LOG,
         structure=Anchored(),
+        head_sizes=(),
+        zero_head=True,
+        inputs=("kind",),
+    ),
+    # Odd, and anchored at RMSProp: no momentum, a short memory of sizes.
+    "mirrored": OptimizerSpec(
+        processing=CENTRED_SIGN_LOG,
+        structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9),
         head_sizes=(),
         zero_head=True,
         inputs=("kind",),

@@ -298,6 +298,31 @@ class Anchored:
         )
 
 
+@dataclass(frozen=True)
+class Mirrored(Anchored):
+    """`Anchored`, whose network reads nothing that tells a gradient from its negative.
+
+    It reads the size of the gradient, the log of the age, the sizes of the three ratios, and how
+    far Adam's ratio agrees with each of the others, as products. So all that it decides is even,
+    and the rule is odd: mirrored gradients make mirrored steps, where `Anchored` may learn to
+    drift. An extension of this project, not a structure of the paper.
+    """
+
+    name: ClassVar[str] = "mirrored"
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        return (NetworkShape(processing.second_features + 6, 3),)
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        log_age = jnp.log1p(reading.age.astype(jnp.float32)) / 6.0
+        log_age = log_age + jnp.zeros_like(reading.gradient)
+        adam, fresh, slow = jnp.clip(jnp.stack(self._ratios(reading)), -5.0, 5.0)
+        sizes = [jnp.abs(adam), jnp.abs(fresh), jnp.abs(slow)]
+        even = jnp.stack([log_age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
+        # A processing's second features are those of the squared gradient: twice the logarithm.
+        return (jnp.concatenate([0.5 * processing.second(jnp.abs(reading.gradient)), even]),)
+
+
 # The decay rates of the running moments behind Adafactor features, and the floor of their squares.
 MOMENTUM_BETAS = (0.9, 0.99, 0.999)
 FACTORED_BETAS = (0.9, 0.99, 0.999)
@@ -563,5 +588,6 @@ def _constant_rows(values: Float[Array, " rows"], like: Array) -> Float[Array, "
 
 
 STRUCTURES: dict[str, type[Structure]] = {
-    cls.name: cls for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Celo2, Star, Open)
+    cls.name: cls
+    for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Mirrored, Celo2, Star, Open)
 }

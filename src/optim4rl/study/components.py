@@ -137,6 +137,11 @@ COMPONENTS: Final = (
                 "A learned correction around Adam: untrained, the update is exactly Adam's.",
             ),
             Choice(
+                "mirrored",
+                ("mirrored", "odd", "mirrored anchored", "sign symmetric", "sign equivariant"),
+                "Anchored, reading nothing signed: mirrored gradients make mirrored updates.",
+            ),
+            Choice(
                 "celo2",
                 ("celo2", "adafactor feature"),
                 "Celo2 (Moudgil et al. 2026): Δθ = -α·o, read from a tensor's scaled moments.",

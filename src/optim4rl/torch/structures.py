@@ -234,6 +234,23 @@ class Anchored:
         )
 
 
+@dataclass(frozen=True)
+class Mirrored(Anchored):
+    """`Anchored`, whose network reads nothing that tells a gradient from its negative."""
+
+    name: ClassVar[str] = "mirrored"
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        return (NetworkShape(processing.second_features + 6, 3),)
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        log_age = reading.age.log1p()
+        adam, fresh, slow = self._ratios(reading).clamp(-5.0, 5.0)
+        sizes = [adam.abs(), fresh.abs(), slow.abs()]
+        even = torch.stack([log_age / 6.0, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
+        return (torch.cat([0.5 * processing.second(reading.gradient.abs()), even]),)
+
+
 MOMENTUM_BETAS = (0.9, 0.99, 0.999)
 FACTORED_BETAS = (0.9, 0.99, 0.999)
 _FLOOR = 1e-9
@@ -440,5 +457,6 @@ def _log_size(x: Tensor) -> Tensor:
 
 
 STRUCTURES: dict[str, type[Structure]] = {
-    cls.name: cls for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Celo2, Star, Open)
+    cls.name: cls
+    for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Mirrored, Celo2, Star, Open)
 }
