@@ -113,6 +113,9 @@ def cells(folder: Path, seconds: float) -> None:
 
 def verdict(path: Path) -> bool:
     """Whether nothing has grown; says what was seen."""
+    if not path.exists():
+        print(f"{path.stem}: it has not done all once")
+        return False
     rows = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines()]
     end = rows[-1][0]
     warm = [row for row in rows if row[0] >= WARM_UP * end]
@@ -147,7 +150,11 @@ def main() -> None:
         subprocess.Popen([*command, f"--part={part}", f"--folder={folder}"], stdout=log, stderr=log)
         for part, log in zip(PARTS, logs, strict=True)
     ]
-    codes = [process.wait() for process in parts]
+    try:
+        codes = [process.wait() for process in parts]
+    finally:
+        for process in parts:
+            process.kill()
     # A training that a signal has stopped in order exits with 130.
     fine = codes == [130, 0]
     if not fine:
