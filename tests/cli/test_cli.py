@@ -151,7 +151,7 @@ def test_a_plan_is_shown(capsys):
         ("plan burn x", ["burn", "`show`"]),
         ("plan show missing.md", ["missing.md"]),
         ("ablate missing.md --out x", ["missing.md"]),
-        ("report missing", ["missing", "no study"]),
+        ("report missing", ["missing", "no finished run"]),
         ("train --preset zoo/none", ["'zoo/none'", "zoo/anchored-catch"]),
         ("train --preset", ["preset = ''"]),
         ("train --out x --optimizer adamw", ["'adamw'", "optim4rl-rlc"]),
