@@ -218,27 +218,31 @@ def test_progress_that_no_checkpoint_has_seen_is_written_once(whole, tmp_path):
     assert progress(out) == progress(whole)
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_finished_run_is_not_overwritten(whole, capsys):
-    before = {path: path.read_bytes() for path in whole.iterdir()}
+    before = contents(whole)
     with pytest.raises(SystemExit) as exit:
         run(whole, "--iterations=4", "--chunk=2")
     said = capsys.readouterr().err
     assert exit.value.code == 2
     assert str(whole) in said
     assert "--resume" in said
-    assert {path: path.read_bytes() for path in whole.iterdir()} == before
+    assert contents(whole) == before
 
 
 @pytest.mark.parametrize("options", [["--seed=1"], ["--learning-rate=0.02"], ["--clip=1"]])
 def test_a_run_with_other_settings_cannot_go_on(options, whole, capsys):
-    before = {path: path.read_bytes() for path in whole.iterdir()}
+    before = contents(whole)
     with pytest.raises(SystemExit) as exit:
         run(whole, "--iterations=4", "--resume", *options)
     said = capsys.readouterr().err
     assert exit.value.code == 2
     assert "the checkpoint of another run" in said
     assert options[0].strip("-").partition("=")[0].replace("-", "_") in said
-    assert {path: path.read_bytes() for path in whole.iterdir()} == before
+    assert contents(whole) == before
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
