@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
-.PHONY: demo test test-slow faults bench lint docs clean
+.PHONY: demo test test-slow test-pages faults bench lint audit docs clean
 
 demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
@@ -22,6 +22,11 @@ test: $(DEV)
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+# What README and pages say, run as printed; the notebook and the examples; pages in Chromium.
+test-pages: $(DEV)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_docs.py tests/test_pages.py \
+	  tests/study/test_pages_in_browser.py tests/examples
+
 # Kills, damages and starves what it can, and counts; half an hour on two cores, root for the disks.
 faults: $(DEV)
 	$(BIN)/python -m pytest -m slow tests/faults --faults-table docs/results/faults.md
@@ -34,6 +39,11 @@ lint: $(DEV)
 	$(BIN)/ruff check src tests bench docs examples hatch_build.py
 	$(BIN)/ruff format --check src tests bench docs examples hatch_build.py
 	$(BIN)/mypy
+
+# Packages that agree with each other, and no known vulnerability in a pinned one.
+audit: $(DEV)
+	$(BIN)/python -m pip check
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # The site, in build/site.
 docs: $(DEV)
