@@ -4,10 +4,13 @@
 at itself every few seconds: resident memory, bytes of live device buffers, programs compiled. The
 time counts from when all has been done once, and is warm after a quarter of it: from then on memory
 may rise by 2 %, and nothing more may be compiled. Exits with 1 otherwise. The samples stay in the
-folder that is printed.
+folder that is printed; with `--results FOLDER` what they say goes into `soak.md` and `soak.json`
+there, and the minutes into the table of faults.
 """
 
 import argparse
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -18,9 +21,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-PARTS = ("train", "cells")
+from tests.tally import Tally, markdown, write_table
+
+PARTS = {"train": "train", "cells": "all cells of a study, in a worker of ablate"}
 WARM_UP, GROWTH = 0.25, 0.02
 EVERY = 2.0  # seconds
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -111,24 +117,75 @@ def cells(folder: Path, seconds: float) -> None:
         rounds += 1
 
 
-def verdict(path: Path) -> bool:
-    """Whether nothing has grown; says what was seen."""
-    if not path.exists():
-        print(f"{path.stem}: it has not done all once")
-        return False
+@dataclass(frozen=True)
+class Growth:
+    """What a part took in the two halves of its time after the warm-up."""
+
+    minutes: float
+    resident: tuple[float, float]  # medians, in bytes
+    buffers: tuple[float, float]
+    compiled: tuple[int, int]  # by the end of the warm-up, and after it
+
+    @property
+    def fine(self) -> bool:
+        """Whether nothing has grown."""
+        return not self.compiled[1] and all(
+            last <= (1 + GROWTH) * max(first, 1.0) for first, last in (self.resident, self.buffers)
+        )
+
+
+def growth(path: Path) -> Growth:
+    """What the samples of a part say."""
     rows = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines()]
-    end = rows[-1][0]
-    warm = [row for row in rows if row[0] >= WARM_UP * end]
+    warm = [row for row in rows if row[0] >= WARM_UP * rows[-1][0]]
     half = len(warm) // 2
-    fine = True
-    for index, name in ((1, "resident"), (2, "device buffers")):
-        first, last = (statistics.median(r[index] for r in x) for x in (warm[:half], warm[half:]))
-        growth = last / max(first, 1.0) - 1.0
-        fine &= growth <= GROWTH
-        print(f"{path.stem}: {name}: {first / 2**20:.1f} to {last / 2**20:.1f} MiB, {growth:+.2%}")
-    more = int(warm[-1][3] - warm[0][3])
-    print(f"{path.stem}: {end / 60:.1f} min, compiled {int(warm[0][3])}, after warm-up {more} more")
-    return fine and not more
+    resident, buffers = (
+        tuple(statistics.median(row[index] for row in rows) for rows in (warm[:half], warm[half:]))
+        for index in (1, 2)
+    )
+    first, last = int(warm[0][3]), int(warm[-1][3])
+    return Growth(rows[-1][0] / 60, resident, buffers, (first, last - first))
+
+
+def write_results(folder: Path, found: dict[str, Growth], minutes: float) -> None:
+    """The soak's own page, and its rows in the table of faults."""
+    from optim4rl.study.provenance import provenance
+
+    command = f"python -m tests.soak --minutes {minutes:g} --results docs/results"
+    where = provenance()
+    parts = {PARTS[part]: each for part, each in found.items()}
+    data = {"command": command, **where}
+    data["parts"] = {name: dataclasses.asdict(each) for name, each in parts.items()}
+    (folder / "soak.json").write_text(json.dumps(data, indent=1) + "\n")
+
+    def change(pair: tuple[float, float]) -> str:
+        first, last = pair
+        return f"{first / 2**20:.1f} to {last / 2**20:.1f} ({last / max(first, 1.0) - 1:+.2%})"
+
+    columns = ("part", "minutes", "resident, MiB", "device buffers, MiB", "compiled", "then more")
+    rows = [
+        (name, f"{x.minutes:.0f}", change(x.resident), change(x.buffers), *map(str, x.compiled))
+        for name, x in parts.items()
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    lines = [
+        "# Soak",
+        "",
+        f"Made by `{command}`: medians of the two",
+        f"halves of the time after a warm-up of {WARM_UP:.0%}. Allowed: {GROWTH:+.0%}, no program more.",
+        "",
+        *markdown(columns, [dict(zip(columns, row, strict=True)) for row in rows]),
+        "",
+        f"Code {where['code'][:8]}; {versions}.",
+        "",
+    ]
+    (folder / "soak.md").write_text("\n".join(lines))
+    tallies = []
+    for name, each in parts.items():
+        row = Tally("minutes soaked", f"soak: {name}", time.monotonic() - 60 * each.minutes)
+        row.count("correct" if each.fine else "wrong result", times=round(each.minutes))
+        tallies.append(row.values())
+    write_table(folder / "faults.md", tallies)
 
 
 def main() -> None:
@@ -137,6 +194,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--results", type=Path)
     chosen = parser.parse_args()
     seconds = 60 * chosen.minutes
     if chosen.part:
@@ -156,13 +214,15 @@ def main() -> None:
         for process in parts:
             process.kill()
     # A training that a signal has stopped in order exits with 130.
-    fine = codes == [130, 0]
-    if not fine:
-        print(f"exit codes {codes}, not [130, 0]; see the logs in the folder")
-    for part in PARTS:
-        fine &= verdict(folder / f"{part}.csv")
-    print("nothing has grown" if fine else "something has grown, or has failed")
-    sys.exit(not fine)
+    if codes != [130, 0]:
+        sys.exit(f"exit codes {codes}, not [130, 0]; see the logs in the folder")
+    found = {part: growth(folder / f"{part}.csv") for part in PARTS}
+    for part, each in found.items():
+        print(f"{part}: {each}")
+    if chosen.results:
+        write_results(chosen.results, found, chosen.minutes)
+    if not all(each.fine for each in found.values()):
+        sys.exit("something has grown")
 
 
 if __name__ == "__main__":
