@@ -1,6 +1,12 @@
-"""The test suite's switches: shapes checked, ranks never promoted, four devices simulated."""
+"""The test suite's switches: shapes checked, ranks never promoted, four devices simulated.
+
+And what fault tests count: a test asks the fixture `tally` for a row, counts outcomes, and fails
+if one is bad. With `--faults-table FILE` the rows go into a table; rows of tests that were not run
+stay as they were.
+"""
 
 import os
+from pathlib import Path
 
 # Tests spend their time compiling small programs, not running them: optimize less.
 os.environ.setdefault(
@@ -15,5 +21,37 @@ from jaxtyping import install_import_hook
 install_import_hook("optim4rl", "beartype.beartype")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tally import BAD, GOOD, Tally, write_table  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults-table", metavar="FILE", help="write the counts of fault tests there")
+
+
+_ROWS = []
+
+
+@pytest.fixture
+def tally(request):
+    """Makes a row of the table, which is written when the test ends: others may be stopped."""
+    rows = []
+
+    def start(kind, fault):
+        rows.append(Tally(kind, fault))
+        return rows[-1]
+
+    yield start
+    found = [row.values() for row in rows]
+    _ROWS.extend(found)
+    if path := request.config.getoption("faults_table"):
+        write_table(Path(path), found)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for row in _ROWS:
+        shown = ", ".join(f"{row[name]} {name}" for name in (*GOOD, *BAD))
+        terminalreporter.write_line(f"{row['fault']}: {row['tried']} tried: {shown}")

@@ -1,4 +1,4 @@
-"""Commands as processes of their own, to be killed."""
+"""Commands as processes of their own, to be killed, and how they may end."""
 
 import os
 import shlex
@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
 # Long enough for anything here; what takes longer hangs.
-PATIENCE = 300
+PATIENCE = 900
 
 PLAN = b"""# A small study
 
@@ -26,7 +27,7 @@ PLAN = b"""# A small study
 """
 TRAIN = shlex.split(
     "train --width 8 --envs-per-agent 2 --agents 2 --inner-updates 2 --reset-interval 2 "
-    "--optimizer optim4rl-rlc --devices 1 --chunk 1"
+    "--optimizer optim4rl-rlc --devices 1 --chunk 1 --iterations 60"
 )
 ABLATE = shlex.split("--scale smoke --meta-seeds 1 --seeds 1 --jobs 2 --json")
 
@@ -44,16 +45,15 @@ def environment(programs):
 class Command:
     """A running command, in a session of its own with all of its workers."""
 
-    def __init__(self, words, env, **options):
+    def __init__(self, words, env):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "optim4rl", *map(str, words)],
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            **options,
         )
 
     def __enter__(self):
@@ -64,25 +64,21 @@ class Command:
         self.process.communicate()
 
     @property
-    def session(self):
-        """The processes of the command's session, itself and its workers."""
+    def workers(self):
+        """The other processes of the command's session."""
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == self.process.pid:
-                found.append(int(path.parent.name))
-        return found
+            with suppress(OSError):
+                session = int(path.read_text().rpartition(")")[2].split()[3])
+                if session == self.process.pid:
+                    found.append(int(path.parent.name))
+        return [pid for pid in found if pid != self.process.pid]
 
     def kill(self, *, everyone):
         """Kill -9: of the command alone, or as when the machine goes down."""
-        for pid in self.session if everyone else [self.process.pid]:
-            try:
+        for pid in [self.process.pid, *(self.workers if everyone else [])]:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
     def wait(self, seconds):
         """Whether it has ended within that time."""
@@ -93,12 +89,12 @@ class Command:
         return True
 
     def finish(self):
-        """Its exit code, and what it said; None if it hangs."""
+        """Its exit code, None if it hangs, and what it said."""
         try:
-            out, err = self.process.communicate(timeout=PATIENCE)
+            _, err = self.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            return None, "", ""
-        return self.process.returncode, out, err
+            return None, ""
+        return self.process.returncode, err
 
 
 def wait_for(condition, seconds=60):
@@ -109,6 +105,27 @@ def wait_for(condition, seconds=60):
             return True
         time.sleep(0.001)
     return False
+
+
+def judge_result(row, code, err, same, times=1):
+    """Count a command that had to come to what it does when nothing happens: `same()`."""
+    if code is None:
+        row.count("hang", times=times)
+    elif code != 0:
+        row.count("traceback" if "Traceback" in err else "lost result", err, times)
+    else:
+        row.count("correct" if same() else "wrong result", times=times)
+
+
+def judge_error(row, code, err, expected, words):
+    """Count a command that had to fail with that code and a message that holds those words."""
+    if code is None:
+        row.count("hang")
+    elif "Traceback" in err:
+        row.count("traceback", err)
+    else:
+        clear = code == expected and all(word in err for word in words)
+        row.count("clear error" if clear else "wrong result", (code, err, words))
 
 
 def same_training(one, other):

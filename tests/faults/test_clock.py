@@ -19,7 +19,7 @@ WORDS = shlex.split(
 @pytest.mark.slow
 def test_training_under_a_clock_that_goes_backwards(tally, tmp_path, monkeypatch, capsys):
     """An hour back at every look, from the run's start and from the middle of it."""
-    row = tally("clock going backwards under train")
+    row = tally("runs with a clock going backwards", "clock going backwards under train")
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
     main([*WORDS, "--out", str(tmp_path / "whole")])
     now = [time.time()]

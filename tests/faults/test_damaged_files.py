@@ -222,7 +222,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_gives_a_clear_error_or_the_right_result(kind, tally, tmp_path):
-    row = tally(f"damaged or foreign file: {kind}")
+    row = tally("files damaged", f"damaged or foreign file: {kind}")
     (tmp_path / "other").mkdir()
     path, read = KINDS[kind](tmp_path, 1)
     other = KINDS[kind](tmp_path / "other", 0)[0].read_bytes()

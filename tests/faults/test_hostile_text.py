@@ -128,7 +128,7 @@ def _watching():
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_study, write_weights])
 def test_no_text_leads_out_of_the_folder(write, tally, tmp_path, monkeypatch):
-    row = tally(f"paths in a {'plan' if write is write_study else 'card'}")
+    row = tally("hostile texts", f"paths in a {'plan' if write is write_study else 'card'}")
     for index, text in enumerate(PATHS):
         folder = tmp_path / "deep" / "down" / str(index)
         folder.mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_no_text_leads_out_of_the_folder(write, tally, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_browser_runs_nothing_of_a_plan(tally, tmp_path):
     """And would not if it were not escaped: the page's policy forbids it."""
-    row = tally("markup in a plan, in Chromium")
+    row = tally("hostile texts", "markup in a plan, in Chromium")
     with browser() as chromium:
         for index, payload in enumerate(PAYLOADS):
             folder = tmp_path / str(index)

@@ -1,73 +1,22 @@
 """kill -9 at random instants: nothing finished is lost, and what is resumed is the same."""
 
+import os
 import random
 import shutil
+import signal
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
-from fault_runs import (
-    ABLATE,
-    PLAN,
-    TRAIN,
-    Command,
-    environment,
-    same_study,
-    same_training,
-    wait_for,
-)
+from fault_runs import TRAIN, judge_result, same_study, same_training, wait_for
 
 from optim4rl.cli.folders import LOCK
 from optim4rl.optimizers.files import UNFINISHED
 
 pytestmark = pytest.mark.slow
 
-TRAIN_KILLS, ABLATE_KILLS, STEPS = 40, 12, 60
-CHAIN = 4  # kills of a run before it is left alone, so that it ends on a slow machine, too
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts a command."""
-    env = environment(tmp_path_factory.mktemp("programs"))
-    return lambda words: Command(words, env)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, start):
-    """A run that nothing has happened to."""
-    out = tmp_path_factory.mktemp("kill") / "train"
-    with start([*TRAIN, "--iterations", STEPS, "--out", out]) as command:
-        code, _, err = command.finish()
-    assert code == 0, err
-    return out
-
-
-@pytest.fixture(scope="module")
-def studied(tmp_path_factory, start):
-    """A study that nothing has happened to, and its plan."""
-    folder = tmp_path_factory.mktemp("kill")
-    (folder / "plan.md").write_bytes(PLAN)
-    with Command(
-        ["ablate", folder / "plan.md", "--out", folder / "study", *ABLATE], env
-    ) as command:
-        code, _, err = command.finish()
-    assert code == 0, err
-    return folder / "study", folder / "plan.md"
-
-
-def judge(tally, code, err, same, kills):
-    """Count what a run of that many kills has come to, once nobody killed it any more."""
-    if code is None:
-        tally.count("hang", kills)
-    elif code != 0:
-        tally.count("traceback" if "Traceback" in err else "lost result", (kills, err))
-    elif same():
-        tally.count("correct", times=len(kills))
-    else:
-        tally.count("wrong result", kills)
-
-
-def unfinished(out):
-    return next(out.glob(f".*{UNFINISHED}"), None)
+TRAIN_KILLS, ABLATE_KILLS, WORKER_KILLS = 40, 14, 6
+CHAIN = 5  # kills of a run before it is left alone, so that it ends on a slow machine, too
 
 
 def holds(command, out):
@@ -78,63 +27,73 @@ def holds(command, out):
         return False
 
 
-def until(rng, command, out, most):
-    """Wait for the instant to kill at; whether the command is still at work then.
+def unfinished(out):
+    return any(out.glob(f"**/.*{UNFINISHED}"))
+
+
+def still_runs_at(rng, command, out, most):
+    """Wait for the instant to kill at; whether the command still runs then.
 
     Any instant, one of its work, or one at which it is writing a file.
     """
-    kind = rng.choice(["any", "work", "write", "write"])
-    if kind != "any" and not wait_for(lambda: holds(command, out) or command.wait(0)):
-        return False
+    kind = rng.choice(["any", "work", "write"])
+    if kind != "any":
+        wait_for(lambda: holds(command, out) or command.wait(0))
+    command.wait(rng.uniform(0, most))
     if kind == "write":
-        command.wait(rng.uniform(0, most / 2))
-        wait_for(lambda: unfinished(out) or command.wait(0), seconds=10)
-        return not command.wait(rng.uniform(0, 0.003))
-    return not command.wait(rng.uniform(0, most))
+        wait_for(lambda: unfinished(out) or command.wait(0))
+        command.wait(rng.uniform(0, 0.003))
+    return not command.wait(0)
 
 
-def test_training_is_resumed_bit_for_bit(tally, trained, start, tmp_path):
-    row, rng = tally("kill -9 of train, then --resume"), random.Random(0)
-    words = [*TRAIN, "--iterations", STEPS, "--out", tmp_path / "run", "--resume"]
-    while row.outcomes.total() < TRAIN_KILLS:
-        kills, ended = [], False
-        while not ended and not row.examples:
-            with start(words) as command:
-                if len(kills) < CHAIN and until(rng, command, tmp_path / "run", most=4.0):
-                    command.kill(everyone=True)
-                    kills.append(len(kills))
-                    continue
-                code, _, err = command.finish()
-                ended = True
-        if kills:
-            judge(row, code, err, lambda: same_training(tmp_path / "run", trained), kills)
-        shutil.rmtree(tmp_path / "run")
-    row.check(TRAIN_KILLS)
+def kill_and_go_on(row, start, words, out, same, *, kills, most, everyone=True):
+    """Kill a command again and again, then let it end, until there are so many kills."""
+    rng = random.Random(row.fault)
+    while row.outcomes.total() < kills and not row.examples:
+        killed = 0
+        with ExitStack() as commands:  # What is left of them ends with the last one.
+            command = commands.enter_context(start(words))
+            while killed < CHAIN and still_runs_at(rng, command, out, most):
+                command.kill(everyone=everyone)
+                killed += 1
+                command = commands.enter_context(start(words))
+            judge_result(row, *command.finish(), same, killed)
+        shutil.rmtree(out)
+    row.check(kills)
+
+
+def test_training_is_resumed_bit_for_bit(tally, start, trained, tmp_path):
+    row, out = tally("commands killed", "kill -9 of train, then --resume"), tmp_path / "run"
+    words = [*TRAIN, "--out", out, "--resume"]
+    same = partial(same_training, out, trained)
+    kill_and_go_on(row, start, words, out, same, kills=TRAIN_KILLS, most=4.0)
 
 
 @pytest.mark.parametrize("everyone", [True, False], ids=["machine", "command"])
-def test_a_study_goes_on_bit_for_bit(everyone, tally, studied, start, tmp_path):
+def test_a_study_goes_on_bit_for_bit(everyone, tally, start, ablate, studied, tmp_path):
     """When the machine goes down, and when the command dies and its workers do not at once."""
     whom = "ablate and its workers" if everyone else "ablate alone"
-    row, rng = tally(f"kill -9 of {whom}, then the same command"), random.Random(1)
-    study, plan = studied
+    row = tally("commands killed", f"kill -9 of {whom}, then the same command")
     out = tmp_path / "study"
-    words = ["ablate", plan, "--out", out, *ABLATE]
-    while row.outcomes.total() < ABLATE_KILLS / 2:
-        kills, ended, orphans = [], False, []
-        while not ended:
-            command = start(words)
-            orphans.append(command)
-            if len(kills) < CHAIN and until(rng, command, out, most=25.0):
-                command.kill(everyone=everyone)
-                kills.append(len(kills))
-                continue
-            code, _, err = command.finish()
-            ended = True
-        if kills:
-            judge(row, code, err, lambda: same_study(out, study), kills)
-        for command in orphans:
-            with command:
-                pass
-        shutil.rmtree(out)
-    row.check(ABLATE_KILLS / 2)
+    same = partial(same_study, out, studied)
+    options = {"kills": ABLATE_KILLS / 2, "most": 15.0, "everyone": everyone}
+    kill_and_go_on(row, start, [*ablate, "--out", out], out, same, **options)
+
+
+def test_a_killed_worker_is_named_and_the_same_command_goes_on(
+    tally, start, run, ablate, studied, tmp_path
+):
+    row = tally("workers killed", "kill -9 of a worker of ablate, then the same command")
+    rng, out = random.Random(2), tmp_path / "study"
+    words = [*ablate, "--out", out]
+    for _ in range(WORKER_KILLS):
+        with start(words) as command:
+            assert wait_for(lambda: command.workers)
+            command.wait(rng.uniform(0, 5.0))
+            os.kill(rng.choice(command.workers), signal.SIGKILL)
+            code, err = command.finish()
+        assert code == 1, err
+        assert "its worker died with exit code -9" in err
+        assert "Traceback" not in err
+    judge_result(row, *run(words), partial(same_study, out, studied), WORKER_KILLS)
+    row.check(WORKER_KILLS)

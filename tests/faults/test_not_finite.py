@@ -86,7 +86,7 @@ def healthy():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "observation", "gradient"])
 def test_a_run_that_breaks_is_named_and_the_others_are_unharmed(kind, healthy, tally):
-    row = tally(f"NaN in a {kind}, in a batch of runs")
+    row = tally("runs with a NaN", f"NaN in a {kind}, in a batch of runs")
     found = curves(kind)
     broken = found.diverged_at >= 0
     assert 2 <= broken.sum() <= 14
@@ -118,7 +118,7 @@ def meta(estimator, seed):
 @pytest.mark.parametrize("kind", ["reward", "observation", "gradient"])
 def test_meta_training_stops_with_where_and_when(kind, estimator, tally):
     """The rule that is kept is that of the same run with so many iterations."""
-    row = tally(f"NaN in a {kind}, in meta-training ({estimator})")
+    row = tally("runs with a NaN", f"NaN in a {kind}, in meta-training ({estimator})")
     tasks = (MetaTask(task("nothing"), 0.01), MetaTask(task(kind), 0.01))
     for seed in range(3):
         config = meta(estimator, seed)
@@ -145,7 +145,7 @@ def test_meta_training_stops_with_where_and_when(kind, estimator, tally):
 
 @pytest.mark.slow
 def test_a_meta_gradient_that_breaks_is_named(tally, monkeypatch):
-    row = tally("NaN in a meta-gradient")
+    row = tally("runs with a NaN", "NaN in a meta-gradient")
     real = trainer.make_estimator
 
     @dataclass(frozen=True)
