@@ -228,6 +228,17 @@ def test_a_job_that_loses_many_workers_is_named(monkeypatch, tmp_path):
     assert ray.asked.count("job-1") == DEATHS
 
 
+def test_what_a_job_has_lost_is_forgotten_when_it_is_done(monkeypatch, tmp_path):
+    good = {"files": {"made/job-0": b"done"}}
+    ray = StandIn({"job-0": deque(2 * [*[RayError("killed")] * (DEATHS - 1), good])})
+    monkeypatch.setattr(ray_pool, "_import_ray", lambda: ray)
+    jobs = jobs_of("a")
+    with RayPool("module", tmp_path, "auto", None, Needs()) as pool:
+        pool.run(jobs)
+        pool.run(jobs)
+    assert len(ray.asked) == 2 * DEATHS
+
+
 @pytest.mark.parametrize("answer", [{"error": "Traceback: no"}, RayTaskError("Traceback: no")])
 def test_a_job_that_fails_is_named_and_what_had_begun_is_kept(monkeypatch, tmp_path, answer):
     ray = StandIn({"job-0": answer})

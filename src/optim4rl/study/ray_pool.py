@@ -111,6 +111,7 @@ class RayPool:
                 workers had begun is finished and kept.
         """
         self._queue.put(jobs)
+        self._deaths.clear()
         done = 0
         failures: list[tuple[Job, str]] = []
         while self._queue or self._busy:
