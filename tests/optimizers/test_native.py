@@ -19,14 +19,16 @@ from optim4rl.optimizers.kernels import native, xla
 from optim4rl.optimizers.kernels.native import KERNEL
 from optim4rl.optimizers.layout import Tensor
 
-PRESETS = {name: LEARNED[name] for name in ("optim4rl", "optim4rl-rlc", "anchored", "generalist")}
-A, B, ANCHORED, GENERALIST = PRESETS.values()
+RUN = ("optim4rl", "optim4rl-rlc", "anchored", "generalist", "mirrored")
+PRESETS = {name: LEARNED[name] for name in RUN}
+A, B, ANCHORED, GENERALIST, MIRRORED = PRESETS.values()
 VARIATIONS = {
     "unsigned": dataclasses.replace(
         A, structure=dataclasses.replace(A.structure, signed=False), clip=None
     ),
     "linear head": dataclasses.replace(A, head_sizes=(), zero_head=True, step_scale=0.3),
     "anchored, deep": dataclasses.replace(ANCHORED, head_sizes=(16, 16), clip=None),
+    "mirrored, of raw gradients": dataclasses.replace(MIRRORED, processing=B.processing),
     "odd sizes": dataclasses.replace(
         B, hidden_size=5, head_sizes=(7,), clip=0.01, inputs=("layer", "kind")
     ),

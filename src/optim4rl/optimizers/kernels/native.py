@@ -22,12 +22,12 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.processing import RawAndSquare, SignLog
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import NO_EXTRAS, Adaptive, Anchored, Extras
+from optim4rl.optimizers.structures import NO_EXTRAS, Adaptive, Anchored, Extras, Mirrored
 
 MAX_LAYERS = 8
 # In the order of the enumerations in rule.h.
 _PROCESSINGS = (SignLog, RawAndSquare)
-_STRUCTURES = (Adaptive, Anchored)
+_STRUCTURES = (Adaptive, Anchored, Mirrored)
 _STEP, _REPLAY = "optim4rl_step", "optim4rl_replay"
 LIBRARY = Library(Path(__file__).with_name("rule.so"), (_STEP, _REPLAY))
 

@@ -167,7 +167,7 @@ struct Workspace {
   int64_t tape_floats;
   float* steps;
   float* gradient;                // [1], clipped
-  float* ratios;                  // [3], anchored
+  float* ratios;                  // [3], anchored and mirrored
   float* moments;                 // [num_moments]
   float* d_hidden;                // [hidden]
   float* gates[kMaxNetworks];     // packed weights
@@ -479,6 +479,10 @@ FORCE_INLINE Vec bounded_square(Vec g) {
   return g * g;
 }
 
+FORCE_INLINE Vec scaled_log(const Rule& rule, Vec g) {
+  return (logarithm(absolute(g) + rule.log_epsilon) + rule.log_shift) * rule.log_scale;
+}
+
 // Writes what the network of the first moment reads of a gradient; says how many rows that is.
 FORCE_INLINE int first_features(const Rule& rule, Vec g, float* x) {
   if (rule.processing == Processing::kRawAndSquare) {
@@ -486,14 +490,19 @@ FORCE_INLINE int first_features(const Rule& rule, Vec g, float* x) {
     return 1;
   }
   store(x, sign(g));
-  store(x + kBlock,
-        (logarithm(absolute(g) + rule.log_epsilon) + rule.log_shift) * rule.log_scale);
+  store(x + kBlock, scaled_log(rule, g));
   return 2;
 }
 
 FORCE_INLINE Vec second_feature(const Rule& rule, Vec g, const float* first) {
   return rule.processing == Processing::kRawAndSquare ? bounded_square(g)
                                                       : 2.0f * load(first + kBlock);
+}
+
+// Half of the second feature, by itself.
+FORCE_INLINE Vec even_feature(const Rule& rule, Vec g) {
+  return rule.processing == Processing::kRawAndSquare ? 0.5f * bounded_square(g)
+                                                      : scaled_log(rule, g);
 }
 
 void adaptive_features(const Rule& rule, const Workspace& w, float* step) {
@@ -505,7 +514,9 @@ void adaptive_features(const Rule& rule, const Workspace& w, float* step) {
   }
 }
 
-void anchored_features(const Rule& rule, const Clock& clock, const Workspace& w, float* step) {
+// Moves the moments on, and writes the ratios to the square root of the second: Adam's, the fresh
+// gradient's and the slow momentum's.
+void anchored_ratios(const Rule& rule, const Clock& clock, const Workspace& w) {
   for (int at = 0; at < kBlock; at += kLanes) {
     const Vec g = load(w.gradient + at);
     float* moments[3] = {w.moments + at, w.moments + kBlock + at, w.moments + 2 * kBlock + at};
@@ -516,15 +527,34 @@ void anchored_features(const Rule& rule, const Clock& clock, const Workspace& w,
     store(moments[1], v);
     store(moments[2], slow);
     const Vec scale = 1.0f / (square_root(v / clock.correction2) + rule.epsilon);
-    const Vec ratios[3] = {m / clock.correction1 * scale, g * scale,
-                           slow / clock.correction_slow * scale};
+    store(w.ratios + at, m / clock.correction1 * scale);
+    store(w.ratios + kBlock + at, g * scale);
+    store(w.ratios + 2 * kBlock + at, slow / clock.correction_slow * scale);
+  }
+}
+
+FORCE_INLINE Vec bounded_ratio(const Workspace& w, int ratio, int at) {
+  return clamp(load(w.ratios + ratio * kBlock + at), -kRatioLimit, kRatioLimit);
+}
+
+void anchored_features(const Rule& rule, const Clock& clock, const Workspace& w, float* step) {
+  for (int at = 0; at < kBlock; at += kLanes) {
     float* x = step + w.tapes[0].features + at;
-    x += first_features(rule, g, x) * kBlock;
+    x += first_features(rule, load(w.gradient + at), x) * kBlock;
     store(x, splat(clock.log_age));
-    for (int i = 0; i < 3; ++i) {
-      store(w.ratios + i * kBlock + at, ratios[i]);
-      store(x + (i + 1) * kBlock, clamp(ratios[i], -kRatioLimit, kRatioLimit));
-    }
+    for (int i = 0; i < 3; ++i) store(x + (i + 1) * kBlock, bounded_ratio(w, i, at));
+  }
+}
+
+// Nothing that tells a gradient from its negative: sizes, and products of two ratios.
+void mirrored_features(const Rule& rule, const Clock& clock, const Workspace& w, float* step) {
+  for (int at = 0; at < kBlock; at += kLanes) {
+    float* x = step + w.tapes[0].features + at;
+    store(x, even_feature(rule, load(w.gradient + at)));
+    store(x + kBlock, splat(clock.log_age));
+    const Vec adam = bounded_ratio(w, 0, at);
+    for (int i = 0; i < 3; ++i) store(x + (i + 2) * kBlock, absolute(bounded_ratio(w, i, at)));
+    for (int i = 1; i < 3; ++i) store(x + (i + 4) * kBlock, 0.2f * adam * bounded_ratio(w, i, at));
   }
 }
 
@@ -605,11 +635,12 @@ void forward(const Rule& rule, const Workspace& w, const float* weights, const C
              float* step, const float* cotangent, float* direction) {
   for (int at = 0; at < kBlock; at += kLanes)
     store(w.gradient + at, clamp(load(w.gradient + at), -rule.clip, rule.clip));
-  const bool anchored = rule.structure == Structure::kAnchored;
-  if (anchored) {
-    anchored_features(rule, clock, w, step);
-  } else {
-    adaptive_features(rule, w, step);
+  const bool anchored = rule.structure != Structure::kAdaptive;
+  if (anchored) anchored_ratios(rule, clock, w);
+  switch (rule.structure) {
+    case Structure::kAdaptive: adaptive_features(rule, w, step); break;
+    case Structure::kAnchored: anchored_features(rule, clock, w, step); break;
+    case Structure::kMirrored: mirrored_features(rule, clock, w, step); break;
   }
   for (int i = 0; i < rule.num_networks; ++i) {
     const Tape& tape = w.tapes[i];

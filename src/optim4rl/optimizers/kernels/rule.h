@@ -13,7 +13,7 @@ constexpr int kMaxNetworks = 2;
 constexpr int kMaxLayers = 8;
 
 enum class Processing : int32_t { kSignLog = 0, kRawAndSquare = 1 };
-enum class Structure : int32_t { kAdaptive = 0, kAnchored = 1 };
+enum class Structure : int32_t { kAdaptive = 0, kAnchored = 1, kMirrored = 2 };
 
 // A dense layer; `kernel` [outputs, inputs] and `bias` [outputs] are offsets into the weights.
 struct Layer {
@@ -41,7 +41,7 @@ struct Rule {
   float clip, step_scale;
   float log_epsilon, log_shift, log_scale;        // SignLog
   float epsilon;                                  // of the structure
-  float beta1, beta2, beta_slow;                  // Anchored
+  float beta1, beta2, beta_slow;                  // Anchored, Mirrored
   float fresh_weight, slow_weight;
   // Runs of coordinates: segment i ends at segment_ends[i], and what all networks read of its
   // coordinates is segment_inputs[i], [num_segment_inputs].
