@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What the demo needs, and what the tests and checks need.
+# What the demo needs, what the tests and checks need, and what the slow tests need besides.
 LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
+FUZZ := $(VENV)/.fuzz
 
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
@@ -19,7 +20,7 @@ demo: $(LAB)
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(DEV)
+test-slow: $(FUZZ)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # What README and pages say, run as printed; the notebook and the examples; pages in Chromium.
@@ -27,9 +28,11 @@ test-pages: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_docs.py tests/test_pages.py \
 	  tests/study/test_pages_in_browser.py tests/examples
 
-# Kills, damages and starves what it can, and counts; half an hour on two cores, root for the disks.
-faults: $(DEV)
-	$(BIN)/python -m pytest -m slow tests/faults --faults-table docs/results/faults.md
+# Kills, damages, starves, fuzzes and soaks, and counts; two hours on two cores, and root for the disks.
+FAULTS := tests/faults tests/study/test_plan_fuzz.py tests/study/test_ray_pool.py
+faults: $(FUZZ)
+	$(BIN)/python -m pytest -m slow $(FAULTS) --faults-table docs/results/faults.md
+	$(BIN)/python -m tests.soak --minutes 60 --results docs/results
 
 # Twenty minutes on two cores, which should have nothing else to do.
 bench: $(DEV)
@@ -51,7 +54,8 @@ docs: $(DEV)
 
 $(LAB): EXTRAS := lab
 $(DEV): EXTRAS := lab,dev,docs,trackers
-$(LAB) $(DEV): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
+$(FUZZ): EXTRAS := lab,dev,docs,trackers,fuzz
+$(LAB) $(DEV) $(FUZZ): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optim4rl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
