@@ -163,7 +163,7 @@ def test_finished_cells_take_the_place_of_the_table(tmp_path):
     for seconds, cell in zip((10.0, 20.0, 90.0), trained[:3], strict=True):
         put_result(tmp_path, cell, CellResult({}, {"seconds": seconds}))
     measured = read_measured(tmp_path)
-    (smoke, quick, _) = predict(PUBLISHED.read_bytes(), 1, measured)
+    (smoke, quick, *_) = predict(PUBLISHED.read_bytes(), 1, measured)
     table = CELL_SECONDS["smoke"]
     other = 2 * table["untrained"] + 3 * table["classical"] + table["identity"]
     programs = 1 + 3 + 1  # the untrained reference, the classical ones, the identity experiment

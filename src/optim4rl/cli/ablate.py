@@ -52,10 +52,10 @@ from optim4rl.study.provenance import provenance
 from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, lay_out, load_study, run_study
-from optim4rl.study.settings import SCALES
+from optim4rl.study.settings import SCALES, IdentityScale
 from optim4rl.study.summary import OUTCOMES, Summary, interval, number, summarise, summary_table
 
-Scale = Literal["smoke", "quick", "paper"]
+Scale = Literal["smoke", "quick", "standard", "paper"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class AblateOptions:
     Attributes:
         plan: the plan file.
         out: output folder: report.html, runs.parquet, and the finished cells.
-        scale: smoke takes a minute and shows nothing but that all parts run; quick takes minutes;
-            paper takes days on a laptop.
+        scale: smoke takes a minute and shows nothing but that all parts run; quick takes minutes,
+            standard half an hour, paper days on a laptop.
         meta_seeds: meta-trainings of each variant; the scale's own by default.
         seeds: evaluation runs of each meta-seed; the scale's own by default.
         workers: who runs the cells.
@@ -234,7 +234,7 @@ class IdentityOptions:
     """
 
     out: Path | None = None
-    scale: Scale = "quick"
+    scale: IdentityScale = "quick"
     task: str | None = None
     tracker: TrackerName | None = None
     json: bool = False

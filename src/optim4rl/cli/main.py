@@ -26,7 +26,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl plan propose TEXT --out PLAN     a plan for a method     [--model NAME]
   optim4rl plan score PLANS --against PLAN  how much of a plan others find
   optim4rl plan lint PLAN            what is wrong with a plan, and what it would cost to run
-  optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale smoke|quick|paper]
+  optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale quick|standard|paper]
   optim4rl report DIRS               finished runs side by side, or a study's report again
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
   optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]

@@ -1,6 +1,6 @@
 """How large a study is: what is trained, on what, how often, and how it is evaluated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from optim4rl.evaluation.protocol import EvaluationSettings, require_grid
@@ -99,6 +99,10 @@ SMOKE = StudySettings(
 # Minutes on two cores: many environments to an agent and narrow agents in meta-training.
 QUICK = StudySettings()
 
+# Half an hour: quick's work, the meta-learning rate tuned for each variant, and enough meta-seeds
+# for an exact test to speak.
+STANDARD = replace(QUICK, meta_seeds=10, meta_learning_rates=(1e-3, 3e-3, 1e-2))
+
 # Hours: the paper's protocol on Catch (64 agents of one environment each, 5e5 steps), everything
 # tuned, agents of the paper's width, and enough seeds for an exact test to speak.
 PAPER = StudySettings(
@@ -123,4 +127,9 @@ PAPER = StudySettings(
     ),
 )
 
-SCALES: dict[str, StudySettings] = {"smoke": SMOKE, "quick": QUICK, "paper": PAPER}
+SCALES: dict[str, StudySettings] = {
+    "smoke": SMOKE,
+    "quick": QUICK,
+    "standard": STANDARD,
+    "paper": PAPER,
+}

@@ -19,6 +19,14 @@ from optim4rl.study.variant import Variant
 CELL_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
     "smoke": {"compile": 8, "trained": 0.5, "untrained": 0.1, "classical": 0.1, "identity": 2},
     "quick": {"compile": 20, "trained": 6, "untrained": 3, "classical": 4, "identity": 25},
+    "standard": {
+        "compile": 20,
+        "trained": 6,
+        "tune": 5,
+        "untrained": 3,
+        "classical": 4,
+        "identity": 25,
+    },
     "paper": {
         "compile": 25,
         "trained": 150,
