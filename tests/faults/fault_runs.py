@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from optim4rl.cli.folders import LOCK
+
 # Long enough for anything here; what takes longer hangs.
 PATIENCE = 900
 
@@ -97,7 +99,7 @@ class Command:
         return self.process.returncode, err
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=PATIENCE):
     """Look every millisecond; whether it came true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -105,6 +107,14 @@ def wait_for(condition, seconds=60):
             return True
         time.sleep(0.001)
     return False
+
+
+def holds(command, out):
+    """Whether it is at work there; those that were killed have left their locks."""
+    try:
+        return f'"pid": {command.process.pid},' in (out / LOCK).read_text()
+    except FileNotFoundError:
+        return False
 
 
 def judge_result(row, code, err, same, times=1):

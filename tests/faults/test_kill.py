@@ -8,23 +8,14 @@ from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from fault_runs import TRAIN, judge_result, same_study, same_training, wait_for
+from fault_runs import TRAIN, holds, judge_result, same_study, same_training, wait_for
 
-from optim4rl.cli.folders import LOCK
 from optim4rl.optimizers.files import UNFINISHED
 
 pytestmark = pytest.mark.slow
 
 TRAIN_KILLS, ABLATE_KILLS, WORKER_KILLS = 40, 14, 6
 CHAIN = 5  # kills of a run before it is left alone, so that it ends on a slow machine, too
-
-
-def holds(command, out):
-    """Whether it is at work there; those that were killed have left their locks."""
-    try:
-        return f'"pid": {command.process.pid},' in (out / LOCK).read_text()
-    except FileNotFoundError:
-        return False
 
 
 def unfinished(out):

@@ -8,9 +8,15 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from fault_runs import TRAIN, judge_error, judge_result, same_study, same_training, wait_for
-
-from optim4rl.cli.folders import LOCK
+from fault_runs import (
+    TRAIN,
+    holds,
+    judge_error,
+    judge_result,
+    same_study,
+    same_training,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +93,7 @@ def test_two_commands_do_not_share_a_folder(tally, start, run, ablate, studied, 
     for words, same, whole in ((train, same_training, trained), (ablate, same_study, studied)):
         out = tmp_path / whole.name
         with start([*words, "--out", out]) as first:
-            assert wait_for((out / LOCK).exists)
+            assert wait_for(partial(holds, first, out))
             os.kill(first.process.pid, signal.SIGSTOP)  # Not done before the others have come.
             for second in (train, ablate):
                 said = [f"process {first.process.pid} on ", "is at work there"]
