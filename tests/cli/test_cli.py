@@ -212,9 +212,12 @@ def test_options_that_cannot_be_understood_are_named(words, named, capsys):
         (["--jobs", "0"], "jobs = 0"),
         (["--meta-seeds", "0"], "meta_seeds = 0"),
         (["--seeds", "-1"], "seeds = -1"),
+        (["--learning-rate", "0"], "learning_rate = 0.0"),
+        (["--task", "cartpole"], "cartpole"),
+        (["--task", "gymnax:CartPole-v1"], "inner_updates = 4"),
     ],
 )
-def test_bad_sizes_of_a_study_are_refused(options, named, capsys):
+def test_bad_settings_of_a_study_are_refused(options, named, capsys):
     assert named in refused(capsys, "ablate", str(PLAN), "--out", "x", *options)
 
 

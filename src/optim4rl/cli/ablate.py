@@ -30,11 +30,13 @@ from optim4rl.cli.trackers import (
 )
 from optim4rl.evaluation.identity import IdentityResult, IdentityRow
 from optim4rl.evaluation.returns import Estimate
+from optim4rl.meta.agents import num_rollouts
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import (
     IDENTITY_SCALES,
     IDENTITY_TASKS,
     pack_identity_rows,
+    training_tasks,
     unpack_identity_rows,
 )
 from optim4rl.study.comparison import (
@@ -52,7 +54,7 @@ from optim4rl.study.provenance import provenance
 from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, lay_out, load_study, run_study
-from optim4rl.study.settings import SCALES, IdentityScale
+from optim4rl.study.settings import SCALES, IdentityScale, StudySettings
 from optim4rl.study.summary import OUTCOMES, Summary, interval, number, summarise, summary_table
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
@@ -72,6 +74,9 @@ class AblateOptions:
         out: output folder: report.html, runs.parquet, and the finished cells.
         scale: smoke takes a minute and shows nothing but that all parts run; quick takes minutes,
             standard half an hour, paper days on a laptop.
+        task: what agents learn, in meta-training and in evaluation.
+        learning_rate: the agents' learning rate alpha in meta-training; the scale's own by default,
+            which suits catch.
         meta_seeds: meta-trainings of each variant; the scale's own by default.
         seeds: evaluation runs of each meta-seed; the scale's own by default.
         workers: who runs the cells.
@@ -83,6 +88,8 @@ class AblateOptions:
     plan: Annotated[Path, tyro.conf.Positional]
     out: Path
     scale: Scale = "quick"
+    task: str = "catch"
+    learning_rate: float | None = None
     meta_seeds: int | None = None
     seeds: int | None = None
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
@@ -95,12 +102,7 @@ def ablate(options: AblateOptions) -> None:
     """The command `ablate`."""
     require_tracker(options.tracker, options.out)
     read_plan(options.plan)  # A path that cannot be read is named before anything else.
-    settings = SCALES[options.scale]
-    if options.meta_seeds is not None:
-        settings = dataclasses.replace(settings, meta_seeds=options.meta_seeds)
-    if options.seeds is not None:
-        evaluation = dataclasses.replace(settings.evaluation, seeds=options.seeds)
-        settings = dataclasses.replace(settings, evaluation=evaluation)
+    settings = _settings(options)
     study = lay_out(
         options.plan.read_bytes(), options.scale, settings, skip_unmapped=options.skip_unmapped
     )
@@ -123,6 +125,29 @@ def ablate(options: AblateOptions) -> None:
             )
             log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
         _finish(results, options.out, as_json=options.json)
+
+
+def _settings(options: AblateOptions) -> StudySettings:
+    """The scale's settings, with what the options say.
+
+    Raises:
+        ValueError: there is no such task, or a window of inner updates does not fit it.
+    """
+    settings = SCALES[options.scale]
+    training, evaluation = settings.training, settings.evaluation
+    if options.learning_rate is not None:
+        training = dataclasses.replace(training, learning_rate=options.learning_rate)
+    if options.seeds is not None:
+        evaluation = dataclasses.replace(evaluation, seeds=options.seeds)
+    (trained,) = training_tasks(options.task, training)
+    num_rollouts(trained.task, training.inner_updates)
+    return dataclasses.replace(
+        settings,
+        environment=options.task,
+        meta_seeds=settings.meta_seeds if options.meta_seeds is None else options.meta_seeds,
+        training=training,
+        evaluation=evaluation,
+    )
 
 
 @dataclass(frozen=True)
