@@ -313,7 +313,7 @@ def _meta_train(
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
     # A damaged checkpoint is not to take the place of the good one before it.
-    done, since, rates, rotate = first, started, [0.0], not resumed.damage
+    done, since, best, rotate = first, started, 0.0, not resumed.damage
     bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)
     chosen = options.tracker if first_process else None
     with (
@@ -324,7 +324,7 @@ def _meta_train(
         update(first, options.meta.iterations)
 
         def report(state: MetaState, progress: Progress) -> None:
-            nonlocal done, since, rotate
+            nonlocal done, since, best, rotate
             notes: dict[str, Any] = dict(about)
             if first_process:
                 log.append(done, progress)
@@ -332,11 +332,12 @@ def _meta_train(
             checkpoint = options.out / "checkpoint.safetensors"
             save_checkpoint(checkpoint, state, settings, notes, rotate=rotate)
             rotate, now = True, time.perf_counter()
-            rates.append((int(state.iteration) - done) * steps / (now - since))
-            log_progress(tracker, done, progress, options.tasks, rates[-1])
+            rate = (int(state.iteration) - done) * steps / (now - since)
+            best = max(best, rate)
+            log_progress(tracker, done, progress, options.tasks, rate)
             done, since = int(state.iteration), now
             note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
-            update(done, options.meta.iterations, note, f"{rates[-1]:,.0f} steps/s")
+            update(done, options.meta.iterations, note, f"{rate:,.0f} steps/s")
             stop.number = _first_signal(stop.number)
             if done < options.meta.iterations and not state.stopped:
                 stop.raise_if_asked()
@@ -355,7 +356,7 @@ def _meta_train(
         "seconds": round(seconds, 1),
         # Of the whole run, and of its fastest chunk, which had nothing to compile.
         "env_steps_per_second": round((options.meta.iterations - first) * steps / seconds),
-        "env_steps_per_second_at_best": round(max(rates)),
+        "env_steps_per_second_at_best": round(best),
     }
 
 

@@ -292,7 +292,7 @@ def train(
     *,
     state: MetaState | None = None,
     chunk: int = 20,
-    report: Callable[[MetaState, Progress], None] = lambda state, progress: None,
+    report: Callable[[MetaState, Progress], None] | None = None,
     execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress | None]:
     """Meta-train from the start, or on from `state`.
@@ -305,11 +305,12 @@ def train(
             place, so keep a copy (`jax.tree.map(jnp.copy, state)`) where it is needed again.
         chunk: iterations that run before the host sees progress.
         report: called after every chunk with the state, which lasts until it returns, and that
-            chunk's progress.
+            chunk's progress, of which nothing is kept here: a run may take days.
         execution: devices, chunks of agents, kernel.
 
     Returns:
-        The final state, and the progress of the iterations done here (None if none were left).
+        The final state, and the progress of the iterations done here: None if none were left, or
+        if `report` has had it.
 
     Raises:
         MetaDivergenceError: numbers ceased to be finite; it carries the last good rule.
@@ -323,8 +324,10 @@ def train(
         # The iteration that ran out of finite numbers, if one did, is reported too.
         done = int(state.iteration) - first + bool(state.stopped)
         progress = jax.tree.map(lambda x, done=done: np.asarray(x)[:done], progress)
-        chunks.append(progress)
-        report(state, progress)
+        if report is None:
+            chunks.append(progress)
+        else:
+            report(state, progress)
         if state.stopped:
             raise MetaDivergenceError(state, progress)
     return state, jax.tree.map(lambda *x: np.concatenate(x), *chunks) if chunks else None
