@@ -99,9 +99,17 @@ SMOKE = StudySettings(
 # Minutes on two cores: many environments to an agent and narrow agents in meta-training.
 QUICK = StudySettings()
 
-# Half an hour: quick's work, the meta-learning rate tuned for each variant, and enough meta-seeds
-# for an exact test to speak.
-STANDARD = replace(QUICK, meta_seeds=10, meta_learning_rates=(1e-3, 3e-3, 1e-2))
+# Half an hour: quick's work, everything tuned, and enough meta-seeds for an exact test to speak.
+STANDARD = replace(
+    QUICK,
+    meta_seeds=10,
+    meta_learning_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    evaluation=replace(
+        QUICK.evaluation,
+        classical_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+        step_scales=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    ),
+)
 
 # Hours: the paper's protocol on Catch (64 agents of one environment each, 5e5 steps), everything
 # tuned, agents of the paper's width, and enough seeds for an exact test to speak.

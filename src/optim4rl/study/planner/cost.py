@@ -21,10 +21,10 @@ CELL_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
     "quick": {"compile": 20, "trained": 6, "untrained": 3, "classical": 4, "identity": 25},
     "standard": {
         "compile": 20,
-        "trained": 6,
-        "tune": 5,
-        "untrained": 3,
-        "classical": 4,
+        "trained": 17,
+        "tune": 12,
+        "untrained": 15,
+        "classical": 6,
         "identity": 25,
     },
     "paper": {
