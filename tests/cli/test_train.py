@@ -352,15 +352,17 @@ def test_one_value_serves_all_tasks_or_each_has_its_own():
     assert per_task("x", (1.0, 2.0), ("a", "b")) == (1.0, 2.0)
 
 
-def test_a_task_has_its_own_rate_scale_and_reward():
+def test_a_task_has_its_own_rate_scale_window_and_reward():
     options = TrainOptions(
         Path("unused"),
         tasks=("catch", "small_dense_long"),
         learning_rate=(1e-2, 1e-3),
         step_scale=(1.0, 3.0),
+        windows=(4, 16),
         reward_scale=(1.0, 10.0),
     )
     _, tasks = build(options)
+    assert [x.inner_updates(options.meta) for x in tasks] == [4, 16]
     assert [x.learning_rate for x in tasks] == pytest.approx([1e-2, 3e-3])
     assert [x.task.config.learner.reward_scale for x in tasks] == [1.0, 10.0]
     assert [x.task.config.environment for x in tasks] == ["catch", "small_dense_long"]

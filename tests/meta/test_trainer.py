@@ -155,9 +155,10 @@ def test_divergence_stops_with_the_last_good_rule():
 def test_meta_gradients_of_several_tasks_are_clipped_one_by_one_then_averaged():
     """The quadratic's gradient needs no key, so each task's own meta-gradient is known.
 
-    Adam's first moment after one iteration is a tenth of the gradient that it was given.
+    Adam's first moment after one iteration is a tenth of the gradient that it was given. The second
+    task has a window of its own.
     """
-    tasks = (MetaTask(Quadratic((1.0, 2.0)), 0.05), MetaTask(Quadratic((3.0, 6.0)), 0.1))
+    tasks = (MetaTask(Quadratic((1.0, 2.0)), 0.05), MetaTask(Quadratic((3.0, 6.0)), 0.1, window=5))
     config = dataclasses.replace(CONFIG, meta_clip="norm", meta_clip_limit=0.1)
 
     @quick_jit
@@ -171,10 +172,12 @@ def test_meta_gradients_of_several_tasks_are_clipped_one_by_one_then_averaged():
                 estimator.agents,
                 jax.random.key(0),
                 learning_rate=meta_task.learning_rate,
-                inner_updates=config.inner_updates,
+                inner_updates=updates,
                 validation=config.validation,
             ).gradient
-            for meta_task, estimator in zip(tasks, start.estimators, strict=True)
+            for updates, meta_task, estimator in zip(
+                (config.inner_updates, 5), tasks, start.estimators, strict=True
+            )
         ]
         return trainer.iterate(SPEC, tasks, config, start), gradients
 

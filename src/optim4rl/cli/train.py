@@ -91,6 +91,7 @@ class TrainOptions:
         tasks: tasks to train on, together; `optim4rl list tasks` names them.
         learning_rate: inner learning rate alpha of each task; one value serves all.
         step_scale: multiplies alpha, per task; one value serves all.
+        windows: K of each task; by default all have the inner updates below.
         reward_scale: multiplies each task's rewards as they usually are; one value serves all.
         normalise_rewards: each agent scales its rewards by those that it has met.
         width: units of the agents' dense layer; 0 is each task's own network. With several, every
@@ -118,6 +119,7 @@ class TrainOptions:
     tasks: tuple[str, ...] = ("catch",)
     learning_rate: tuple[float, ...] = (1e-2,)
     step_scale: tuple[float, ...] = (1.0,)
+    windows: tuple[int, ...] = ()
     reward_scale: tuple[float, ...] = (1.0,)
     normalise_rewards: bool = False
     width: tuple[int, ...] = (32,)
@@ -170,13 +172,22 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
     if not options.tasks:
         raise ValueError("tasks = (): at least one task is needed")
-    rates = per_task("learning_rate", options.learning_rate, options.tasks)
-    scales = per_task("step_scale", options.step_scale, options.tasks)
+    rates = [
+        rate * scale
+        for rate, scale in zip(
+            per_task("learning_rate", options.learning_rate, options.tasks),
+            per_task("step_scale", options.step_scale, options.tasks),
+            strict=True,
+        )
+    ]
     rewards = per_task("reward_scale", options.reward_scale, options.tasks)
+    windows = options.windows or (None,) * len(options.tasks)
+    if len(windows) != len(options.tasks):
+        raise ValueError(f"windows = {windows!r}: {len(options.tasks)} are needed, one a task")
     tasks = []
     own_network = options.width == (0,)
     width = options.width if len(options.width) > 1 else options.width[0]
-    for name, rate, scale, reward in zip(options.tasks, rates, scales, rewards, strict=True):
+    for name, rate, window, reward in zip(options.tasks, rates, windows, rewards, strict=True):
         usual = default_config(name)
         reward *= usual.learner.reward_scale
         config = dataclasses.replace(
@@ -189,7 +200,7 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         if not own_network and usual.torso != "mlp":
             # A narrow dense network trains the rule as well as the paper's convolution does.
             config = dataclasses.replace(config, width=width, torso="dense")
-        tasks.append(MetaTask(augment(make_task(config), options.augmentation), rate * scale))
+        tasks.append(MetaTask(augment(make_task(config), options.augmentation), rate, window))
     return spec, tuple(tasks)
 
 

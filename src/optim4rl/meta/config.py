@@ -23,7 +23,7 @@ class MetaConfig:
     Attributes:
         iterations: meta-iterations, each with one update of the rule.
         agents: agents M of each task; with "es" and "pes" they are M/2 antithetic pairs.
-        inner_updates: K, the inner updates of a meta-iteration.
+        inner_updates: K, the inner updates of a meta-iteration; a task may have its own.
         estimator: of the meta-gradient. "truncated" differentiates through the K updates. "pes" has
             agents live on under perturbed rules, K updates at a time (persistent evolution
             strategies). "es" has them live a whole life, `reset_interval` times K updates, in each
@@ -94,7 +94,22 @@ class MetaConfig:
 
 @dataclass(frozen=True)
 class MetaTask:
-    """One task of meta-training and the inner learning rate that the rule is used with there."""
+    """One task of meta-training.
+
+    Attributes:
+        task: the task.
+        learning_rate: alpha, the inner learning rate that the rule is used with there.
+        window: K of this task; None is the config's. A learner that makes many updates of a rollout
+            wants a longer one than a learner that makes one: a window sees as far as its rollouts.
+    """
 
     task: InnerTask
     learning_rate: float
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, learning_rate=POSITIVE, window=COUNT)
+
+    def inner_updates(self, config: MetaConfig) -> int:
+        """K, the inner updates that its agents make in a meta-iteration."""
+        return config.inner_updates if self.window is None else self.window

@@ -118,7 +118,7 @@ class EvolutionStrategies:
     @property
     def rollouts(self) -> int:
         """Those of a life."""
-        return _rollouts(self.meta_task.task, self.config) * self.config.reset_interval
+        return _rollouts(self.meta_task, self.config) * self.config.reset_interval
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Nothing is carried on."""
@@ -220,7 +220,7 @@ class PersistentEvolutionStrategies:
     @property
     def rollouts(self) -> int:
         """Those of K updates."""
-        return _rollouts(self.meta_task.task, self.config)
+        return _rollouts(self.meta_task, self.config)
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Fresh pairs, unperturbed so far."""
@@ -288,8 +288,8 @@ def _paired(x: Any) -> Any:
     return jnp.concatenate([x, x])
 
 
-def _rollouts(task: InnerTask, config: MetaConfig) -> int:
-    return num_rollouts(task, config.inner_updates)
+def _rollouts(meta_task: MetaTask, config: MetaConfig) -> int:
+    return num_rollouts(meta_task.task, meta_task.inner_updates(config))
 
 
 def _require_returns(task: InnerTask, config: MetaConfig) -> None:
