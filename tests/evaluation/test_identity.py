@@ -301,6 +301,15 @@ def test_recording_equals_a_loop_by_hand():
     np.testing.assert_allclose(recorded, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_another_seed_is_recorded_by_the_same_program():
+    task, programs = NoisyQuadratic(), []
+    for seed in range(2):
+        optimizer = identity._rmsprop(1e-1)
+        record_gradients(task, optimizer, 7, jax.random.key(seed), every=3)
+        programs.append(identity._record._cache_size())
+    assert programs[0] == programs[1]
+
+
 def test_supervised_gradients_come_from_a_network_of_the_size_asked_for_that_learns():
     gradients = supervised_gradients(3000, optax.rmsprop(3e-3), 5, jax.random.key(0), every=1)
     assert gradients.shape[0] == 5

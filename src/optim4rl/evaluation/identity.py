@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -208,7 +208,7 @@ def identity_experiment(
     Raises:
         ValueError: as `run_identity` does.
     """
-    transformation = optax.rmsprop(config.recording_learning_rate)
+    transformation = _rmsprop(config.recording_learning_rate)
     key_agent, key_supervised = jax.random.split(jax.random.key(config.seed))
     recorded = record_gradients(task, transformation, config.updates, key_agent, config.every)
     num_parameters = sum(
@@ -240,24 +240,36 @@ def record_gradients(
 
     Parameters are counted in the order of `jax.flatten_util.ravel_pytree`.
     """
+    return np.asarray(_record(task, transformation, updates, every, key))
 
-    @jax.jit
-    def record(key: PRNGKeyArray) -> Float[Array, "time coordinate"]:
-        key_agent, key_updates = jax.random.split(key)
-        params = task.init_params(key_agent)
 
-        def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
-            params, actor, state = agent
-            batch, actor, _ = task.rollout(params, actor, key)
-            gradient = task.gradient(params, batch, None)
-            steps, state = transformation.update(gradient, state, params)
-            agent = (optax.apply_updates(params, steps), actor, state)
-            return agent, ravel_pytree(gradient)[0][::every]
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _record(
+    task: InnerTask,
+    transformation: optax.GradientTransformation,
+    updates: int,
+    every: int,
+    key: PRNGKeyArray,
+) -> Float[Array, "time coordinate"]:
+    key_agent, key_updates = jax.random.split(key)
+    params = task.init_params(key_agent)
 
-        agent = (params, task.init_actor(key_agent), transformation.init(params))
-        return jax.lax.scan(update, agent, jax.random.split(key_updates, updates))[1]
+    def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
+        params, actor, state = agent
+        batch, actor, _ = task.rollout(params, actor, key)
+        gradient = task.gradient(params, batch, None)
+        steps, state = transformation.update(gradient, state, params)
+        agent = (optax.apply_updates(params, steps), actor, state)
+        return agent, ravel_pytree(gradient)[0][::every]
 
-    return np.asarray(record(key))
+    agent = (params, task.init_actor(key_agent), transformation.init(params))
+    return jax.lax.scan(update, agent, jax.random.split(key_updates, updates))[1]
+
+
+@cache
+def _rmsprop(learning_rate: float) -> optax.GradientTransformation:
+    """The same one for the same rate: what was compiled for it serves the next seed."""
+    return optax.rmsprop(learning_rate)
 
 
 @dataclass(frozen=True)
