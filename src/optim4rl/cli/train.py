@@ -172,14 +172,8 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
     if not options.tasks:
         raise ValueError("tasks = (): at least one task is needed")
-    rates = [
-        rate * scale
-        for rate, scale in zip(
-            per_task("learning_rate", options.learning_rate, options.tasks),
-            per_task("step_scale", options.step_scale, options.tasks),
-            strict=True,
-        )
-    ]
+    rates = per_task("learning_rate", options.learning_rate, options.tasks)
+    scales = per_task("step_scale", options.step_scale, options.tasks)
     rewards = per_task("reward_scale", options.reward_scale, options.tasks)
     windows = options.windows or (None,) * len(options.tasks)
     if len(windows) != len(options.tasks):
@@ -187,7 +181,9 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     tasks = []
     own_network = options.width == (0,)
     width = options.width if len(options.width) > 1 else options.width[0]
-    for name, rate, window, reward in zip(options.tasks, rates, windows, rewards, strict=True):
+    for name, rate, scale, reward, window in zip(
+        options.tasks, rates, scales, rewards, windows, strict=True
+    ):
         usual = default_config(name)
         reward *= usual.learner.reward_scale
         config = dataclasses.replace(
@@ -200,7 +196,8 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         if not own_network and usual.torso != "mlp":
             # A narrow dense network trains the rule as well as the paper's convolution does.
             config = dataclasses.replace(config, width=width, torso="dense")
-        tasks.append(MetaTask(augment(make_task(config), options.augmentation), rate, window))
+        task = augment(make_task(config), options.augmentation)
+        tasks.append(MetaTask(task, rate * scale, window))
     return spec, tuple(tasks)
 
 
