@@ -69,12 +69,14 @@ for word in sys.stdin:
     print("done", flush=True)
 cluster.shutdown()
 """
+# A shell that runs the tests in the background has them ignore Ctrl-C, and all that they start.
 DRIVER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from optim4rl.study.pool import Job
 from optim4rl.study.pools import Workers, open_pool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, questions = Path(sys.argv[1]), json.loads(sys.argv[2])
 made = {path.name for path in folder.glob("made/[!.]*")}
 jobs = [Job(q, q["name"], q["name"]) for q in questions if q["name"] not in made]
