@@ -89,8 +89,10 @@ def test_two_processes_are_one_run_and_one_process_goes_on_with_it(tmp_path, sta
     assert json.loads(finish(first).splitlines()[-1])["iterations"] == 2
     assert "iterations" not in finish(second)
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "SHA256SUMS",
         "checkpoint.safetensors",
         "progress.csv",
+        "progress.parquet",
         "progress.svg",
         "settings.json",
         "weights.safetensors",
