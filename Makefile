@@ -23,10 +23,10 @@ test: $(DEV)
 test-slow: $(FUZZ)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# What README and pages say, run as printed; the notebook and the examples; pages in Chromium.
+# What README and pages say, run as printed; the notebook; pages in Chromium.
 test-pages: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_docs.py tests/test_pages.py \
-	  tests/study/test_pages_in_browser.py tests/examples
+	  tests/study/test_pages_in_browser.py tests/examples/test_notebook.py
 
 # Kills, damages, starves, fuzzes and soaks, and counts; two hours on two cores, and root for the disks.
 FAULTS := tests/faults tests/study/test_plan_fuzz.py tests/study/test_ray_pool.py
