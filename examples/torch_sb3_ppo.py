@@ -4,6 +4,7 @@ pip install 'optim4rl[examples]'
 python examples/torch_sb3_ppo.py
 """
 
+import torch
 from common import WEIGHTS, steps
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -37,4 +38,6 @@ def evaluate(model: PPO, episodes: int = 20) -> float:
 
 
 if __name__ == "__main__":
+    # Networks as small as these gain nothing by a second thread.
+    torch.set_num_threads(1)
     print(f"return: {evaluate(train(steps(100_000))):.1f}")
