@@ -77,9 +77,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": (3e-3,),
         "meta": MetaConfig(meta_learning_rate=3e-3),
     },
-    # The same two by the paper's protocol.
-    "zoo/optim4rl-paper-catch": {"optimizer": "optim4rl", **_CATCH},
-    "zoo/optim4rl-rlc-paper-catch": {"optimizer": "optim4rl-rlc", **_CATCH},
     "paper/catch": {"optimizer": "optim4rl", **_CATCH},
     "paper/small_dense_long": {
         "optimizer": "optim4rl",
