@@ -368,6 +368,14 @@ def test_a_task_has_its_own_rate_scale_window_and_reward():
     assert [x.task.config.environment for x in tasks] == ["catch", "small_dense_long"]
 
 
+def test_windows_are_one_a_task():
+    options = TrainOptions(Path("unused"), tasks=("catch", "small_dense_long"), windows=(4,))
+    with pytest.raises(ValueError, match=r"windows = \(4,\): 2 are needed, one a task"):
+        build(options)
+    with pytest.raises(ValueError, match="window = 0"):
+        build(TrainOptions(Path("unused"), windows=(0,)))
+
+
 def test_the_papers_own_network_is_width_zero():
     wide = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(0,))
     narrow = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(16,))
