@@ -352,26 +352,39 @@ def test_one_value_serves_all_tasks_or_each_has_its_own():
     assert per_task("x", (1.0, 2.0), ("a", "b")) == (1.0, 2.0)
 
 
-def test_a_task_has_its_own_rate_scale_window_and_reward():
+def test_a_task_has_settings_of_its_own():
     options = TrainOptions(
         Path("unused"),
         tasks=("catch", "small_dense_long"),
         learning_rate=(1e-2, 1e-3),
         step_scale=(1.0, 3.0),
         windows=(4, 16),
+        estimators=("es", "truncated"),
+        populations=(64, 8),
         reward_scale=(1.0, 10.0),
     )
     _, tasks = build(options)
-    assert [x.inner_updates(options.meta) for x in tasks] == [4, 16]
+    own = [x.settings(options.meta) for x in tasks]
+    assert [(x.inner_updates, x.estimator, x.agents) for x in own] == [
+        (4, "es", 64),
+        (16, "truncated", 8),
+    ]
     assert [x.learning_rate for x in tasks] == pytest.approx([1e-2, 3e-3])
     assert [x.task.config.learner.reward_scale for x in tasks] == [1.0, 10.0]
     assert [x.task.config.environment for x in tasks] == ["catch", "small_dense_long"]
 
 
-def test_windows_are_one_a_task():
-    options = TrainOptions(Path("unused"), tasks=("catch", "small_dense_long"), windows=(4,))
-    with pytest.raises(ValueError, match=r"windows = \(4,\): 2 are needed, one a task"):
+@pytest.mark.parametrize(
+    ("name", "values"), [("windows", (4,)), ("estimators", ("es",)), ("populations", (8, 8, 8))]
+)
+def test_what_tasks_have_of_their_own_is_one_a_task(name, values):
+    tasks = ("catch", "small_dense_long")
+    options = TrainOptions(Path("unused"), tasks=tasks, **{name: values})
+    with pytest.raises(ValueError, match=rf"{name} = \(.*\): 2 are needed, one a task"):
         build(options)
+
+
+def test_a_window_of_no_update_is_refused():
     with pytest.raises(ValueError, match="window = 0"):
         build(TrainOptions(Path("unused"), windows=(0,)))
 

@@ -103,6 +103,17 @@ def test_the_largest_chunk_that_fits_is_chosen():
         choose(Execution(), peaks[0] - 1)
 
 
+def test_a_tasks_own_agents_count():
+    """What is predicted, and what may be chosen, is that of the task with the most agents."""
+    few, own = MetaConfig(agents=4), (MetaTask(Quadratic((1.0,) * 1000), 0.1, agents=16),)
+    usual = (MetaTask(Quadratic((1.0,) * 1000), 0.1),)
+    expected = predict(SPEC, usual, MetaConfig(agents=16), Execution())
+    assert predict(SPEC, own, few, Execution()) == expected
+    assert choose_chunk(SPEC, own, few, Execution(), expected.peak) == expected
+    with pytest.raises(ValueError, match=r"^agents = 16: 3 devices"):
+        predict(SPEC, own, MetaConfig(agents=3), Execution(agents_mesh(3)))
+
+
 def test_devices_of_one_process_hold_all_agents_together():
     """Two devices with half of the agents each: the same state, the work of both chunks."""
     tasks = (MetaTask(Quadratic((1.0,) * 1000), 0.1),)

@@ -58,6 +58,19 @@ def test_same_seed_same_result_other_seed_another(trained):
     assert (trained[0].estimators[0].agents.params != other.estimators[0].agents.params).all()
 
 
+def test_what_a_task_has_of_its_own_takes_the_configs_place(trained):
+    """Window, estimator and agents; lives of mixed length do not reach a task with "es"."""
+    own = dataclasses.replace(TASKS[0], window=4, estimator="truncated", agents=4)
+    other = dataclasses.replace(CONFIG, inner_updates=2, estimator="pes", agents=2)
+    assert_identical(train(SPEC, (own,), other, chunk=30), trained)
+    assert TASKS[0].settings(CONFIG) == CONFIG
+    mixed = dataclasses.replace(CONFIG, shortest_interval=2)
+    evolving = dataclasses.replace(own, estimator="es").settings(mixed)
+    assert evolving == dataclasses.replace(CONFIG, estimator="es")
+    with pytest.raises(ValueError, match="agents = 3: pes has antithetic pairs"):
+        dataclasses.replace(own, estimator="pes", agents=3).settings(CONFIG)
+
+
 def test_chunks_do_not_change_the_result(trained):
     """Chunks of 10, and of 30 with a shorter last one; reports add up to the whole progress."""
     reports = []

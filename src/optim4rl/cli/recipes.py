@@ -59,6 +59,13 @@ _SIX = (
 # Recipes: what made the shipped weights ("zoo/..."), and the paper's experiments.
 PRESETS: dict[str, dict[str, Any]] = {
     "zoo/mirrored-grid": {"optimizer": "mirrored", **_FOUR_GRIDS},
+    "zoo/mirrored-generalist": {
+        "optimizer": "mirrored",
+        **_FOUR_GRIDS,
+        "tasks": (*_FOUR_GRIDS["tasks"], "gymnax:CartPole-v1"),
+        "learning_rate": (2e-2, 2e-2, 2e-2, 2e-2, 2e-3),
+        "windows": (16, 16, 16, 16, 64),  # as many updates of PPO are four rollouts
+    },
     "zoo/grid-generalist": {"optimizer": "generalist", **_FOUR_GRIDS},
     "zoo/anchored-catch": {
         "optimizer": "anchored",
@@ -77,6 +84,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": (3e-3,),
         "meta": MetaConfig(meta_learning_rate=3e-3),
     },
+    # By the paper's protocol: the experiments paper/catch and release/catch.
+    "zoo/optim4rl-paper-catch": {"optimizer": "optim4rl", **_CATCH},
+    "zoo/optim4rl-rlc-paper-catch": {"optimizer": "optim4rl-rlc", **_CATCH},
     "paper/catch": {"optimizer": "optim4rl", **_CATCH},
     "paper/small_dense_long": {
         "optimizer": "optim4rl",

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import resource
 import sys
 import time
@@ -31,6 +32,7 @@ from optim4rl.meta.checkpoint import (
     resume_checkpoint,
     save_checkpoint,
 )
+from optim4rl.meta.config import EstimatorName
 from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
 from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import (
@@ -92,6 +94,8 @@ class TrainOptions:
         learning_rate: inner learning rate alpha of each task; one value serves all.
         step_scale: multiplies alpha, per task; one value serves all.
         windows: K of each task; by default all have the inner updates below.
+        estimators: of each task's meta-gradient; by default all have the estimator below.
+        populations: agents M of each task; by default all have the agents below.
         reward_scale: multiplies each task's rewards as they usually are; one value serves all.
         normalise_rewards: each agent scales its rewards by those that it has met.
         width: units of the agents' dense layer; 0 is each task's own network. With several, every
@@ -120,6 +124,8 @@ class TrainOptions:
     learning_rate: tuple[float, ...] = (1e-2,)
     step_scale: tuple[float, ...] = (1.0,)
     windows: tuple[int, ...] = ()
+    estimators: tuple[EstimatorName, ...] = ()
+    populations: tuple[int, ...] = ()
     reward_scale: tuple[float, ...] = (1.0,)
     normalise_rewards: bool = False
     width: tuple[int, ...] = (32,)
@@ -175,14 +181,12 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     rates = per_task("learning_rate", options.learning_rate, options.tasks)
     scales = per_task("step_scale", options.step_scale, options.tasks)
     rewards = per_task("reward_scale", options.reward_scale, options.tasks)
-    windows = options.windows or (None,) * len(options.tasks)
-    if len(windows) != len(options.tasks):
-        raise ValueError(f"windows = {windows!r}: {len(options.tasks)} are needed, one a task")
+    own_settings = _own_settings(options)
     tasks = []
     own_network = options.width == (0,)
     width = options.width if len(options.width) > 1 else options.width[0]
-    for name, rate, scale, reward, window in zip(
-        options.tasks, rates, scales, rewards, windows, strict=True
+    for name, rate, scale, reward, its in zip(
+        options.tasks, rates, scales, rewards, own_settings, strict=True
     ):
         usual = default_config(name)
         reward *= usual.learner.reward_scale
@@ -197,8 +201,28 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
             # A narrow dense network trains the rule as well as the paper's convolution does.
             config = dataclasses.replace(config, width=width, torso="dense")
         task = augment(make_task(config), options.augmentation)
-        tasks.append(MetaTask(task, rate * scale, window))
+        tasks.append(MetaTask(task, rate * scale, **its))
     return spec, tuple(tasks)
+
+
+def _own_settings(options: TrainOptions) -> list[dict[str, Any]]:
+    """What each task has of its own beside its rate.
+
+    Raises:
+        ValueError: there are not as many as tasks, or none.
+    """
+    own: list[dict[str, Any]] = [{} for _ in options.tasks]
+    for name, of_task in (
+        ("windows", "window"),
+        ("estimators", "estimator"),
+        ("populations", "agents"),
+    ):
+        values = getattr(options, name)
+        if values and len(values) != len(own):
+            raise ValueError(f"{name} = {values!r}: {len(own)} are needed, one a task")
+        for settings, value in zip(own, values, strict=False):
+            settings[of_task] = value
+    return own
 
 
 def starting_weights(options: TrainOptions, spec: OptimizerSpec) -> MetaParameters | None:
@@ -315,8 +339,10 @@ def _meta_train(
         written = json.dumps({**settings, **about}, indent=1).encode()
         write_atomically(options.out / "settings.json", written)
         log = ProgressLog(options.out / "progress.csv", options.tasks, resumed.notes.get("log"))
-    steps = options.meta.agents * sum(
-        make_estimator(spec, t, options.meta, execution).rollouts * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
+    steps = sum(
+        t.settings(options.meta).agents
+        * make_estimator(spec, t, options.meta, execution).rollouts
+        * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
         for t in tasks
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
@@ -396,8 +422,8 @@ def plan_execution(
             fit; the message says how to make it fit.
     """
     chosen = options.execution
-    agents = options.meta.agents
-    devices = chosen.devices or max(n for n in range(1, jax.device_count() + 1) if agents % n == 0)
+    shared = math.gcd(*(task.settings(options.meta).agents for task in tasks))
+    devices = chosen.devices or max(n for n in range(1, jax.device_count() + 1) if shared % n == 0)
     execution = Execution(agents_mesh(devices), chosen.agents_per_chunk or None, chosen.kernel)
     available = int(chosen.memory * 2**30) or available_bytes()
     plan = choose_chunk(spec, tasks, options.meta, execution, available)

@@ -1,5 +1,6 @@
 """Settings of meta-training: what is trained on, how, and what estimates the meta-gradient."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,7 +24,7 @@ class MetaConfig:
     Attributes:
         iterations: meta-iterations, each with one update of the rule.
         agents: agents M of each task; with "es" and "pes" they are M/2 antithetic pairs.
-        inner_updates: K, the inner updates of a meta-iteration; a task may have its own.
+        inner_updates: K, the inner updates of a meta-iteration.
         estimator: of the meta-gradient. "truncated" differentiates through the K updates. "pes" has
             agents live on under perturbed rules, K updates at a time (persistent evolution
             strategies). "es" has them live a whole life, `reset_interval` times K updates, in each
@@ -101,15 +102,32 @@ class MetaTask:
         learning_rate: alpha, the inner learning rate that the rule is used with there.
         window: K of this task; None is the config's. A learner that makes many updates of a rollout
             wants a longer one than a learner that makes one: a window sees as far as its rollouts.
+        estimator: of this task's meta-gradient; None is the config's.
+        agents: M of this task; None is the config's.
     """
 
     task: InnerTask
     learning_rate: float
     window: int | None = None
+    estimator: EstimatorName | None = None
+    agents: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, learning_rate=POSITIVE, window=COUNT)
+        check_fields(self, learning_rate=POSITIVE, window=COUNT, agents=COUNT)
 
-    def inner_updates(self, config: MetaConfig) -> int:
-        """K, the inner updates that its agents make in a meta-iteration."""
-        return config.inner_updates if self.window is None else self.window
+    def settings(self, config: MetaConfig) -> MetaConfig:
+        """The config as this task has it.
+
+        With "es" all agents live `reset_interval`: lives of mixed length are the other tasks'.
+
+        Raises:
+            ValueError: its estimator cannot do with its agents.
+        """
+        estimator = self.estimator or config.estimator
+        return dataclasses.replace(
+            config,
+            inner_updates=self.window or config.inner_updates,
+            estimator=estimator,
+            agents=self.agents or config.agents,
+            shortest_interval=None if estimator == "es" else config.shortest_interval,
+        )

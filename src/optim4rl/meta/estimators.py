@@ -83,7 +83,7 @@ class TruncatedMetaGradient:
     @property
     def rollouts(self) -> int:
         """Those of the K updates, and the validation."""
-        return num_rollouts(self.meta_task.task, self._inner_updates) + 1
+        return num_rollouts(self.meta_task.task, self.config.inner_updates) + 1
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Fresh agents."""
@@ -104,10 +104,6 @@ class TruncatedMetaGradient:
         )
         after = EstimatorState(agents, state.offsets, state.iteration + 1)
         return Estimate(gradient, after, stats)
-
-    @property
-    def _inner_updates(self) -> int:
-        return self.meta_task.inner_updates(self.config)
 
     @property
     def _intervals(self) -> Int[np.ndarray, " M"]:
@@ -131,7 +127,7 @@ class TruncatedMetaGradient:
             agents,
             key_rollouts,
             learning_rate=self.meta_task.learning_rate,
-            inner_updates=self._inner_updates,
+            inner_updates=self.config.inner_updates,
             validation=self.config.validation,
             kernel=choose(self.spec, self.execution.kernel),
         )

@@ -118,7 +118,8 @@ class EvolutionStrategies:
     @property
     def rollouts(self) -> int:
         """Those of a life."""
-        return _rollouts(self.meta_task, self.config) * self.config.reset_interval
+        each = num_rollouts(self.meta_task.task, self.config.inner_updates)
+        return each * self.config.reset_interval
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Nothing is carried on."""
@@ -220,7 +221,7 @@ class PersistentEvolutionStrategies:
     @property
     def rollouts(self) -> int:
         """Those of K updates."""
-        return _rollouts(self.meta_task, self.config)
+        return num_rollouts(self.meta_task.task, self.config.inner_updates)
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Fresh pairs, unperturbed so far."""
@@ -286,10 +287,6 @@ class PersistentEvolutionStrategies:
 def _paired(x: Any) -> Any:
     """For both agents of every pair."""
     return jnp.concatenate([x, x])
-
-
-def _rollouts(meta_task: MetaTask, config: MetaConfig) -> int:
-    return num_rollouts(meta_task.task, meta_task.inner_updates(config))
 
 
 def _require_returns(task: InnerTask, config: MetaConfig) -> None:

@@ -79,17 +79,17 @@ def predict(
 ) -> MemoryPlan:
     """What the run needs of this process, all of its local devices together."""
     local = sum(d.process_index == jax.process_index() for d in execution.devices.devices.flat)
-    share = _one_device(config, execution)
+    share = tuple(_one_device(task, config, execution) for task in tasks)
     chunk = Execution(agents_per_chunk=execution.agents_per_chunk, kernel=execution.kernel)
-    state = jax.eval_shape(partial(init, spec, tasks, share))
-    program = jax.make_jaxpr(partial(iterate, spec, tasks, share, execution=chunk))(state)
+    state = jax.eval_shape(partial(init, spec, share, config))
+    program = jax.make_jaxpr(partial(iterate, spec, share, config, execution=chunk))(state)
     work = round(SLACK * peak_bytes(program.jaxpr, donated=True))
     on_cpu = jax.default_backend() == "cpu"
     return MemoryPlan(
         process=PROCESS_BYTES if on_cpu else 0,
         state=local * _tree_bytes(state),
         work=local * work,
-        agents_per_chunk=execution.chunk(config.agents),
+        agents_per_chunk=execution.chunk(_most_agents(tasks, config)),
     )
 
 
@@ -110,8 +110,9 @@ def choose_chunk(
     Raises:
         OutOfMemoryError: it does not fit even one agent at a time.
     """
-    limit = min(execution.agents_per_chunk or config.agents, config.agents)
-    sizes = sorted({_limited(execution, size).chunk(config.agents) for size in _halves(limit)})
+    most = _most_agents(tasks, config)
+    limit = min(execution.agents_per_chunk or most, most)
+    sizes = sorted({_limited(execution, size).chunk(most) for size in _halves(limit)})
 
     @cache
     def plan(index: int) -> MemoryPlan:
@@ -129,7 +130,7 @@ def choose_chunk(
         return plan(last)
     if plan(0).peak > available:
         raise OutOfMemoryError(
-            f"agents = {config.agents}: one at a time still needs {gib(plan(0).peak)}, of which "
+            f"agents = {most}: one at a time still needs {gib(plan(0).peak)}, of which "
             f"{gib(plan(0).state)} is the agents' own state, but {gib(available)} are free. Fewer "
             "agents, a narrower network (width) or a smaller rule (hidden_size) need less; more "
             "processes share it."
@@ -187,12 +188,18 @@ def peak_bytes(jaxpr: Jaxpr, donated: bool = False) -> int:
     return peak - inputs
 
 
-def _one_device(config: MetaConfig, execution: Execution) -> MetaConfig:
-    execution.chunk(config.agents)
-    share = config.agents // execution.devices.size
-    if config.estimator != "truncated":
+def _one_device(task: MetaTask, config: MetaConfig, execution: Execution) -> MetaTask:
+    """The task with a device's share of its agents."""
+    settings = task.settings(config)
+    execution.chunk(settings.agents)
+    share = settings.agents // execution.devices.size
+    if settings.estimator != "truncated":
         share += share % 2  # half a pair may lie on each of two devices
-    return dataclasses.replace(config, agents=share)
+    return dataclasses.replace(task, agents=share)
+
+
+def _most_agents(tasks: tuple[MetaTask, ...], config: MetaConfig) -> int:
+    return max(task.settings(config).agents for task in tasks)
 
 
 def _limited(execution: Execution, size: int) -> Execution:

@@ -154,17 +154,18 @@ def _mean(trees: list[MetaParameters]) -> MetaParameters:
 def make_estimator(
     spec: OptimizerSpec, meta_task: MetaTask, config: MetaConfig, execution: Execution
 ) -> GradientEstimator:
-    """The estimator of one task's meta-gradient that the config names.
+    """The estimator of one task's meta-gradient that the task or the config names.
 
     Raises:
-        ValueError: it needs returns, which the task does not report.
+        ValueError: it needs returns, which the task does not report, or agents in pairs.
     """
     kinds: dict[str, Callable[..., GradientEstimator]] = {
         "truncated": TruncatedMetaGradient,
         "es": EvolutionStrategies,
         "pes": PersistentEvolutionStrategies,
     }
-    return kinds[config.estimator](spec, meta_task, config, execution)
+    settings = meta_task.settings(config)
+    return kinds[settings.estimator](spec, meta_task, settings, execution)
 
 
 def init(
@@ -175,7 +176,8 @@ def init(
     execution: Execution = Execution(),
 ) -> MetaState:
     """The state before the first iteration; `meta_parameters` to start from given weights."""
-    execution.chunk(config.agents)
+    for task in tasks:
+        execution.chunk(task.settings(config).agents)
     return _init(
         spec, tasks, dataclasses.replace(config, seed=0), execution, config.seed, meta_parameters
     )
