@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from optim4rl.optimizers import infer_layout
-from optim4rl.optimizers.layout import Tensor
+from optim4rl.optimizers.layout import Tensor, layout_of
+from optim4rl.optimizers.tensors import fan_in_scale
 
 
 def flax(*layers):
@@ -103,7 +104,31 @@ def test_a_layout_is_static_and_needs_shapes_alone():
     layout = infer_layout(jax.eval_shape(lambda: tree))
     assert layout == infer_layout(tree)
     assert hash(layout) == hash(infer_layout(tree))
-    assert layout == (Tensor((2, 3), W, 0.0), Tensor((4,), P, 1.0, actor=True))
+    assert layout == (Tensor((2, 3), W, 0.0, fan_in=2), Tensor((4,), P, 1.0, actor=True))
+
+
+def test_fan_in_is_what_an_output_adds_up():
+    """Outputs are the last axis of a kernel, and the first of a PyTorch or Equinox weight."""
+    tree = {
+        "bias": jnp.ones(7),
+        "conv": {"kernel": jnp.ones((2, 2, 5, 16))},
+        "linear.weight": jnp.ones((8, 3)),
+        "log_std": jnp.ones((1, 2)),
+        "module": eqx.nn.Conv2d(6, 4, 3, key=jax.random.key(0)),
+        "w": jnp.ones((50, 256)),
+        "weight_ih_l0": jnp.ones((12, 9)),
+    }
+    tree = eqx.filter(tree, eqx.is_array)
+    found = [tensor.fan_in for tensor in infer_layout(tree)]
+    assert found == [None, 2 * 2 * 5, 3, 1, 6 * 3 * 3, 4, 50, 9]
+    assert layout_of([()], [(50, 2)])[0].fan_in == 50
+
+
+@pytest.mark.parametrize(
+    ("fan_in", "scale"), [(None, 1), (0, 1), (4, 1), (32, 1), (64, 0.5), (2048, 1 / 64)]
+)
+def test_steps_are_smaller_above_a_fan_in_of_32(fan_in, scale):
+    assert fan_in_scale(Tensor((1,), W, 0.0, fan_in=fan_in)) == scale
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Directions of unit root mean square: the formula, its VJP around each kernel, and in optax."""
+"""Directions scaled tensor by tensor: the formulae, its VJP around each kernel, and in optax."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from jax.flatten_util import ravel_pytree
 from test_rule import random_weights
 
 from optim4rl.optimizers import LEARNED, infer_layout, init_state, scale_by_learned_rule
-from optim4rl.optimizers.kernels.normalise import scale_to_unit_rms
+from optim4rl.optimizers.kernels.normalise import raw, scale_to_unit_rms
 from optim4rl.optimizers.kernels.select import KERNELS, choose
 
 PARAMS = {
-    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))},
+    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((50, 3))},
     "empty": jnp.zeros((0, 2)),
     "policy": jnp.zeros((3, 5)),
 }
@@ -23,6 +23,7 @@ FLAT, unravel = ravel_pytree(PARAMS)
 RULES = {
     "celo2": dataclasses.replace(LEARNED["celo2"], step_scale=0.5, inputs=("kind",)),
     "generalist": dataclasses.replace(LEARNED["generalist"], step_scale=2.0, normalise="rms"),
+    "scaled": dataclasses.replace(LEARNED["scaled"], step_scale=2.0),
 }
 CASES = [
     (name, kernel.name)
@@ -66,10 +67,17 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
     )
-    for tensor in jax.tree.leaves(unravel(found[0])):
-        if tensor.size:
+    plain, _ = used.step(raw(spec), weights, gradients[0], state, layout=LAYOUT)
+    fan_ins = {"b": None, "w": 50, "policy": 3}
+    for (path, tensor), direction in zip(
+        jax.tree.leaves_with_path(unravel(found[0])), jax.tree.leaves(unravel(plain)), strict=True
+    ):
+        if tensor.size and spec.normalise == "rms":
             rms = np.sqrt(np.mean(np.square(tensor)))
             np.testing.assert_allclose(rms, spec.step_scale, rtol=1e-4)
+        elif tensor.size:
+            factor = spec.step_scale * 32 / max(32, fan_ins[path[-1].key] or 0)
+            np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5)
 
 
 def test_a_direction_of_zero_stays_zero():

@@ -50,14 +50,16 @@ def test_every_name_is_listed_once():
         ("anchored", SignLog(1e-8, 9.2, 0.1), Anchored(), ()),
         ("generalist", SignLog(1e-8, 9.2, 0.1), Anchored(), ()),
         ("mirrored", SignLog(1e-8, 9.2, 0.1), Mirrored(0.0, 0.9, 0.9), ()),
+        ("scaled", SignLog(1e-8, 9.2, 0.1), Mirrored(0.0, 0.9, 0.9), ()),
     ],
 )
 def test_the_presets_are_as_published(name, processing, structure, head_sizes):
     spec = learned_spec(name)
     assert (spec.processing, spec.structure, spec.head_sizes) == (processing, structure, head_sizes)
     assert (spec.cell, spec.hidden_size, spec.clip, spec.step_scale) == ("gru", 8, 1.0, 1.0)
-    assert spec.zero_head == (name in ("anchored", "generalist", "mirrored"))
-    assert spec.inputs == (("kind",) if name in ("generalist", "mirrored") else ())
+    assert spec.zero_head == (name in ("anchored", "generalist", "mirrored", "scaled"))
+    assert spec.inputs == (("kind",) if name in ("generalist", "mirrored", "scaled") else ())
+    assert spec.normalise == ("fan_in" if name == "scaled" else "none")
 
 
 def test_celo2_is_an_mlp_of_two_hidden_layers_of_8_with_updates_of_unit_rms():

@@ -1,5 +1,6 @@
 """Named optimizers: the paper's, ours, and the classical ones they are measured against."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -22,6 +23,15 @@ from optim4rl.optimizers.structures import (
 # as about [-0.9, 0.9].
 CENTRED_SIGN_LOG = SignLog(epsilon=1e-8, shift=9.2, scale=0.1)
 
+# Odd, and anchored at RMSProp: no momentum, a short memory of sizes.
+_MIRRORED = OptimizerSpec(
+    processing=CENTRED_SIGN_LOG,
+    structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9),
+    head_sizes=(),
+    zero_head=True,
+    inputs=("kind",),
+)
+
 LEARNED: dict[str, OptimizerSpec] = {
     # Version A (arXiv version 2), the one the ablation plan speaks of.
     "optim4rl": OptimizerSpec(),
@@ -42,14 +52,9 @@ LEARNED: dict[str, OptimizerSpec] = {
         zero_head=True,
         inputs=("kind",),
     ),
-    # Odd, and anchored at RMSProp: no momentum, a short memory of sizes.
-    "mirrored": OptimizerSpec(
-        processing=CENTRED_SIGN_LOG,
-        structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9),
-        head_sizes=(),
-        zero_head=True,
-        inputs=("kind",),
-    ),
+    "mirrored": _MIRRORED,
+    # Its steps are smaller where layers are wider, so that one step size serves more networks.
+    "scaled": dataclasses.replace(_MIRRORED, normalise="fan_in"),
     "celo2": OptimizerSpec(
         processing=Raw(),
         structure=Celo2(),

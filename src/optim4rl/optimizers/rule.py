@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,15 @@ from optim4rl.optimizers.structures import (
     Reading,
     Structure,
 )
-from optim4rl.optimizers.tensors import INPUT_NAMES, InputName, num_rows
+from optim4rl.optimizers.tensors import (
+    INPUT_NAMES,
+    NORMALISATIONS,
+    InputName,
+    Normalisation,
+    num_rows,
+)
 
 MetaParameters = dict[str, Weights]
-Normalisation = Literal["none", "rms"]
-NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class OptimizerSpec:
         step_scale: every update is multiplied by this.
         inputs: what every network reads beside the structure's features, by name (`inputs`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
-            `step_scale`, so that a step size means the same everywhere (`normalise`).
+            `step_scale`, so that a step size means the same everywhere (`normalise`); "fan_in"
+            makes the steps of wide layers smaller (`tensors.fan_in_scale`).
     """
 
     processing: Processing = SignLog()

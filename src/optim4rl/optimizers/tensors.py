@@ -18,6 +18,13 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+# How a tensor's direction is scaled: not at all, to a root mean square of 1, or by `fan_in_scale`.
+Normalisation = Literal["none", "rms", "fan_in"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+
+# The largest fan-in whose steps are left as they are.
+USUAL_FAN_IN = 32
+
 # The words that name a head, one of the layers before it, and the last layer of several.
 _HEADS: dict[Kind, frozenset[str]] = {
     "policy_head": frozenset({"policy", "actor", "pi", "logits", "action", "actions"}),
@@ -35,12 +42,14 @@ class Tensor(NamedTuple):
         kind: what its coordinates are for.
         depth: its layer's place among the layers, 0 for the first and 1 for the last.
         actor: whether it serves the policy alone, in its head or before it.
+        fan_in: how many inputs each of its outputs adds up; None where it has fewer than two axes.
     """
 
     shape: tuple[int, ...]
     kind: Kind
     depth: float
     actor: bool = False
+    fan_in: int | None = None
 
 
 # In the order of the leaves.
@@ -108,9 +117,35 @@ def layout_of(
             raise ValueError(f"kinds: {kind!r} is none; known kinds are {', '.join(KINDS)}")
     depths = _depths(paths, branches)
     return tuple(
-        Tensor(shape, kind, depth, actor="policy_head" in (kind, branch and branch.kind))
-        for shape, kind, depth, branch in zip(shapes, kinds, depths, branches, strict=True)
+        Tensor(
+            shape,
+            kind,
+            depth,
+            actor="policy_head" in (kind, branch and branch.kind),
+            fan_in=_fan_in(path, shape),
+        )
+        for path, shape, kind, depth, branch in zip(
+            paths, shapes, kinds, depths, branches, strict=True
+        )
     )
+
+
+def fan_in_scale(tensor: Tensor) -> float:
+    """What "fan_in" multiplies a tensor's direction by: 32 / fan-in, at most 1.
+
+    Steps of one size at every weight change an output by as much as it has inputs. Divided by their
+    number, a step does the same to the outputs of a wide layer and of a narrow one: the maximal
+    update parametrisation for Adam (Yang et al. 2022, arXiv 2203.03466, table 3).
+    """
+    return USUAL_FAN_IN / max(tensor.fan_in or 0, USUAL_FAN_IN)
+
+
+def _fan_in(path: Path, shape: tuple[int, ...]) -> int | None:
+    """Outputs are on the last axis, but on the first of a `weight`, as in PyTorch and Equinox."""
+    if len(shape) < 2:
+        return None
+    outputs_first = bool(path) and path[-1].name.startswith("weight")
+    return math.prod(shape[1:] if outputs_first else shape[:-1])
 
 
 def parts_of(name: str) -> Path:

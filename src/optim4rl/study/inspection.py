@@ -131,7 +131,7 @@ def render_inspection(inspection: Inspection) -> str:
         facts=facts(optimizer),
         card=card[:MAX_CARD],
         cut=max(0, len(card) - MAX_CARD),
-        tensorwise=optimizer.spec.structure.tensorwise or optimizer.spec.normalise != "none",
+        tensorwise=optimizer.spec.structure.tensorwise or optimizer.spec.normalise == "rms",
         answers=list(_answers(inspection)),
         sections=list(_sections(inspection)),
         scales=_scales_view(inspection.scales),

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from optim4rl.optimizers.tensors import (
     INPUT_NAMES,
+    NORMALISATIONS,
     InputName,
     Layout,
     Tensor as NamedTensor,
+    fan_in_scale,
     num_rows,
     pieces,
     tensor_inputs,
@@ -90,7 +92,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> Spec:
     wrong = sorted(set(values) - set(fields) | needed - set(values))
     if wrong:
         raise ValueError(f"optimizer spec: fields {wrong} are missing or unknown")
-    for name, known in (("cell", CELL_KINDS), ("normalise", ("none", "rms"))):
+    for name, known in (("cell", CELL_KINDS), ("normalise", NORMALISATIONS)):
         if name in values and values[name] not in known:
             raise ValueError(f"{name} = {values[name]!r}: known are {', '.join(known)}")
     inputs = tuple(values.get("inputs", ()))
@@ -180,7 +182,10 @@ class Rule:
             outputs.append(output)
             memory += carry
         direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
-        if spec.normalise == "rms":
+        if spec.normalise == "fan_in":
+            scales = direction.new_tensor([fan_in_scale(tensor) for tensor in given.layout])
+            direction = given.spread(scales) * direction
+        elif spec.normalise == "rms":
             direction = torch.cat(
                 [
                     unit_rms(direction[None, where], _RMS_EPSILON)[0]

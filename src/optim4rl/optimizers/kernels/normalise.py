@@ -1,7 +1,8 @@
-"""Directions scaled to unit root mean square, tensor by tensor, around any kernel.
+"""Directions scaled tensor by tensor, around any kernel: `d_hat = d s`.
 
-`d_hat = d s` with `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor. It couples the
-coordinates of a tensor, so it stays outside the kernels. A cotangent `c` of `d_hat` is one of `d`:
+With "fan_in" `s` is a constant of the tensor (`tensors.fan_in_scale`), and a cotangent `c` of
+`d_hat` is `s c` of `d`. With "rms" `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor. It
+couples the coordinates of a tensor, so it stays outside the kernels, and the cotangent of `d` is
 
     s (c - d_hat mean(c d_hat)).
 """
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.layout import Layout, pieces
+from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
+from optim4rl.optimizers.tensors import fan_in_scale
 
 EPSILON = 1e-9
 
@@ -39,7 +41,7 @@ def normalised(kernel: Kernel) -> Kernel:
         if spec.normalise == "none":
             return step(spec, meta_parameters, gradient, state, extras)
         direction, state = step(raw(spec), meta_parameters, gradient, state, extras)
-        return spec.step_scale * _tensor_by_tensor(scale_to_unit_rms, layout, direction), state
+        return spec.step_scale * _tensor_by_tensor(partial(scale, spec), layout, direction), state
 
     def replay_vjp(
         spec: OptimizerSpec,
@@ -55,6 +57,11 @@ def normalised(kernel: Kernel) -> Kernel:
         replay = partial(kernel.replay_vjp, layout=layout)
         if spec.normalise == "none":
             return replay(spec, meta_parameters, gradients, state, cotangents, extras)
+        if spec.normalise == "fan_in":  # Linear, so its transpose is itself.
+            cotangents = spec.step_scale * _tensor_by_tensor(
+                partial(scale, spec), layout, cotangents
+            )
+            return replay(raw(spec), meta_parameters, gradients, state, cotangents, extras)
 
         def body(state: RuleState, met: tuple[Array, Extras]) -> tuple[RuleState, Array]:
             step = partial(kernel.step, layout=layout)
@@ -73,15 +80,25 @@ def raw(spec: OptimizerSpec) -> OptimizerSpec:
     return dataclasses.replace(spec, normalise="none", step_scale=1.0)
 
 
+def scale(
+    spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """One tensor's direction as `spec.normalise` has it, which is not "none"."""
+    if spec.normalise == "fan_in":
+        return fan_in_scale(tensor) * direction
+    return scale_to_unit_rms(direction)
+
+
 def scale_to_unit_rms(direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """One tensor's direction, scaled."""
     return direction * jax.lax.rsqrt(jnp.mean(jnp.square(direction)) + EPSILON)
 
 
 def _pull_back(
-    directions: Float[Array, "K size"], cotangents: Float[Array, "K size"]
+    tensor: Tensor, directions: Float[Array, "K size"], cotangents: Float[Array, "K size"]
 ) -> Float[Array, "K size"]:
-    """Cotangents of one tensor's directions, given those of the scaled ones."""
+    """Cotangents of one tensor's directions, given those of the directions of unit size."""
+    del tensor
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(directions), axis=-1, keepdims=True) + EPSILON)
     scaled = directions * scale
     return scale * (cotangents - scaled * jnp.mean(cotangents * scaled, axis=-1, keepdims=True))
@@ -92,8 +109,8 @@ def _tensor_by_tensor(
 ) -> Float[Array, "*K n"]:
     return jnp.concatenate(
         [
-            function(*(x[..., where] for x in arrays))
-            for _, where in pieces(layout, arrays[0].shape[-1])
+            function(tensor, *(x[..., where] for x in arrays))
+            for tensor, where in pieces(layout, arrays[0].shape[-1])
         ],
         axis=-1,
     )
