@@ -10,7 +10,7 @@ import pytest
 
 from optim4rl.optimizers import infer_layout
 from optim4rl.optimizers.layout import Tensor, layout_of
-from optim4rl.optimizers.tensors import fan_in_scale
+from optim4rl.optimizers.tensors import head_scale
 
 
 def flax(*layers):
@@ -127,8 +127,11 @@ def test_fan_in_is_what_an_output_adds_up():
 @pytest.mark.parametrize(
     ("fan_in", "scale"), [(None, 1), (0, 1), (4, 1), (32, 1), (64, 0.5), (2048, 1 / 64)]
 )
-def test_steps_are_smaller_above_a_fan_in_of_32(fan_in, scale):
-    assert fan_in_scale(Tensor((1,), W, 0.0, fan_in=fan_in)) == scale
+def test_a_heads_steps_are_smaller_above_a_fan_in_of_32(fan_in, scale):
+    for kind in (P, V):
+        assert head_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == scale
+    for kind in (W, B):
+        assert head_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == 1
 
 
 @pytest.mark.parametrize(

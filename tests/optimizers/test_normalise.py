@@ -14,9 +14,9 @@ from optim4rl.optimizers.kernels.normalise import raw, scale_to_unit_rms
 from optim4rl.optimizers.kernels.select import KERNELS, choose
 
 PARAMS = {
-    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((50, 3))},
+    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))},
     "empty": jnp.zeros((0, 2)),
-    "policy": jnp.zeros((3, 5)),
+    "policy": jnp.zeros((50, 3)),
 }
 LAYOUT = infer_layout(PARAMS)
 FLAT, unravel = ravel_pytree(PARAMS)
@@ -68,7 +68,7 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
     )
     plain, _ = used.step(raw(spec), weights, gradients[0], state, layout=LAYOUT)
-    fan_ins = {"b": None, "w": 50, "policy": 3}
+    scales = {"b": 1, "w": 1, "policy": 32 / 50}
     for (path, tensor), direction in zip(
         jax.tree.leaves_with_path(unravel(found[0])), jax.tree.leaves(unravel(plain)), strict=True
     ):
@@ -76,7 +76,7 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
             rms = np.sqrt(np.mean(np.square(tensor)))
             np.testing.assert_allclose(rms, spec.step_scale, rtol=1e-4)
         elif tensor.size:
-            factor = spec.step_scale * 32 / max(32, fan_ins[path[-1].key] or 0)
+            factor = spec.step_scale * scales[path[-1].key]
             np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5)
 
 

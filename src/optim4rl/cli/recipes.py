@@ -59,8 +59,8 @@ _SIX = (
 # Recipes: what made the shipped weights ("zoo/..."), and the paper's experiments.
 PRESETS: dict[str, dict[str, Any]] = {
     "zoo/mirrored-grid": {"optimizer": "mirrored", **_FOUR_GRIDS},
-    "zoo/mirrored-generalist": {
-        "optimizer": "mirrored",
+    "zoo/scaled-generalist": {
+        "optimizer": "scaled",
         **_FOUR_GRIDS,
         "tasks": (*_FOUR_GRIDS["tasks"], "gymnax:CartPole-v1"),
         "learning_rate": (2e-2, 2e-2, 2e-2, 2e-2, 2e-3),

@@ -53,8 +53,8 @@ LEARNED: dict[str, OptimizerSpec] = {
         inputs=("kind",),
     ),
     "mirrored": _MIRRORED,
-    # Its steps are smaller where layers are wider, so that one step size serves more networks.
-    "scaled": dataclasses.replace(_MIRRORED, normalise="fan_in"),
+    # Its steps are smaller in heads on wide layers, so that one step size serves more networks.
+    "scaled": dataclasses.replace(_MIRRORED, normalise="heads"),
     "celo2": OptimizerSpec(
         processing=Raw(),
         structure=Celo2(),

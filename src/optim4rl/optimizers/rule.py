@@ -65,8 +65,8 @@ class OptimizerSpec:
         step_scale: every update is multiplied by this.
         inputs: what every network reads beside the structure's features, by name (`inputs`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
-            `step_scale`, so that a step size means the same everywhere (`normalise`); "fan_in"
-            makes the steps of wide layers smaller (`tensors.fan_in_scale`).
+            `step_scale`, so that a step size means the same everywhere (`normalise`); "heads"
+            makes the steps of heads on wide layers smaller (`tensors.head_scale`).
     """
 
     processing: Processing = SignLog()

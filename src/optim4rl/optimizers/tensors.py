@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# How a tensor's direction is scaled: not at all, to a root mean square of 1, or by `fan_in_scale`.
-Normalisation = Literal["none", "rms", "fan_in"]
+# How a tensor's direction is scaled: not at all, to a root mean square of 1, or by `head_scale`.
+Normalisation = Literal["none", "rms", "heads"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
-# The largest fan-in whose steps are left as they are.
+# The units before a head up to which its steps are left as they are.
 USUAL_FAN_IN = 32
 
 # The words that name a head, one of the layers before it, and the last layer of several.
@@ -130,14 +130,16 @@ def layout_of(
     )
 
 
-def fan_in_scale(tensor: Tensor) -> float:
-    """What "fan_in" multiplies a tensor's direction by: 32 / fan-in, at most 1.
+def head_scale(tensor: Tensor) -> float:
+    """What "heads" multiplies a tensor's direction by: in a head 32 / fan-in, at most 1; else 1.
 
-    Steps of one size at every weight change an output by as much as it has inputs. Divided by their
-    number, a step does the same to the outputs of a wide layer and of a narrow one: the maximal
-    update parametrisation for Adam (Yang et al. 2022, arXiv 2203.03466, table 3).
+    Steps of one size at every weight of a head change its outputs by as much as there are units
+    before it. Divided by their number, a step does the same to the policy of a wide network and of
+    a narrow one, as in the maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466,
+    table 3). The layers before a head are left alone: of their inputs few are not zero.
     """
-    return USUAL_FAN_IN / max(tensor.fan_in or 0, USUAL_FAN_IN)
+    units = tensor.fan_in if tensor.kind in ("policy_head", "value_head") else None
+    return USUAL_FAN_IN / max(units or 0, USUAL_FAN_IN)
 
 
 def _fan_in(path: Path, shape: tuple[int, ...]) -> int | None:
