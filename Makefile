@@ -43,9 +43,12 @@ lint: $(DEV)
 	$(BIN)/ruff format --check src tests bench docs examples hatch_build.py
 	$(BIN)/mypy
 
-# Packages that agree with each other, and no known vulnerability in a pinned one.
+# Packages that agree with each other, and no known vulnerability in a pinned one. The audit trusts
+# the certificates that pip was told to trust.
+PIP_CERTIFICATES = $${PIP_CERT:-$$($(BIN)/python -m pip config list | sed -n "s/^global.cert='\(.*\)'/\1/p")}
 audit: $(DEV)
 	$(BIN)/python -m pip check
+	REQUESTS_CA_BUNDLE="$${REQUESTS_CA_BUNDLE:-$(PIP_CERTIFICATES)}" \
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # The site, in build/site.
