@@ -10,7 +10,7 @@ import pytest
 
 from optim4rl.optimizers import infer_layout
 from optim4rl.optimizers.layout import Tensor, layout_of
-from optim4rl.optimizers.tensors import head_scale
+from optim4rl.optimizers.tensors import layer_scale
 
 
 def flax(*layers):
@@ -129,9 +129,14 @@ def test_fan_in_is_what_an_output_adds_up():
 )
 def test_a_heads_steps_are_smaller_above_a_fan_in_of_32(fan_in, scale):
     for kind in (P, V):
-        assert head_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == scale
+        assert layer_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == scale
     for kind in (W, B):
-        assert head_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == 1
+        assert layer_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == 1
+
+
+def test_a_convolutions_steps_are_smaller():
+    kernels = infer_layout({"conv": {"kernel": jnp.ones((2, 2, 5, 16)), "bias": jnp.ones(16)}})
+    assert [layer_scale(tensor) for tensor in kernels] == [1, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from optim4rl.optimizers.kernels.normalise import raw, scale_to_unit_rms
 from optim4rl.optimizers.kernels.select import KERNELS, choose
 
 PARAMS = {
+    "conv": jnp.zeros((2, 2, 1, 3)),
     "dense": {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))},
     "empty": jnp.zeros((0, 2)),
     "policy": jnp.zeros((50, 3)),
@@ -68,7 +69,7 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
     )
     plain, _ = used.step(raw(spec), weights, gradients[0], state, layout=LAYOUT)
-    scales = {"b": 1, "w": 1, "policy": 32 / 50}
+    scales = {"b": 1, "w": 1, "policy": 32 / 50, "conv": 0.25}
     for (path, tensor), direction in zip(
         jax.tree.leaves_with_path(unravel(found[0])), jax.tree.leaves(unravel(plain)), strict=True
     ):

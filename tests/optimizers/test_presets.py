@@ -59,7 +59,7 @@ def test_the_presets_are_as_published(name, processing, structure, head_sizes):
     assert (spec.cell, spec.hidden_size, spec.clip, spec.step_scale) == ("gru", 8, 1.0, 1.0)
     assert spec.zero_head == (name in ("anchored", "generalist", "mirrored", "scaled"))
     assert spec.inputs == (("kind",) if name in ("generalist", "mirrored", "scaled") else ())
-    assert spec.normalise == ("heads" if name == "scaled" else "none")
+    assert spec.normalise == ("layers" if name == "scaled" else "none")
 
 
 def test_celo2_is_an_mlp_of_two_hidden_layers_of_8_with_updates_of_unit_rms():

@@ -32,8 +32,10 @@ from optim4rl.torch.rule import Given, load_rule
 torch.set_num_threads(1)
 SHAPES = {
     "torso.weight": (2, 3, 2),
-    "policy_head.weight": (2, 60),
+    "policy_head.weight": (4, 4),
     "value_head.bias": (),
+    "wide_policy_head.weight": (2, 40),  # more units than `layer_scale` leaves alone
+    "conv.weight": (3, 2, 2, 2),
 }
 # Beside the presets: the cells, structures and processings that they leave out.
 OTHERS = {
@@ -474,7 +476,7 @@ def test_files_that_cannot_be_used_are_refused(files, tmp_path):
         ({"structure": {"name": "nobody"}}, "structure = 'nobody': in PyTorch there are adaptive"),
         ({"processing": {"name": "sign_log", "z": 1.0}}, "processing = .*'z'"),
         ({"cell": "rnn"}, "cell = 'rnn': known are gru"),
-        ({"normalise": "max"}, "normalise = 'max': known are none, rms, heads"),
+        ({"normalise": "max"}, "normalise = 'max': known are none, rms, layers"),
         ({"inputs": ["age"]}, r"inputs = \('age',\): known are kind, layer"),
         ({"hidden_size": 9}, r"tensor network0\.\w+ is float32\[.*the spec needs"),
         ({"magic": 1}, r"fields \['magic'\] are missing or unknown"),

@@ -53,8 +53,9 @@ LEARNED: dict[str, OptimizerSpec] = {
         inputs=("kind",),
     ),
     "mirrored": _MIRRORED,
-    # Its steps are smaller in heads on wide layers, so that one step size serves more networks.
-    "scaled": dataclasses.replace(_MIRRORED, normalise="heads"),
+    # Its steps are smaller in convolutions and in heads on wide layers, so that one step size
+    # serves more networks.
+    "scaled": dataclasses.replace(_MIRRORED, normalise="layers"),
     "celo2": OptimizerSpec(
         processing=Raw(),
         structure=Celo2(),

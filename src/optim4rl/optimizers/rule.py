@@ -65,8 +65,9 @@ class OptimizerSpec:
         step_scale: every update is multiplied by this.
         inputs: what every network reads beside the structure's features, by name (`inputs`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
-            `step_scale`, so that a step size means the same everywhere (`normalise`); "heads"
-            makes the steps of heads on wide layers smaller (`tensors.head_scale`).
+            `step_scale`, so that a step size means the same everywhere (`normalise`); "layers"
+            makes the steps of heads on wide layers, and of convolutions, smaller
+            (`tensors.layer_scale`).
     """
 
     processing: Processing = SignLog()

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# How a tensor's direction is scaled: not at all, to a root mean square of 1, or by `head_scale`.
-Normalisation = Literal["none", "rms", "heads"]
+# How a tensor's direction is scaled: not at all, to a root mean square of 1, or by `layer_scale`.
+Normalisation = Literal["none", "rms", "layers"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
 # The units before a head up to which its steps are left as they are.
@@ -130,14 +130,21 @@ def layout_of(
     )
 
 
-def head_scale(tensor: Tensor) -> float:
-    """What "heads" multiplies a tensor's direction by: in a head 32 / fan-in, at most 1; else 1.
+def layer_scale(tensor: Tensor) -> float:
+    """What "layers" multiplies a tensor's direction by.
 
-    Steps of one size at every weight of a head change its outputs by as much as there are units
-    before it. Divided by their number, a step does the same to the policy of a wide network and of
-    a narrow one, as in the maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466,
-    table 3). The layers before a head are left alone: of their inputs few are not zero.
+    In a head 32 / fan-in, at most 1. Steps of one size at every weight of a head change its outputs
+    by as much as there are units before it; divided by their number, a step does the same to the
+    policy of a wide network and of a narrow one, as in the maximal update parametrisation (Yang et
+    al. 2022, arXiv 2203.03466, table 3).
+
+    In the kernel of a convolution of images a quarter: it is at work at all places, and what a step
+    changes it changes everywhere. The quarter is measured (docs/results/mirrored-grid.md).
+
+    Elsewhere 1: of a first layer's inputs few are not zero.
     """
+    if len(tensor.shape) >= 4:
+        return 0.25
     units = tensor.fan_in if tensor.kind in ("policy_head", "value_head") else None
     return USUAL_FAN_IN / max(units or 0, USUAL_FAN_IN)
 

@@ -17,7 +17,7 @@ from optim4rl.optimizers.tensors import (
     InputName,
     Layout,
     Tensor as NamedTensor,
-    head_scale,
+    layer_scale,
     num_rows,
     pieces,
     tensor_inputs,
@@ -182,8 +182,8 @@ class Rule:
             outputs.append(output)
             memory += carry
         direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
-        if spec.normalise == "heads":
-            scales = direction.new_tensor([head_scale(tensor) for tensor in given.layout])
+        if spec.normalise == "layers":
+            scales = direction.new_tensor([layer_scale(tensor) for tensor in given.layout])
             direction = given.spread(scales) * direction
         elif spec.normalise == "rms":
             direction = torch.cat(

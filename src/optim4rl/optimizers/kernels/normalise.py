@@ -1,6 +1,6 @@
 """Directions scaled tensor by tensor, around any kernel: `d_hat = d s`.
 
-With "heads" `s` is a constant of the tensor (`tensors.head_scale`), and a cotangent `c` of
+With "layers" `s` is a constant of the tensor (`tensors.layer_scale`), and a cotangent `c` of
 `d_hat` is `s c` of `d`. With "rms" `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor. It
 couples the coordinates of a tensor, so it stays outside the kernels, and the cotangent of `d` is
 
@@ -19,7 +19,7 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.optimizers.tensors import head_scale
+from optim4rl.optimizers.tensors import layer_scale
 
 EPSILON = 1e-9
 
@@ -57,7 +57,7 @@ def normalised(kernel: Kernel) -> Kernel:
         replay = partial(kernel.replay_vjp, layout=layout)
         if spec.normalise == "none":
             return replay(spec, meta_parameters, gradients, state, cotangents, extras)
-        if spec.normalise == "heads":  # Linear, so its transpose is itself.
+        if spec.normalise == "layers":  # Linear, so its transpose is itself.
             cotangents = spec.step_scale * _tensor_by_tensor(
                 partial(scale, spec), layout, cotangents
             )
@@ -84,8 +84,8 @@ def scale(
     spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     """One tensor's direction as `spec.normalise` has it, which is not "none"."""
-    if spec.normalise == "heads":
-        return head_scale(tensor) * direction
+    if spec.normalise == "layers":
+        return layer_scale(tensor) * direction
     return scale_to_unit_rms(direction)
 
 
