@@ -141,7 +141,7 @@ def layer_scale(tensor: Tensor) -> float:
     In the kernel of a convolution of images a quarter: it is at work at all places, and what a step
     changes it changes everywhere. The quarter is measured (docs/results/mirrored-grid.md).
 
-    Elsewhere 1: of a first layer's inputs few are not zero.
+    Elsewhere 1: a dense layer on a convolution became too slow by its fan-in (ibid.).
     """
     if len(tensor.shape) >= 4:
         return 0.25
