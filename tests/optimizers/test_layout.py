@@ -134,9 +134,16 @@ def test_a_heads_steps_are_smaller_above_a_fan_in_of_32(fan_in, scale):
         assert layer_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == 1
 
 
-def test_a_convolutions_steps_are_smaller():
-    kernels = infer_layout({"conv": {"kernel": jnp.ones((2, 2, 5, 16)), "bias": jnp.ones(16)}})
-    assert [layer_scale(tensor) for tensor in kernels] == [1, 0.25]
+def test_before_the_heads_steps_are_smaller_where_a_network_sees_images():
+    """In every layer, kernels and biases alike; the heads go by their fan-in, as elsewhere."""
+    tree = {
+        "conv": {"kernel": jnp.ones((2, 2, 5, 16)), "bias": jnp.ones(16)},
+        "dense": {"kernel": jnp.ones((99, 64)), "bias": jnp.ones(64)},
+        "policy": {"kernel": jnp.ones((64, 3)), "bias": jnp.ones(3)},
+    }
+    assert [layer_scale(tensor) for tensor in infer_layout(tree)] == [0.25] * 4 + [1, 0.5]
+    tree["conv"]["kernel"] = jnp.ones((2, 5, 16))  # a convolution of sequences
+    assert [layer_scale(tensor) for tensor in infer_layout(tree)] == [1] * 5 + [0.5]
 
 
 @pytest.mark.parametrize(

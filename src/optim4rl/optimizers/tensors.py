@@ -43,6 +43,7 @@ class Tensor(NamedTuple):
         depth: its layer's place among the layers, 0 for the first and 1 for the last.
         actor: whether it serves the policy alone, in its head or before it.
         fan_in: how many inputs each of its outputs adds up; None where it has fewer than two axes.
+        of_images: whether its network has a convolution of images.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +51,7 @@ class Tensor(NamedTuple):
     depth: float
     actor: bool = False
     fan_in: int | None = None
+    of_images: bool = False
 
 
 # In the order of the leaves.
@@ -116,6 +118,7 @@ def layout_of(
         if kind not in KINDS:
             raise ValueError(f"kinds: {kind!r} is none; known kinds are {', '.join(KINDS)}")
     depths = _depths(paths, branches)
+    of_images = any(len(shape) >= 4 for shape in shapes)
     return tuple(
         Tensor(
             shape,
@@ -123,6 +126,7 @@ def layout_of(
             depth,
             actor="policy_head" in (kind, branch and branch.kind),
             fan_in=_fan_in(path, shape),
+            of_images=of_images,
         )
         for path, shape, kind, depth, branch in zip(
             paths, shapes, kinds, depths, branches, strict=True
@@ -138,15 +142,17 @@ def layer_scale(tensor: Tensor) -> float:
     policy of a wide network and of a narrow one, as in the maximal update parametrisation (Yang et
     al. 2022, arXiv 2203.03466, table 3).
 
-    In the kernel of a convolution of images a quarter: it is at work at all places, and what a step
-    changes it changes everywhere. The quarter is measured (docs/results/mirrored-grid.md).
+    In all layers before the heads of a network with a convolution of images a quarter, in kernels
+    and biases alike. What a step changes in a convolution it changes at all places, and the layer
+    after it adds up thousands of numbers that are never negative, so that large steps soon leave
+    its units off for good. The quarter is measured (docs/results/mirrored-grid.md); by its fan-in
+    such a layer became too slow (ibid.).
 
-    Elsewhere 1: a dense layer on a convolution became too slow by its fan-in (ibid.).
+    Elsewhere 1.
     """
-    if len(tensor.shape) >= 4:
-        return 0.25
-    units = tensor.fan_in if tensor.kind in ("policy_head", "value_head") else None
-    return USUAL_FAN_IN / max(units or 0, USUAL_FAN_IN)
+    if tensor.kind in ("policy_head", "value_head"):
+        return USUAL_FAN_IN / max(tensor.fan_in or 0, USUAL_FAN_IN)
+    return 0.25 if tensor.of_images else 1.0
 
 
 def _fan_in(path: Path, shape: tuple[int, ...]) -> int | None:
