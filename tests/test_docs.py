@@ -106,7 +106,7 @@ def preset_facts(name):
     structure = spec.structure
     own = structure.tensorwise and spec.processing == Raw()
     cell = "none" if spec.cell == "none" else f"{spec.cell} {spec.hidden_size}"
-    coordinates = not structure.tensorwise and spec.normalise != "rms"
+    coordinates = not structure.tensorwise and spec.normalise == "none"
     # Every kernel runs `anchored`, unless this machine lacks it: then it says so of every rule.
     runs = [k.name for k in KERNELS if k.refusal(spec) == k.refusal(LEARNED["anchored"])]
     return [

@@ -10,7 +10,7 @@ import pytest
 
 from optim4rl.optimizers import infer_layout
 from optim4rl.optimizers.layout import Tensor, layout_of
-from optim4rl.optimizers.tensors import layer_scale
+from optim4rl.optimizers.tensors import is_centred, layer_scale
 
 
 def flax(*layers):
@@ -104,7 +104,7 @@ def test_a_layout_is_static_and_needs_shapes_alone():
     layout = infer_layout(jax.eval_shape(lambda: tree))
     assert layout == infer_layout(tree)
     assert hash(layout) == hash(infer_layout(tree))
-    assert layout == (Tensor((2, 3), W, 0.0, fan_in=2), Tensor((4,), P, 1.0, actor=True))
+    assert layout == (Tensor((2, 3), W, 0.0, outputs=1), Tensor((4,), P, 1.0, actor=True))
 
 
 def test_fan_in_is_what_an_output_adds_up():
@@ -124,14 +124,22 @@ def test_fan_in_is_what_an_output_adds_up():
     assert layout_of([()], [(50, 2)])[0].fan_in == 50
 
 
-@pytest.mark.parametrize(
-    ("fan_in", "scale"), [(None, 1), (0, 1), (4, 1), (32, 1), (64, 0.5), (2048, 1 / 64)]
-)
+@pytest.mark.parametrize(("fan_in", "scale"), [(0, 1), (4, 1), (32, 1), (64, 0.5), (2048, 1 / 64)])
 def test_a_heads_steps_are_smaller_above_a_fan_in_of_32(fan_in, scale):
     for kind in (P, V):
-        assert layer_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == scale
+        assert layer_scale(Tensor((fan_in, 2), kind, 0.0, outputs=1)) == scale
+        assert layer_scale(Tensor((2, fan_in), kind, 0.0, outputs=0)) == scale
+        assert layer_scale(Tensor((2,), kind, 0.0)) == 1
     for kind in (W, B):
-        assert layer_scale(Tensor((1,), kind, 0.0, fan_in=fan_in)) == 1
+        assert layer_scale(Tensor((fan_in, 2), kind, 0.0, outputs=1)) == 1
+
+
+def test_wide_kernels_before_the_heads_are_centred():
+    assert not is_centred(Tensor((32, 9), W, 0.0, outputs=1))
+    assert is_centred(Tensor((33, 9), W, 0.0, outputs=1))
+    assert is_centred(Tensor((9, 4, 3, 3), W, 0.0, outputs=0))
+    assert not is_centred(Tensor((99,), B, 0.0))
+    assert not is_centred(Tensor((99, 9), P, 0.0, outputs=1))
 
 
 def test_before_the_heads_steps_are_smaller_where_a_network_sees_images():

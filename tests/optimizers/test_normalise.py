@@ -15,7 +15,8 @@ from optim4rl.optimizers.kernels.select import KERNELS, choose
 
 PARAMS = {
     "conv": jnp.zeros((2, 2, 1, 3)),
-    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((4, 3))},
+    "dense": {"b": jnp.zeros(3), "w": jnp.zeros((4, 3)), "wide": jnp.zeros((40, 3))},
+    "linear": {"weight": jnp.zeros((3, 40))},
     "empty": jnp.zeros((0, 2)),
     "policy": jnp.zeros((50, 3)),
 }
@@ -69,7 +70,8 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
     )
     plain, _ = used.step(raw(spec), weights, gradients[0], state, layout=LAYOUT)
-    scales = {"b": 1, "w": 1, "policy": 32 / 50, "conv": 0.25}
+    scales = {"b": 0.25, "w": 0.25, "wide": 0.25, "weight": 0.25, "conv": 0.25, "policy": 32 / 50}
+    inputs = {"wide": 0, "weight": 1}
     for (path, tensor), direction in zip(
         jax.tree.leaves_with_path(unravel(found[0])), jax.tree.leaves(unravel(plain)), strict=True
     ):
@@ -77,8 +79,12 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
             rms = np.sqrt(np.mean(np.square(tensor)))
             np.testing.assert_allclose(rms, spec.step_scale, rtol=1e-4)
         elif tensor.size:
-            factor = spec.step_scale * scales[path[-1].key]
-            np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5)
+            key = path[-1].key
+            factor = spec.step_scale * scales[key]
+            if key in inputs:
+                direction = direction - direction.mean(inputs[key], keepdims=True)
+                np.testing.assert_allclose(tensor.mean(inputs[key]), 0, atol=1e-6)
+            np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5, atol=1e-6)
 
 
 def test_a_direction_of_zero_stays_zero():

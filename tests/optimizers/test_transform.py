@@ -58,7 +58,7 @@ def learned(name):
 def coordinatewise(name):
     """Whether the rule sees each coordinate by itself: others read or scale whole tensors."""
     spec = learned(name).spec
-    return not spec.structure.tensorwise and spec.normalise != "rms"
+    return not spec.structure.tensorwise and spec.normalise == "none"
 
 
 def ran(names):

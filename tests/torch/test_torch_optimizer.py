@@ -35,6 +35,7 @@ SHAPES = {
     "policy_head.weight": (4, 4),
     "value_head.bias": (),
     "wide_policy_head.weight": (2, 40),  # more units than `layer_scale` leaves alone
+    "wide_torso.weight": (2, 40),  # and more than `is_centred` does
     "conv.weight": (3, 2, 2, 2),
 }
 # Beside the presets: the cells, structures and processings that they leave out.

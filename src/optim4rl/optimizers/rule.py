@@ -66,8 +66,8 @@ class OptimizerSpec:
         inputs: what every network reads beside the structure's features, by name (`inputs`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
             `step_scale`, so that a step size means the same everywhere (`normalise`); "layers"
-            makes the steps of heads on wide layers, and of convolutions, smaller
-            (`tensors.layer_scale`).
+            makes the steps of heads on wide layers, and of networks that see images, smaller
+            (`tensors.layer_scale`), and centres wide kernels (`tensors.is_centred`).
     """
 
     processing: Processing = SignLog()

@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# How a tensor's direction is scaled: not at all, to a root mean square of 1, or by `layer_scale`.
+# What is done to a tensor's direction: nothing, scaling to a root mean square of 1, or centring
+# (`is_centred`) and scaling (`layer_scale`) as its layer wants them.
 Normalisation = Literal["none", "rms", "layers"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
-# The units before a head up to which its steps are left as they are.
+# The fan-in up to which a layer's steps are left as they are.
 USUAL_FAN_IN = 32
 
 # The words that name a head, one of the layers before it, and the last layer of several.
@@ -42,7 +43,7 @@ class Tensor(NamedTuple):
         kind: what its coordinates are for.
         depth: its layer's place among the layers, 0 for the first and 1 for the last.
         actor: whether it serves the policy alone, in its head or before it.
-        fan_in: how many inputs each of its outputs adds up; None where it has fewer than two axes.
+        outputs: the axis of its outputs, the first or the last; None where it has fewer than two.
         of_images: whether its network has a convolution of images.
     """
 
@@ -50,8 +51,25 @@ class Tensor(NamedTuple):
     kind: Kind
     depth: float
     actor: bool = False
-    fan_in: int | None = None
+    outputs: int | None = None
     of_images: bool = False
+
+    @property
+    def fan_in(self) -> int | None:
+        """How many inputs each output adds up; None where there are fewer than two axes."""
+        return math.prod(self.shape[axis] for axis in self.inputs) if self.inputs else None
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The axes that an output adds up."""
+        if self.outputs is None:
+            return ()
+        return tuple(axis for axis in range(len(self.shape)) if axis != self.outputs)
+
+    @property
+    def of_head(self) -> bool:
+        """Whether it is part of a head."""
+        return self.kind in ("policy_head", "value_head")
 
 
 # In the order of the leaves.
@@ -125,7 +143,7 @@ def layout_of(
             kind,
             depth,
             actor="policy_head" in (kind, branch and branch.kind),
-            fan_in=_fan_in(path, shape),
+            outputs=_outputs(path, shape),
             of_images=of_images,
         )
         for path, shape, kind, depth, branch in zip(
@@ -150,17 +168,28 @@ def layer_scale(tensor: Tensor) -> float:
 
     Elsewhere 1.
     """
-    if tensor.kind in ("policy_head", "value_head"):
+    if tensor.of_head:
         return USUAL_FAN_IN / max(tensor.fan_in or 0, USUAL_FAN_IN)
     return 0.25 if tensor.of_images else 1.0
 
 
-def _fan_in(path: Path, shape: tuple[int, ...]) -> int | None:
+def is_centred(tensor: Tensor) -> bool:
+    """Whether "layers" takes the mean over its inputs from each output's direction.
+
+    It does in kernels before the heads whose fan-in is above 32: gradient centralisation (Yong et
+    al. 2020, arXiv 2004.01461), of the direction. Inputs that are never negative, such as those
+    after a ReLU, pull all weights of a unit the same way, and in steps of one size that soon moves
+    the unit by more than all else together, until it is off for good. What the inputs have in
+    common is left to the bias.
+    """
+    return not tensor.of_head and (tensor.fan_in or 0) > USUAL_FAN_IN
+
+
+def _outputs(path: Path, shape: tuple[int, ...]) -> int | None:
     """Outputs are on the last axis, but on the first of a `weight`, as in PyTorch and Equinox."""
     if len(shape) < 2:
         return None
-    outputs_first = bool(path) and path[-1].name.startswith("weight")
-    return math.prod(shape[1:] if outputs_first else shape[:-1])
+    return 0 if path and path[-1].name.startswith("weight") else len(shape) - 1
 
 
 def parts_of(name: str) -> Path:

@@ -17,6 +17,7 @@ from optim4rl.optimizers.tensors import (
     InputName,
     Layout,
     Tensor as NamedTensor,
+    is_centred,
     layer_scale,
     num_rows,
     pieces,
@@ -144,6 +145,14 @@ class Given(NamedTuple):
         return values.repeat_interleave(sizes, dim=-1, output_size=self.gradient.numel())
 
 
+def _centred(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
+    """A kernel's direction without what an output's inputs have in common, where that is wanted."""
+    if not is_centred(tensor):
+        return direction
+    kernel = direction.reshape(tensor.shape)
+    return (kernel - kernel.mean(tensor.inputs, keepdim=True)).reshape(-1)
+
+
 @dataclass(frozen=True)
 class Rule:
     """A learned rule with its weights.
@@ -183,8 +192,12 @@ class Rule:
             memory += carry
         direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
         if spec.normalise == "layers":
-            scales = direction.new_tensor([layer_scale(tensor) for tensor in given.layout])
-            direction = given.spread(scales) * direction
+            direction = torch.cat(
+                [
+                    layer_scale(tensor) * _centred(tensor, direction[where])
+                    for tensor, where in pieces(given.layout, direction.numel())
+                ]
+            )
         elif spec.normalise == "rms":
             direction = torch.cat(
                 [

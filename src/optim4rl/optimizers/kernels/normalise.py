@@ -1,10 +1,14 @@
 """Directions scaled tensor by tensor, around any kernel: `d_hat = d s`.
 
-With "layers" `s` is a constant of the tensor (`tensors.layer_scale`), and a cotangent `c` of
-`d_hat` is `s c` of `d`. With "rms" `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor. It
-couples the coordinates of a tensor, so it stays outside the kernels, and the cotangent of `d` is
+With "layers" `s` is a constant of the tensor (`tensors.layer_scale`), and in some tensors the mean
+over the inputs is taken from `d` before (`tensors.is_centred`). That is a symmetric linear map, so
+that a cotangent of `d_hat` goes through the same map to be one of `d`.
+
+With "rms" `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor, and the cotangent of `d` is
 
     s (c - d_hat mean(c d_hat)).
+
+Both couple the coordinates of a tensor, so they stay outside the kernels.
 """
 
 import dataclasses
@@ -19,7 +23,7 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.optimizers.tensors import layer_scale
+from optim4rl.optimizers.tensors import is_centred, layer_scale
 
 EPSILON = 1e-9
 
@@ -41,7 +45,9 @@ def normalised(kernel: Kernel) -> Kernel:
         if spec.normalise == "none":
             return step(spec, meta_parameters, gradient, state, extras)
         direction, state = step(raw(spec), meta_parameters, gradient, state, extras)
-        return spec.step_scale * _tensor_by_tensor(partial(scale, spec), layout, direction), state
+        return spec.step_scale * _tensor_by_tensor(
+            partial(_scale_flat, spec), layout, direction
+        ), state
 
     def replay_vjp(
         spec: OptimizerSpec,
@@ -57,9 +63,9 @@ def normalised(kernel: Kernel) -> Kernel:
         replay = partial(kernel.replay_vjp, layout=layout)
         if spec.normalise == "none":
             return replay(spec, meta_parameters, gradients, state, cotangents, extras)
-        if spec.normalise == "layers":  # Linear, so its transpose is itself.
+        if spec.normalise == "layers":  # Linear and symmetric, so its transpose is itself.
             cotangents = spec.step_scale * _tensor_by_tensor(
-                partial(scale, spec), layout, cotangents
+                partial(_scale_flat, spec), layout, cotangents
             )
             return replay(raw(spec), meta_parameters, gradients, state, cotangents, extras)
 
@@ -83,10 +89,28 @@ def raw(spec: OptimizerSpec) -> OptimizerSpec:
 def scale(
     spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """One tensor's direction as `spec.normalise` has it, which is not "none"."""
+    """One tensor's direction as `spec.normalise` has it, which is not "none".
+
+    With "layers" there may be several directions, along axes before the tensor's own.
+    """
     if spec.normalise == "layers":
-        return layer_scale(tensor) * direction
+        return layer_scale(tensor) * (
+            centre(tensor, direction) if is_centred(tensor) else direction
+        )
     return scale_to_unit_rms(direction)
+
+
+def centre(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A kernel's direction without what an output's inputs have in common."""
+    inputs = tuple(axis - len(tensor.shape) for axis in tensor.inputs)
+    return direction - direction.mean(inputs, keepdims=True)
+
+
+def _scale_flat(
+    spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*K size"]
+) -> Float[Array, "*K size"]:
+    shaped = direction.reshape(*direction.shape[:-1], *tensor.shape)
+    return scale(spec, tensor, shaped).reshape(direction.shape)
 
 
 def scale_to_unit_rms(direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
