@@ -81,10 +81,12 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
         elif tensor.size:
             key = path[-1].key
             factor = spec.step_scale * scales[key]
+            rounding = 0.0
             if key in inputs:
                 direction = direction - direction.mean(inputs[key], keepdims=True)
-                np.testing.assert_allclose(tensor.mean(inputs[key]), 0, atol=1e-6)
-            np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5, atol=1e-6)
+                rounding = 1e-6  # where the mean takes almost all of a coordinate away
+                np.testing.assert_allclose(tensor.mean(inputs[key]), 0, atol=rounding)
+            np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5, atol=rounding)
 
 
 def test_a_direction_of_zero_stays_zero():

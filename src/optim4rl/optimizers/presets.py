@@ -53,8 +53,8 @@ LEARNED: dict[str, OptimizerSpec] = {
         inputs=("kind",),
     ),
     "mirrored": _MIRRORED,
-    # Its steps are smaller in convolutions and in heads on wide layers, so that one step size
-    # serves more networks.
+    # Its steps are centred in wide layers, and smaller in heads on them and in networks that see
+    # images, so that one step size serves more networks.
     "scaled": dataclasses.replace(_MIRRORED, normalise="layers"),
     "celo2": OptimizerSpec(
         processing=Raw(),
