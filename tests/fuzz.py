@@ -13,8 +13,10 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["optim4rl.study.plan", "optim4rl.study.components"]):
-    from optim4rl.study.components import map_plan, plan_as_dict
+with atheris.instrument_imports(
+    include=["optim4rl.study.plan", "optim4rl.study.mapping", "optim4rl.study.words"]
+):
+    from optim4rl.study.mapping import map_plan, plan_as_dict
     from optim4rl.study.plan import PlanError, parse_plan
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ import pytest
 
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
-from optim4rl.study.components import map_plan
+from optim4rl.study.mapping import map_plan
 from optim4rl.study.plan import read_plan
 
 KEY = "sk-a-key-that-nobody-may-see"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from optim4rl.study.cells import CellResult, LearnedCell, cell_to_dict
-from optim4rl.study.components import map_plan
+from optim4rl.study.mapping import map_plan
 from optim4rl.study.plan import Ablation, Plan, PlanError, read_plan
 from optim4rl.study.planner.catalogue import catalogue_plan
 from optim4rl.study.planner.cost import CELL_SECONDS, predict, read_measured

@@ -22,7 +22,7 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.evaluation.stability import METRICS
 from optim4rl.study import figures
-from optim4rl.study.components import map_plan
+from optim4rl.study.mapping import map_plan
 from optim4rl.study.plan import Ablation, Plan
 from optim4rl.study.report import render_report, summary_table, write_report
 from optim4rl.study.results import Row, RowKind, StudyResults

@@ -135,6 +135,36 @@ def without_seconds(result):
     return dict(result.arrays), {k: v for k, v in result.info.items() if k != "seconds"}
 
 
+# What is laid out
+
+WIDTH = b"""
+### How wide need agents be?
+- **Ablated Part**: agent width
+- **Action**: REPLACE
+- **Replacement**: full width
+- **Metrics**: Return
+"""
+RECIPE = (Path(__file__).parents[2] / "plans" / "recipe.md").read_bytes()
+
+
+def test_what_the_reference_has_at_a_scale_is_refused_or_left_out():
+    with pytest.raises(
+        PlanError, match=r"'full width': at scale 'tiny'.*narrow → full changes not"
+    ):
+        lay_out(WIDTH, "tiny", TINY)
+    left = lay_out(WIDTH, "tiny", TINY, skip_unmapped=True)
+    assert [c.key for c in left.comparisons] == ["reference", "resets=never", "untrained"]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "standard"])
+def test_the_plan_of_the_recipe_can_be_run(scale):
+    study = lay_out(RECIPE, scale, SCALES[scale])
+    assert [c.key for c in study.comparisons] == [
+        *("reference", "environments=one", "width=full", "validation=last", "life=short"),
+        *("structure=anchored", "structure=mirrored", "resets=never", "untrained"),
+    ]
+
+
 # A whole study
 
 

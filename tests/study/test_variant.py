@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import get_args
 
 import jax
 import pytest
@@ -13,12 +14,22 @@ from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import init_meta_parameters
 from optim4rl.optimizers.structures import STRUCTURES
-from optim4rl.study.cells import LearnedCell, learned_spec_for, meta_config
+from optim4rl.study.cells import (
+    LearnedCell,
+    does_the_same,
+    learned_spec_for,
+    meta_config,
+    training_of,
+    training_tasks,
+)
 from optim4rl.study.components import COMPONENTS
 from optim4rl.study.settings import TrainingSettings
 from optim4rl.study.variant import (
     REFERENCE,
+    Environments,
+    Life,
     Variant,
+    Width,
     describe_change,
     replace_field,
     variant_spec,
@@ -67,6 +78,9 @@ def test_the_registry_of_a_plan_knows_every_field_and_every_value():
         "cell": CELL_KINDS,
         "resets": RESET_SCHEDULES,
         "validation": VALIDATIONS,
+        "environments": get_args(Environments),
+        "width": get_args(Width),
+        "life": get_args(Life),
     }
     assert [f.name for f in dataclasses.fields(Variant)] == list(possible)
     named = {(field, value) for field, values in possible.items() for value in values}
@@ -83,17 +97,64 @@ def test_what_the_registry_calls_published_is_the_reference():
 def test_every_choice_can_be_meta_trained(field, value):
     variant = dataclasses.replace(REFERENCE, **{field: value})
     cell = LearnedCell("catch", variant, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
-    spec, config = learned_spec_for(cell), meta_config(cell)
+    spec, config, training = learned_spec_for(cell), meta_config(cell), training_of(cell)
     found = {
         "structure": spec.structure.name,
         "processing": spec.processing.name,
         "cell": spec.cell,
         "resets": config.resets,
         "validation": config.validation,
+        "environments": "one" if training.envs_per_agent == 1 else "many",
+        "width": "full" if training.width == cell.evaluation.width else "narrow",
+        "life": "whole" if config.reset_interval == cell.training.reset_interval else "short",
     }
     assert found == dataclasses.asdict(variant)
     shapes = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
     assert jax.tree.leaves(shapes)
+
+
+LEARNED = LearnedCell("catch", REFERENCE, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
+
+
+def with_choice(field, value):
+    return dataclasses.replace(LEARNED, variant=replace_field(REFERENCE, field, value))
+
+
+def test_one_environment_per_agent_leaves_the_number_of_environments():
+    cell = with_choice("environments", "one")
+    before, after = training_of(LEARNED), training_of(cell)
+    assert (before.agents, before.envs_per_agent) == (8, 64)
+    assert (after.agents, after.envs_per_agent) == (512, 1)
+    assert meta_config(cell).agents == 512
+    (task,) = training_tasks(cell.environment, after)
+    assert task.task.config.num_envs == 1
+
+
+def test_full_width_is_that_of_the_agents_in_evaluation():
+    cell = with_choice("width", "full")
+    (task,) = training_tasks(cell.environment, training_of(cell))
+    assert task.task.config.width == cell.evaluation.width == 64
+
+
+@pytest.mark.parametrize(("whole", "short"), [(98, 12), (64, 8), (4, 1), (1, 1)])
+def test_a_short_life_is_an_eighth_of_a_whole_one(whole, short):
+    cell = with_choice("life", "short")
+    training = dataclasses.replace(cell.training, reset_interval=whole)
+    assert meta_config(dataclasses.replace(cell, training=training)).reset_interval == short
+
+
+@every_change
+def test_every_change_changes_what_is_trained(field, value):
+    assert not does_the_same(with_choice(field, value), LEARNED)
+    assert does_the_same(LEARNED, dataclasses.replace(LEARNED, meta_seed=0))
+
+
+@pytest.mark.parametrize(("field", "value"), [("environments", "one"), ("width", "full")])
+def test_what_the_reference_has_already_is_the_same_work(field, value):
+    training = TrainingSettings(envs_per_agent=1, width=LEARNED.evaluation.width)
+    before = dataclasses.replace(LEARNED, training=training)
+    after = dataclasses.replace(with_choice(field, value), training=training)
+    assert does_the_same(before, after)
 
 
 def test_no_two_structures_or_processings_make_one_rule():

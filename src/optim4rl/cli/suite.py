@@ -50,7 +50,7 @@ class SuiteOptions:
 
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them.
-        suite: grid, minatar, classic or brax.
+        suite: grid, minatar, classic, brax or mixed.
         out: output folder: results.md, results.json, runs.parquet, pictures, and finished runs.
         only: environments of the suite to keep; all by default.
         seeds: reported runs of an optimizer on a task.

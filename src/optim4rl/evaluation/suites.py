@@ -192,5 +192,18 @@ _ALL = (
         step_scales=_WIDE_SCALES,
         extra="brax",
     ),
+    # Two of each family that the grid suite has not, as short as a baseline can learn them: what a
+    # rule that was trained on grid worlds never saw, in what two cores can run in an hour.
+    Suite(
+        "mixed",
+        (
+            *(_task(f"gymnax:{name}", 500_000) for name in ("Acrobot-v1", "Pendulum-v1")),
+            *(_task(f"gymnax:{game}-MinAtar", 1_000_000) for game in ("Breakout", "Asterix")),
+            *(_task(f"brax:{body}", 1_000_000) for body in ("inverted_double_pendulum", "hopper")),
+        ),
+        rates=_WIDE_RATES,
+        step_scales=_WIDE_SCALES,
+        extra="brax",
+    ),
 )
 SUITES = {suite.name: suite for suite in _ALL}

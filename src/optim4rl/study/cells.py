@@ -26,7 +26,7 @@ from optim4rl.evaluation.tuning import Tuning
 from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, init, train
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.study.settings import IdentityScale, TrainingSettings
-from optim4rl.study.variant import Variant, variant_spec
+from optim4rl.study.variant import Variant, variant_spec, variant_training
 from optim4rl.tasks import Task, TaskConfig, default_config, make_task
 
 IDENTITY_SCALES: dict[IdentityScale, identity.IdentityConfig] = {
@@ -169,6 +169,11 @@ def run_cell(cell: Cell) -> CellResult:
     return CellResult(result.arrays, {**result.info, "seconds": time.perf_counter() - started})
 
 
+def training_of(cell: LearnedCell) -> TrainingSettings:
+    """The meta-training of a cell: the study's, but for what its variant replaces there."""
+    return variant_training(cell.variant, cell.training, cell.evaluation.width)
+
+
 def training_tasks(environment: str, training: TrainingSettings) -> tuple[MetaTask, ...]:
     """The task that a study meta-trains on."""
     config = dataclasses.replace(
@@ -191,8 +196,8 @@ def learned_spec_for(cell: LearnedCell) -> OptimizerSpec:
 
 
 def meta_config(cell: LearnedCell) -> MetaConfig:
-    """The meta-training of a cell."""
-    training = cell.training
+    """How a cell meta-trains."""
+    training = training_of(cell)
     return MetaConfig(
         iterations=training.iterations,
         agents=training.agents,
@@ -206,9 +211,14 @@ def meta_config(cell: LearnedCell) -> MetaConfig:
     )
 
 
+def does_the_same(cell: LearnedCell, other: LearnedCell) -> bool:
+    """Whether two cells meta-train one rule in one way, whatever their variants are called."""
+    return all(read(cell) == read(other) for read in (learned_spec_for, meta_config, training_of))
+
+
 def _run_learned(cell: LearnedCell) -> CellResult:
     spec, config = learned_spec_for(cell), meta_config(cell)
-    tasks = training_tasks(cell.environment, cell.training)
+    tasks = training_tasks(cell.environment, training_of(cell))
     state = init(spec, tasks, config)
     norms = np.zeros(0, np.float32)
     if cell.trained:

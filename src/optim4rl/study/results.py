@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.identity import IdentityResult
-from optim4rl.study.components import MappedAblation
+from optim4rl.study.mapping import MappedAblation
 from optim4rl.study.plan import Plan
 
 # reference: the method as it is. replacement: asked for by the plan. paper: an ablation of the

@@ -24,12 +24,13 @@ from optim4rl.study.cells import (
     ClassicalCell,
     IdentityCell,
     LearnedCell,
+    does_the_same,
     unpack_curves,
     unpack_identity,
 )
-from optim4rl.study.components import MappedAblation, map_plan, require_mapped
 from optim4rl.study.manifest import check_files
-from optim4rl.study.plan import Plan, parse_plan
+from optim4rl.study.mapping import MappedAblation, map_plan, require_mapped
+from optim4rl.study.plan import Plan, PlanError, parse_plan
 from optim4rl.study.pool import Job, Pool
 from optim4rl.study.pools import Workers, open_pool
 from optim4rl.study.provenance import package_versions as package_versions, provenance
@@ -97,27 +98,22 @@ def lay_out(
     """Read a plan and decide what to run.
 
     Raises:
-        PlanError: the plan cannot be read, or asks for something the study does not know.
+        PlanError: the plan cannot be read, or asks for something the study does not know, or for
+            what the reference has at this scale.
     """
     plan = parse_plan(source)
     mapped = map_plan(plan)
     runnable = require_mapped(mapped, skip_unmapped)
     comparisons = {"reference": Comparison("reference", "Optim4RL", "reference", REFERENCE)}
-    for entry in runnable:
-        for match in entry.replacements:
-            if match.key is None or entry.component is None:
-                continue
-            field = entry.component.field
-            if getattr(REFERENCE, field) == match.key:
-                continue
-            comparison = Comparison(
-                f"{field}={match.key}",
-                match.text or f"{entry.component.key}: {match.key}",
-                "replacement",
-                replace_field(REFERENCE, field, match.key),
-                entry.ablation.title or entry.ablation.part,
-            )
+    for comparison in _replacements(runnable):
+        if _changes_something(comparison.variant, settings):
             comparisons.setdefault(comparison.key, comparison)
+        elif not skip_unmapped:
+            raise PlanError(
+                f"replacement {comparison.label!r}: at scale {scale!r} the reference has that "
+                f"already ({describe_change(comparison.variant)} changes nothing); take another "
+                "scale, or leave this out by skipping unmapped parts"
+            )
     no_pipeline = replace_field(REFERENCE, "resets", "never")
     comparisons.setdefault(
         "resets=never",
@@ -129,6 +125,29 @@ def lay_out(
     identity = any("identity" in entry.metric_keys for entry in runnable)
     variants = tuple(comparisons.values())
     return Study(source, plan, mapped, variants, identity, scale, settings, skip_unmapped)
+
+
+def _replacements(ablations: Sequence[MappedAblation]) -> Iterator[Comparison]:
+    """What the ablations compare with the reference."""
+    for entry in ablations:
+        for match in entry.replacements:
+            if match.key is None or entry.component is None:
+                continue
+            field = entry.component.field
+            if getattr(REFERENCE, field) != match.key:
+                yield Comparison(
+                    f"{field}={match.key}",
+                    match.text or f"{entry.component.key}: {match.key}",
+                    "replacement",
+                    replace_field(REFERENCE, field, match.key),
+                    entry.ablation.title or entry.ablation.part,
+                )
+
+
+def _changes_something(variant: Variant, settings: StudySettings) -> bool:
+    """Whether a variant is trained otherwise than the reference, with these settings."""
+    reference = _cell(settings, REFERENCE, settings.meta_learning_rates[0], 0)
+    return not does_the_same(dataclasses.replace(reference, variant=variant), reference)
 
 
 def tuning_cells(study: Study) -> list[LearnedCell]:
@@ -166,16 +185,16 @@ def report_cells(study: Study, rates: Mapping[str, float]) -> list[Cell]:
 def _learned_cell(
     study: Study, comparison: Comparison, rate: float, seed: int, *, tune: bool = False
 ) -> LearnedCell:
-    settings = study.settings
-    return LearnedCell(
-        settings.environment,
-        comparison.variant,
-        settings.training,
-        settings.evaluation,
-        rate,
-        seed,
+    return dataclasses.replace(
+        _cell(study.settings, comparison.variant, rate, seed),
         purpose="tune" if tune else "report",
         trained=comparison.trained,
+    )
+
+
+def _cell(settings: StudySettings, variant: Variant, rate: float, seed: int) -> LearnedCell:
+    return LearnedCell(
+        settings.environment, variant, settings.training, settings.evaluation, rate, seed
     )
 
 

@@ -82,7 +82,7 @@ class StudySettings:
 SMOKE = StudySettings(
     meta_seeds=2,
     identity="smoke",
-    training=TrainingSettings(width=8, agents=4, envs_per_agent=4, iterations=6, reset_interval=4),
+    training=TrainingSettings(width=4, agents=4, envs_per_agent=4, iterations=6, reset_interval=4),
     evaluation=EvaluationSettings(
         width=8,
         num_envs=8,

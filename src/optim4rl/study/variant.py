@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from optim4rl.meta.meta_gradient import Validation
 from optim4rl.meta.resets import ResetSchedule
@@ -10,6 +10,14 @@ from optim4rl.optimizers.networks import CellKind
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.structures import STRUCTURES
+from optim4rl.study.settings import TrainingSettings
+
+Environments = Literal["many", "one"]
+Width = Literal["narrow", "full"]
+Life = Literal["whole", "short"]
+
+# A short life is this share of a whole one, which spans a run of the evaluation.
+SHORT_LIFE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,10 @@ class Variant:
         cell: recurrent cell.
         resets: reset schedule of the agents; "staggered" is pipeline training.
         validation: meta-objective; "dense" counts every later rollout of a window.
+        environments: of each agent in meta-training, as many as the study's scale says or one, with
+            as many more agents.
+        width: of the agents' dense layer in meta-training, the scale's own or that of evaluation.
+        life: how long an agent of meta-training lives, the scale's own or an eighth of it.
     """
 
     structure: str = "adaptive"
@@ -29,6 +41,9 @@ class Variant:
     cell: CellKind = "gru"
     resets: ResetSchedule = "staggered"
     validation: Validation = "dense"
+    environments: Environments = "many"
+    width: Width = "narrow"
+    life: Life = "whole"
 
 
 REFERENCE = Variant()
@@ -71,3 +86,24 @@ def variant_spec(variant: Variant, clip: float | None) -> OptimizerSpec:
         zero_head=True,
         clip=clip,
     )
+
+
+def variant_training(
+    variant: Variant, training: TrainingSettings, evaluation_width: int
+) -> TrainingSettings:
+    """The population, the agents and the lives that a variant is meta-trained with.
+
+    Args:
+        variant: the variant.
+        training: the reference's meta-training.
+        evaluation_width: units of the agents' dense layer in evaluation.
+    """
+    if variant.environments == "one":
+        agents = training.agents * training.envs_per_agent
+        training = dataclasses.replace(training, agents=agents, envs_per_agent=1)
+    if variant.width == "full":
+        training = dataclasses.replace(training, width=evaluation_width)
+    if variant.life == "short":
+        interval = max(1, round(SHORT_LIFE * training.reset_interval))
+        training = dataclasses.replace(training, reset_interval=interval)
+    return training
