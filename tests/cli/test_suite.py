@@ -244,6 +244,21 @@ def test_a_recipe_with_three_meta_seeds_can_be_claimed_to_be_better(toys, weight
     assert not any("nothing can be claimed" in sentence for sentence in said)
 
 
+def test_what_is_learned_is_said_where_the_control_was_run(toys, weights, tmp_path):
+    """The toys of a rule do not ask for its weights: nothing is learned."""
+    results = run_benchmark(lay_out(options(tmp_path, [",".join(weights)])))
+    (said, _) = (x for x in claims(results) if "itself untrained" in x)
+    assert "a run of it beats one of itself untrained (tuned for each task) with" in said
+    assert "not to be told from 0.5; the difference in mean normalised AUC is" in said
+    assert said.endswith("(-0.00 to 0.00), not to be told from 0.")
+    tuned = to_json(results)["optimizers"]["rule-0 +2"]["tuned"]
+    assert tuned["minus_untrained"]["mean"][0] == pytest.approx(0.0)
+    assert tuned["improvement_over_untrained"]["mean"][0] == pytest.approx(0.5)
+    alone = run_benchmark(lay_out(options(tmp_path, weights, controls=False)))
+    assert not any("itself untrained" in x for x in claims(alone))
+    assert alone.standings["tuned"]["adam"].learned is None
+
+
 def test_fewer_meta_seeds_say_nothing_about_the_recipe(toys, weights, tmp_path):
     results = run_benchmark(lay_out(options(tmp_path, [",".join(weights[:2])])))
     assert "nothing can be claimed about the recipe, since 2 of the 3" in claims(results)[0]

@@ -206,9 +206,10 @@ def test_a_better_optimizer_stands_better():
     unit = (HIGH - LOW)[:, None, :]
     better = HIGH[:, None, :] + np.array([0.4, 0.6])[None, :, None] * unit
     standing = stand(better, better, SCALE, SCALE, HIGH[:, None, :])
-    assert standing.mean_improvement == Estimate(1.0, 1.0, 1.0)
-    assert len(standing.improvement) == TASKS
-    assert standing.lead.mean.value == pytest.approx(0.5)
+    assert standing.lead.mean_improvement == Estimate(1.0, 1.0, 1.0)
+    assert len(standing.lead.improvement) == TASKS
+    assert standing.lead.auc.mean.value == pytest.approx(0.5)
+    assert standing.learned is None
     assert standing.auc.mean.value == pytest.approx(1.5)
     assert (standing.diverged, standing.runs) == (0, better.size)
     assert standing.members == pytest.approx((1.4, 1.6))
@@ -217,9 +218,18 @@ def test_a_better_optimizer_stands_better():
     assert diverged.diverged == 3
     assert np.isnan(diverged.members[0])
     assert diverged.members[1] == pytest.approx(1.6)
-    assert diverged.mean_improvement.value == pytest.approx(1 - 3 / better.size)
+    assert diverged.lead.mean_improvement.value == pytest.approx(1 - 3 / better.size)
 
 
 def test_the_reference_is_not_compared_with_itself():
     standing = stand(HIGH[:, None, :], HIGH[:, None, :], SCALE, SCALE, None)
-    assert standing.lead is standing.improvement is standing.mean_improvement is None
+    assert standing.lead is None
+
+
+def test_what_is_learned_is_the_lead_over_the_control():
+    unit = (HIGH - LOW)[:, None, :]
+    trained, untrained = HIGH[:, None, :] + 0.5 * unit, HIGH[:, None, :] - 0.25 * unit
+    standing = stand(trained, trained, SCALE, SCALE, HIGH[:, None, :], untrained)
+    assert standing.lead.auc.mean.value == pytest.approx(0.5)
+    assert standing.learned.auc.mean.value == pytest.approx(0.75)
+    assert standing.learned.mean_improvement == Estimate(1.0, 1.0, 1.0)

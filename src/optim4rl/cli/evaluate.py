@@ -58,8 +58,8 @@ class EvaluateOptions:
     the stress test (short runs at multiples of its step). Weights of one recipe and several
     meta-seeds can be given together, separated by commas: they count as one optimizer.
 
-    With `--suite NAME` (grid, minatar, classic, brax, mixed) all tasks of a benchmark are run and read
-    together; `optim4rl evaluate --suite grid --help` shows what can be chosen then.
+    With `--suite NAME` (grid, minatar, classic, brax, mixed) all tasks of a benchmark are run and
+    read together; `optim4rl evaluate --suite grid --help` shows what can be chosen then.
 
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them.

@@ -166,7 +166,8 @@ def lay_out(options: SuiteOptions) -> Benchmark:
         short = names[name.removesuffix(CONTROL)] + CONTROL * control
         role: Role = "control" if control else "learned"
         alpha = optimizers[0].learning_rate
-        entries.append(Entry(short, role, members, suite.step_scales, alpha))
+        own = short + CONTROL if options.controls and not control else None
+        entries.append(Entry(short, role, members, suite.step_scales, alpha, own))
     entries += [
         Entry(name, "baseline", (BASELINES[name],), suite.rates) for name in options.baselines
     ]

@@ -22,7 +22,7 @@ from optim4rl.cli.suite_runs import (
     Results,
     read_stress,
 )
-from optim4rl.evaluation.benchmark import MIN_META_SEEDS, Normalised, Scale, Standing
+from optim4rl.evaluation.benchmark import MIN_META_SEEDS, Lead, Normalised, Scale, Standing
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import Estimate, area_under_curve, final_return
 from optim4rl.evaluation.tuning import Tuning
@@ -98,14 +98,14 @@ def _claims_about(results: Results, entry: Entry) -> list[str]:
     for reading in READINGS:
         standing = results.standings[reading][entry.name]
         said.append(f"{name}, {TITLES[reading]}: {_against_one(results, standing)}")
-        if standing.mean_improvement is not None:
-            said.append(
-                f"{name}, {TITLES[reading]}: a run of it beats one of {REFERENCE} "
-                f"({TITLES[reading]}) with probability {interval(standing.mean_improvement)}, "
-                f"{_position(standing.mean_improvement, 0.5)}; mean normalised AUC minus "
-                f"{REFERENCE}'s {interval(_mean(standing.lead))}, "
-                f"{_position(_mean(standing.lead), 0.0)}."
-            )
+        for lead, other in ((standing.lead, REFERENCE), (standing.learned, "itself untrained")):
+            if lead is not None:
+                said.append(
+                    f"{name}, {TITLES[reading]}: a run of it beats one of {other} "
+                    f"({TITLES[reading]}) with probability {interval(lead.mean_improvement)}, "
+                    f"{_position(lead.mean_improvement, 0.5)}; the difference in mean normalised "
+                    f"AUC is {interval(lead.auc.mean)}, {_position(lead.auc.mean, 0.0)}."
+                )
     return said
 
 
@@ -186,8 +186,11 @@ def _edges(results: Results, entry: Entry) -> list[str]:
     return found + ["one setting"] * any(choice.one.at_edge for choice in choices)
 
 
-def _mean(normalised: Normalised | None) -> Estimate | None:
-    return None if normalised is None else normalised.mean
+def _lead(lead: Lead | None) -> list[str]:
+    """A lead in a table: the difference, and the probability."""
+    if lead is None:
+        return ["-", "-"]
+    return [interval(lead.auc.mean), interval(lead.mean_improvement)]
 
 
 def interval(estimate: Estimate | None) -> str:
@@ -225,8 +228,7 @@ def summary_table(results: Results, reading: Reading) -> Table:
                 entry.name,
                 interval(standing.auc.mean),
                 _by_member(standing) if entry.role == "learned" else "",
-                interval(_mean(standing.lead)),
-                interval(standing.mean_improvement),
+                *_lead(standing.lead),
                 interval(standing.final.mean),
                 f"{standing.diverged} of {standing.runs}",
             ]
@@ -319,7 +321,7 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
         "Normalised AUC": {name: x.auc.tasks for name, x in standings.items()},
         "Normalised final return": {name: x.final.tasks for name, x in standings.items()},
         f"Probability to beat {REFERENCE}": {
-            name: x.improvement for name, x in standings.items() if x.improvement is not None
+            name: x.lead.improvement for name, x in standings.items() if x.lead is not None
         },
     }
     parts = []
@@ -441,18 +443,23 @@ def _standing_values(standing: Standing, tasks: list[str]) -> dict[str, Any]:
             "tasks": dict(zip(tasks, each, strict=True)),
         }
 
-    improvement = None
-    if standing.improvement is not None and standing.mean_improvement is not None:
-        each = [estimate_values(x) for x in standing.improvement]
-        improvement = {
-            "mean": estimate_values(standing.mean_improvement),
+    def improvement(lead: Lead | None) -> Any:
+        if lead is None:
+            return None
+        each = [estimate_values(x) for x in lead.improvement]
+        return {
+            "mean": estimate_values(lead.mean_improvement),
             "tasks": dict(zip(tasks, each, strict=True)),
         }
+
+    lead, learned = standing.lead, standing.learned
     return {
         "auc": values(standing.auc),
         "final": values(standing.final),
-        f"minus_{REFERENCE}": values(standing.lead),
-        f"improvement_over_{REFERENCE}": improvement,
+        f"minus_{REFERENCE}": values(lead.auc if lead else None),
+        f"improvement_over_{REFERENCE}": improvement(lead),
+        "minus_untrained": values(learned.auc if learned else None),
+        "improvement_over_untrained": improvement(learned),
         "auc_of_meta_seeds": [x if np.isfinite(x) else None for x in standing.members],
         "diverged": standing.diverged,
         "runs": standing.runs,

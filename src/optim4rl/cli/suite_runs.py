@@ -63,6 +63,7 @@ class Entry:
         members: one for each meta-seed; a classical optimizer has one.
         grid: the settings it is tuned over: learning rates, or step scales.
         unit: what a setting is a multiple of: 1, or a learned optimizer's own rate.
+        control: name of the entry that is this one untrained, if there is one.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Entry:
     members: tuple[Method, ...]
     grid: tuple[float, ...]
     unit: float = 1.0
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -354,16 +356,17 @@ def collect(benchmark: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> 
     )
     standings = {
         reading: {
-            name: stand(
-                areas[reading][name],
-                finals[reading][name],
+            entry.name: stand(
+                areas[reading][entry.name],
+                finals[reading][entry.name],
                 auc_scale,
                 final_scale,
-                None if name == REFERENCE else areas[reading][REFERENCE],
+                None if entry.name == REFERENCE else areas[reading][REFERENCE],
+                None if entry.control is None else areas[reading][entry.control],
             )
-            for name in found
+            for entry in benchmark.entries
         }
-        for reading, found in curves.items()
+        for reading in READINGS
     }
     stuck = {
         entry.name: _stuck(benchmark, entry, choices[entry.name], final_scale)

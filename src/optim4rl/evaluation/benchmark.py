@@ -188,16 +188,40 @@ def performance_profile(
 
 
 @dataclass(frozen=True, eq=False)
+class Lead:
+    """How far one optimizer is ahead of another.
+
+    Attributes:
+        auc: its normalised AUC minus the other's.
+        improvement: for each task the probability that a run of it beats one of the other, by AUC.
+        mean_improvement: the same on average over all tasks.
+    """
+
+    auc: Normalised
+    improvement: tuple[Estimate, ...]
+    mean_improvement: Estimate
+
+
+def lead_over(areas: Scores, others: OtherScores, scale: Scale) -> Lead:
+    """One optimizer's lead over another, from AUC on the same seeds."""
+    return Lead(
+        normalise_scores(areas, scale, minus=others),
+        tuple(
+            probability_of_improvement(x[None], y[None]) for x, y in zip(areas, others, strict=True)
+        ),
+        probability_of_improvement(areas, others),
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class Standing:
     """How one optimizer does in one reading of a suite.
 
     Attributes:
         auc: normalised AUC.
         final: normalised final return.
-        lead: normalised AUC minus that of the reference; None for the reference.
-        improvement: for each task the probability that a run of it beats one of the reference, by
-            AUC; None for the reference.
-        mean_improvement: the same on average over all tasks.
+        lead: over the reference; None for the reference.
+        learned: over itself untrained; None where no such control was run.
         profile: by normalised AUC; None if no task has a scale.
         members: each meta-seed's own mean normalised AUC.
         diverged: number of diverged runs.
@@ -206,9 +230,8 @@ class Standing:
 
     auc: Normalised
     final: Normalised
-    lead: Normalised | None
-    improvement: tuple[Estimate, ...] | None
-    mean_improvement: Estimate | None
+    lead: Lead | None
+    learned: Lead | None
     profile: Profile | None
     members: tuple[float, ...]
     diverged: int
@@ -221,6 +244,7 @@ def stand(
     auc_scale: Scale,
     final_scale: Scale,
     reference: OtherScores | None,
+    control: OtherScores | None = None,
 ) -> Standing:
     """One optimizer's standing.
 
@@ -230,21 +254,14 @@ def stand(
         auc_scale: the tasks' scale of AUC.
         final_scale: that of final returns.
         reference: AUC of the runs of the optimizer to beat, in the same reading; None for itself.
+        control: AUC of its own runs untrained, in the same reading; None where there are none.
     """
     scaled = auc_scale.apply(areas)[auc_scale.resolved]
     return Standing(
         auc=normalise_scores(areas, auc_scale),
         final=normalise_scores(finals, final_scale),
-        lead=None if reference is None else normalise_scores(areas, auc_scale, minus=reference),
-        improvement=None
-        if reference is None
-        else tuple(
-            probability_of_improvement(x[None], y[None])
-            for x, y in zip(areas, reference, strict=True)
-        ),
-        mean_improvement=None
-        if reference is None
-        else probability_of_improvement(areas, reference),
+        lead=None if reference is None else lead_over(areas, reference, auc_scale),
+        learned=None if control is None else lead_over(areas, control, auc_scale),
         profile=performance_profile(scaled) if scaled.size else None,
         members=tuple(scaled.mean(axis=(0, 2)).tolist()) if scaled.size else (),
         diverged=int(np.isnan(areas).sum()),
