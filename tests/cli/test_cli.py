@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from optim4rl.cli import main as cli
+from optim4rl.cli import ablate, main as cli
 from optim4rl.cli.main import HELP, main
 from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.runtime import configure_jax
@@ -17,6 +17,7 @@ from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
 from optim4rl.optimizers.weights import shipped_names
 from optim4rl.study.components import COMPONENTS, METRICS
+from optim4rl.study.settings import SCALES
 from optim4rl.tasks.environments.adapters import environment_names, package_names
 
 PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
@@ -211,6 +212,8 @@ def test_options_that_cannot_be_understood_are_named(words, named, capsys):
     [
         (["--jobs", "0"], "jobs = 0"),
         (["--meta-seeds", "0"], "meta_seeds = 0"),
+        (["--step-scales", "3", "1"], "step_scales = (3.0, 1.0)"),
+        (["--meta-learning-rates", "-1"], "meta_learning_rates = (-1.0,)"),
         (["--seeds", "-1"], "seeds = -1"),
         (["--learning-rate", "0"], "learning_rate = 0.0"),
         (["--task", "cartpole"], "cartpole"),
@@ -219,6 +222,17 @@ def test_options_that_cannot_be_understood_are_named(words, named, capsys):
 )
 def test_bad_settings_of_a_study_are_refused(options, named, capsys):
     assert named in refused(capsys, "ablate", str(PLAN), "--out", "x", *options)
+
+
+def test_what_the_options_say_takes_the_place_of_the_scales_own(tmp_path):
+    chosen = ablate.AblateOptions(
+        PLAN, tmp_path, "smoke", step_scales=(0.3, 3.0), meta_learning_rates=(1e-3,), seeds=7
+    )
+    settings = ablate._settings(chosen)
+    assert settings.evaluation.step_scales == (0.3, 3.0)
+    assert settings.evaluation.seeds == 7
+    assert settings.meta_learning_rates == (1e-3,)
+    assert ablate._settings(ablate.AblateOptions(PLAN, tmp_path, "smoke")) == SCALES["smoke"]
 
 
 def test_a_plan_of_nothing_known_is_refused(tmp_path, capsys):

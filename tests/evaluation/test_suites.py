@@ -38,7 +38,7 @@ def test_classical_and_learned_optimizers_have_equal_budgets(name):
         dataclasses.replace(suite, rates=suite.rates[1:])
 
 
-@pytest.mark.parametrize("name", ["minatar", "classic"])
+@pytest.mark.parametrize("name", ["minatar", "classic", "mixed"])
 def test_every_task_of_a_suite_can_be_made(name):
     assert load_suite(name).tasks
 

@@ -79,6 +79,10 @@ class AblateOptions:
             which suits catch.
         meta_seeds: meta-trainings of each variant; the scale's own by default.
         seeds: evaluation runs of each meta-seed; the scale's own by default.
+        meta_learning_rates: of which each variant has the best, if there are several; the scale's
+            own by default.
+        step_scales: multiples of alpha of which each meta-seed has the best in evaluation; the
+            scale's own by default.
         workers: who runs the cells.
         skip_unmapped: leave out what the study does not know of, instead of refusing the plan.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too.
@@ -92,6 +96,8 @@ class AblateOptions:
     learning_rate: float | None = None
     meta_seeds: int | None = None
     seeds: int | None = None
+    meta_learning_rates: tuple[float, ...] | None = None
+    step_scales: tuple[float, ...] | None = None
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
     skip_unmapped: bool = False
     tracker: TrackerName | None = None
@@ -137,14 +143,18 @@ def _settings(options: AblateOptions) -> StudySettings:
     training, evaluation = settings.training, settings.evaluation
     if options.learning_rate is not None:
         training = dataclasses.replace(training, learning_rate=options.learning_rate)
-    if options.seeds is not None:
-        evaluation = dataclasses.replace(evaluation, seeds=options.seeds)
+    evaluation = dataclasses.replace(
+        evaluation,
+        seeds=evaluation.seeds if options.seeds is None else options.seeds,
+        step_scales=options.step_scales or evaluation.step_scales,
+    )
     (trained,) = training_tasks(options.task, training)
     num_rollouts(trained.task, training.inner_updates)
     return dataclasses.replace(
         settings,
         environment=options.task,
         meta_seeds=settings.meta_seeds if options.meta_seeds is None else options.meta_seeds,
+        meta_learning_rates=options.meta_learning_rates or settings.meta_learning_rates,
         training=training,
         evaluation=evaluation,
     )
