@@ -193,7 +193,7 @@ _ALL = (
         extra="brax",
     ),
     # Two of each family that the grid suite has not, as short as a baseline can learn them: what a
-    # rule that was trained on grid worlds never saw, in what two cores can run in an hour.
+    # rule that was trained on grid worlds never saw, in runs that two cores can make.
     Suite(
         "mixed",
         (
