@@ -1,6 +1,7 @@
 """`optim4rl train`: a run writes all that it found, goes on, repeats itself, and stops in order."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -19,14 +20,17 @@ from documented import columns
 from optim4rl.cli import main as cli, train
 from optim4rl.cli.folders import locked
 from optim4rl.cli.main import main
+from optim4rl.cli.progress_log import ProgressLog, task_labels
 from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.train import TrainOptions, build, per_task
 from optim4rl.meta.checkpoint import load_checkpoint
-from optim4rl.meta.trainer import init
+from optim4rl.meta.trainer import Progress, init
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.sealed import check_seal
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.study.cells import code_hash
+from optim4rl.tasks import PPOConfig, default_config
+from optim4rl.tasks.task import RolloutStats as Stats
 
 TINY = shlex.split(
     "--width 8 --envs-per-agent 2 --agents 2 --inner-updates 2 --reset-interval 2 "
@@ -352,6 +356,17 @@ def test_one_value_serves_all_tasks_or_each_has_its_own():
     assert per_task("x", (1.0, 2.0), ("a", "b")) == (1.0, 2.0)
 
 
+def test_a_task_that_comes_twice_has_a_column_for_each(tmp_path):
+    labels = task_labels(("catch", "small_dense_long", "catch", "catch"))
+    assert labels == ("catch", "small_dense_long", "catch (2)", "catch (3)")
+    progress = Progress(
+        np.ones(1), tuple(Stats(np.full(1, x), np.ones(1)) for x in range(4)), np.ones((1, 4))
+    )
+    ProgressLog(tmp_path / "progress.csv", labels).append(0, progress)
+    (row,) = csv.DictReader((tmp_path / "progress.csv").read_text().splitlines())
+    assert [row[f"return_{label}"] for label in labels] == ["0", "1", "2", "3"]
+
+
 def test_a_task_has_settings_of_its_own():
     options = TrainOptions(
         Path("unused"),
@@ -375,12 +390,53 @@ def test_a_task_has_settings_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("windows", (4,)), ("estimators", ("es",)), ("populations", (8, 8, 8))]
+    ("name", "values"),
+    [
+        ("windows", (4,)),
+        ("estimators", ("es",)),
+        ("populations", (8, 8, 8)),
+        ("learners", ("ppo",)),
+    ],
 )
 def test_what_tasks_have_of_their_own_is_one_a_task(name, values):
     tasks = ("catch", "small_dense_long")
     options = TrainOptions(Path("unused"), tasks=tasks, **{name: values})
     with pytest.raises(ValueError, match=rf"{name} = \(.*\): 2 are needed, one a task"):
+        build(options)
+
+
+def test_a_task_takes_the_learner_that_is_asked_for():
+    """One of its own kind keeps its settings; the weight of values is that of all."""
+    tasks = ("catch", "big_dense_long", "gymnax:Reacher-misc")
+    options = TrainOptions(Path("unused"), tasks=tasks, learners=("ppo", "a2c", "ppo"))
+    usual = [default_config(name).learner for name in tasks]
+    assert usual[2] != PPOConfig()
+
+    def learners(**changed):
+        _, built = build(dataclasses.replace(options, **changed))
+        return [x.task.config.learner for x in built]
+
+    assert learners() == [PPOConfig(), usual[1], usual[2]]
+    assert learners(minibatches=(8, 1, 32)) == [
+        PPOConfig(minibatches=8),
+        usual[1],
+        dataclasses.replace(usual[2], minibatches=32),
+    ]
+    expected = [dataclasses.replace(learner, value_weight=0.1) for learner in usual]
+    assert learners(learners=(), value_weight=0.1) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("value_weight", -1.0),
+        ("minibatches", (1, 2)),
+        ("minibatches", (0, 1)),
+    ],
+)
+def test_settings_that_no_learner_has_are_refused(name, value):
+    options = TrainOptions(Path("unused"), tasks=("catch", "catch"), **{name: value})
+    with pytest.raises(ValueError, match=f"{name} = "):
         build(options)
 
 

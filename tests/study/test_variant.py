@@ -157,6 +157,12 @@ def test_what_the_reference_has_already_is_the_same_work(field, value):
     assert does_the_same(before, after)
 
 
+def test_width_replaces_nothing_where_networks_have_none():
+    control = dataclasses.replace(LEARNED, environment="gymnax:CartPole-v1")
+    variant = replace_field(REFERENCE, "width", "full")
+    assert does_the_same(control, dataclasses.replace(control, variant=variant))
+
+
 def test_no_two_structures_or_processings_make_one_rule():
     specs = [
         variant_spec(

@@ -285,6 +285,14 @@ def test_observations_are_normalised_by_what_was_seen_before() -> None:
     assert float(second.next_value[-1, 0]) == pytest.approx(float(params(last)[1]), abs=1e-4)
 
 
+def test_bounds_of_actions_may_be_arrays_made_on_the_spot() -> None:
+    """Asked for first within a compiled function, where they would be traced."""
+    task = make_task(TaskConfig("gymnax:Reacher-misc", 2, "dense", 8))
+    params = jax.jit(task.init_params)(jax.random.key(0))
+    assert task.distribution.outputs == params.policy.bias.size
+    assert (task.distribution.low, task.distribution.high) == ((-1.0, -1.0), (1.0, 1.0))
+
+
 def test_any_observation_becomes_floats() -> None:
     """Integers and booleans alike."""
     task = make_task(TaskConfig("gymnax:FourRooms-misc", 2, width=8, learner=A2CConfig(rollout=3)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,22 @@ class LogError(ValueError):
     """A log that does not go with its checkpoint; the message names it."""
 
 
+def task_labels(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks' names; those that come again are numbered, so that each label is one task's."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for task in tasks:
+        seen[task] += 1
+        labels.append(task if seen[task] == 1 else f"{task} ({seen[task]})")
+    return tuple(labels)
+
+
 class ProgressLog:
     """A log that grows; checkpoints note its extent, a size and a checksum.
 
     Args:
         path: the file.
-        tasks: names of the tasks.
+        tasks: labels of the tasks, see `task_labels`.
         extent: that of the checkpoint that the run goes on from: what the log has beyond it is
             dropped, and done again. None starts a new log.
 

@@ -66,6 +66,37 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": (2e-2, 2e-2, 2e-2, 2e-2, 2e-3),
         "windows": (16, 16, 16, 16, 64),  # as many updates of PPO are four rollouts
     },
+    "zoo/ppo-generalist": {
+        "optimizer": "scaled-adam",
+        "tasks": (
+            "catch",
+            "small_dense_long",
+            "gymnax:CartPole-v1",
+            "gymnax:Reacher-misc",
+            "gymnax:Swimmer-misc",
+            "gymnax:Reacher-misc",
+        ),
+        "learners": ("ppo",) * 6,
+        # The last task makes many small updates of each rollout, as is usual in locomotion.
+        "minibatches": (4, 4, 4, 4, 4, 16),
+        "windows": (128, 128, 128, 128, 128, 256),
+        "learning_rate": (3e-3,),
+        "normalise_rewards": True,
+        "width": (64,),
+        "envs_per_agent": 32,
+        # Lives of 128 rollouts, 64 of the last task.
+        "meta": MetaConfig(
+            iterations=20,
+            agents=16,
+            inner_updates=128,
+            reset_interval=16,
+            estimator="es",
+            sigma=0.2,
+            meta_learning_rate=0.1,
+            cosine_to=0.1,
+            meta_clip="running",
+        ),
+    },
     "zoo/grid-generalist": {"optimizer": "generalist", **_FOUR_GRIDS},
     "zoo/anchored-catch": {
         "optimizer": "anchored",

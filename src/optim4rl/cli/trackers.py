@@ -95,7 +95,7 @@ def log_progress(
         tracker: where to.
         before: iterations before the chunk.
         progress: the chunk's.
-        tasks: names of the tasks. One in which no episode ended in an iteration has no return.
+        tasks: labels of the tasks. One in which no episode ended in an iteration has no return.
         rate: environment steps a second.
     """
     for index, norm in enumerate(progress.meta_gradient_norm):

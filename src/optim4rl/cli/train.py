@@ -10,7 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from optim4rl.cli.cluster import ClusterOptions
 from optim4rl.cli.folders import locked
 from optim4rl.cli.plots import plot_training
-from optim4rl.cli.progress_log import ProgressLog
+from optim4rl.cli.progress_log import ProgressLog, task_labels
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
 from optim4rl.cli.signals import stop_in_order
 from optim4rl.cli.trackers import TrackerName, log_progress, require_tracker, tracking
@@ -51,7 +51,7 @@ from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
 from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.provenance import provenance
-from optim4rl.tasks import MapOrder, default_config, make_task
+from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, default_config, make_task
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,13 @@ class ExecutionOptions:
         )
 
 
+LearnerName = Literal["a2c", "ppo"]
+_LEARNERS: dict[LearnerName, type[A2CConfig] | type[PPOConfig]] = {
+    "a2c": A2CConfig,
+    "ppo": PPOConfig,
+}
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Meta-train a learned optimizer.
@@ -96,6 +103,10 @@ class TrainOptions:
         windows: K of each task; by default all have the inner updates below.
         estimators: of each task's meta-gradient; by default all have the estimator below.
         populations: agents M of each task; by default all have the agents below.
+        learners: of each task, "a2c" or "ppo" with their usual settings; by default its own.
+        minibatches: of each task's PPO; by default its own. A2C has 1.
+        value_weight: weight of the squared error of values in every learner's loss, and so in the
+            meta-objective; by default the learners' own.
         reward_scale: multiplies each task's rewards as they usually are; one value serves all.
         normalise_rewards: each agent scales its rewards by those that it has met.
         width: units of the agents' dense layer; 0 is each task's own network. With several, every
@@ -126,6 +137,9 @@ class TrainOptions:
     windows: tuple[int, ...] = ()
     estimators: tuple[EstimatorName, ...] = ()
     populations: tuple[int, ...] = ()
+    learners: tuple[LearnerName, ...] = ()
+    minibatches: tuple[int, ...] = ()
+    value_weight: float | None = None
     reward_scale: tuple[float, ...] = (1.0,)
     normalise_rewards: bool = False
     width: tuple[int, ...] = (32,)
@@ -170,7 +184,15 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     Raises:
         ValueError: an option is wrong; the message names it.
     """
-    check_fields(options, width=COUNT_OR_ZERO, envs_per_agent=COUNT, clip=NOT_NEGATIVE, chunk=COUNT)
+    check_fields(
+        options,
+        width=COUNT_OR_ZERO,
+        envs_per_agent=COUNT,
+        clip=NOT_NEGATIVE,
+        minibatches=COUNT,
+        value_weight=NOT_NEGATIVE,
+        chunk=COUNT,
+    )
     own = learned_spec(options.optimizer)
     zero_head = own.zero_head if options.zero_head is None else options.zero_head
     spec = dataclasses.replace(own, clip=options.clip or None, zero_head=zero_head)
@@ -189,12 +211,13 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         options.tasks, rates, scales, rewards, own_settings, strict=True
     ):
         usual = default_config(name)
-        reward *= usual.learner.reward_scale
+        chosen = its.pop("learner", None), its.pop("minibatches", None)
+        learner = _learner(usual.learner, *chosen, options.value_weight)
         config = dataclasses.replace(
             usual,
             num_envs=options.envs_per_agent,
             maps=options.maps or usual.maps,
-            learner=dataclasses.replace(usual.learner, reward_scale=reward),
+            learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
             normalise_rewards=options.normalise_rewards or usual.normalise_rewards,
         )
         if not own_network and usual.torso != "mlp":
@@ -203,6 +226,28 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         task = augment(make_task(config), options.augmentation)
         tasks.append(MetaTask(task, rate * scale, **its))
     return spec, tuple(tasks)
+
+
+def _learner(
+    learner: A2CConfig | PPOConfig,
+    name: LearnerName | None,
+    minibatches: int | None,
+    value_weight: float | None,
+) -> A2CConfig | PPOConfig:
+    """A task's usual learner, or the one of that name if it is of another kind, and its settings.
+
+    Raises:
+        ValueError: A2C is to have minibatches.
+    """
+    if name is not None and not isinstance(learner, _LEARNERS[name]):
+        learner = _LEARNERS[name](reward_scale=learner.reward_scale)
+    if isinstance(learner, PPOConfig):
+        learner = dataclasses.replace(learner, minibatches=minibatches or learner.minibatches)
+    elif minibatches not in (None, 1):
+        raise ValueError(f"minibatches = {minibatches!r}: A2C has 1; give the task the learner ppo")
+    if value_weight is None:
+        return learner
+    return dataclasses.replace(learner, value_weight=value_weight)
 
 
 def _own_settings(options: TrainOptions) -> list[dict[str, Any]]:
@@ -216,6 +261,8 @@ def _own_settings(options: TrainOptions) -> list[dict[str, Any]]:
         ("windows", "window"),
         ("estimators", "estimator"),
         ("populations", "agents"),
+        ("learners", "learner"),
+        ("minibatches", "minibatches"),
     ):
         values = getattr(options, name)
         if values and len(values) != len(own):
@@ -333,12 +380,12 @@ def _meta_train(
         StoppedBySignalError: a signal has stopped it; the last chunk is saved.
     """
     first_process = jax.process_index() == 0
-    about = provenance()
+    about, labels = provenance(), task_labels(options.tasks)
     if first_process:
         remove_manifest(options.out)
         written = json.dumps({**settings, **about}, indent=1).encode()
         write_atomically(options.out / "settings.json", written)
-        log = ProgressLog(options.out / "progress.csv", options.tasks, resumed.notes.get("log"))
+        log = ProgressLog(options.out / "progress.csv", labels, resumed.notes.get("log"))
     steps = sum(
         t.settings(options.meta).agents
         * make_estimator(spec, t, options.meta, execution).rollouts
@@ -368,7 +415,7 @@ def _meta_train(
             rotate, now = True, time.perf_counter()
             rate = (int(state.iteration) - done) * steps / (now - since)
             best = max(best, rate)
-            log_progress(tracker, done, progress, options.tasks, rate)
+            log_progress(tracker, done, progress, labels, rate)
             done, since = int(state.iteration), now
             note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
             update(done, options.meta.iterations, note, f"{rate:,.0f} steps/s")

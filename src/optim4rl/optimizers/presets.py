@@ -56,6 +56,11 @@ LEARNED: dict[str, OptimizerSpec] = {
     # Its steps are centred in wide layers, and smaller in heads on them and in networks that see
     # images, so that one step size serves more networks.
     "scaled": dataclasses.replace(_MIRRORED, normalise="layers"),
+    # The same around Adam, whose long memory suits the noise of small minibatches, and without
+    # memory of its own: few enough weights for evolution strategies.
+    "scaled-adam": dataclasses.replace(
+        _MIRRORED, structure=Mirrored(), cell="none", normalise="layers"
+    ),
     "celo2": OptimizerSpec(
         processing=Raw(),
         structure=Celo2(),

@@ -213,7 +213,16 @@ def meta_config(cell: LearnedCell) -> MetaConfig:
 
 def does_the_same(cell: LearnedCell, other: LearnedCell) -> bool:
     """Whether two cells meta-train one rule in one way, whatever their variants are called."""
-    return all(read(cell) == read(other) for read in (learned_spec_for, meta_config, training_of))
+    reads = (learned_spec_for, meta_config, _training_that_counts)
+    return all(read(cell) == read(other) for read in reads)
+
+
+def _training_that_counts(cell: LearnedCell) -> TrainingSettings:
+    """Without the width, where the agents have networks of their own that know none."""
+    training = training_of(cell)
+    if default_config(cell.environment).torso == "mlp":
+        return dataclasses.replace(training, width=TrainingSettings.width)
+    return training
 
 
 def _run_learned(cell: LearnedCell) -> CellResult:

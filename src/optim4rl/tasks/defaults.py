@@ -24,7 +24,12 @@ _CONTINUOUS = dataclasses.replace(
     normalise_rewards=True,
     normalise_observations=True,
 )
-_CONTINUOUS_NAMES = ("Pendulum-v1", "MountainCarContinuous-v0")
+_CONTINUOUS_NAMES = (
+    "Pendulum-v1",
+    "MountainCarContinuous-v0",
+    "Reacher-misc",
+    "Swimmer-misc",
+)
 
 # Brax's PPO as the paper runs it on Ant (Lan et al. 2024, appendix).
 _PHYSICS = TaskConfig(
@@ -59,7 +64,7 @@ def default_config(environment: str) -> TaskConfig:
       0.001). InvertedDoublePendulum has smaller ones, which solve it in 1.5 million steps.
     - Playground's control suite: PPO with Playground's own settings.
     - Other gymnax environments: PPO, two layers of 64 units each for policy and value; in
-      Pendulum and MountainCarContinuous, observations and rewards are normalised.
+      Pendulum, MountainCarContinuous, Reacher and Swimmer, observations and rewards are normalised.
 
     For A2C instead of PPO, `dataclasses.replace(config, learner=A2CConfig())`.
     """

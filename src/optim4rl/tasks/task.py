@@ -187,7 +187,9 @@ class Task:
     @cached_property
     def distribution(self) -> Distribution:
         """What the policy's outputs mean."""
-        actions = self.environment.action_space(self.env_params)
+        # Often first asked for within a compiled function, where new arrays would be traced.
+        with jax.ensure_compile_time_eval():
+            actions = self.environment.action_space(self.env_params)
         if isinstance(actions, Discrete):
             return Categorical(int(actions.n))
         low, high = (np.broadcast_to(x, actions.shape).ravel() for x in (actions.low, actions.high))
