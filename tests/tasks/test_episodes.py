@@ -126,8 +126,7 @@ def test_gymnax_environments_run(name: str) -> None:
     """Environments that are not ours, one with a `step` of its own, give well-formed results."""
     vector = gymnax_vector(f"gymnax:{name}")
     actions = vector.environment.num_actions
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        first, states, results = play(vector, steps=60, actions=actions)
+    first, states, results = play(vector, steps=60, actions=actions)
     assert results.reward.shape == (60, ENVS)
     assert results.reward.dtype == jnp.float32
     assert states.observation.shape == (60, *first.observation.shape)

@@ -156,8 +156,7 @@ def test_the_gradient_is_that_of_the_loss(
     learner = A2CConfig(rollout=60 // num_envs)
     config = TaskConfig(environment, num_envs, torso, 8, maps, learner)
     task = make_task(dataclasses.replace(config, policy_layers=(4, 5), value_layers=()))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert_is_the_gradient_of_the_loss(task, play(task))
+    assert_is_the_gradient_of_the_loss(task, play(task))
 
 
 MIXED = dataclasses.replace(SMALL, width=(3, 5, 8))
@@ -245,9 +244,8 @@ def test_continuous_actions_are_learned_by_a2c() -> None:
     """The gradient, through probabilities of actions before they are squashed."""
     learner = A2CConfig(rollout=20, entropy_weight=0.0)
     task = make_task(TaskConfig("gymnax:Pendulum-v1", 3, "dense", 8, learner=learner))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        played = play(task)
-        assert_is_the_gradient_of_the_loss(task, played)
+    played = play(task)
+    assert_is_the_gradient_of_the_loss(task, played)
     _, _, (_, data, _) = played
     assert data.action.shape == (20, 3, 1)
     assert len(np.unique(data.action)) == 60
@@ -296,8 +294,7 @@ def test_bounds_of_actions_may_be_arrays_made_on_the_spot() -> None:
 def test_any_observation_becomes_floats() -> None:
     """Integers and booleans alike."""
     task = make_task(TaskConfig("gymnax:FourRooms-misc", 2, width=8, learner=A2CConfig(rollout=3)))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        _, (gradient, _, _), (_, data, _) = play(task)
+    _, (gradient, _, _), (_, data, _) = play(task)
     assert data.observation.dtype == jnp.float32
     assert len(np.unique(data.observation)) > 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -211,8 +211,12 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         options.tasks, rates, scales, rewards, own_settings, strict=True
     ):
         usual = default_config(name)
-        chosen = its.pop("learner", None), its.pop("minibatches", None)
-        learner = _learner(usual.learner, *chosen, options.value_weight)
+        learner = _learner(
+            usual.learner,
+            its.pop("learner", None),
+            its.pop("minibatches", None),
+            options.value_weight,
+        )
         config = dataclasses.replace(
             usual,
             num_envs=options.envs_per_agent,

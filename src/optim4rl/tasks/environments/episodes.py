@@ -1,6 +1,8 @@
 """Many copies of one environment stepped side by side, with what a learner needs of each step."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -87,6 +89,13 @@ class Vectorized(Protocol):
         """The observations of all environments as the environment itself writes them."""
 
 
+@contextlib.contextmanager
+def numpys_rules() -> Iterator[None]:
+    """Types and ranks mix as in NumPy, as code that is not ours expects, whatever is forbidden."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @dataclass(frozen=True)
 class GymnaxVector:
     """Any gymnax environment, through its own `step`; observations are its own, as floats."""
@@ -103,7 +112,9 @@ class GymnaxVector:
     def reset(self, key: PRNGKeyArray) -> VectorState:
         """Start an episode in each environment."""
         keys = jax.random.split(key, self.num_envs)
-        observation, state = jax.vmap(self.environment.reset, in_axes=(0, None))(keys, self.params)
+        with numpys_rules():
+            reset = jax.vmap(self.environment.reset, in_axes=(0, None))
+            observation, state = reset(keys, self.params)
         zeros = jnp.zeros(self.num_envs, jnp.float32)
         return VectorState(state, observation.astype(jnp.float32), zeros)
 
@@ -119,9 +130,11 @@ class GymnaxVector:
         self, chance: Key[Array, "env"], state: VectorState, actions: Num[Array, "env ..."]
     ) -> tuple[VectorState, StepResult]:
         """Step every environment with its key."""
-        observation, inner, reward, terminated, truncated, info = jax.vmap(
-            self.environment.step, in_axes=(0, 0, 0, None)
-        )(chance, state.environment, actions, self.params)
+        with numpys_rules():
+            step = jax.vmap(self.environment.step, in_axes=(0, 0, 0, None))
+            observation, inner, reward, terminated, truncated, info = step(
+                chance, state.environment, actions, self.params
+            )
         episode_return, ended_return = running_returns(state, reward, terminated | truncated)
         result = StepResult(
             reward.astype(jnp.float32),

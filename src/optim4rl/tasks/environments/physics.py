@@ -19,7 +19,12 @@ from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Box
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.tasks.environments.episodes import StepResult, VectorState, running_returns
+from optim4rl.tasks.environments.episodes import (
+    StepResult,
+    VectorState,
+    numpys_rules,
+    running_returns,
+)
 
 # The bodies of the paper and of its field's benchmarks, all in Brax itself.
 BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_double_pendulum", "walker2d")
@@ -166,11 +171,7 @@ class PhysicsVector:
 @contextlib.contextmanager
 def _its_own_ways() -> Iterator[None]:
     """Simulators mix types and ranks and use what is deprecated, whatever the program forbids."""
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        warnings.catch_warnings(),
-    ):
+    with numpys_rules(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
