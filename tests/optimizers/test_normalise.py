@@ -1,17 +1,20 @@
 """Directions scaled tensor by tensor: the formulae, its VJP around each kernel, and in optax."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 from jax.flatten_util import ravel_pytree
 from test_rule import random_weights
 
 from optim4rl.optimizers import LEARNED, infer_layout, init_state, scale_by_learned_rule
-from optim4rl.optimizers.kernels.normalise import raw, scale_to_unit_rms
+from optim4rl.optimizers.kernels.normalise import orthogonalise, raw, scale
 from optim4rl.optimizers.kernels.select import KERNELS, choose
+from optim4rl.optimizers.tensors import NORMALISATIONS, Tensor
 
 PARAMS = {
     "conv": jnp.zeros((2, 2, 1, 3)),
@@ -26,6 +29,7 @@ RULES = {
     "celo2": dataclasses.replace(LEARNED["celo2"], step_scale=0.5, inputs=("kind",)),
     "generalist": dataclasses.replace(LEARNED["generalist"], step_scale=2.0, normalise="rms"),
     "scaled": dataclasses.replace(LEARNED["scaled"], step_scale=2.0),
+    "orthogonal": dataclasses.replace(LEARNED["orthogonal"], step_scale=2.0),
 }
 CASES = [
     (name, kernel.name)
@@ -78,7 +82,7 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
         if tensor.size and spec.normalise == "rms":
             rms = np.sqrt(np.mean(np.square(tensor)))
             np.testing.assert_allclose(rms, spec.step_scale, rtol=1e-4)
-        elif tensor.size:
+        elif tensor.size and spec.normalise == "layers":
             key = path[-1].key
             factor = spec.step_scale * scales[key]
             rounding = 0.0
@@ -89,8 +93,69 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
             np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5, atol=rounding)
 
 
-def test_a_direction_of_zero_stays_zero():
-    np.testing.assert_array_equal(scale_to_unit_rms(jnp.zeros(3)), jnp.zeros(3))
+@pytest.mark.parametrize("normalise", [x for x in NORMALISATIONS if x != "none"])
+@pytest.mark.parametrize("shape", [(3,), (3, 40), (2, 2, 3, 5)])
+def test_a_direction_of_zero_stays_zero_and_has_a_derivative(normalise, shape):
+    spec = dataclasses.replace(LEARNED["scaled"], normalise=normalise)
+    tensor = kernel(shape) if len(shape) > 1 else Tensor(shape, "bias", 0.0)
+    zero = jnp.zeros(shape)
+    np.testing.assert_array_equal(scale(spec, tensor, zero), zero)
+    slope = jax.grad(lambda x: scale(spec, tensor, x).sum())(zero)
+    assert jnp.isfinite(slope).all()
+
+
+def kernel(shape):
+    return Tensor(shape, "weight", 0.0, outputs=len(shape) - 1)
+
+
+@given(
+    st.sampled_from([(1, 7), (7, 1), (5, 5), (3, 40), (40, 3), (2, 3, 4, 6), (64, 32)]),
+    st.integers(0, 2**31 - 1),
+    st.floats(-3, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_orthogonal_direction_is_as_large_in_every_direction(shape, seed, log_size):
+    direction = 10.0**log_size * jax.random.normal(jax.random.key(seed), shape)
+    tensor = kernel(shape)
+    found = np.asarray(orthogonalise(tensor, direction)).reshape(tensor.matrix)
+    given = np.asarray(direction).reshape(tensor.matrix)
+    np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(given), rtol=1e-3)
+
+    # In the bases of the given direction it is diagonal, and what is on it hardly varies.
+    u, sizes, vt = np.linalg.svd(given, full_matrices=False)
+    inside = u.T @ found @ vt.T
+    values = np.diag(inside)
+    rms = np.sqrt(np.mean(values**2))
+    np.testing.assert_allclose(inside - np.diag(values), 0, atol=2e-3 * rms)
+    clear = values[sizes > 0.02 * np.linalg.norm(sizes)]
+    assert (0.6 * rms < clear).all()
+    assert (clear < 1.45 * rms).all()
+
+
+def test_orthogonal_directions_turn_with_their_kernel_and_change_with_its_size():
+    a, b = (
+        jnp.linalg.qr(jax.random.normal(jax.random.key(i), (n, n)))[0] for i, n in ((0, 6), (1, 9))
+    )
+    direction = jax.random.normal(jax.random.key(2), (6, 9))
+    whole = partial(orthogonalise, kernel((6, 9)))
+    expected = whole(direction)
+    np.testing.assert_allclose(whole(a @ direction @ b), a @ expected @ b, atol=1e-4)
+    np.testing.assert_allclose(whole(100.0 * direction), 100.0 * expected, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(whole(-direction), -expected, atol=1e-5)
+    # The axis of outputs does not matter, nor how many directions there are.
+    turned = Tensor((9, 6), "weight", 0.0, outputs=0)
+    np.testing.assert_allclose(orthogonalise(turned, direction.T), expected.T, atol=1e-5)
+    both = whole(jnp.stack([direction, 2.0 * direction]))
+    np.testing.assert_allclose(both, jnp.stack([expected, 2.0 * expected]), rtol=1e-3, atol=1e-3)
+
+
+def test_vectors_keep_their_direction():
+    direction = jax.random.normal(jax.random.key(0), (5,))
+    bias, column = Tensor((5,), "bias", 0.0), kernel((5, 1))
+    np.testing.assert_array_equal(orthogonalise(bias, direction), direction)
+    np.testing.assert_allclose(
+        orthogonalise(column, direction[:, None])[:, 0], direction, rtol=1e-5
+    )
 
 
 def test_without_its_layout_a_normalised_rule_is_refused():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from optim4rl.optimizers import (
@@ -68,6 +69,13 @@ def test_celo2_is_an_mlp_of_two_hidden_layers_of_8_with_updates_of_unit_rms():
     assert (spec.structure, spec.clip, spec.zero_head) == (Celo2(beta2=0.95), 1000.0, False)
 
 
+def test_orthogonal_starts_as_adam_and_keeps_three_floats():
+    spec = learned_spec("orthogonal")
+    assert (spec.structure, spec.normalise, spec.zero_head) == (Mirrored(), "orthogonal", True)
+    assert (spec.cell, spec.head_sizes, spec.inputs) == ("none", (), ("kind",))
+    assert spec.state_floats == 3
+
+
 def test_star_and_open_are_as_published():
     star, open_ = learned_spec("star"), learned_spec("open")
     assert (star.cell, star.head_sizes, star.structure) == ("none", (4, 4), Star())
@@ -84,7 +92,7 @@ def test_the_default_spec_is_the_papers_reference():
 def test_an_unknown_name_is_answered_with_the_known_ones(name):
     with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*optim4rl, .*anchored"):
         learned_spec(name)
-    with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*adam, rmsprop, sgd, sign_sgd"):
+    with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*adam, rmsprop, sgd, sign_sgd, muon"):
         classical(name, 1e-3)
 
 
@@ -96,6 +104,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name):
         ("rmsprop", optax.rmsprop),
         ("sgd", optax.sgd),
         ("sign_sgd", optax.sign_sgd),
+        ("muon", optax.contrib.muon),
     ],
 )
 def test_a_classical_optimizer_is_optaxs_own(name, reference, rate):
@@ -118,4 +127,4 @@ def test_a_classical_optimizer_is_optaxs_own(name, reference, rate):
 
 
 def test_every_classical_optimizer_is_compared_above():
-    assert set(CLASSICAL) == {"adam", "rmsprop", "sgd", "sign_sgd"}
+    assert set(CLASSICAL) == {"adam", "rmsprop", "sgd", "sign_sgd", "muon"}

@@ -501,7 +501,7 @@ def test_the_papers_rule_keeps_sixteen_floats_a_parameter():
         ({"structure": {"name": "adaptive", "signed": 3}}, r"structure\.signed = 3"),
         ({"structure": "adaptive"}, "structure = 'adaptive'"),
         ({"colour": 1}, "colour"),
-        ({"normalise": "max"}, "normalise = 'max': known are none, rms, layers"),
+        ({"normalise": "max"}, "normalise = 'max': known are none, rms, layers, orthogonal"),
         ({"inputs": "kind"}, "inputs = 'kind'"),
         ({"inputs": ["weather"]}, r"inputs = .'weather'.*kind, layer"),
         ({"inputs": ["kind", "kind"]}, r"inputs = .*at most once"),

@@ -477,7 +477,7 @@ def test_files_that_cannot_be_used_are_refused(files, tmp_path):
         ({"structure": {"name": "nobody"}}, "structure = 'nobody': in PyTorch there are adaptive"),
         ({"processing": {"name": "sign_log", "z": 1.0}}, "processing = .*'z'"),
         ({"cell": "rnn"}, "cell = 'rnn': known are gru"),
-        ({"normalise": "max"}, "normalise = 'max': known are none, rms, layers"),
+        ({"normalise": "max"}, "normalise = 'max': known are none, rms, layers, orthogonal"),
         ({"inputs": ["age"]}, r"inputs = \('age',\): known are kind, layer"),
         ({"hidden_size": 9}, r"tensor network0\.\w+ is float32\[.*the spec needs"),
         ({"magic": 1}, r"fields \['magic'\] are missing or unknown"),

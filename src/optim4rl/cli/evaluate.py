@@ -45,7 +45,7 @@ from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.provenance import provenance
 from optim4rl.tasks import Task
 
-Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd"]
+Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd", "muon"]
 # What the name of an untrained control ends in.
 CONTROL = " untrained"
 

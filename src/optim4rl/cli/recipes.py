@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "windows": (16, 16, 16, 16, 64),  # as many updates of PPO are four rollouts
     },
     "zoo/ppo-generalist": {
-        "optimizer": "scaled-adam",
+        "optimizer": "orthogonal",
         "tasks": (
             "catch",
             "small_dense_long",
@@ -80,13 +80,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         # The last task makes many small updates of each rollout, as is usual in locomotion.
         "minibatches": (4, 4, 4, 4, 4, 16),
         "windows": (128, 128, 128, 128, 128, 256),
-        "learning_rate": (3e-3,),
+        "learning_rate": (1e-2,),
         "normalise_rewards": True,
         "width": (64,),
         "envs_per_agent": 32,
         # Lives of 128 rollouts, 64 of the last task.
         "meta": MetaConfig(
-            iterations=20,
+            iterations=12,
             agents=16,
             inner_updates=128,
             reset_interval=16,

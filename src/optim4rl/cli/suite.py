@@ -34,7 +34,7 @@ from optim4rl.fields import COUNT, check_fields
 from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.pools import Workers
 
-Baseline = Literal["adam", "rmsprop", "sign_sgd", "adam_decay", "adam_raw_rewards"]
+Baseline = Literal["adam", "rmsprop", "sign_sgd", "muon", "adam_decay", "adam_raw_rewards"]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ BASELINES: dict[str, Method] = {
     "adam": Method("adam"),
     "rmsprop": Method("rmsprop"),
     "sign_sgd": Method("sign_sgd"),
+    "muon": Method("muon"),
     "adam_decay": Method("adam", decay=True),
     "adam_raw_rewards": Method("adam", raw_rewards=True),
 }

@@ -168,9 +168,8 @@ def _probe(
     optimizer: LearnedOptimizer,
 ) -> tuple[optax.GradientTransformationExtraArgs, tuple[int, ...]]:
     spec = optimizer.spec
-    tensorwise = spec.structure.tensorwise or spec.normalise == "rms"
     rule = scale_by_learned_rule(spec, optimizer.meta_parameters, kernel=None, kinds="weight")
-    return rule, TENSOR if tensorwise else (1,)
+    return rule, TENSOR if spec.tensorwise else (1,)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

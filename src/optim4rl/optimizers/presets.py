@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import optax
+import optax.contrib
 
 from optim4rl.optimizers.processing import Andrychowicz, Raw, RawAndSquare, SignLog
 from optim4rl.optimizers.rule import OptimizerSpec
@@ -56,10 +57,10 @@ LEARNED: dict[str, OptimizerSpec] = {
     # Its steps are centred in wide layers, and smaller in heads on them and in networks that see
     # images, so that one step size serves more networks.
     "scaled": dataclasses.replace(_MIRRORED, normalise="layers"),
-    # The same around Adam, whose long memory suits the noise of small minibatches, and without
-    # memory of its own: few enough weights for evolution strategies.
-    "scaled-adam": dataclasses.replace(
-        _MIRRORED, structure=Mirrored(), cell="none", normalise="layers"
+    # Around Adam, whose long memory suits the noise of small minibatches, its steps in kernels made
+    # orthogonal. Without memory of its own it has few enough weights for evolution strategies.
+    "orthogonal": dataclasses.replace(
+        _MIRRORED, structure=Mirrored(), cell="none", normalise="orthogonal"
     ),
     "celo2": OptimizerSpec(
         processing=Raw(),
@@ -86,6 +87,7 @@ CLASSICAL: dict[str, Callable[[Any], optax.GradientTransformationExtraArgs]] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
     "sign_sgd": optax.sign_sgd,
+    "muon": optax.contrib.muon,
 }
 
 

@@ -41,6 +41,7 @@ from optim4rl.optimizers.structures import (
 from optim4rl.optimizers.tensors import (
     INPUT_NAMES,
     NORMALISATIONS,
+    WHOLE_TENSOR,
     InputName,
     Normalisation,
     num_rows,
@@ -67,7 +68,8 @@ class OptimizerSpec:
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
             `step_scale`, so that a step size means the same everywhere (`normalise`); "layers"
             makes the steps of heads on wide layers, and of networks that see images, smaller
-            (`tensors.layer_scale`), and centres wide kernels (`tensors.is_centred`).
+            (`tensors.layer_scale`), and centres wide kernels (`tensors.is_centred`);
+            "orthogonal" makes each kernel's direction an orthogonal matrix of the same size.
     """
 
     processing: Processing = SignLog()
@@ -95,6 +97,11 @@ class OptimizerSpec:
             NetworkShape(network.inputs + num_rows(self.inputs), network.outputs)
             for network in self.structure.networks(self.processing)
         )
+
+    @property
+    def tensorwise(self) -> bool:
+        """Whether a coordinate's step depends on the others of its tensor."""
+        return self.structure.tensorwise or self.normalise in WHOLE_TENSOR
 
     @property
     def state_floats(self) -> int:

@@ -18,10 +18,19 @@ from typing import Any, Literal, NamedTuple, get_args
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# What is done to a tensor's direction: nothing, scaling to a root mean square of 1, or centring
-# (`is_centred`) and scaling (`layer_scale`) as its layer wants them.
-Normalisation = Literal["none", "rms", "layers"]
+# What is done to a tensor's direction: nothing, scaling to a root mean square of 1, centring
+# (`is_centred`) and scaling (`layer_scale`) as its layer wants them, or turning a kernel into an
+# orthogonal matrix of the same size.
+Normalisation = Literal["none", "rms", "layers", "orthogonal"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+# Those that need all of a tensor to tell what becomes of one coordinate.
+WHOLE_TENSOR: frozenset[Normalisation] = frozenset({"rms", "orthogonal"})
+
+# Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x, and
+# how often: it brings those above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
+# https://kellerjordan.github.io/posts/muon).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
 
 # The fan-in up to which a layer's steps are left as they are.
 USUAL_FAN_IN = 32
@@ -65,6 +74,14 @@ class Tensor(NamedTuple):
         if self.outputs is None:
             return ()
         return tuple(axis for axis in range(len(self.shape)) if axis != self.outputs)
+
+    @property
+    def matrix(self) -> tuple[int, int] | None:
+        """The shape that makes a kernel a matrix, its outputs on their axis; None for a vector."""
+        if self.outputs is None or self.fan_in is None:
+            return None
+        outputs = self.shape[self.outputs]
+        return (outputs, self.fan_in) if self.outputs == 0 else (self.fan_in, outputs)
 
     @property
     def of_head(self) -> bool:

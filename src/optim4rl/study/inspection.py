@@ -131,7 +131,7 @@ def render_inspection(inspection: Inspection) -> str:
         facts=facts(optimizer),
         card=card[:MAX_CARD],
         cut=max(0, len(card) - MAX_CARD),
-        tensorwise=optimizer.spec.structure.tensorwise or optimizer.spec.normalise == "rms",
+        tensorwise=optimizer.spec.tensorwise,
         answers=list(_answers(inspection)),
         sections=list(_sections(inspection)),
         scales=_scales_view(inspection.scales),

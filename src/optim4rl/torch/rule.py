@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from optim4rl.optimizers.tensors import (
     INPUT_NAMES,
+    NEWTON_SCHULZ,
+    NEWTON_SCHULZ_STEPS,
     NORMALISATIONS,
     InputName,
     Layout,
@@ -48,7 +50,7 @@ from optim4rl.torch.structures import (
     unit_rms,
 )
 
-_RMS_EPSILON = 1e-9
+_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,35 @@ def _centred(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Te
     return (kernel - kernel.mean(tensor.inputs, keepdim=True)).reshape(-1)
 
 
+def _orthogonal(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
+    """A kernel's direction with all of its singular values nearly equal, as large as before."""
+    if tensor.matrix is None:
+        return direction
+    kernel = direction.reshape(tensor.matrix)
+    rows, columns = tensor.matrix
+    if rows > columns:
+        kernel = kernel.T
+    size = _norm(kernel)
+    x = kernel / size
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    x = x * (size / _norm(x))
+    return (x.T if rows > columns else x).reshape(-1)
+
+
+def _norm(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
+    return (matrix.square().sum() + _EPSILON).sqrt()
+
+
+_NORMALISE: dict[str, Callable[[NamedTensor, Tensor], Tensor]] = {
+    "layers": lambda tensor, direction: layer_scale(tensor) * _centred(tensor, direction),
+    "rms": lambda _, direction: unit_rms(direction[None], _EPSILON)[0],
+    "orthogonal": _orthogonal,
+}
+
+
 @dataclass(frozen=True)
 class Rule:
     """A learned rule with its weights.
@@ -191,18 +222,12 @@ class Rule:
             outputs.append(output)
             memory += carry
         direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
-        if spec.normalise == "layers":
+        if spec.normalise != "none":
+            normalise = _NORMALISE[spec.normalise]
             direction = torch.cat(
                 [
-                    layer_scale(tensor) * _centred(tensor, direction[where])
+                    normalise(tensor, direction[where])
                     for tensor, where in pieces(given.layout, direction.numel())
-                ]
-            )
-        elif spec.normalise == "rms":
-            direction = torch.cat(
-                [
-                    unit_rms(direction[None, where], _RMS_EPSILON)[0]
-                    for _, where in pieces(given.layout, direction.numel())
                 ]
             )
         return spec.step_scale * direction, torch.cat([*memory, reading.moments])

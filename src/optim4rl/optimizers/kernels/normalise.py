@@ -1,14 +1,16 @@
-"""Directions scaled tensor by tensor, around any kernel: `d_hat = d s`.
+"""Directions normalised tensor by tensor, around any kernel: `d_hat` in the place of `d`.
 
-With "layers" `s` is a constant of the tensor (`tensors.layer_scale`), and in some tensors the mean
-over the inputs is taken from `d` before (`tensors.is_centred`). That is a symmetric linear map, so
-that a cotangent of `d_hat` goes through the same map to be one of `d`.
+With "layers" `d_hat = d s`, `s` a constant of the tensor (`tensors.layer_scale`), and in some
+tensors the mean over the inputs is taken from `d` before (`tensors.is_centred`). That is a
+symmetric linear map, so that a cotangent of `d_hat` goes through the same map to be one of `d`.
 
-With "rms" `s = 1 / sqrt(mean(d^2) + epsilon)`, the mean over a tensor, and the cotangent of `d` is
+With "rms" `d_hat = d / sqrt(mean(d^2) + epsilon)`, the mean over a tensor.
 
-    s (c - d_hat mean(c d_hat)).
+With "orthogonal" a kernel's `d = U S V'` becomes `U V'` in the size of `d`: as large in every
+direction that it goes in, where `d` may go in few. Vectors stay as they are. It is what Muon does
+to a momentum (Jordan 2024, https://kellerjordan.github.io/posts/muon).
 
-Both couple the coordinates of a tensor, so they stay outside the kernels.
+All couple the coordinates of a tensor, so they stay outside the kernels.
 """
 
 import dataclasses
@@ -23,7 +25,12 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.optimizers.tensors import is_centred, layer_scale
+from optim4rl.optimizers.tensors import (
+    NEWTON_SCHULZ,
+    NEWTON_SCHULZ_STEPS,
+    is_centred,
+    layer_scale,
+)
 
 EPSILON = 1e-9
 
@@ -75,7 +82,9 @@ def normalised(kernel: Kernel) -> Kernel:
             return state, direction
 
         _, directions = jax.lax.scan(body, state, (gradients, extras))
-        cotangents = spec.step_scale * _tensor_by_tensor(_pull_back, layout, directions, cotangents)
+        cotangents = spec.step_scale * _tensor_by_tensor(
+            partial(_pull_back, spec), layout, directions, cotangents
+        )
         return replay(raw(spec), meta_parameters, gradients, state, cotangents, extras)
 
     return dataclasses.replace(kernel, step=step, replay_vjp=replay_vjp)
@@ -91,19 +100,43 @@ def scale(
 ) -> Float[Array, "*shape"]:
     """One tensor's direction as `spec.normalise` has it, which is not "none".
 
-    With "layers" there may be several directions, along axes before the tensor's own.
+    There may be several directions, along axes before the tensor's own.
     """
     if spec.normalise == "layers":
         return layer_scale(tensor) * (
             centre(tensor, direction) if is_centred(tensor) else direction
         )
-    return scale_to_unit_rms(direction)
+    if spec.normalise == "orthogonal":
+        return orthogonalise(tensor, direction)
+    return scale_to_unit_rms(tensor, direction)
 
 
 def centre(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """A kernel's direction without what an output's inputs have in common."""
     inputs = tuple(axis - len(tensor.shape) for axis in tensor.inputs)
     return direction - direction.mean(inputs, keepdims=True)
+
+
+def orthogonalise(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A kernel's direction with all of its singular values nearly equal, as large as before."""
+    if tensor.matrix is None:
+        return direction
+    kernel = direction.reshape(*direction.shape[: -len(tensor.shape)], *tensor.matrix)
+    rows, columns = tensor.matrix
+    if rows > columns:
+        kernel = kernel.mT
+    size = _norm(kernel)
+    x = kernel / size
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    x = x * (size / _norm(x))
+    return (x.mT if rows > columns else x).reshape(direction.shape)
+
+
+def _norm(matrix: Float[Array, "*K rows columns"]) -> Float[Array, "*K 1 1"]:
+    return jnp.sqrt(jnp.sum(jnp.square(matrix), (-2, -1), keepdims=True) + EPSILON)
 
 
 def _scale_flat(
@@ -113,19 +146,22 @@ def _scale_flat(
     return scale(spec, tensor, shaped).reshape(direction.shape)
 
 
-def scale_to_unit_rms(direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def scale_to_unit_rms(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """One tensor's direction, scaled."""
-    return direction * jax.lax.rsqrt(jnp.mean(jnp.square(direction)) + EPSILON)
+    axes = tuple(range(direction.ndim - len(tensor.shape), direction.ndim))
+    mean_square = jnp.mean(jnp.square(direction), axes, keepdims=True)
+    return direction * jax.lax.rsqrt(mean_square + EPSILON)
 
 
 def _pull_back(
-    tensor: Tensor, directions: Float[Array, "K size"], cotangents: Float[Array, "K size"]
+    spec: OptimizerSpec,
+    tensor: Tensor,
+    directions: Float[Array, "K size"],
+    cotangents: Float[Array, "K size"],
 ) -> Float[Array, "K size"]:
-    """Cotangents of one tensor's directions, given those of the directions of unit size."""
-    del tensor
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(directions), axis=-1, keepdims=True) + EPSILON)
-    scaled = directions * scale
-    return scale * (cotangents - scaled * jnp.mean(cotangents * scaled, axis=-1, keepdims=True))
+    """Cotangents of one tensor's raw directions, given those of the normalised ones."""
+    _, pull_back = jax.vjp(partial(_scale_flat, spec, tensor), directions)
+    return pull_back(cotangents)[0]
 
 
 def _tensor_by_tensor(
