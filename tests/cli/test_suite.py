@@ -49,7 +49,7 @@ def toy_area(piece, rate, seed):
     if not rate:
         level = 0.0
     else:
-        levels = {"adam": 1.0, "rmsprop": 0.9, "sign_sgd": 0.8, None: 1.2}
+        levels = {"adam": 1.0, "rmsprop": 0.9, "sign_sgd": 0.8, "muon": 1.1, None: 1.2}
         catch = piece.config.environment == "catch"
         best = {True: 0.01, False: 0.01} if piece.method.optimizer else {True: ALPHA, False: ALPHA}
         level = levels[piece.method.optimizer] - 0.2 * abs(np.log10(rate / best[catch]))
@@ -127,7 +127,7 @@ def options(folder, groups, **changes):
 
 
 def test_toys_are_read_as_they_were_made(toys, weights, tmp_path):
-    """Known levels: 1 is Adam, the rule is at 1.2, RMSProp at 0.9, sign-SGD at 0.8."""
+    """Known levels: 1 is Adam, the rule is at 1.2, RMSProp at 0.9, Muon at 1.1."""
     benchmark = lay_out(options(tmp_path, [",".join(weights)]))
     results = run_benchmark(benchmark)
     expected = {
@@ -136,6 +136,7 @@ def test_toys_are_read_as_they_were_made(toys, weights, tmp_path):
         "adam": 1.0,
         "rmsprop": 0.9,
         "sign_sgd": 0.8,
+        "muon": 1.1,
         "adam_decay": 1.0,
         "adam_raw_rewards": 0.95,
     }
@@ -176,7 +177,7 @@ def test_every_seed_has_one_use_and_no_run_is_made_twice(toys, weights, tmp_path
             key = (config.environment, method)
             counts[key] = counts.get(key, 0) + 1
     assert set(counts.values()) == {len(RATES) * 2}
-    assert len(counts) == 2 * 7
+    assert len(counts) == 2 * 8
 
 
 def test_a_stopped_run_goes_on_and_comes_to_the_same(toys, weights, tmp_path):

@@ -92,7 +92,9 @@ def test_the_default_spec_is_the_papers_reference():
 def test_an_unknown_name_is_answered_with_the_known_ones(name):
     with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*optim4rl, .*anchored"):
         learned_spec(name)
-    with pytest.raises(ValueError, match=rf"optimizer = '{name}'.*adam, rmsprop, sgd, sign_sgd, muon"):
+    with pytest.raises(
+        ValueError, match=rf"optimizer = '{name}'.*adam, rmsprop, sgd, sign_sgd, muon"
+    ):
         classical(name, 1e-3)
 
 
