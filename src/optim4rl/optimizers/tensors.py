@@ -26,11 +26,9 @@ NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 # Those that need all of a tensor to tell what becomes of one coordinate.
 WHOLE_TENSOR: frozenset[Normalisation] = frozenset({"rms", "orthogonal"})
 
-# Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x, and
-# how often: it brings those above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
-# https://kellerjordan.github.io/posts/muon).
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+# Of Newton and Schulz's iteration (`equalise`): its polynomial, and how often.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
 
 # The fan-in up to which a layer's steps are left as they are.
 USUAL_FAN_IN = 32
@@ -200,6 +198,23 @@ def is_centred(tensor: Tensor) -> bool:
     common is left to the bias.
     """
     return not tensor.of_head and (tensor.fan_in or 0) > USUAL_FAN_IN
+
+
+def equalise(matrix: Any) -> Any:
+    """A matrix, or several, with singular values brought close to 1, in any framework.
+
+    Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x: it
+    brings those above 0.01 to between 0.7 and 1.2 (Jordan 2024,
+    https://kellerjordan.github.io/posts/muon).
+
+    Args:
+        matrix: of norm 1; it costs least with no more rows than columns.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        square = matrix @ matrix.mT
+        matrix = a * matrix + (b * square + c * square @ square) @ matrix
+    return matrix
 
 
 def _outputs(path: Path, shape: tuple[int, ...]) -> int | None:

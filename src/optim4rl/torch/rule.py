@@ -13,12 +13,11 @@ from torch import Tensor
 
 from optim4rl.optimizers.tensors import (
     INPUT_NAMES,
-    NEWTON_SCHULZ,
-    NEWTON_SCHULZ_STEPS,
     NORMALISATIONS,
     InputName,
     Layout,
     Tensor as NamedTensor,
+    equalise,
     is_centred,
     layer_scale,
     num_rows,
@@ -164,11 +163,7 @@ def _orthogonal(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float
     if rows > columns:
         kernel = kernel.T
     size = _norm(kernel)
-    x = kernel / size
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+    x = equalise(kernel / size)
     x = x * (size / _norm(x))
     return (x.T if rows > columns else x).reshape(-1)
 

@@ -25,12 +25,7 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.optimizers.tensors import (
-    NEWTON_SCHULZ,
-    NEWTON_SCHULZ_STEPS,
-    is_centred,
-    layer_scale,
-)
+from optim4rl.optimizers.tensors import equalise, is_centred, layer_scale
 
 EPSILON = 1e-9
 
@@ -126,11 +121,7 @@ def orthogonalise(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Ar
     if rows > columns:
         kernel = kernel.mT
     size = _norm(kernel)
-    x = kernel / size
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+    x = equalise(kernel / size)
     x = x * (size / _norm(x))
     return (x.mT if rows > columns else x).reshape(direction.shape)
 
