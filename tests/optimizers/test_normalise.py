@@ -12,9 +12,9 @@ from jax.flatten_util import ravel_pytree
 from test_rule import random_weights
 
 from optim4rl.optimizers import LEARNED, infer_layout, init_state, scale_by_learned_rule
-from optim4rl.optimizers.kernels.normalise import orthogonalise, raw, scale
+from optim4rl.optimizers.kernels.normalise import normalise, raw
 from optim4rl.optimizers.kernels.select import KERNELS, choose
-from optim4rl.optimizers.tensors import NORMALISATIONS, Tensor
+from optim4rl.optimizers.tensors import NORMALISATIONS, Tensor, orthogonalise
 
 PARAMS = {
     "conv": jnp.zeros((2, 2, 1, 3)),
@@ -93,14 +93,14 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
             np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5, atol=rounding)
 
 
-@pytest.mark.parametrize("normalise", [x for x in NORMALISATIONS if x != "none"])
+@pytest.mark.parametrize("kind", [x for x in NORMALISATIONS if x != "none"])
 @pytest.mark.parametrize("shape", [(3,), (3, 40), (2, 2, 3, 5)])
-def test_a_direction_of_zero_stays_zero_and_has_a_derivative(normalise, shape):
-    spec = dataclasses.replace(LEARNED["scaled"], normalise=normalise)
+def test_a_direction_of_zero_stays_zero_and_has_a_derivative(kind, shape):
+    spec = dataclasses.replace(LEARNED["scaled"], normalise=kind)
     tensor = kernel(shape) if len(shape) > 1 else Tensor(shape, "bias", 0.0)
     zero = jnp.zeros(shape)
-    np.testing.assert_array_equal(scale(spec, tensor, zero), zero)
-    slope = jax.grad(lambda x: scale(spec, tensor, x).sum())(zero)
+    np.testing.assert_array_equal(normalise(spec, tensor, zero), zero)
+    slope = jax.grad(lambda x: normalise(spec, tensor, x).sum())(zero)
     assert jnp.isfinite(slope).all()
 
 

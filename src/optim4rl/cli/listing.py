@@ -71,7 +71,7 @@ def _optimizers() -> list[dict[str, Any]]:
         }
         for name, spec in LEARNED.items()
     ]
-    floats = {"adam": 2, "rmsprop": 1, "sgd": 0, "sign_sgd": 0, "muon": 2}
+    floats = {"adam": 2, "rmsprop": 1, "sgd": 0, "sign_sgd": 0, "muon": 1}
     classical = [
         {
             "optimizer": name,

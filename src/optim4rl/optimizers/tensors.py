@@ -26,7 +26,9 @@ NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 # Those that need all of a tensor to tell what becomes of one coordinate.
 WHOLE_TENSOR: frozenset[Normalisation] = frozenset({"rms", "orthogonal"})
 
-# Of Newton and Schulz's iteration (`equalise`): its polynomial, and how often.
+# Added to squares of sizes that something is divided by.
+EPSILON = 1e-9
+# Of Newton and Schulz's iteration (`orthogonalise`): its polynomial, and how often.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
 
@@ -200,21 +202,37 @@ def is_centred(tensor: Tensor) -> bool:
     return not tensor.of_head and (tensor.fan_in or 0) > USUAL_FAN_IN
 
 
-def equalise(matrix: Any) -> Any:
-    """A matrix, or several, with singular values brought close to 1, in any framework.
+def orthogonalise(tensor: Tensor, direction: Any) -> Any:
+    """A kernel's direction with all of its singular values nearly equal, as large as before.
 
     Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x: it
-    brings those above 0.01 to between 0.7 and 1.2 (Jordan 2024,
-    https://kellerjordan.github.io/posts/muon).
+    brings those above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
+    https://kellerjordan.github.io/posts/muon). Vectors stay as they are.
 
     Args:
-        matrix: of norm 1; it costs least with no more rows than columns.
+        tensor: what it is the direction of.
+        direction: an array of any framework, in the tensor's shape; there may be several, along
+            axes before the tensor's own.
     """
+    if tensor.matrix is None:
+        return direction
+    leading = direction.shape[: -len(tensor.shape)]
+    kernel = direction.reshape((*leading, *tensor.matrix))
+    rows, columns = tensor.matrix
+    if rows > columns:
+        kernel = kernel.mT
+    size = _norm(kernel)
+    x = kernel / size
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
-        square = matrix @ matrix.mT
-        matrix = a * matrix + (b * square + c * square @ square) @ matrix
-    return matrix
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    x = x * (size / _norm(x))
+    return (x.mT if rows > columns else x).reshape(direction.shape)
+
+
+def _norm(matrix: Any) -> Any:
+    return ((matrix * matrix).sum((-2, -1), keepdims=True) + EPSILON) ** 0.5
 
 
 def _outputs(path: Path, shape: tuple[int, ...]) -> int | None:

@@ -17,7 +17,7 @@ from optax._src import base as optax_base
 
 from optim4rl.optimizers.inputs import draw_noise, tensor_rows
 from optim4rl.optimizers.kernels.interface import Kernel, KernelName
-from optim4rl.optimizers.kernels.normalise import raw, scale
+from optim4rl.optimizers.kernels.normalise import normalise, raw
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.layout import Kinds, Layout, Tensor, infer_layout
 from optim4rl.optimizers.networks import Carry
@@ -230,7 +230,7 @@ def _step_plain(
     if spec.normalise == "none":
         return step(spec, meta_parameters, gradient, state, rows, extras)
     direction, after = step(raw(spec), meta_parameters, gradient, state, rows, extras)
-    return spec.step_scale * scale(spec, tensor, direction), after
+    return spec.step_scale * normalise(spec, tensor, direction), after
 
 
 def _step_flat(

@@ -12,15 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from optim4rl.optimizers.tensors import (
+    EPSILON,
     INPUT_NAMES,
     NORMALISATIONS,
     InputName,
     Layout,
     Tensor as NamedTensor,
-    equalise,
     is_centred,
     layer_scale,
     num_rows,
+    orthogonalise,
     pieces,
     tensor_inputs,
 )
@@ -48,8 +49,6 @@ from optim4rl.torch.structures import (
     Structure,
     unit_rms,
 )
-
-_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
@@ -155,26 +154,13 @@ def _centred(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Te
 
 
 def _orthogonal(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
-    """A kernel's direction with all of its singular values nearly equal, as large as before."""
-    if tensor.matrix is None:
-        return direction
-    kernel = direction.reshape(tensor.matrix)
-    rows, columns = tensor.matrix
-    if rows > columns:
-        kernel = kernel.T
-    size = _norm(kernel)
-    x = equalise(kernel / size)
-    x = x * (size / _norm(x))
-    return (x.T if rows > columns else x).reshape(-1)
-
-
-def _norm(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
-    return (matrix.square().sum() + _EPSILON).sqrt()
+    """A direction, orthogonal where it is a kernel's."""
+    return orthogonalise(tensor, direction.reshape(tensor.shape)).reshape(-1)
 
 
 _NORMALISE: dict[str, Callable[[NamedTensor, Tensor], Tensor]] = {
     "layers": lambda tensor, direction: layer_scale(tensor) * _centred(tensor, direction),
-    "rms": lambda _, direction: unit_rms(direction[None], _EPSILON)[0],
+    "rms": lambda _, direction: unit_rms(direction[None], EPSILON)[0],
     "orthogonal": _orthogonal,
 }
 

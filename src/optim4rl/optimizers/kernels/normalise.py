@@ -25,9 +25,7 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.optimizers.tensors import equalise, is_centred, layer_scale
-
-EPSILON = 1e-9
+from optim4rl.optimizers.tensors import EPSILON, is_centred, layer_scale, orthogonalise
 
 
 def normalised(kernel: Kernel) -> Kernel:
@@ -48,7 +46,7 @@ def normalised(kernel: Kernel) -> Kernel:
             return step(spec, meta_parameters, gradient, state, extras)
         direction, state = step(raw(spec), meta_parameters, gradient, state, extras)
         return spec.step_scale * _tensor_by_tensor(
-            partial(_scale_flat, spec), layout, direction
+            partial(_normalise_flat, spec), layout, direction
         ), state
 
     def replay_vjp(
@@ -67,7 +65,7 @@ def normalised(kernel: Kernel) -> Kernel:
             return replay(spec, meta_parameters, gradients, state, cotangents, extras)
         if spec.normalise == "layers":  # Linear and symmetric, so its transpose is itself.
             cotangents = spec.step_scale * _tensor_by_tensor(
-                partial(_scale_flat, spec), layout, cotangents
+                partial(_normalise_flat, spec), layout, cotangents
             )
             return replay(raw(spec), meta_parameters, gradients, state, cotangents, extras)
 
@@ -90,7 +88,7 @@ def raw(spec: OptimizerSpec) -> OptimizerSpec:
     return dataclasses.replace(spec, normalise="none", step_scale=1.0)
 
 
-def scale(
+def normalise(
     spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     """One tensor's direction as `spec.normalise` has it, which is not "none".
@@ -112,29 +110,11 @@ def centre(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*
     return direction - direction.mean(inputs, keepdims=True)
 
 
-def orthogonalise(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """A kernel's direction with all of its singular values nearly equal, as large as before."""
-    if tensor.matrix is None:
-        return direction
-    kernel = direction.reshape(*direction.shape[: -len(tensor.shape)], *tensor.matrix)
-    rows, columns = tensor.matrix
-    if rows > columns:
-        kernel = kernel.mT
-    size = _norm(kernel)
-    x = equalise(kernel / size)
-    x = x * (size / _norm(x))
-    return (x.mT if rows > columns else x).reshape(direction.shape)
-
-
-def _norm(matrix: Float[Array, "*K rows columns"]) -> Float[Array, "*K 1 1"]:
-    return jnp.sqrt(jnp.sum(jnp.square(matrix), (-2, -1), keepdims=True) + EPSILON)
-
-
-def _scale_flat(
+def _normalise_flat(
     spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*K size"]
 ) -> Float[Array, "*K size"]:
     shaped = direction.reshape(*direction.shape[:-1], *tensor.shape)
-    return scale(spec, tensor, shaped).reshape(direction.shape)
+    return normalise(spec, tensor, shaped).reshape(direction.shape)
 
 
 def scale_to_unit_rms(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -151,7 +131,7 @@ def _pull_back(
     cotangents: Float[Array, "K size"],
 ) -> Float[Array, "K size"]:
     """Cotangents of one tensor's raw directions, given those of the normalised ones."""
-    _, pull_back = jax.vjp(partial(_scale_flat, spec, tensor), directions)
+    _, pull_back = jax.vjp(partial(_normalise_flat, spec, tensor), directions)
     return pull_back(cotangents)[0]
 
 
