@@ -396,6 +396,7 @@ def test_a_task_has_settings_of_its_own():
         ("estimators", ("es",)),
         ("populations", (8, 8, 8)),
         ("learners", ("ppo",)),
+        ("observations", ("raw",)),
     ],
 )
 def test_what_tasks_have_of_their_own_is_one_a_task(name, values):
@@ -424,6 +425,24 @@ def test_a_task_takes_the_learner_that_is_asked_for():
     ]
     expected = [dataclasses.replace(learner, value_weight=0.1) for learner in usual]
     assert learners(learners=(), value_weight=0.1) == expected
+
+
+def test_a_task_sees_observations_as_it_is_asked_for():
+    """By itself each sees its own; neither choice changes anything else."""
+    tasks = ("catch", "gymnax:Pendulum-v1")
+    options = TrainOptions(Path("unused"), tasks=tasks)
+
+    def configs(*observations):
+        _, built = build(dataclasses.replace(options, observations=observations))
+        return [x.task.config for x in built]
+
+    usual = configs()
+    assert [config.normalise_observations for config in usual] == [False, True]
+    assert configs("raw", "normalised") == usual
+    assert configs("normalised", "raw") == [
+        dataclasses.replace(usual[0], normalise_observations=True),
+        dataclasses.replace(usual[1], normalise_observations=False),
+    ]
 
 
 @pytest.mark.parametrize(

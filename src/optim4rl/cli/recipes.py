@@ -79,6 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learners": ("ppo",) * 6,
         # The last task makes many small updates of each rollout, as is usual in locomotion.
         "minibatches": (4, 4, 4, 4, 4, 16),
+        "observations": ("raw", "raw", "raw", "normalised", "normalised", "normalised"),
         "windows": (128, 128, 128, 128, 128, 256),
         "learning_rate": (1e-2,),
         "normalise_rewards": True,

@@ -78,6 +78,7 @@ class ExecutionOptions:
 
 
 LearnerName = Literal["a2c", "ppo"]
+Observations = Literal["raw", "normalised"]
 _LEARNERS: dict[LearnerName, type[A2CConfig] | type[PPOConfig]] = {
     "a2c": A2CConfig,
     "ppo": PPOConfig,
@@ -105,6 +106,7 @@ class TrainOptions:
         populations: agents M of each task; by default all have the agents below.
         learners: of each task, "a2c" or "ppo" with their usual settings; by default its own.
         minibatches: of each task's PPO; by default its own. A2C has 1.
+        observations: of each task, "raw" or "normalised" by each agent; by default its own.
         value_weight: weight of the squared error of values in every learner's loss, and so in the
             meta-objective; by default the learners' own.
         reward_scale: multiplies each task's rewards as they usually are; one value serves all.
@@ -139,6 +141,7 @@ class TrainOptions:
     populations: tuple[int, ...] = ()
     learners: tuple[LearnerName, ...] = ()
     minibatches: tuple[int, ...] = ()
+    observations: tuple[Observations, ...] = ()
     value_weight: float | None = None
     reward_scale: tuple[float, ...] = (1.0,)
     normalise_rewards: bool = False
@@ -217,12 +220,16 @@ def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
             its.pop("minibatches", None),
             options.value_weight,
         )
+        observations = its.pop("observations", None)
         config = dataclasses.replace(
             usual,
             num_envs=options.envs_per_agent,
             maps=options.maps or usual.maps,
             learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
             normalise_rewards=options.normalise_rewards or usual.normalise_rewards,
+            normalise_observations=usual.normalise_observations
+            if observations is None
+            else observations == "normalised",
         )
         if not own_network and usual.torso != "mlp":
             # A narrow dense network trains the rule as well as the paper's convolution does.
@@ -267,6 +274,7 @@ def _own_settings(options: TrainOptions) -> list[dict[str, Any]]:
         ("populations", "agents"),
         ("learners", "learner"),
         ("minibatches", "minibatches"),
+        ("observations", "observations"),
     ):
         values = getattr(options, name)
         if values and len(values) != len(own):
