@@ -23,6 +23,7 @@ from optim4rl.evaluation.returns import (
     permutation_test,
     probability_of_improvement,
     stuck_rate,
+    welch_test,
 )
 
 NAN = float("nan")
@@ -266,6 +267,56 @@ def test_an_empty_group_is_refused():
         permutation_test(np.zeros(0), np.zeros(2))
 
 
+def crossed_scores(rng, meta_seeds, seeds, spreads=(1.0, 1.0, 0.5)):
+    """Normal scores of meta-trained optimizers and of one fixed one, on the same seeds."""
+    of_meta_seed, of_seed, of_run = spreads
+    luck = of_seed * rng.normal(size=seeds)
+    x = of_meta_seed * rng.normal(size=(meta_seeds, 1)) + luck
+    return x + of_run * rng.normal(size=x.shape), luck + of_run * rng.normal(size=seeds)
+
+
+@given(st.integers(0, 1000), st.integers(2, 6), st.integers(2, 9))
+def test_welchs_test_agrees_with_scipy(seed, meta_seeds, seeds):
+    """Of two samples, the meta-seeds' means and the evaluation seeds' differences."""
+    x, y = crossed_scores(np.random.default_rng(seed), meta_seeds, seeds)
+    found = welch_test(x, y)
+    differences = y - x.mean(axis=0)
+    sample = y.mean() + differences - differences.mean()
+    expected = stats.ttest_ind(x.mean(axis=1), sample, equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
+    assert found.degrees == pytest.approx(expected.df)
+    assert found.difference == pytest.approx(x.mean() - y.mean())
+    assert found.difference == pytest.approx(expected.statistic * expected._standard_error)
+
+
+def test_welchs_test_knows_three_sources_of_luck_where_seeds_are_not_shared():
+    x, y = crossed_scores(np.random.default_rng(0), 4, 8)
+    parts = (x.mean(axis=1), x.mean(axis=0), y[:5])
+    variances = np.array([part.var(ddof=1) / part.size for part in parts])
+    t = (x.mean() - y[:5].mean()) / math.sqrt(variances.sum())
+    degrees = variances.sum() ** 2 / (variances**2 / [3, 7, 4]).sum()
+    assert welch_test(x, y[:5]).p == pytest.approx(2 * stats.t.sf(abs(t), degrees))
+
+
+def test_welchs_test_of_scores_without_any_spread():
+    assert welch_test(np.ones((3, 2)), np.zeros(2)).p == 0.0
+    assert welch_test(np.ones((3, 2)), np.ones(2)).p == 1.0
+
+
+@pytest.mark.parametrize(("meta_seeds", "seeds", "others"), [(1, 3, 3), (3, 1, 3), (3, 3, 1)])
+def test_welchs_test_needs_a_spread_of_everything(meta_seeds, seeds, others):
+    with pytest.raises(ValueError, match="2 of everything are needed"):
+        welch_test(np.ones((meta_seeds, seeds)), np.ones(others))
+
+
+@pytest.mark.parametrize("spreads", [(0.0, 0.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.1)])
+@pytest.mark.parametrize("meta_seeds", [3, 10])
+def test_welchs_test_is_wrong_as_often_as_it_says(meta_seeds, spreads):
+    rng = np.random.default_rng(0)
+    p = [welch_test(*crossed_scores(rng, meta_seeds, 8, spreads)).p for _ in range(2000)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.07
+
+
 # Verdicts
 
 
@@ -303,9 +354,9 @@ def test_three_meta_seeds_are_clear_only_at_their_resolution():
 @pytest.mark.parametrize(
     ("n", "m", "verdict"),
     [
-        (1, 3, "not clear"),
+        (1, 2, "not clear"),
         (2, 2, "not clear"),
-        (1, 4, "clear at this resolution"),
+        (1, 3, "clear"),
         (3, 3, "clear at this resolution"),
         (4, 4, "clear"),
         (10, 12, "clear"),
@@ -314,6 +365,24 @@ def test_three_meta_seeds_are_clear_only_at_their_resolution():
 def test_full_separation_is_worth_as_much_as_the_counts_allow(n, m, verdict):
     x, y = scores(0.1 + 0.01 * np.arange(n)), scores(10 + 0.01 * np.arange(m))
     assert compare(x, y, "X", "Y").verdict == verdict
+
+
+def test_one_fixed_optimizer_is_no_meta_seed_among_others():
+    """However far apart, a permutation of 1 + 5 meta-seeds has a p of at least a sixth."""
+    learned, adam = scores([0.7, 0.72, 0.74, 0.71, 0.1]), scores([1.4], seed=1)
+    for there, back in ((learned, adam), (np.repeat(learned, 2, axis=0), adam.repeat(2, axis=0))):
+        result = compare(there, back, "Learned", "Adam")
+        assert (result.verdict, result.units) == ("clear", "5 meta-seeds and 6 evaluation seeds")
+        assert "Welch's test over 5 meta-seeds and 6 evaluation seeds p = 0.00" in result.sentence
+        mirrored = compare(back, there, "Adam", "Learned").test
+        assert mirrored.p == result.test.p
+        assert mirrored.difference == -result.test.difference > 0
+    copies = np.repeat(adam, 5, axis=1)
+    assert compare(learned, copies, "Learned", "Untrained").test.p == result.test.p
+    learned[0, 0, 0] = NAN
+    ranked = compare(learned, adam, "Learned", "Adam")
+    assert "on ranks over 5 meta-seeds" in ranked.sentence
+    assert ranked.verdict == "clear"
 
 
 def test_not_clear_gives_its_reason():

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (
+    WELCH_META_SEEDS,
     Comparison,
     Estimate,
     area_under_curve,
@@ -477,7 +478,8 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
             f"[{interval(comparison.difference, decimals, signed=True)}]"
         )
     floor = ", its floor" if comparison.test.at_floor else ""
-    figures = f"{shown}, p = {p_value(comparison.test.p)}{floor}"
+    p = p_value(comparison.test.p)
+    figures = f"{shown}, p {p if p.startswith('<') else f'= {p}'}{floor}"
     return Evidence(entry.auc.outcome, entry.row.label, figures)
 
 
@@ -502,6 +504,12 @@ def _caveats(
             f"return, {ceiling}, span no scale: nothing was learned. Stability is therefore in "
             "units of return, and no run can be called stuck."
         )
+    stuck = [rate.value for entry in rows for rate in entry.stuck.values()]
+    if stuck and min(stuck) == 1.0:
+        yield (
+            "The short runs tell nothing here: no optimizer comes to 90 % of the way in so few "
+            "updates, at any multiple of its step."
+        )
     yield (
         "Tuning has a budget too: the table of changes says how each row was tuned, the table of "
         "settings to what. A wider grid or more tuning runs for one side would favour that side."
@@ -525,11 +533,14 @@ def _sample_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
     yield (
         f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result "
         f"evaluated on {reference.seeds} seeds. Runs of one meta-seed are not independent, so "
-        "meta-seed means are what the tests permute."
+        "meta-seed means are what the tests permute. A classical optimizer has no meta-seeds, and "
+        "an untrained one whose heads are zero is the same for all: against these, where the other "
+        f"side has at least {WELCH_META_SEEDS}, the test is Welch’s, in which meta-seeds and "
+        "evaluation seeds are both luck."
     )
     floors: dict[str, float] = {}
     for entry in rows:
-        if entry.auc.comparison:
+        if entry.auc.comparison and entry.auc.comparison.test.floor:
             floors[entry.auc.comparison.units] = entry.auc.comparison.test.floor
     for units, floor in floors.items():
         if floor > 0.05:
@@ -602,7 +613,7 @@ def _score_as_dict(score: Score) -> dict[str, Any]:
         "difference": _as_dict(comparison.difference) if comparison else None,
         "improvement": _as_dict(comparison.improvement) if comparison else None,
         "p": comparison.test.p if comparison else None,
-        "p_floor": comparison.test.floor if comparison else None,
+        "p_floor": (comparison.test.floor or None) if comparison else None,
         "verdict": OUTCOMES[score.outcome],
         "sentence": comparison.sentence if comparison else None,
     }
