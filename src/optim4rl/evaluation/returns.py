@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -300,8 +300,8 @@ class WelchTest:
     p: float
     difference: float
     degrees: float
-    floor: float = 0.0
-    at_floor: bool = False
+    floor: ClassVar[float] = 0.0
+    at_floor: ClassVar[bool] = False
 
 
 def welch_test(
