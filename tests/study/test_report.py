@@ -571,6 +571,16 @@ def test_without_a_scale_no_run_is_called_stuck(small: StudyResults, ceiling: fl
     assert any("no run can be called stuck" in caveat for caveat in summary.caveats)
 
 
+def test_the_best_setting_at_an_end_of_its_grid_is_a_caveat(small: StudyResults) -> None:
+    def told(study: StudyResults) -> list[str]:
+        return [x for x in summarise(study).caveats if "end of its grid" in x]
+
+    assert told(small) == []
+    changed = with_row(small, "adam", lambda row: replace(row, at_edge=("learning rate",)))
+    (caveat,) = told(with_row(changed, "untrained", lambda row: replace(row, at_edge=("a", "b"))))
+    assert caveat.endswith("shown: Optim4RL, untrained (a, b); Tuned Adam (learning rate).")
+
+
 @pytest.mark.parametrize("ceiling", [0.97, 5.0])
 def test_short_runs_that_are_all_stuck_are_said_to_tell_nothing(
     small: StudyResults, ceiling: float

@@ -183,6 +183,28 @@ def test_every_optimizer_has_a_row(finished):
     assert "best of 0.001, 0.01" in rows["adam"].change
 
 
+def test_a_row_says_what_is_an_end_of_its_grid(finished):
+    """Of two learning rates each is one, and of a single step scale none."""
+    _, results, _ = finished
+    ends = {row.key: row.at_edge for row in results.rows}
+    assert ends == dict.fromkeys(KEYS, ()) | dict.fromkeys(BASELINES, ("learning rate",))
+
+
+@pytest.mark.parametrize(
+    ("rate", "at_edge", "said"),
+    [
+        (3e-3, (False, False), ()),
+        (1e-3, (False, False), ("meta-learning rate",)),
+        (1e-2, (True, False), ("meta-learning rate", "step scale of 1 of 2 meta-seeds")),
+        (None, (True, True), ("step scale of 2 of 2 meta-seeds",)),
+    ],
+)
+def test_choices_at_an_end_of_their_grid_are_told(rate, at_edge, said):
+    settings = dataclasses.replace(TINY, meta_learning_rates=(1e-3, 3e-3, 1e-2))
+    results = [CellResult({}, {"at_edge": end}) for end in at_edge]
+    assert runner.settings_at_edge(settings, rate, results) == said
+
+
 def test_every_row_has_all_its_runs(finished):
     _, results, _ = finished
     updates = TINY.evaluation.updates

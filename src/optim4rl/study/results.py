@@ -32,6 +32,7 @@ class Row:
         stress: short runs at multiples of the step, scale -> `Curves` of all meta-seeds together.
         failures: meta-seeds whose meta-training ran out of finite numbers, with the message.
         settings: what it was tuned to ("meta-learning rate": 0.003, "step scale": 1.0, ...).
+        at_edge: those of them that are an end of their grid, in words.
         seconds: wall-clock time of meta-training and evaluation.
     """
 
@@ -44,6 +45,7 @@ class Row:
     stress: Mapping[float, Curves]
     failures: Mapping[int, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    at_edge: tuple[str, ...] = ()
     seconds: float = 0.0
 
 

@@ -325,8 +325,9 @@ def _learned_row(study: Study, comparison: Comparison, rate: float, folder: Path
         for seed in range(study.settings.meta_seeds)
     }
     good = [result for result in results.values() if "failure" not in result.info]
+    meta_learning_rate = rate if comparison.trained else None
     settings = {
-        "meta-learning rate": rate if comparison.trained else None,
+        "meta-learning rate": meta_learning_rate,
         "step scale": [
             float(f"{result.info['rate'] / study.settings.training.learning_rate:.3g}")
             for result in good
@@ -347,8 +348,26 @@ def _learned_row(study: Study, comparison: Comparison, rate: float, folder: Path
             if "failure" in result.info
         },
         settings=settings,
+        at_edge=settings_at_edge(study.settings, meta_learning_rate, good),
         seconds=sum(result.info["seconds"] for result in results.values()),
     )
+
+
+def settings_at_edge(
+    settings: StudySettings, meta_learning_rate: float | None, results: Sequence[CellResult]
+) -> tuple[str, ...]:
+    """What of a variant's choices is an end of its grid, in words.
+
+    Args:
+        settings: the study's, with its grids.
+        meta_learning_rate: the one chosen; None where nothing is trained.
+        results: evaluations, one for each meta-seed.
+    """
+    grid = settings.meta_learning_rates
+    chosen_end = len(grid) > 1 and meta_learning_rate in (min(grid), max(grid))
+    ends = sum(bool(result.info["at_edge"]) for result in results)
+    of_meta_seeds = (f"step scale of {ends} of {len(results)} meta-seeds",) if ends else ()
+    return (("meta-learning rate",) if chosen_end else ()) + of_meta_seeds
 
 
 def _classical_row(study: Study, name: str, label: str, folder: Path) -> Row:
@@ -365,6 +384,7 @@ def _classical_row(study: Study, name: str, label: str, folder: Path) -> Row:
         curves=(unpack_curves("curves", result.arrays),),
         stress=_stress(evaluation, [result]),
         settings={"learning rate": result.info["rate"]},
+        at_edge=("learning rate",) if edge else (),
         seconds=result.info["seconds"],
     )
 

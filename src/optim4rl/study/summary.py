@@ -514,6 +514,12 @@ def _caveats(
         "Tuning has a budget too: the table of changes says how each row was tuned, the table of "
         "settings to what. A wider grid or more tuning runs for one side would favour that side."
     )
+    ends = [f"{e.row.label} ({', '.join(e.row.at_edge)})" for e in rows if e.row.at_edge]
+    if ends:
+        yield (
+            "The best setting is an end of its grid, so that these may be better than shown: "
+            f"{'; '.join(ends)}."
+        )
     yield (
         f"{2 * (len(rows) - 1)} comparisons with the reference are shown without correction: if "
         "nothing differed at all, one in twenty would still reach p ≤ 0.05 where its floor lets it."
