@@ -30,7 +30,12 @@ class Tuning:
     @property
     def at_edge(self) -> bool:
         """The best rate is the grid's first or last, so that the optimum may lie outside."""
-        return len(self.rates) > 1 and self.rate in (self.rates[0], self.rates[-1])
+        return is_edge(self.rate, self.rates)
+
+
+def is_edge(value: float | None, grid: Sequence[float]) -> bool:
+    """Whether a value is the first or last of a grid of several."""
+    return len(grid) > 1 and value in (grid[0], grid[-1])
 
 
 def choose_rate(rates: Sequence[float], curves: Sequence[Curves]) -> Tuning:

@@ -17,6 +17,7 @@ import numpy as np
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.protocol import EvaluationSettings
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
+from optim4rl.evaluation.tuning import is_edge
 from optim4rl.optimizers.files import write_atomically
 from optim4rl.study.cells import (
     Cell,
@@ -363,8 +364,7 @@ def settings_at_edge(
         meta_learning_rate: the one chosen; None where nothing is trained.
         results: evaluations, one for each meta-seed.
     """
-    grid = settings.meta_learning_rates
-    chosen_end = len(grid) > 1 and meta_learning_rate in (min(grid), max(grid))
+    chosen_end = is_edge(meta_learning_rate, settings.meta_learning_rates)
     ends = sum(bool(result.info["at_edge"]) for result in results)
     of_meta_seeds = (f"step scale of {ends} of {len(results)} meta-seeds",) if ends else ()
     return (("meta-learning rate",) if chosen_end else ()) + of_meta_seeds
