@@ -26,10 +26,10 @@ test-slow: $(FUZZ)
 # What README and pages say, run as printed; the notebook; pages in Chromium.
 test-pages: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_docs.py tests/test_pages.py \
-	  tests/study/test_pages_in_browser.py tests/examples/test_notebook.py
+	  tests/pages/test_in_browser.py tests/examples/test_notebook.py
 
 # Kills, damages, starves, fuzzes and soaks, and counts; two hours on two cores, and root for the disks.
-FAULTS := tests/faults tests/study/test_plan_fuzz.py tests/study/test_ray_pool.py
+FAULTS := tests/faults tests/plans/test_plan_fuzz.py tests/jobs/test_ray_pool.py
 faults: $(FUZZ)
 	$(BIN)/python -m pytest -m slow $(FAULTS) --faults-table docs/results/faults.md
 	$(BIN)/python -m tests.soak --minutes 60 --results docs/results

@@ -17,8 +17,8 @@ WEIGHTS = ("anchored-catch", "grid-generalist", "optim4rl-catch", "optim4rl-rlc-
 def main(name: str = "catch") -> None:
     """Train with every shipped optimizer, twice."""
     configure_jax()
+    from optim4rl.benchmark.protocol import EvaluationSettings
     from optim4rl.evaluation.learning import Learned, learning_curves
-    from optim4rl.evaluation.protocol import EvaluationSettings
     from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
     from optim4rl.optimizers.weights import load_weights
     from optim4rl.study.cells import evaluation_task

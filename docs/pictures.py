@@ -6,7 +6,7 @@ import matplotlib as mpl
 
 from optim4rl.evaluation.response import CLASSICAL, measure, respond
 from optim4rl.optimizers import load_weights
-from optim4rl.study.inspection import surface_figure
+from optim4rl.pages.inspection import surface_figure
 
 WEIGHTS = "anchored-catch"
 PATH = Path(__file__).parent / "images" / "response.svg"

@@ -14,13 +14,13 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["optim4rl.study.plan", "optim4rl.study.mapping", "optim4rl.study.words"]
+    include=["optim4rl.plans.plan", "optim4rl.plans.mapping", "optim4rl.plans.words"]
 ):
-    from optim4rl.study.mapping import map_plan, plan_as_dict
-    from optim4rl.study.plan import PlanError, parse_plan
+    from optim4rl.plans.mapping import map_plan, plan_as_dict
+    from optim4rl.plans.plan import PlanError, parse_plan
 
 ROOT = Path(__file__).parents[1]
-SEEDS = [ROOT / "plans" / "optim4rl.md", *sorted((ROOT / "tests" / "study" / "plans").iterdir())]
+SEEDS = [ROOT / "plans" / "optim4rl.md", *sorted((ROOT / "tests" / "plans" / "plans").iterdir())]
 WORDS = [
     "<!--",
     "-->",

@@ -17,17 +17,25 @@ SOURCE = ROOT / "src"
 FLOORS = {
     "cpp": set(),
     "fields": set(),
-    "optimizers": {"cpp", "fields"},
+    "files": set(),
+    "optimizers": {"cpp", "fields", "files"},
     "torch": {"optimizers"},
     "tasks": {"cpp", "fields"},
-    "meta": {"__init__", "fields", "optimizers", "tasks"},
+    "jobs": {"fields", "files"},
+    "plans": set(),
+    "meta": {"__init__", "fields", "files", "optimizers", "tasks"},
     "evaluation": {"__init__", "fields", "optimizers", "tasks"},
-    "study": {"__init__", "fields", "optimizers", "tasks", "meta", "evaluation"},
-    "cli": {"__init__", "fields", "optimizers", "tasks", "meta", "evaluation", "study"},
+}
+LOWER = set(FLOORS)
+FLOORS |= {
+    "benchmark": LOWER - {"torch", "plans", "meta"} | {"__init__", "study"},
+    "study": LOWER - {"torch"} | {"__init__", "benchmark"},
+    "pages": LOWER - {"torch"} | {"__init__", "benchmark", "study", "cli"},
+    "cli": LOWER - {"torch"} | {"__init__", "benchmark", "study", "pages"},
     "__init__": {"optimizers"},
     "__main__": {"cli"},
 }
-CORE = ("__init__", "cpp", "fields", "optimizers")
+CORE = ("__init__", "cpp", "fields", "files", "optimizers")
 CORE_DEPENDENCIES = {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
 TORCH_DEPENDENCIES = {"jaxtyping", "torch"}
 PLAN_SHA256 = "bf292e8aa57e228abefa719d51caf67c72856c00fc78229c8e78ce92d0c2409c"
@@ -165,14 +173,14 @@ def test_the_plan_is_as_published():
     ("module", "source"),
     [
         ("optim4rl.optimizers.rule", "from optim4rl.tasks.task import make_task"),
-        ("optim4rl.optimizers.rule", "def f():\n    import optim4rl.study.plan"),
+        ("optim4rl.optimizers.rule", "def f():\n    import optim4rl.plans.plan"),
         ("optim4rl.optimizers.rule", "import optim4rl"),
         ("optim4rl.tasks.task", "from optim4rl.optimizers import load"),
         ("optim4rl.tasks.task", "from optim4rl import load"),
         ("optim4rl.meta.trainer", "from optim4rl.evaluation import curves"),
         ("optim4rl.evaluation.curves", "from optim4rl import meta"),
-        ("optim4rl.study.plan", "from optim4rl.cli import main"),
-        ("optim4rl", "from optim4rl.study.plan import Plan"),
+        ("optim4rl.plans.plan", "from optim4rl.cli import main"),
+        ("optim4rl", "from optim4rl.plans.plan import Plan"),
     ],
 )
 def test_an_import_from_above_or_beside_is_found(module, source):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from optim4rl.evaluation.suites import SUITES
+from optim4rl.benchmark.suites import SUITES
 from optim4rl.optimizers import LEARNED
 from optim4rl.optimizers.kernels.select import KERNELS
 from optim4rl.optimizers.processing import Raw

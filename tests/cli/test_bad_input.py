@@ -18,18 +18,18 @@ import jax
 import numpy as np
 import pytest
 
+from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.cli import ablate, evaluate, main as cli, plan, suite, train
 from optim4rl.cli.main import main
-from optim4rl.evaluation import identity
-from optim4rl.evaluation.protocol import EvaluationSettings
 from optim4rl.fields import shown
+from optim4rl.jobs.pools import Workers
 from optim4rl.meta.augmentation import Augmentation
 from optim4rl.meta.trainer import MetaConfig
 from optim4rl.optimizers.rule import OptimizerSpec, spec_to_dict
 from optim4rl.optimizers.weight_files import WeightsError, weights_as_bytes
 from optim4rl.optimizers.weights import load_weights, untrained
+from optim4rl.study import identity
 from optim4rl.study.planner.propose import Limits
-from optim4rl.study.pools import Workers
 from optim4rl.study.settings import SMOKE, StudySettings, TrainingSettings
 from optim4rl.tasks import TaskConfig
 from optim4rl.tasks.a2c import A2CConfig

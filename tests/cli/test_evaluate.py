@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from optim4rl.benchmark.protocol import Evaluation
+from optim4rl.benchmark.tuning import Tuning
 from optim4rl.cli import evaluate as evaluate_command, main as cli
 from optim4rl.cli.evaluate import EvaluateOptions, contenders, summarise
 from optim4rl.cli.main import main
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.evaluation.protocol import Evaluation
-from optim4rl.evaluation.tuning import Tuning
 from optim4rl.optimizers.weights import save_weights, untrained
 from optim4rl.study.cells import code_hash
 

@@ -12,9 +12,9 @@ from test_trackers import read_scalars
 from documented import columns
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
-from optim4rl.evaluation import identity
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.evaluation.identity import IdentityResult, IdentityRow
+from optim4rl.study import identity
+from optim4rl.study.identity import IdentityResult, IdentityRow
 
 
 def row(schedule, curve):

@@ -9,7 +9,7 @@ from optim4rl.cli import inspect as command
 from optim4rl.cli.main import main
 from optim4rl.evaluation.response import CLASSICAL, TimeScales, measure
 from optim4rl.optimizers import shipped_names
-from optim4rl.study.inspection import RULE, Inspection
+from optim4rl.pages.inspection import RULE, Inspection
 
 
 def run(name, tmp_path, capsys):

@@ -16,8 +16,8 @@ import pytest
 
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
-from optim4rl.study.mapping import map_plan
-from optim4rl.study.plan import read_plan
+from optim4rl.plans.mapping import map_plan
+from optim4rl.plans.plan import read_plan
 
 KEY = "sk-a-key-that-nobody-may-see"
 OUT, RECORD = Path("plan.md"), Path("plan.record.jsonl")

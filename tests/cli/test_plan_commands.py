@@ -9,7 +9,7 @@ import pytest
 
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import PLAN_COMMANDS, main
-from optim4rl.study.plan import read_plan
+from optim4rl.plans.plan import read_plan
 
 PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
 

@@ -11,17 +11,17 @@ import polars as pl
 import pytest
 
 from documented import columns
-from optim4rl.cli import main as cli, suite_runs
+from optim4rl.benchmark import runs as suite_runs, scale as statistics
+from optim4rl.benchmark.pieces import is_done, piece_from_dict, put_curves
+from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
+from optim4rl.benchmark.runs import run_benchmark
+from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
 from optim4rl.cli.suite import SuiteOptions, lay_out
-from optim4rl.cli.suite_pieces import is_done, piece_from_dict, put_curves
-from optim4rl.cli.suite_report import claims, summary_table, to_json, to_markdown, write_report
-from optim4rl.cli.suite_runs import run_benchmark
-from optim4rl.evaluation import benchmark as statistics
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.evaluation.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
 from optim4rl.optimizers.weights import save_weights, untrained
-from optim4rl.study.comparison import read_run
+from optim4rl.pages.benchmark import claims, summary_table, to_json, to_markdown, write_report
+from optim4rl.pages.comparison import read_run
 
 RATES, SCALES = (0.001, 0.01, 0.1), (0.3, 1.0, 3.0)
 TASKS = ("catch", "small_dense_short")

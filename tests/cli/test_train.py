@@ -18,15 +18,15 @@ from test_trackers import read_scalars
 
 from documented import columns
 from optim4rl.cli import main as cli, train
-from optim4rl.cli.folders import locked
 from optim4rl.cli.main import main
 from optim4rl.cli.progress_log import ProgressLog, task_labels
 from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.train import TrainOptions, build, per_task
+from optim4rl.files.folders import locked
+from optim4rl.files.sealed import check_seal
 from optim4rl.meta.checkpoint import load_checkpoint
 from optim4rl.meta.trainer import Progress, init
 from optim4rl.optimizers.presets import learned_spec
-from optim4rl.optimizers.sealed import check_seal
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.study.cells import code_hash
 from optim4rl.tasks import PPOConfig, default_config

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_learning import SGD, Descent
 
+from optim4rl.benchmark.tuning import Tuning, choose_rate, tune_rate
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.evaluation.tuning import Tuning, choose_rate, tune_rate
 
 
 def curves(*areas: float) -> Curves:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from optim4rl.cli.folders import LOCK
+from optim4rl.files.folders import LOCK
 
 # Long enough for anything here; what takes longer hangs.
 PATIENCE = 900

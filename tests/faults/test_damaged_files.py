@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from fault_runs import PLAN
 
+from optim4rl.benchmark.pieces import Method, Piece, get_curves, put_curves
 from optim4rl.cli.progress_log import ProgressLog
-from optim4rl.cli.suite_pieces import Method, Piece, get_curves, put_curves
 from optim4rl.cli.train import TrainOptions, build
 from optim4rl.evaluation.curves import Curves
+from optim4rl.files.manifest import MANIFEST, write_manifest
 from optim4rl.meta.checkpoint import (
     load_checkpoint,
     previous_checkpoint,
@@ -29,9 +30,8 @@ from optim4rl.meta.checkpoint import (
 )
 from optim4rl.meta.trainer import MetaConfig, init
 from optim4rl.optimizers.weights import load_weights, save_weights, untrained
+from optim4rl.pages.comparison import read_run
 from optim4rl.study.cells import CellResult, ClassicalCell
-from optim4rl.study.comparison import read_run
-from optim4rl.study.manifest import MANIFEST, write_manifest
 from optim4rl.study.runner import lay_out, load_study, record_study
 from optim4rl.study.settings import QUICK, SMOKE
 from optim4rl.study.store import get_result, put_result, result_path

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from browser import browser, file_url
-from optim4rl.cli.suite_pieces import keep_weights
+from optim4rl.benchmark.pieces import keep_weights
 from optim4rl.evaluation.curves import Curves
+from optim4rl.files.manifest import write_manifest
 from optim4rl.optimizers.weights import load_weights, save_weights, untrained
+from optim4rl.pages.comparison import read_run, write_comparison
+from optim4rl.pages.study import write_report
 from optim4rl.study.cells import CellResult, pack_curves
-from optim4rl.study.comparison import read_run, write_comparison
-from optim4rl.study.manifest import write_manifest
-from optim4rl.study.report import write_report
 from optim4rl.study.runner import (
     collect,
     lay_out,

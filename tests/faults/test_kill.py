@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from fault_runs import TRAIN, holds, judge_result, same_study, same_training, wait_for
 
-from optim4rl.optimizers.files import UNFINISHED
+from optim4rl.files.atomic import UNFINISHED
 
 pytestmark = pytest.mark.slow
 

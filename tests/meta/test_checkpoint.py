@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from test_meta_gradient import Quadratic, factor_rule
 from test_trainer import assert_identical
 
+from optim4rl.files.sealed import read_sealed, write_sealed
 from optim4rl.meta.checkpoint import (
     CheckpointError,
     DamagedCheckpointError,
@@ -23,7 +24,6 @@ from optim4rl.meta.checkpoint import (
     save_checkpoint,
 )
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, train
-from optim4rl.optimizers.sealed import read_sealed, write_sealed
 from optim4rl.tasks import A2CConfig, TaskConfig, make_task
 
 SPEC, _ = factor_rule()

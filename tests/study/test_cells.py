@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
+from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.evaluation.identity import Histogram, IdentityResult, IdentityRow
-from optim4rl.evaluation.protocol import EvaluationSettings
+from optim4rl.plans.components import COMPONENTS
 from optim4rl.study.cells import (
     CellResult,
     ClassicalCell,
@@ -29,7 +29,7 @@ from optim4rl.study.cells import (
     unpack_curves,
     unpack_identity,
 )
-from optim4rl.study.components import COMPONENTS
+from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
 from optim4rl.study.settings import TrainingSettings
 from optim4rl.study.store import StoreError, get_result, has_result, put_result, result_path
 from optim4rl.study.variant import REFERENCE
@@ -125,7 +125,8 @@ def test_the_code_hash_reads_every_module_that_computes(monkeypatch):
     suffixes = (".py", ".cc", ".h")
     files = [path for folder in computing for path in folder.rglob("*")]
     expected = {path for path in files if path.suffix in suffixes}
-    assert set(read) == expected | {package / "study" / f"{x}.py" for x in ("cells", "variant")}
+    others = ("study/cells", "study/variant", "study/identity", "benchmark/protocol")
+    assert set(read) == expected | {package / f"{x}.py" for x in others}
 
 
 def test_the_address_changes_with_the_code(monkeypatch):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from optim4rl.study.components import COMPONENTS, METRICS
-from optim4rl.study.mapping import map_plan, require_mapped
-from optim4rl.study.plan import Ablation, Plan, PlanError, parse_plan, read_plan
+from optim4rl.plans.components import COMPONENTS, METRICS
+from optim4rl.plans.mapping import map_plan, require_mapped
+from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan, read_plan
 from optim4rl.study.planner.catalogue import candidates, catalogue_plan, catalogue_text
 from optim4rl.study.planner.method import MAX_CHARACTERS, Method, method_of, read_method
 from optim4rl.study.planner.render import MAX_ABLATIONS, normalise, render_plan, unmapped

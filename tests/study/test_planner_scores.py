@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from optim4rl.plans.mapping import map_plan
+from optim4rl.plans.plan import Ablation, Plan, PlanError, read_plan
 from optim4rl.study.cells import CellResult, LearnedCell, cell_to_dict
-from optim4rl.study.mapping import map_plan
-from optim4rl.study.plan import Ablation, Plan, PlanError, read_plan
 from optim4rl.study.planner.catalogue import catalogue_plan
 from optim4rl.study.planner.cost import CELL_SECONDS, predict, read_measured
 from optim4rl.study.planner.lint import lint

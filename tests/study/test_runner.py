@@ -12,14 +12,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.cli.main import main
-from optim4rl.evaluation.protocol import EvaluationSettings
 from optim4rl.evaluation.returns import area_under_curve, final_return
+from optim4rl.jobs.pool import JobError
+from optim4rl.jobs.pools import Workers
+from optim4rl.plans.plan import PlanError
 from optim4rl.study import pool, runner
 from optim4rl.study.cells import CellResult, ClassicalCell, IdentityCell, LearnedCell
-from optim4rl.study.plan import PlanError
-from optim4rl.study.pool import JobError
-from optim4rl.study.pools import Workers
 from optim4rl.study.runner import (
     choose_meta_learning_rates,
     collect,

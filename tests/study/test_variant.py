@@ -7,13 +7,14 @@ from typing import get_args
 import jax
 import pytest
 
-from optim4rl.evaluation.protocol import EvaluationSettings
+from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.meta.meta_gradient import VALIDATIONS
 from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import init_meta_parameters
 from optim4rl.optimizers.structures import STRUCTURES
+from optim4rl.plans.components import COMPONENTS
 from optim4rl.study.cells import (
     LearnedCell,
     does_the_same,
@@ -22,7 +23,6 @@ from optim4rl.study.cells import (
     training_of,
     training_tasks,
 )
-from optim4rl.study.components import COMPONENTS
 from optim4rl.study.settings import TrainingSettings
 from optim4rl.study.variant import (
     REFERENCE,

@@ -16,7 +16,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from optim4rl.cli.folders import locked
 from optim4rl.cli.kept import kept
 from optim4rl.cli.runtime import print_table, progress_bar, require_file_name
 from optim4rl.cli.signals import stop_in_order, stop_now
@@ -28,10 +27,22 @@ from optim4rl.cli.trackers import (
     tracking,
     with_progress,
 )
-from optim4rl.evaluation.identity import IdentityResult, IdentityRow
 from optim4rl.evaluation.returns import Estimate
+from optim4rl.files.atomic import write_atomically
+from optim4rl.files.folders import locked
+from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.jobs.pools import Workers
 from optim4rl.meta.agents import num_rollouts
-from optim4rl.optimizers.files import write_atomically
+from optim4rl.pages.comparison import (
+    differing_settings,
+    numbers_by_name,
+    read_run,
+    short_names,
+    write_comparison,
+)
+from optim4rl.pages.study import write_report
+from optim4rl.pages.summary import OUTCOMES, Summary, interval, number, summarise, summary_table
+from optim4rl.plans.plan import read_plan
 from optim4rl.study.cells import (
     IDENTITY_SCALES,
     IDENTITY_TASKS,
@@ -39,23 +50,12 @@ from optim4rl.study.cells import (
     training_tasks,
     unpack_identity_rows,
 )
-from optim4rl.study.comparison import (
-    differing_settings,
-    numbers_by_name,
-    read_run,
-    short_names,
-    write_comparison,
-)
-from optim4rl.study.manifest import remove_manifest, write_manifest
-from optim4rl.study.plan import read_plan
+from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.planner.text import one_line
-from optim4rl.study.pools import Workers
 from optim4rl.study.provenance import provenance
-from optim4rl.study.report import write_report
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, lay_out, load_study, run_study
 from optim4rl.study.settings import SCALES, IdentityScale, StudySettings
-from optim4rl.study.summary import OUTCOMES, Summary, interval, number, summarise, summary_table
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
 
@@ -282,7 +282,7 @@ def identity(options: IdentityOptions) -> None:
         require_file_name("out", options.out)
         folder = options.out.parent
     require_tracker(options.tracker, folder)
-    from optim4rl.evaluation.identity import identity_experiment
+    from optim4rl.study.identity import identity_experiment
     from optim4rl.tasks import default_config, make_task
 
     name = options.task or IDENTITY_TASKS[options.scale]

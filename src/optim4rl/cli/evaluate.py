@@ -12,16 +12,14 @@ import jax
 import numpy as np
 import tyro
 
-from optim4rl.cli.folders import locked
+from optim4rl.benchmark.pieces import weights_address
+from optim4rl.benchmark.protocol import Evaluation, EvaluationSettings, evaluate
 from optim4rl.cli.kept import kept
-from optim4rl.cli.plots import plot_curves
 from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.cli.signals import stop_in_order
-from optim4rl.cli.suite_pieces import weights_address
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking
 from optim4rl.evaluation.curves import stack
 from optim4rl.evaluation.learning import Classical, Family, Learned
-from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
 from optim4rl.evaluation.returns import (
     Estimate,
     area_under_curve,
@@ -32,16 +30,18 @@ from optim4rl.evaluation.returns import (
     stuck_rate,
 )
 from optim4rl.evaluation.stability import stability
-from optim4rl.optimizers.files import write_atomically
+from optim4rl.files.atomic import write_atomically
+from optim4rl.files.folders import locked
+from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
+from optim4rl.pages.plots import plot_curves
 from optim4rl.study.cells import (
     CellResult,
     evaluation_task,
     pack_evaluation,
     unpack_evaluation,
 )
-from optim4rl.study.manifest import remove_manifest, write_manifest
 from optim4rl.study.provenance import provenance
 from optim4rl.tasks import Task
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import jax
 import tyro
 
-from optim4rl.optimizers.files import write_atomically
+from optim4rl.files.atomic import write_atomically
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, untrained
-from optim4rl.study.inspection import inspect, render_inspection, to_json
+from optim4rl.pages.inspection import inspect, render_inspection, to_json
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _state_cost(floats: int) -> str:
 
 
 def _components() -> list[dict[str, Any]]:
-    from optim4rl.study.components import COMPONENTS, METRICS
+    from optim4rl.plans.components import COMPONENTS, METRICS
 
     choices = [
         {"component": component.key, "choice": choice.value, "meaning": choice.description}

@@ -11,9 +11,9 @@ import tyro
 
 from optim4rl.cli.runtime import print_table, require_file_name
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
-from optim4rl.optimizers.files import write_atomically
-from optim4rl.study.mapping import MappedAblation, map_plan, plan_as_dict
-from optim4rl.study.plan import Plan, read_plan
+from optim4rl.files.atomic import write_atomically
+from optim4rl.plans.mapping import MappedAblation, map_plan, plan_as_dict
+from optim4rl.plans.plan import Plan, read_plan
 from optim4rl.study.planner.catalogue import catalogue_plan
 from optim4rl.study.planner.cost import Cost, Measured, predict, read_measured
 from optim4rl.study.planner.lint import Finding, lint

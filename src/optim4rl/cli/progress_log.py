@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optim4rl.files.atomic import write_atomically
 from optim4rl.meta.trainer import Progress
-from optim4rl.optimizers.files import write_atomically
 
 
 class LogError(ValueError):

@@ -11,13 +11,9 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from optim4rl.cli.evaluate import CONTROL, load_groups
-from optim4rl.cli.folders import locked
-from optim4rl.cli.runtime import progress_bar
-from optim4rl.cli.signals import stop_now
-from optim4rl.cli.suite_pieces import Method, keep_weights
-from optim4rl.cli.suite_report import print_summary, to_json, write_report
-from optim4rl.cli.suite_runs import (
+from optim4rl.benchmark.pieces import Method, keep_weights
+from optim4rl.benchmark.protocol import require_grid
+from optim4rl.benchmark.runs import (
     BASELINES,
     REFERENCE,
     Benchmark,
@@ -26,13 +22,17 @@ from optim4rl.cli.suite_runs import (
     Role,
     run_benchmark,
 )
+from optim4rl.benchmark.suites import load_suite
+from optim4rl.cli.evaluate import CONTROL, load_groups
+from optim4rl.cli.runtime import progress_bar
+from optim4rl.cli.signals import stop_now
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.protocol import require_grid
-from optim4rl.evaluation.suites import load_suite
 from optim4rl.fields import COUNT, check_fields
-from optim4rl.study.manifest import remove_manifest, write_manifest
-from optim4rl.study.pools import Workers
+from optim4rl.files.folders import locked
+from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.jobs.pools import Workers
+from optim4rl.pages.benchmark import print_summary, to_json, write_report
 
 Baseline = Literal["adam", "rmsprop", "sign_sgd", "muon", "adam_decay", "adam_raw_rewards"]
 

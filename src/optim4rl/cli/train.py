@@ -18,13 +18,14 @@ import tyro
 from jax.experimental import multihost_utils
 
 from optim4rl.cli.cluster import ClusterOptions
-from optim4rl.cli.folders import locked
-from optim4rl.cli.plots import plot_training
 from optim4rl.cli.progress_log import ProgressLog, task_labels
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
 from optim4rl.cli.signals import stop_in_order
 from optim4rl.cli.trackers import TrackerName, log_progress, require_tracker, tracking
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
+from optim4rl.files.atomic import write_atomically
+from optim4rl.files.folders import locked
+from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.meta.augmentation import Augmentation, augment
 from optim4rl.meta.checkpoint import (
     Resumed,
@@ -44,12 +45,11 @@ from optim4rl.meta.trainer import (
     make_estimator,
     train,
 )
-from optim4rl.optimizers.files import write_atomically
 from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
-from optim4rl.study.manifest import remove_manifest, write_manifest
+from optim4rl.pages.plots import plot_training
 from optim4rl.study.provenance import provenance
 from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, default_config, make_task
 

@@ -1,1 +1,1 @@
-"""Evaluation: learning curves, tuning, statistics of return and stability, the identity test."""
+"""Evaluation: learning curves, statistics of return and stability, an optimizer's response."""

@@ -17,15 +17,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from optim4rl.meta.population import Execution
-from optim4rl.meta.trainer import MetaState, state_shardings
-from optim4rl.optimizers.sealed import (
+from optim4rl.files.sealed import (
     DTYPES,
     DamagedFileError,
     as_bytes,
     check_seal,
     write_sealed,
 )
+from optim4rl.meta.population import Execution
+from optim4rl.meta.trainer import MetaState, state_shardings
 
 FORMAT = "optim4rl-checkpoint"
 FORMAT_VERSION = 2

@@ -12,7 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from optim4rl.optimizers.files import write_atomically
+from optim4rl.files.atomic import write_atomically
 from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.layout import Kinds
 from optim4rl.optimizers.presets import ScalarOrSchedule, learned_spec

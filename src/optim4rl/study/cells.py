@@ -18,13 +18,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from optim4rl.evaluation import identity
+from optim4rl.benchmark.protocol import Evaluation, EvaluationSettings, evaluate, tune
+from optim4rl.benchmark.tuning import Tuning
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.learning import Classical, Family, Learned
-from optim4rl.evaluation.protocol import Evaluation, EvaluationSettings, evaluate, tune
-from optim4rl.evaluation.tuning import Tuning
 from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, init, train
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.study import identity
 from optim4rl.study.settings import IdentityScale, TrainingSettings
 from optim4rl.study.variant import Variant, variant_spec, variant_training
 from optim4rl.tasks import Task, TaskConfig, default_config, make_task
@@ -150,8 +150,9 @@ def code_hash() -> str:
         for file in sorted(folder.iterdir(), key=lambda file: file.name):
             if file.name.endswith((".py", ".cc", ".h")):
                 digest.update(file.read_bytes())
-    for name in ("cells.py", "variant.py"):
-        digest.update((package / "study" / name).read_bytes())
+    names = ("study/cells.py", "study/variant.py", "study/identity.py", "benchmark/protocol.py")
+    for name in names:
+        digest.update(package.joinpath(*name.split("/")).read_bytes())
     return digest.hexdigest()
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.identity import IdentityResult
-from optim4rl.study.mapping import MappedAblation
-from optim4rl.study.plan import Plan
+from optim4rl.plans.mapping import MappedAblation
+from optim4rl.plans.plan import Plan
+from optim4rl.study.identity import IdentityResult
 
 # reference: the method as it is. replacement: asked for by the plan. paper: an ablation of the
 # paper's own. control: the reference, untrained. baseline: a classical optimizer, tuned.

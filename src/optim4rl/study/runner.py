@@ -14,11 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from optim4rl.benchmark.protocol import EvaluationSettings
+from optim4rl.benchmark.tuning import is_edge
 from optim4rl.evaluation.curves import Curves, stack
-from optim4rl.evaluation.protocol import EvaluationSettings
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
-from optim4rl.evaluation.tuning import is_edge
-from optim4rl.optimizers.files import write_atomically
+from optim4rl.files.atomic import write_atomically
+from optim4rl.files.manifest import check_files
+from optim4rl.jobs.pool import Job, Pool
+from optim4rl.jobs.pools import Workers, open_pool
+from optim4rl.plans.mapping import MappedAblation, map_plan, require_mapped
+from optim4rl.plans.plan import Plan, PlanError, parse_plan
 from optim4rl.study.cells import (
     Cell,
     CellResult,
@@ -29,11 +34,6 @@ from optim4rl.study.cells import (
     unpack_curves,
     unpack_identity,
 )
-from optim4rl.study.manifest import check_files
-from optim4rl.study.mapping import MappedAblation, map_plan, require_mapped
-from optim4rl.study.plan import Plan, PlanError, parse_plan
-from optim4rl.study.pool import Job, Pool
-from optim4rl.study.pools import Workers, open_pool
 from optim4rl.study.provenance import package_versions as package_versions, provenance
 from optim4rl.study.results import Row, RowKind, StudyResults
 from optim4rl.study.settings import (

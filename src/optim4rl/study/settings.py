@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from optim4rl.evaluation.protocol import EvaluationSettings, require_grid
+from optim4rl.benchmark.protocol import EvaluationSettings, require_grid
 from optim4rl.fields import COUNT, POSITIVE, check_fields
 from optim4rl.meta.trainer import MetaClip
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optim4rl.optimizers.sealed import DamagedFileError, read_sealed, write_sealed
+from optim4rl.files.sealed import DamagedFileError, read_sealed, write_sealed
 from optim4rl.study.cells import Cell, CellResult, cell_address, cell_to_dict
 from optim4rl.study.provenance import provenance
 

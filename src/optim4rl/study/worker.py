@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optim4rl.jobs.pool import OTHER_CODE, serve
 from optim4rl.study.cells import Cell, cell_address, cell_from_dict, cell_to_dict, run_cell
-from optim4rl.study.pool import OTHER_CODE, serve
 from optim4rl.study.store import put_result
 
 

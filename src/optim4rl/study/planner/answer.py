@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from optim4rl.study.plan import Ablation, Action, Plan, PlanError, parse_plan
+from optim4rl.plans.plan import Ablation, Action, Plan, PlanError, parse_plan
 from optim4rl.study.planner.render import normalise
 from optim4rl.study.planner.text import PlannerError, one_line
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from optim4rl.study.components import COMPONENTS, DEFAULT_METRICS, METRICS, Choice, Component
-from optim4rl.study.plan import Ablation, Plan
+from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Choice, Component
+from optim4rl.plans.plan import Ablation, Plan
+from optim4rl.plans.words import covered_words, normalised_words
 from optim4rl.study.planner.method import Method
 from optim4rl.study.planner.text import PlannerError
 from optim4rl.study.variant import REFERENCE, Variant, replace_field, variant_spec
-from optim4rl.study.words import covered_words, normalised_words
 
 # What is measured beside the default metrics: the identity experiment compares processings.
 FURTHER_METRICS: Final[Mapping[str, tuple[str, ...]]] = {"processing": ("identity",)}

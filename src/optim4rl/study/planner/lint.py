@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optim4rl.study.mapping import MappedAblation
+from optim4rl.plans.mapping import MappedAblation
 from optim4rl.study.planner.render import unmapped
 from optim4rl.study.planner.score import pairs
 from optim4rl.study.planner.text import one_line

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, check_fields
-from optim4rl.study.mapping import map_plan
-from optim4rl.study.plan import Plan
+from optim4rl.plans.mapping import map_plan
+from optim4rl.plans.plan import Plan
 from optim4rl.study.planner.answer import AnswerError, read_answer
 from optim4rl.study.planner.method import Method
 from optim4rl.study.planner.prompt import Message, first_messages, returned_messages

@@ -5,8 +5,8 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from optim4rl.study.mapping import MappedAblation, Match, map_plan
-from optim4rl.study.plan import Ablation, Plan, PlanError, parse_plan
+from optim4rl.plans.mapping import MappedAblation, Match, map_plan
+from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan
 from optim4rl.study.planner.text import PlannerError, one_line
 
 MAX_ABLATIONS: Final = 200

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optim4rl.study.mapping import MappedAblation, map_plan
-from optim4rl.study.plan import Plan
+from optim4rl.plans.mapping import MappedAblation, map_plan
+from optim4rl.plans.plan import Plan
 from optim4rl.study.planner.render import unmapped
 from optim4rl.study.planner.text import PlannerError
 from optim4rl.study.variant import REFERENCE

@@ -1,0 +1,1 @@
+"""The benchmark: optimizers on tasks, tuned and reported by one protocol."""

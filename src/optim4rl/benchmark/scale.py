@@ -1,0 +1,300 @@
+"""What the runs of a suite say: one scale for each task, and readings of optimizers on it.
+
+The scale of a task is made of runs, too: 0 is the untrained policy (agents that never update), 1 is
+the best of the scale's baselines, tuned for the task. Every optimizer is run on the same seeds, so
+a resample draws one set of seeds for the optimizer, the untrained policy and the baseline together,
+and intervals hold the luck of all three. Scores are arrays ``[task, meta_seed, seed]`` as in
+`returns`; NaN is a diverged run, and a mean over runs of which one diverged is NaN, never a number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from optim4rl.benchmark.tuning import Tuning, best_of_grid
+from optim4rl.evaluation.returns import (
+    Estimate,
+    bootstrap_interval,
+    crossed,
+    draw_counts,
+    percentile_estimate,
+    probability_of_improvement,
+    worst_first,
+)
+
+RESAMPLES = 2_000
+# Fewer meta-trainings than this say nothing about a recipe.
+MIN_META_SEEDS = 3
+PROFILE_POINTS = np.linspace(0.0, 1.5, 61)
+
+Scores = Float[np.ndarray, "task meta_seed seed"]
+OtherScores = Float[np.ndarray, "task other_meta_seed seed"]
+TaskRuns = Float[np.ndarray, "task seed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Where 0 and 1 are on every task.
+
+    Attributes:
+        low: scores of agents that never update.
+        high: scores of the baseline that is 1.
+        best: that baseline's name on each task.
+        resolved: tasks on which the baseline is above the untrained policy, by the 95 % interval
+            of the difference. There is no scale on the others, and they are in no mean over tasks.
+    """
+
+    low: TaskRuns
+    high: TaskRuns
+    best: tuple[str, ...]
+    resolved: Bool[np.ndarray, " task"]
+
+    @property
+    def ends(self) -> tuple[Float[np.ndarray, " task"], Float[np.ndarray, " task"]]:
+        """The scores at 0 and at 1, one of each for a task."""
+        return self.low.mean(axis=1), self.high.mean(axis=1)
+
+    def apply(self, scores: Scores) -> Scores:
+        """Single runs on this scale; NaN on tasks without one."""
+        low, high = (end[:, None, None] for end in self.ends)
+        unit = np.where(self.resolved[:, None, None], high - low, np.nan)
+        scaled: Scores = (scores - low) / unit
+        return scaled
+
+
+def make_scale(baselines: Mapping[str, TaskRuns], untrained: TaskRuns) -> Scale:
+    """The scale that the baselines span: each task's 1 is the one with the highest mean there.
+
+    Args:
+        baselines: scores of every candidate, one run for each seed.
+        untrained: scores of agents that never update, on the same seeds.
+    """
+    names = tuple(baselines)
+    every = np.stack([baselines[name] for name in names])
+    chosen = worst_first(every.mean(axis=2)).argmax(axis=0)
+    high = every[chosen, np.arange(len(chosen))]
+    gaps = (high - untrained)[:, None, None, :]
+    resolved = [bootstrap_interval(gap, statistic="mean").low > 0 for gap in gaps]
+    return Scale(untrained, high, tuple(names[i] for i in chosen), np.array(resolved))
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Scores on a scale.
+
+    Attributes:
+        tasks: for each task the mean over runs; None on a task without a scale.
+        mean: the mean over the tasks that have one; None if none has.
+    """
+
+    tasks: tuple[Estimate | None, ...]
+    mean: Estimate | None
+
+
+def normalise_scores(
+    scores: Scores, scale: Scale, *, minus: OtherScores | None = None, seed: int = 0
+) -> Normalised:
+    """Mean scores on a scale, with 95 % intervals.
+
+    Meta-seeds (one draw for all tasks) and seeds (one draw for each task) are resampled as crossed
+    factors, as in `returns.bootstrap_interval`; the seeds' draw is also that of the scale's own
+    runs. A resample in which the scale has no extent counts as worst.
+
+    Args:
+        scores: of the optimizer.
+        scale: of the tasks, from runs on the same seeds.
+        minus: scores of another optimizer on the same seeds, to be subtracted; the result is the
+            difference in units of the scale. None is the untrained policy.
+        seed: same seed, same interval.
+    """
+    origin = scale.low[:, None, :] if minus is None else minus
+    value = _on_scale(scores.mean((1, 2)), origin.mean((1, 2)), *scale.ends)
+    rng = np.random.default_rng(seed)
+    tasks, _, seeds = scores.shape
+    seed_draw = rng.integers(seeds, size=(RESAMPLES, tasks, seeds))
+    resampled = _on_scale(
+        *(
+            _resample(runs, rng.integers(runs.shape[1], size=(RESAMPLES, runs.shape[1])), seed_draw)
+            for runs in (scores, origin, scale.low[:, None, :], scale.high[:, None, :])
+        )
+    )
+    resolved = [task for task in range(tasks) if scale.resolved[task]]
+    per_task = {t: percentile_estimate(value[t], resampled[:, t]) for t in resolved}
+    mean = None
+    if resolved:
+        mean = percentile_estimate(value[resolved].mean(), resampled[:, resolved].mean(axis=1))
+    return Normalised(tuple(per_task.get(t) for t in range(tasks)), mean)
+
+
+def _resample(
+    runs: Scores,
+    meta_draw: Int[np.ndarray, "resample meta_seed"],
+    seed_draw: Int[np.ndarray, "resample task seed"],
+) -> Float[np.ndarray, "resample task"]:
+    tasks = np.arange(runs.shape[0])[None, :, None, None]
+    means: np.ndarray = runs[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]].mean(
+        axis=(2, 3)
+    )
+    return means
+
+
+def _on_scale(
+    scores: Float[np.ndarray, "*n task"],
+    origin: Float[np.ndarray, "*n task"],
+    low: Float[np.ndarray, "*n task"],
+    high: Float[np.ndarray, "*n task"],
+) -> Float[np.ndarray, "*n task"]:
+    scaled: np.ndarray = (scores - origin) / np.where(high > low, high - low, np.nan)
+    return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Performance profile: which share of runs scores above each of `PROFILE_POINTS`.
+
+    Attributes:
+        share: the share.
+        low: lower end of its 95 % interval, at each point by itself.
+        high: upper end.
+    """
+
+    share: Float[np.ndarray, " point"]
+    low: Float[np.ndarray, " point"]
+    high: Float[np.ndarray, " point"]
+
+
+def performance_profile(
+    scores: Scores, points: Float[np.ndarray, " point"] = PROFILE_POINTS, *, seed: int = 0
+) -> Profile:
+    """The share of runs above each point, every task weighing the same.
+
+    Agarwal et al. 2021 (arXiv 2108.13264), section 4.2; a diverged run is above nothing.
+
+    Args:
+        scores: of single runs, normalised if there are several tasks.
+        points: thresholds.
+        seed: same seed, same interval.
+    """
+    tasks, meta_seeds, seeds = scores.shape
+    above = (worst_first(scores).reshape(tasks, -1, 1) > points).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    meta_draw = draw_counts(rng, (1, RESAMPLES), meta_seeds)
+    counts = crossed(meta_draw, draw_counts(rng, (tasks, RESAMPLES), seeds))
+    resampled = np.einsum("tbr,trp->bp", counts, above, optimize=True) / scores.size
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+    return Profile(above.mean(axis=(0, 1)), low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class Lead:
+    """How far one optimizer is ahead of another.
+
+    Attributes:
+        auc: its normalised AUC minus the other's.
+        improvement: for each task the probability that a run of it beats one of the other, by AUC.
+        mean_improvement: the same on average over all tasks.
+    """
+
+    auc: Normalised
+    improvement: tuple[Estimate, ...]
+    mean_improvement: Estimate
+
+
+def lead_over(areas: Scores, others: OtherScores, scale: Scale) -> Lead:
+    """One optimizer's lead over another, from AUC on the same seeds."""
+    return Lead(
+        normalise_scores(areas, scale, minus=others),
+        tuple(
+            probability_of_improvement(x[None], y[None]) for x, y in zip(areas, others, strict=True)
+        ),
+        probability_of_improvement(areas, others),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """How one optimizer does in one reading of a suite.
+
+    Attributes:
+        auc: normalised AUC.
+        final: normalised final return.
+        lead: over the reference; None for the reference.
+        learned: over itself untrained; None where no such control was run.
+        profile: by normalised AUC; None if no task has a scale.
+        members: each meta-seed's own mean normalised AUC.
+        diverged: number of diverged runs.
+        runs: number of all runs.
+    """
+
+    auc: Normalised
+    final: Normalised
+    lead: Lead | None
+    learned: Lead | None
+    profile: Profile | None
+    members: tuple[float, ...]
+    diverged: int
+    runs: int
+
+
+def stand(
+    areas: Scores,
+    finals: Scores,
+    auc_scale: Scale,
+    final_scale: Scale,
+    reference: OtherScores | None,
+    control: OtherScores | None = None,
+) -> Standing:
+    """One optimizer's standing.
+
+    Args:
+        areas: AUC of its runs.
+        finals: final return of its runs.
+        auc_scale: the tasks' scale of AUC.
+        final_scale: that of final returns.
+        reference: AUC of the runs of the optimizer to beat, in the same reading; None for itself.
+        control: AUC of its own runs untrained, in the same reading; None where there are none.
+    """
+    scaled = auc_scale.apply(areas)[auc_scale.resolved]
+    return Standing(
+        auc=normalise_scores(areas, auc_scale),
+        final=normalise_scores(finals, final_scale),
+        lead=None if reference is None else lead_over(areas, reference, auc_scale),
+        learned=None if control is None else lead_over(areas, control, auc_scale),
+        profile=performance_profile(scaled) if scaled.size else None,
+        members=tuple(scaled.mean(axis=(0, 2)).tolist()) if scaled.size else (),
+        diverged=int(np.isnan(areas).sum()),
+        runs=areas.size,
+    )
+
+
+def choose_for_each(
+    grid: Sequence[float], areas: Float[np.ndarray, "task value seed"]
+) -> tuple[Tuning, ...]:
+    """Each task's own setting: the best mean AUC over the tuning seeds."""
+    return tuple(best_of_grid(grid, task) for task in areas)
+
+
+def choose_for_all(
+    grid: Sequence[float],
+    areas: Float[np.ndarray, "task value seed"],
+    low: Float[np.ndarray, " task"],
+    high: Float[np.ndarray, " task"],
+) -> Tuning:
+    """One setting for all tasks: the best mean over them of the normalised AUC.
+
+    A value at which a run diverged on any task is chosen last.
+
+    Args:
+        grid: the settings.
+        areas: AUC of the tuning runs at each of them.
+        low: the untrained policy's AUC on the tuning seeds.
+        high: the best baseline's, tuned for the task. A task where that is no higher has no say,
+            unless that is so on all, when AUC is compared as it is.
+    """
+    learned = high > low
+    if learned.any():
+        areas, low, high = areas[learned], low[learned], high[learned]
+        areas = (areas - low[:, None, None]) / (high - low)[:, None, None]
+    return best_of_grid(grid, areas.mean(axis=0))

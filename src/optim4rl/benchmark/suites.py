@@ -1,0 +1,210 @@
+"""Suites: the tasks that an optimizer is compared on, and how long an agent learns each."""
+
+import dataclasses
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optim4rl.benchmark.protocol import require_grid
+from optim4rl.tasks import TaskConfig, default_config, make_task
+
+# The big grid worlds' share of a suite is how long it takes to learn them at all: with Adam at
+# 1e-2, big_dense_long takes off after 1,200 rollouts and is at 20 of its 26 after these.
+SMALL_ROLLOUTS = 400
+BIG_ROLLOUTS = 2_000
+STRESS_ROLLOUTS = 60
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """A task of a suite.
+
+    Attributes:
+        config: the task.
+        rollouts: rollouts of a run.
+        stress_rollouts: rollouts of a run of the stress test; None where there is no such test,
+            because no optimizer is done with the task so early.
+    """
+
+    config: TaskConfig
+    rollouts: int
+    stress_rollouts: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rollouts", "stress_rollouts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value!r}: at least 1 is needed")
+
+    @property
+    def name(self) -> str:
+        """What tables call it: its environment."""
+        return self.config.environment
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark.
+
+    Attributes:
+        name: what the command line calls it.
+        tasks: what is learned; no environment is there twice.
+        rates: learning rates that classical optimizers are tuned over.
+        step_scales: multiples of alpha that learned optimizers are tuned over, as many.
+        extra: the extra of this package that its environments need, and the module it brings.
+    """
+
+    name: str
+    tasks: tuple[SuiteTask, ...]
+    rates: tuple[float, ...]
+    step_scales: tuple[float, ...]
+    extra: str | None = None
+
+    def __post_init__(self) -> None:
+        require_grid("rates", self.rates)
+        require_grid("step_scales", self.step_scales)
+        if len(self.rates) != len(self.step_scales):
+            raise ValueError(
+                f"rates, step_scales: {len(self.rates)} and {len(self.step_scales)} values; "
+                "classical and learned optimizers are tuned with the same budget, so give as many"
+            )
+
+
+def load_suite(
+    name: str,
+    *,
+    only: Sequence[str] = (),
+    rollouts: int | None = None,
+    num_envs: int | None = None,
+) -> Suite:
+    """A suite whose every task can be made here.
+
+    Args:
+        name: one of `SUITES`.
+        only: environments of the suite to keep; all if empty.
+        rollouts: at most so many rollouts of a run, for a quick look.
+        num_envs: environments of every agent; the suite's own if None.
+
+    Raises:
+        ValueError: the suite or a task is unknown, an extra is not installed, or a task's settings
+            do not agree.
+    """
+    if name not in SUITES:
+        raise ValueError(f"suite = {name!r}: suites are {', '.join(SUITES)}")
+    suite = SUITES[name]
+    if suite.extra and importlib.util.find_spec(suite.extra) is None:
+        raise ValueError(
+            f"suite = {name!r}: its environments need another package; "
+            f"pip install 'optim4rl[{suite.extra}]'"
+        )
+    known = {task.name: task for task in suite.tasks}
+    for environment in only:
+        if environment not in known:
+            near = difflib.get_close_matches(environment, known, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"only = {environment!r}: no task of suite {name}, which has {', '.join(known)}."
+                f"{hint}"
+            )
+    kept = [task for task in suite.tasks if not only or task.name in only]
+    tasks = tuple(_shorten(task, rollouts, num_envs) for task in kept)
+    for task in tasks:
+        make_task(task.config)
+    return dataclasses.replace(suite, tasks=tasks)
+
+
+def _shorten(task: SuiteTask, rollouts: int | None, num_envs: int | None) -> SuiteTask:
+    config = task.config
+    if num_envs is not None:
+        config = dataclasses.replace(config, num_envs=num_envs)
+    if rollouts is None:
+        return dataclasses.replace(task, config=config)
+    stress = None if task.stress_rollouts is None else min(task.stress_rollouts, rollouts)
+    return SuiteTask(config, min(task.rollouts, rollouts), stress)
+
+
+def _grid_task(environment: str) -> SuiteTask:
+    """The paper's network, 64 environments."""
+    rollouts = BIG_ROLLOUTS if environment.startswith("big_") else SMALL_ROLLOUTS
+    stress = STRESS_ROLLOUTS if environment == "catch" else None
+    return SuiteTask(_normalised(environment), rollouts, stress)
+
+
+def _task(environment: str, env_steps: int) -> SuiteTask:
+    """The environment's own network and learner, for about so many environment steps."""
+    config = _normalised(environment)
+    return SuiteTask(config, max(1, env_steps // (config.num_envs * config.learner.rollout)))
+
+
+def _normalised(environment: str) -> TaskConfig:
+    """Rewards on a scale that agents find out, instead of one that somebody chose."""
+    config = default_config(environment)
+    learner = dataclasses.replace(config.learner, reward_scale=1.0)
+    return dataclasses.replace(config, learner=learner, normalise_rewards=True)
+
+
+_WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+_WIDE_SCALES = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+_ALL = (
+    Suite(
+        "grid",
+        tuple(
+            _grid_task(environment)
+            for environment in (
+                "catch",
+                *(
+                    f"{size}_{density}_{length}"
+                    for size in ("small", "big")
+                    for density in ("dense", "sparse")
+                    for length in ("short", "long")
+                ),
+            )
+        ),
+        rates=(1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1),
+        step_scales=(0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0),
+    ),
+    Suite(
+        "minatar",
+        tuple(
+            _task(f"gymnax:{game}-MinAtar", 2_000_000)
+            for game in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
+        ),
+        rates=_WIDE_RATES,
+        step_scales=_WIDE_SCALES,
+    ),
+    Suite(
+        "classic",
+        tuple(
+            _task(f"gymnax:{name}", 500_000)
+            for name in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1")
+        ),
+        rates=_WIDE_RATES,
+        step_scales=_WIDE_SCALES,
+    ),
+    Suite(
+        "brax",
+        tuple(
+            _task(f"brax:{body}", 5_000_000)
+            for body in ("inverted_double_pendulum", "ant", "halfcheetah", "walker2d")
+        ),
+        rates=_WIDE_RATES,
+        step_scales=_WIDE_SCALES,
+        extra="brax",
+    ),
+    # Two of each family that the grid suite has not, as short as a baseline can learn them: what a
+    # rule that was trained on grid worlds never saw, in runs that two cores can make.
+    Suite(
+        "mixed",
+        (
+            *(_task(f"gymnax:{name}", 500_000) for name in ("Acrobot-v1", "Pendulum-v1")),
+            *(_task(f"gymnax:{game}-MinAtar", 1_000_000) for game in ("Breakout", "Asterix")),
+            _task("brax:inverted_double_pendulum", 1_000_000),
+            _task("brax:hopper", 500_000),
+        ),
+        rates=_WIDE_RATES,
+        step_scales=_WIDE_SCALES,
+        extra="brax",
+    ),
+)
+SUITES = {suite.name: suite for suite in _ALL}

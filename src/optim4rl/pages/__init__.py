@@ -1,0 +1,1 @@
+"""Pages: what results say, in words, tables and pictures."""

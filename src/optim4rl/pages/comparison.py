@@ -1,0 +1,330 @@
+"""Finished runs side by side, as one self-contained page: what was set otherwise, what came of it.
+
+A run is the output folder of a command. What a folder holds is read into one form, so that
+meta-trainings, evaluations, suites and studies can stand on one page. Nothing is trained here.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from optim4rl.evaluation.curves import Curves
+from optim4rl.evaluation.returns import (
+    Estimate,
+    area_under_curve,
+    bootstrap_interval,
+    final_return,
+)
+from optim4rl.files.atomic import write_atomically
+from optim4rl.files.manifest import check_files
+from optim4rl.optimizers.weights import load_weights
+from optim4rl.pages import figures
+from optim4rl.pages.figures import Frame, Series
+from optim4rl.pages.study import CURVE_POINTS, iqm_band, page_template
+from optim4rl.study.store import StoreError
+
+# Colours of a page's lines; further runs start again, dashed.
+STYLES = 6
+_FRAME = Frame(width=540.0, height=250.0, right=150.0)
+
+
+class Heading(NamedTuple):
+    """What a picture shows, and what its horizontal axis counts."""
+
+    title: str
+    x_label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, with the ends of a 95 % interval where there are several runs."""
+
+    x: Float[np.ndarray, " points"]
+    y: Float[np.ndarray, " points"]
+    low: Float[np.ndarray, " points"] | None = None
+    high: Float[np.ndarray, " points"] | None = None
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a command left in its output folder.
+
+    Attributes:
+        folder: the folder.
+        kind: what was done ("meta-training").
+        settings: every setting by its dotted name ("meta.iterations").
+        lines: the curves.
+        numbers: what it came to, by name: an estimate, a plain number, or words.
+    """
+
+    folder: Path
+    kind: str
+    settings: Mapping[str, Any]
+    lines: Mapping[Heading, Line]
+    numbers: Mapping[str, Estimate | float | str]
+
+
+# Reading
+
+
+# What is read of a folder, where it is there.
+FILES = (
+    "evaluation.json",
+    "progress.csv",
+    "results.json",
+    "runs.parquet",
+    "settings.json",
+    "study.json",
+)
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """What the output folder of `train`, `evaluate`, `evaluate --suite` or `ablate` holds.
+
+    Raises:
+        StoreError: nothing that a command left can be read there.
+    """
+    readers = {
+        "progress.csv": _read_training,
+        "study.json": _read_study,
+        "results.json": _read_suite,
+        "evaluation.json": _read_evaluation,
+    }
+    for name, read in readers.items():
+        if (folder / name).is_file():
+            try:
+                check_files(folder, FILES)
+                return read(folder)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StoreError(f"{folder}: this run cannot be read ({error})") from error
+    raise StoreError(
+        f"{folder}: no finished run is there: none of the files {', '.join(readers)} is"
+    )
+
+
+def _read_training(folder: Path) -> FinishedRun:
+    with (folder / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError("progress.csv has no iteration yet")
+    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    iterations, norms = columns["iteration"], columns["meta_gradient_norm"]
+    returns = {
+        name.removeprefix("return_"): values
+        for name, values in columns.items()
+        if name.startswith("return_")
+    }
+    settings = json.loads((folder / "settings.json").read_text())
+    lines = {
+        Heading(f"Return of the agents on {task}", "meta-iteration"): _bins(iterations, values)
+        for task, values in returns.items()
+    }
+    shown = norms != 0  # Zero has no logarithm, and what is not finite is a cross.
+    logarithms = np.log10(np.where(np.isfinite(norms), norms, np.nan)[shown])
+    heading = Heading("Meta-gradient: log₁₀ of its norm", "meta-iteration")
+    lines[heading] = Line(iterations[shown], logarithms)
+    wanted = settings["meta"]["iterations"]
+    numbers: dict[str, Estimate | float | str] = {"iterations": f"{len(rows)} of {wanted}"}
+    for task, values in returns.items():
+        last = values[-max(1, len(values) // 10) :]
+        known = last[np.isfinite(last)]
+        mean = float(known.mean()) if known.size else "no episode ended"
+        numbers[f"return on {task}, last tenth"] = mean
+    if not np.isfinite(norms[-1]):
+        numbers["stopped"] = f"no finite numbers from iteration {int(iterations[-1])} on"
+    weights = folder / "weights.safetensors"
+    if weights.is_file():
+        card = load_weights(str(weights)).card
+        numbers["seconds"] = float(card["training_seconds"])
+        settings = {**settings, "versions": card["versions"]}
+    else:
+        numbers.setdefault("stopped", "not finished: no weights yet")
+    return FinishedRun(folder, "meta-training", _flat(settings), lines, numbers)
+
+
+def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
+    """Means over neighbouring points of those that have a value."""
+    known = np.isfinite(y)
+    x, y = x[known], y[known]
+    groups = np.array_split(np.arange(x.size), min(CURVE_POINTS, x.size)) if x.size else []
+    return Line(
+        np.array([x[group].mean() for group in groups], float),
+        np.array([y[group].mean() for group in groups], float),
+    )
+
+
+def _read_study(folder: Path) -> FinishedRun:
+    record = json.loads((folder / "study.json").read_text())
+    task = record["settings"]["environment"]
+    found = _from_runs(folder / "runs.parquet", "evaluation", task)
+    settings = {key: record[key] for key in ("scale", "settings", "versions")}
+    return _evaluated(folder, "ablation study", settings, found)
+
+
+def _read_suite(folder: Path) -> FinishedRun:
+    record = json.loads((folder / "results.json").read_text())
+    found = _from_runs(folder / "runs.parquet", "tuned", None)
+    keys = ("suite", "seeds", "tuning_seeds", "versions", "code")
+    settings = {key: record[key] for key in keys}
+    settings["tasks"] = list(record["tasks"])
+    return _evaluated(folder, "suite", settings, found)
+
+
+def _read_evaluation(folder: Path) -> FinishedRun:
+    import polars as pl
+
+    settings = json.loads((folder / "settings.json").read_text())
+    table = pl.read_parquet(folder / "runs.parquet")
+    found: dict[tuple[str, str], list[Curves]] = {}
+    for (optimizer, _), rows in table.group_by("optimizer", "meta_seed", maintain_order=True):
+        runs = rows.partition_by("run", maintain_order=True)
+        returns = np.stack([run["return"].to_numpy() for run in runs])
+        diverged = np.stack([run["diverged"].to_numpy() for run in runs])
+        starts = np.where(diverged.any(axis=1), diverged.argmax(axis=1), -1)
+        curves = Curves(returns, starts, runs[0]["env_steps"].to_numpy())
+        found.setdefault((settings["task"], str(optimizer)), []).append(curves)
+    return _evaluated(folder, "evaluation", settings, found)
+
+
+def _from_runs(path: Path, purpose: str, task: str | None) -> dict[tuple[str, str], list[Curves]]:
+    """Curves of a table with one row for each run, by task and optimizer; one for a meta-seed."""
+    import polars as pl
+
+    table = pl.read_parquet(path).filter(pl.col("purpose") == purpose)
+    if task is not None:
+        table = table.with_columns(pl.lit(task).alias("task"))
+    found: dict[tuple[str, str], list[Curves]] = {}
+    keys = ("task", "optimizer", "meta_seed")
+    for (name, optimizer, _), rows in table.group_by(*keys, maintain_order=True):
+        curves = Curves(
+            np.stack(rows["returns"].to_list()).astype(np.float64),
+            rows["diverged_at"].to_numpy(),
+            np.array(rows["env_steps"][0]),
+        )
+        found.setdefault((str(name), str(optimizer)), []).append(curves)
+    return found
+
+
+def _evaluated(
+    folder: Path,
+    kind: str,
+    settings: Mapping[str, Any],
+    found: Mapping[tuple[str, str], Sequence[Curves]],
+) -> FinishedRun:
+    lines, numbers = {}, {}
+    for (task, optimizer), members in found.items():
+        low, middle, high = iqm_band(members, CURVE_POINTS)
+        steps = members[0].thin(CURVE_POINTS).env_steps.astype(np.float64)
+        heading = Heading(f"{optimizer} on {task}", "environment steps")
+        lines[heading] = Line(steps, middle, low, high)
+        for name, score in (("AUC", area_under_curve), ("final return", final_return)):
+            scores = np.stack([score(each) for each in members])[None]
+            numbers[f"{optimizer} on {task}: {name}"] = bootstrap_interval(scores)
+    return FinishedRun(folder, kind, _flat(settings), lines, numbers)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# Comparing
+
+
+def short_names(runs: Sequence[FinishedRun]) -> list[str]:
+    """What each run is called: its folder's name, or its whole path where two share one."""
+    names = [run.folder.resolve().name for run in runs]
+    return [
+        name if names.count(name) == 1 else str(run.folder)
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
+    """Settings that are not the same in all runs: a value for each, None where it has none."""
+    names = _union(run.settings for run in runs)
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: found for name, found in values.items() if any(x != found[0] for x in found)}
+
+
+def numbers_by_name(runs: Sequence[FinishedRun]) -> dict[str, list[Estimate | float | str | None]]:
+    """What every run came to: a value for each, None where it has none."""
+    return {
+        name: [run.numbers.get(name) for run in runs] for name in _union(r.numbers for r in runs)
+    }
+
+
+def _union(mappings: Iterable[Mapping[Any, Any]]) -> list[Any]:
+    """All keys, in the order in which they first come."""
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def write_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
+    """Write the page to `path`.
+
+    Raises:
+        ValueError: see `render_comparison`.
+    """
+    write_atomically(path, render_comparison(runs).encode("utf-8", "replace"))
+
+
+def render_comparison(runs: Sequence[FinishedRun]) -> str:
+    """The page's HTML.
+
+    Raises:
+        ValueError: there is no run, or one is there twice.
+    """
+    if not runs:
+        raise ValueError("runs: at least one finished run is needed")
+    folders = [run.folder.resolve() for run in runs]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"runs = {[str(run.folder) for run in runs]!r}: each is compared once")
+    names = short_names(runs)
+    differing = differing_settings(runs)
+    return page_template("comparison.html.jinja").render(
+        runs=runs,
+        names=names,
+        numbers=numbers_by_name(runs),
+        differing=differing,
+        shared={k: v for k, v in runs[0].settings.items() if k not in differing},
+        panels=list(_panels(runs, names)),
+        is_estimate=lambda value: isinstance(value, Estimate),
+        figure=_figure,
+    )
+
+
+def _panels(runs: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[tuple[Heading, Markup]]:
+    for heading in _union(run.lines for run in runs):
+        series = []
+        for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+            line = run.lines.get(heading)
+            if line is not None and line.x.size:
+                style = f"run-{index % STYLES}{' again' if index >= STYLES else ''}"
+                series.append(Series(name, style, line.x, line.y, line.low, line.high))
+        if not series:
+            continue
+        ends = [end for one in series for end in (one.low, one.y, one.high) if end is not None]
+        x = figures.axis([float(x) for one in series for x in one.x[[0, -1]]], ticks=5, margin=0.0)
+        y = figures.axis([float(x) for end in ends for x in end], ticks=4)
+        label = f"{heading.title}: {', '.join(one.label for one in series)}"
+        chart = figures.line_chart(series, x, y, x_label=heading.x_label, label=label, frame=_FRAME)
+        yield heading, chart
+
+
+def _figure(value: float) -> str:
+    """A number with four significant digits."""
+    return "diverged" if math.isnan(value) else f"{value:.4g}".replace("-", "−")

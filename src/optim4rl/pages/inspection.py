@@ -1,0 +1,618 @@
+"""A learned optimizer's response to gradients as one self-contained HTML page.
+
+`evaluation.response` measures, here it is drawn beside Adam and sign-SGD. Like a report, a page
+holds no script and nothing from anywhere else, and the same weights give the same bytes.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from optim4rl.evaluation.response import (
+    CLASSICAL,
+    LIFE,
+    NOISY_STREAMS,
+    SIGNAL_TO_NOISE,
+    SIZES,
+    TENSOR,
+    TYPICAL,
+    VANISHES_AT,
+    WINDOW,
+    Response,
+    TimeScales,
+    measure,
+    respond,
+    time_scales,
+)
+from optim4rl.optimizers.rule import spec_to_dict
+from optim4rl.optimizers.weights import LearnedOptimizer
+from optim4rl.pages import figures
+from optim4rl.pages.figures import Axis, Series
+from optim4rl.pages.study import page_template
+
+RULE, ADAM, SIGN_SGD = "this rule", "Adam", "sign-SGD"
+MAX_CARD = 20_000  # characters of a card that are shown
+# Steps smaller than this are drawn as zero.
+FLOOR = -4
+_STYLES = {RULE: "variant", ADAM: "adam", SIGN_SGD: "reference"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A learned optimizer and what was measured of it.
+
+    Attributes:
+        name: what it is called.
+        optimizer: the optimizer itself.
+        responses: its response under `RULE`, and those of Adam and sign-SGD.
+        scales: the time scales of its state.
+    """
+
+    name: str
+    optimizer: LearnedOptimizer
+    responses: Mapping[str, Response]
+    scales: TimeScales
+
+
+def inspect(name: str, optimizer: LearnedOptimizer) -> Inspection:
+    """Measures all that the page shows; seconds, most of which is compilation."""
+    classical = {other: measure(tx) for other, tx in CLASSICAL.items()}
+    return Inspection(
+        name, optimizer, {RULE: respond(optimizer), **classical}, time_scales(optimizer)
+    )
+
+
+def to_json(inspection: Inspection) -> dict[str, Any]:
+    """The numbers behind the page as JSON values; None where there is none."""
+    scales = inspection.scales
+    return {
+        "name": inspection.name,
+        **facts(inspection.optimizer),
+        "sizes": SIZES.tolist(),
+        "responses": {name: _summary(r) for name, r in inspection.responses.items()},
+        "time_constants": {
+            f"{size:g}": {"hidden": _values(hidden), "moments": _values(moments)}
+            for size, hidden, moments in zip(
+                scales.sizes, scales.hidden, scales.moments, strict=True
+            )
+        },
+    }
+
+
+def facts(optimizer: LearnedOptimizer) -> dict[str, Any]:
+    """What a weights file says of itself, and what its optimizer costs."""
+    spec = optimizer.spec
+    return {
+        "learning_rate": optimizer.learning_rate,
+        "spec": spec_to_dict(spec),
+        "weights": sum(
+            x.size for network in optimizer.meta_parameters.values() for x in network.values()
+        ),
+        "state_floats": spec.state_floats,
+        "card": dict(optimizer.card),
+    }
+
+
+def _summary(response: Response) -> dict[str, Any]:
+    return {
+        "first_step": _values(response.constant[0, 0]),
+        "settled_step": _values(response.constant[0, -1]),
+        "settled_step_of_negative": _values(response.constant[1, -1]),
+        "settled_alternating_step": float(response.alternating[-1]),
+        "effective_step": _values(response.effective_step),
+        "drift": _values(response.drift),
+        "implied_momentum": _values(response.implied_momentum),
+        "kernel": _values(response.kernel[-1]),
+    }
+
+
+def _values(numbers: Float[np.ndarray, " n"]) -> list[float | None]:
+    return [float(x) if math.isfinite(x) else None for x in numbers]
+
+
+# The page
+
+
+def render_inspection(inspection: Inspection) -> str:
+    """The page's HTML."""
+    optimizer = inspection.optimizer
+    card = json.dumps(dict(optimizer.card), indent=1, ensure_ascii=False)
+    return page_template("inspect.html.jinja").render(
+        name=inspection.name,
+        facts=facts(optimizer),
+        card=card[:MAX_CARD],
+        cut=max(0, len(card) - MAX_CARD),
+        tensorwise=optimizer.spec.tensorwise,
+        answers=list(_answers(inspection)),
+        sections=list(_sections(inspection)),
+        scales=_scales_view(inspection.scales),
+        tensor=TENSOR,
+        typical=_number(TYPICAL),
+        life=LIFE,
+    )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture, its title, its unit, and what to see in it."""
+
+    title: str
+    unit: str
+    drawing: Markup
+    words: str
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Pictures of one kind."""
+
+    key: str
+    title: str
+    words: str
+    pictures: tuple[_Picture, ...]
+
+
+def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
+    """Questions, answers and evidence, the most important first."""
+    rule, adam = (inspection.responses[name] for name in (RULE, ADAM))
+    settled, others = _settled(rule), _settled(adam)
+    yield (
+        f"Step under a constant gradient of {_number(TYPICAL)}",
+        _number(settled),
+        f"learning rates, after {LIFE} updates; the first is {_number(_at_typical(rule, 0))}. "
+        f"Adam: {_number(others)}.",
+    )
+    low, high = (_at_size(rule, -1, size) for size in (1e-6, 1.0))
+    yield (
+        "Its step at |g| = 1, over that at 10⁻⁶",
+        _number(high / low) if low else "not defined",
+        f"{_number(high)} over {_number(low)}, late in life. 1 for Adam and sign-SGD, a million "
+        "for plain gradient descent.",
+    )
+    yield (
+        "Implied momentum, late in life",
+        _momentum(rule),
+        "the share of the step that earlier gradients than the newest have. "
+        f"Adam: {_momentum(adam)}.",
+    )
+    hidden, moments = (
+        np.sort(x.ravel()) for x in (inspection.scales.hidden, inspection.scales.moments)
+    )
+    yield (
+        "The slowest part of its hidden state",
+        _forgets(hidden[-1]) if hidden.size else "it has none",
+        f"Of its running moments, the slowest {_forgets(moments[-1])}."
+        if moments.size
+        else "It keeps no running moments beside. Adam’s two forget in 9.5 and 999 updates.",
+    )
+
+
+def _sections(inspection: Inspection) -> Iterable[_Section]:
+    responses = inspection.responses
+    yield _Section(
+        "size",
+        "Step against gradient",
+        "How the size of a gradient becomes the size of a step, for gradients of both signs that "
+        "do not change.",
+        tuple(_size_pictures(responses)),
+    )
+    yield _Section(
+        "surface",
+        "Response surface",
+        "The same over the optimizer’s whole age: the step under a constant positive gradient.",
+        tuple(_surface_pictures(responses)),
+    )
+    yield _Section(
+        "history",
+        "Step against history",
+        f"Gradients of one size, {_number(TYPICAL)}, in four orders of events.",
+        tuple(_history_pictures(responses)),
+    )
+    yield _Section(
+        "life",
+        "Over a life",
+        f"Means over {NOISY_STREAMS} noisy gradients and {WINDOW} updates each.",
+        tuple(_life_pictures(responses)),
+    )
+
+
+def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+    rule = responses[RULE]
+    decades = np.log10(SIZES)
+    x = _Decades(-10.0, 2.0, tuple(np.arange(-10.0, 3.0, 2.0).tolist()))
+    every = [r.constant[:, age] for r in responses.values() for age in (0, -1)]
+    y = _steps_axis(every)
+    odd = float(np.max(np.abs(rule.constant[0, -1] - rule.constant[1, -1])))
+    for age, title in ((0, "The first update"), (-1, f"Update {LIFE}")):
+        series = [
+            Series(name, _STYLES[name], decades, _drawn(responses[name].constant[0, age]))
+            for name in (SIGN_SGD, ADAM)
+        ]
+        series += [
+            Series(label, style, decades, _drawn(rule.constant[sign, age]))
+            for sign, label, style in ((1, "rule, g < 0", "run-2"), (0, "rule, g > 0", "variant"))
+        ]
+        words = (
+            "A flat line steps by the sign alone; a slope of one decade per decade is plain "
+            "gradient descent."
+            if age == 0
+            else "Where the lines of both signs part, the rule does not treat them alike; here "
+            f"they differ by at most {_number(odd)}."
+        )
+        drawing = figures.line_chart(
+            series, x, y, x_label="|g|", label=f"{title}: step against the gradient’s size"
+        )
+        yield _Picture(title, _UNIT, drawing, words)
+
+
+def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+    words = {
+        RULE: "Stripes across mean that size decides, stripes upward that age does; grey is where "
+        "it steps against the gradient.",
+        ADAM: "One colour: under a constant gradient Adam’s step is one learning rate at any age "
+        "and size above its epsilon of 10⁻⁸.",
+    }
+    for name, sentence in words.items():
+        drawing = _as_svg(
+            partial(surface_figure, {"": responses[name]}),
+            f"Step of {name} by size of the gradient and age",
+        )
+        title = name[0].upper() + name[1:]
+        yield _Picture(title, _UNIT, drawing, sentence)
+
+
+@dataclass(frozen=True)
+class _History:
+    """Steps under gradients of one history: what the picture of them shows and says.
+
+    Attributes:
+        title: what the gradients are.
+        words: what to see.
+        until: updates that are drawn.
+        steps: by optimizer and age.
+        bands: lower and upper edges around them.
+    """
+
+    title: str
+    words: str
+    until: int
+    steps: Mapping[str, np.ndarray]
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+    for history in _histories(responses):
+        shown = np.unique(np.linspace(0, history.until - 1, 128).astype(int))
+        drawing = _chart(
+            shown + 1.0,
+            {name: _drawn(steps[shown]) for name, steps in history.steps.items()},
+            figures.axis([0.0, float(history.until)], ticks=4, margin=0.0),
+            _steps_axis([*history.steps.values()]),
+            x_label="update",
+            label=f"Step under {history.title}",
+            bands={
+                name: (_drawn(low[shown]), _drawn(high[shown]))
+                for name, (low, high) in history.bands.items()
+            },
+        )
+        yield _Picture(history.title, _UNIT, drawing, history.words)
+
+
+def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
+    rule, adam = responses[RULE], responses[ADAM]
+    index = _index(TYPICAL)
+    yield _History(
+        "A constant gradient",
+        f"It {_change(_at_typical(rule, 0), _settled(rule))}; Adam’s and sign-SGD’s stay at 1.",
+        LIFE,
+        {name: r.constant[0, :, index] for name, r in responses.items()},
+    )
+    yield _History(
+        "A gradient that changes its sign each time",
+        "Along the newest gradient: what averages gradients hardly steps at all (Adam: "
+        f"{_number(float(adam.alternating[-1]))}), this rule by "
+        f"{_number(float(rule.alternating[-1]))}.",
+        64,
+        {name: r.alternating for name, r in responses.items()},
+    )
+    mean, others, drift = (
+        _number(float(x[-1])) for x in (rule.effective_step, adam.effective_step, rule.drift)
+    )
+    low, middle, high = (
+        {name: np.quantile(r.noisy, q, axis=1) for name, r in responses.items()}
+        for q in (0.25, 0.5, 0.75)
+    )
+    yield _History(
+        f"A noisy gradient, mean over deviation {SIGNAL_TO_NOISE}",
+        "Along the mean gradient, median and middle half of the streams: on average this rule "
+        f"gets {mean} ahead with each update, Adam {others}. Whatever the gradient’s sign, it "
+        f"drifts by {drift}.",
+        LIFE,
+        middle,
+        {name: (low[name], high[name]) for name in (ADAM, RULE)},
+    )
+    yield _History(
+        f"A gradient that vanishes after update {VANISHES_AT}",
+        f"{_after_the_end(rule)} Adam’s falls to a tenth in {_tenth_after(adam)} updates; "
+        "sign-SGD’s is over at once.",
+        2 * VANISHES_AT,
+        {name: r.vanishing for name, r in responses.items()},
+    )
+
+
+def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+    middles = np.arange(WINDOW / 2, LIFE, WINDOW)
+    life = figures.axis([0.0, float(LIFE)], ticks=4, margin=0.0)
+    over_life = partial(_chart, middles, x=life, x_label="update", dots=True)
+    effective = {name: r.effective_step for name, r in responses.items()}
+    yield _Picture(
+        "Effective step",
+        _UNIT,
+        over_life(
+            {name: _drawn(steps) for name, steps in effective.items()},
+            y=_steps_axis([*effective.values()]),
+            label="Effective step over a life",
+        ),
+        "How far an update gets along the mean of a noisy gradient: "
+        f"it {_change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
+    )
+    momenta = {name: r.implied_momentum for name, r in responses.items()}
+    yield _Picture(
+        "Implied momentum",
+        "share of the step",
+        over_life(
+            momenta,
+            y=figures.axis([0.0, 1.0, *np.concatenate([*momenta.values()])], ticks=5),
+            label="Implied momentum over a life",
+        ),
+        "0: the newest gradient alone makes the step; 0.9: nine tenths of it are older, as with "
+        "Adam; a gap: no linear response stands out from chance.",
+    )
+    lags = np.arange(24)
+    kernels = {name: _relative(r.kernel[-1])[lags] for name, r in responses.items()}
+    yield _Picture(
+        "Memory of one gradient",
+        "share of its largest effect",
+        _chart(
+            lags.astype(float),
+            kernels,
+            figures.axis([0.0, 24.0], ticks=4, margin=0.0),
+            figures.axis([0.0, 1.0, *kernels[RULE]], ticks=5),
+            x_label="updates since",
+            label="Effect of one gradient on later steps",
+        ),
+        "How much one gradient moves the steps that follow it, late in life: Adam’s influence "
+        "fades by a tenth with each update, sign-SGD’s ends with its own.",
+    )
+
+
+def _chart(
+    at: Float[np.ndarray, " points"],
+    curves: Mapping[str, np.ndarray],
+    x: Axis,
+    y: Axis,
+    *,
+    x_label: str,
+    label: str,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    dots: bool = False,
+) -> Markup:
+    """The rule on top of Adam on top of sign-SGD."""
+    series = []
+    for name in (SIGN_SGD, ADAM, RULE):
+        low, high = (bands or {}).get(name, (None, None))
+        series.append(Series(name, _STYLES[name], at, curves[name], low, high, dots))
+    return figures.line_chart(series, x, y, x_label=x_label, label=label)
+
+
+@dataclass(frozen=True)
+class _ScalesView:
+    """Time constants as strips on one axis."""
+
+    axis: Markup
+    rows: tuple[tuple[str, Markup, str], ...]
+
+
+def _scales_view(scales: TimeScales) -> _ScalesView:
+    longest = 4.0
+    x = _Decades(-1.0, longest, (-1.0, 0.0, 1.0, 2.0, 3.0, longest))
+    guides = [("adam", math.log10(-1.0 / math.log(beta))) for beta in (0.9, 0.999)]
+
+    def row(label: str, constants: Float[np.ndarray, " n"]) -> tuple[str, Markup, str]:
+        places = [math.log10(min(max(float(c), 0.1), 10.0**longest)) for c in constants]
+        words = ", ".join(_brief(float(c)) for c in constants) or "none"
+        strip = figures.dot_strip(x, places, guides, f"{label}: {words} updates")
+        return label, strip, words
+
+    rows = [
+        row(f"hidden state at |g| = {_number(size)}", hidden)
+        for size, hidden in zip(scales.sizes, scales.hidden, strict=True)
+    ]
+    return _ScalesView(figures.scale_strip(x), (*rows, row("running moments", scales.moments[0])))
+
+
+# Pictures
+
+_UNIT = "step in learning rates"
+
+
+class _Decades(Axis):
+    """An axis whose values are powers of ten."""
+
+    def label(self, tick: float) -> str:
+        """The power itself."""
+        return _power(round(tick))
+
+
+class _Signed(Axis):
+    """An axis of decades above and below zero, which stands for all that is under 10^FLOOR."""
+
+    def label(self, tick: float) -> str:
+        """The number itself."""
+        if tick == 0:
+            return "0"
+        return ("−" if tick < 0 else "") + _power(round(abs(tick)) + FLOOR)
+
+
+def _drawn(steps: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Steps on a `_Signed` axis: decades above 10^FLOOR, with their sign."""
+    with np.errstate(divide="ignore"):
+        return np.sign(steps) * np.maximum(np.log10(np.abs(steps)) - FLOOR, 0.0)
+
+
+def _steps_axis(values: Sequence[np.ndarray]) -> Axis:
+    drawn = _drawn(np.concatenate([np.ravel(x) for x in values]))
+    drawn = drawn[np.isfinite(drawn)]
+    high = math.ceil(max(drawn.max(initial=0.0), 1.0 - FLOOR))
+    low = math.floor(min(drawn.min(initial=high), 0.0 - FLOOR))
+    return _Signed(float(low), float(high), tuple(float(t) for t in range(low, high + 1)))
+
+
+def surface_figure(responses: Mapping[str, Response]) -> Any:
+    """Step by size of the gradient and age of the optimizer, as a matplotlib figure.
+
+    Args:
+        responses: one panel each, by title; all share one colour scale, from 0.01 to 10 learning
+            rates. Grey is where the step goes against the gradient.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.9 + 4.1 * len(responses), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(responses), squeeze=False, sharey=True)[0]
+    ages = np.unique(np.geomspace(1, LIFE, 40).astype(int))
+    levels = np.linspace(-2.0, 1.0, 25)
+    for axes, (title, response) in zip(panels, responses.items(), strict=True):
+        steps = response.constant[0, ages - 1].T
+        steps = np.ma.masked_where(~(steps > 0), steps)
+        drawn = axes.contourf(
+            ages, SIZES, np.ma.log10(steps), levels, cmap="viridis", extend="both"
+        )
+        axes.set(title=title, xscale="log", yscale="log", xlabel="update", facecolor="0.6")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("|g|")
+    bar = figure.colorbar(drawn, ax=panels, label=_UNIT, ticks=np.arange(-2, 2))
+    bar.ax.set_yticklabels(["0.01", "0.1", "1", "10"])
+    return figure
+
+
+# A colour that stands for the page's own while matplotlib draws.
+_INK = "#010203"
+
+
+def _as_svg(draw: Callable[[], Any], label: str) -> Markup:
+    """A matplotlib figure as inline SVG in the page's colours."""
+    import matplotlib as mpl
+
+    parts = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": label,
+        "svg.fonttype": "none",
+        "font.size": 11,
+        **dict.fromkeys(parts, _INK),
+    }
+    buffer = io.StringIO()
+    with mpl.rc_context(settings):
+        draw().savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none")
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # What would reach beyond the picture, or is said by the page.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(_INK, "var(--text)")
+    (box,) = re.findall(r'viewBox="([\d. ]+)"', svg[: svg.index(">")])
+    inner = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
+    return figures.tag(
+        "svg", Markup(inner), viewBox=box, class_="chart", role="img", aria_label=label
+    )
+
+
+# Words
+
+
+def _relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
+    largest = np.abs(kernel).max()
+    return kernel / largest if largest > 0 else kernel
+
+
+def _at_size(response: Response, age: int, size: float) -> float:
+    return float(response.constant[0, age, _index(size)])
+
+
+def _index(size: float) -> int:
+    return int(np.argmin(np.abs(np.log(SIZES / size))))
+
+
+def _at_typical(response: Response, age: int) -> float:
+    return _at_size(response, age, TYPICAL)
+
+
+def _settled(response: Response) -> float:
+    return _at_typical(response, -1)
+
+
+def _momentum(response: Response) -> str:
+    late = float(response.implied_momentum[-1])
+    return "not clear" if math.isnan(late) else f"{late:.2f}".replace("-", "−")
+
+
+def _change(first: float, last: float) -> str:
+    return f"goes from {_number(first)} to {_number(last)}"
+
+
+def _tenth_after(response: Response) -> int | None:
+    """Updates after the gradient's end until the step has fallen to a tenth."""
+    before, after = response.vanishing[VANISHES_AT - 1], response.vanishing[VANISHES_AT:]
+    small = np.abs(after) <= 0.1 * abs(before)
+    # The last update that is not small, so that a passing zero does not count.
+    large = np.flatnonzero(~small)
+    if large.size == after.size or (large.size and large[-1] == after.size - 1):
+        return None
+    return int(large[-1]) + 2 if large.size else 1
+
+
+def _after_the_end(response: Response) -> str:
+    updates = _tenth_after(response)
+    if updates is None:
+        return "This rule’s step does not fall to a tenth."
+    return f"This rule’s step falls to a tenth in {updates} update{'s' * (updates > 1)}."
+
+
+def _forgets(constant: float) -> str:
+    return f"forgets in {_brief(constant)} updates" if constant < 1e4 else "does not forget"
+
+
+def _brief(constant: float) -> str:
+    if constant >= 1e4:
+        return "never"
+    return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"
+
+
+def _number(value: float) -> str:
+    """A number to three digits, large and small ones as powers of ten."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        return f"{value:.3g}".replace("-", "−")
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = _superscript(int(exponent))
+    mantissa = mantissa.removesuffix(".0").replace("-", "−")
+    return f"10{power}" if mantissa == "1" else f"{mantissa} · 10{power}"
+
+
+def _power(exponent: int) -> str:
+    if -3 <= exponent <= 3:
+        return f"{10.0**exponent:g}"
+    return f"10{_superscript(exponent)}"
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

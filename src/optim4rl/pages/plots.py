@@ -1,0 +1,183 @@
+"""Pictures of evaluations and of meta-training."""
+
+import csv
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from optim4rl.benchmark.scale import PROFILE_POINTS, Profile
+from optim4rl.evaluation.curves import Curves
+from optim4rl.files.atomic import replacing
+
+_T = TypeVar("_T")
+
+# Okabe and Ito's palette tells apart for every kind of colour vision.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+def plot_curves(title: str, curves: Mapping[str, Sequence[Curves]], path: Path) -> None:
+    """Learning curves as SVG: mean over all runs, and the range of the middle half of them.
+
+    Args:
+        title: above the picture.
+        curves: optimizer -> its curves, one for each meta-seed. An optimizer whose name ends in
+            "untrained" is drawn thin and dashed.
+        path: file to write.
+    """
+    with _figure(path, columns=1) as (axes,):
+        _draw_curves(axes, curves)
+        axes.set(title=title, xlabel="environment steps", ylabel="episode return")
+        axes.legend(frameon=False, loc="lower right")
+
+
+def plot_suite(
+    tasks: Mapping[str, Mapping[str, Sequence[Curves]]],
+    floors: Mapping[str, float],
+    path: Path,
+    *,
+    background: Collection[str] = (),
+) -> None:
+    """Learning curves of a suite as SVG: one small picture for each task, one legend.
+
+    Args:
+        tasks: task -> optimizer -> its curves, as in `plot_curves`.
+        floors: task -> the untrained policy's return, a dotted line.
+        path: file to write.
+        background: optimizers drawn thinner, behind the others.
+    """
+    columns = min(3, len(tasks))
+    with _figure(path, columns=columns, rows=-(-len(tasks) // columns)) as panels:
+        for axes, (task, curves) in zip(panels, tasks.items(), strict=False):
+            _draw_curves(axes, curves, background)
+            axes.axhline(floors[task], color="0.6", ls=":", lw=1.0)
+            axes.set_title(task, fontsize=11)
+            axes.ticklabel_format(axis="x", scilimits=(0, 0))
+        for axes in panels[len(tasks) :]:
+            axes.set_axis_off()
+        figure = panels[0].figure
+        figure.supxlabel("environment steps", fontsize=11)
+        figure.supylabel("episode return", fontsize=11)
+        _legend(panels[0])
+
+
+def plot_profiles(
+    readings: Mapping[str, Mapping[str, Profile]],
+    path: Path,
+    *,
+    background: Collection[str] = (),
+) -> None:
+    """Performance profiles as SVG, side by side: share of runs above each normalised AUC.
+
+    Args:
+        readings: title -> optimizer -> its profile.
+        path: file to write.
+        background: optimizers drawn thinner, behind the others.
+    """
+    with _figure(path, columns=len(readings)) as panels:
+        for axes, (title, profiles) in zip(panels, readings.items(), strict=True):
+            for (name, profile), (line, band) in _with_looks(profiles, background):
+                axes.plot(PROFILE_POINTS, profile.share, label=name, **line)
+                axes.fill_between(PROFILE_POINTS, profile.low, profile.high, **band)
+            axes.set(xlabel="normalised AUC", ylim=(-0.02, 1.02))
+            axes.set_title(title, fontsize=11)
+        panels[0].set_ylabel("share of runs above it")
+        _legend(panels[0])
+
+
+def _legend(axes: Any) -> None:
+    """One legend for the whole figure, above it."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
+    )
+
+
+def _draw_curves(
+    axes: Any, curves: Mapping[str, Sequence[Curves]], background: Collection[str] = ()
+) -> None:
+    for (name, found), (line, band) in _with_looks(curves, background):
+        thinned = [c.thin(min(130, c.returns.shape[1])) for c in found]
+        returns = np.concatenate([c.returns for c in thinned])
+        steps = thinned[0].env_steps
+        axes.plot(steps, returns.mean(axis=0), label=name, **line)
+        low, high = np.quantile(returns, (0.25, 0.75), axis=0)
+        axes.fill_between(steps, low, high, **band)
+
+
+_Look = dict[str, Any]
+
+
+def _with_looks(
+    drawn: Mapping[str, _T], background: Collection[str]
+) -> Iterator[tuple[tuple[str, _T], tuple[_Look, _Look]]]:
+    """What is drawn, by name, and how its line and its band are; a control is dashed and grey."""
+    colours = cycle(_COLOURS)
+    for index, (name, what) in enumerate(drawn.items()):
+        control = name.endswith("untrained")
+        behind = control or name in background
+        colour = "0.45" if control else next(colours)
+        line = {"color": colour, "lw": 1.2 if behind else 2.0, "ls": "--" if control else "-"}
+        band = {"color": colour, "alpha": 0.05 if behind else 0.18, "lw": 0}
+        order = {"zorder": (2 if behind else 3) - index / len(drawn)}
+        yield (name, what), (line | order, band | order)
+
+
+def plot_training(log: Path, path: Path) -> None:
+    """A run's progress as SVG: the agents' returns and the meta-gradient's norm by iteration.
+
+    Args:
+        log: the `progress.csv` of a run.
+        path: file to write.
+    """
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    columns = {
+        name: np.array([float(row[name] or "nan") for row in rows])
+        for name in (rows[0] if rows else ())
+    }
+    returns = {name: x for name, x in columns.items() if name.startswith("return_")}
+    with _figure(path, columns=2) as (left, right):
+        for (name, values), colour in zip(returns.items(), cycle(_COLOURS)):
+            iterations = columns["iteration"]
+            left.plot(iterations, values, color=colour, lw=0.6, alpha=0.4)
+            left.plot(
+                iterations, _smooth(values), color=colour, lw=2.0, label=name[len("return_") :]
+            )
+        left.set(title="agents of all ages", xlabel="meta-iteration", ylabel="episode return")
+        if returns:
+            left.legend(frameon=False)
+            right.plot(columns["iteration"], columns["meta_gradient_norm"], color="0.3", lw=0.8)
+        right.set(yscale="log", xlabel="meta-iteration", ylabel="norm of the meta-gradient")
+
+
+def _smooth(values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
+    """Means over the last twentieth of the run, of those that are there."""
+    window = max(1, len(values) // 20)
+    known = np.isfinite(values)
+    sums, counts = (np.cumsum(x) for x in (np.where(known, values, 0.0), known))
+    for x in (sums, counts):
+        x[window:] = x[window:] - x[:-window]
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+@contextmanager
+def _figure(path: Path, columns: int, rows: int = 1) -> Iterator[Any]:
+    """Axes, row by row, written to the file in the end: the same runs give the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "optim4rl", "svg.fonttype": "none", "font.size": 11}):
+        size = (8.0 if columns == 1 else 11.0, 4.2 if rows == 1 else 3.0 * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        yield axes
+        for each in axes:
+            each.spines[["top", "right"]].set_visible(False)
+            each.grid(alpha=0.25)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})

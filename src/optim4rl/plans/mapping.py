@@ -1,0 +1,252 @@
+"""How a plan's words name components, choices and metrics of the registries.
+
+1. Words are brought to one spelling (`words.normalised_words`).
+2. A name is found where all the words of one of its phrases stand side by side.
+3. It is accepted if its phrases cover more than half of the words that matter, and more of them
+   than any other name's. So "optimizer structure of the vision backbone" names nothing known.
+4. "Non-adaptive" does not name "adaptive": behind "no", "non" or "without" a phrase names only the
+   removal of what it says.
+
+What is not recognised is reported with a reason, never guessed.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Component
+from optim4rl.plans.plan import Ablation, Action, Plan, PlanError
+from optim4rl.plans.words import covered_words, normalised_words
+
+_HEAD: Final = re.compile(r"[^(\[:]*")  # a name, before what explains it
+# Words that say nothing about which component, choice or metric is meant.
+_NEUTRAL: Final = frozenset(
+    word
+    for words in (
+        "approach block component design mechanism method module part scheme step strategy",
+        "technique variant version novel proposed basic plain simple standard",
+        "agent learned meta optim4rl rl training across over run seed",
+        "function input scale structure transformation update",
+    )
+    for word in words.split()
+)
+_CLAUSE: Final = frozenset({"inspired", "such", "that", "using", "via", "where", "which"})
+
+
+@dataclass(frozen=True)
+class Match:
+    """What became of one phrase of a plan.
+
+    Attributes:
+      text: the plan's words; empty for a default that stands in where it names nothing.
+      key: the choice's value or the metric's key; None where nothing known is named.
+      reason: why, for a reader.
+    """
+
+    text: str
+    key: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class MappedAblation:
+    """An ablation, the component it speaks of, and what it asks to compare and to measure.
+
+    Attributes:
+      ablation: the plan's own words.
+      component: None where no known component is named.
+      reason: why this component, or why none.
+      replacements: one match per replacement; the component's own where the plan names none.
+      metrics: one match per metric; `DEFAULT_METRICS` where the plan names none.
+    """
+
+    ablation: Ablation
+    component: Component | None
+    reason: str
+    replacements: tuple[Match, ...]
+    metrics: tuple[Match, ...]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values to compare with the reference, each once."""
+        return tuple(dict.fromkeys(m.key for m in self.replacements if m.key is not None))
+
+    @property
+    def metric_keys(self) -> tuple[str, ...]:
+        """The keys of the metrics to report, each once."""
+        return tuple(dict.fromkeys(m.key for m in self.metrics if m.key is not None))
+
+
+def map_plan(plan: Plan) -> tuple[MappedAblation, ...]:
+    """Says for every ablation of a plan which component, choices and metrics it names.
+
+    Never fails: what is not recognised is mapped to None, with a reason.
+    """
+    return tuple(_map_ablation(ablation) for ablation in plan.ablations)
+
+
+def require_mapped(
+    mapped: Sequence[MappedAblation], skip_unmapped: bool
+) -> tuple[MappedAblation, ...]:
+    """Selects the ablations that can be run: those with a component and a value to compare.
+
+    Args:
+      mapped: what `map_plan` returned.
+      skip_unmapped: leave out what is not recognised instead of raising.
+
+    Raises:
+      PlanError: something is not recognised and `skip_unmapped` is false, or nothing is left.
+    """
+    problems = [problem for entry in mapped for problem in _problems(entry)]
+    runnable = tuple(entry for entry in mapped if entry.component and entry.values)
+    if problems and not skip_unmapped:
+        raise PlanError(
+            "the plan asks for what the study does not know:\n- "
+            + "\n- ".join(problems)
+            + "\nLeave these out by skipping unmapped parts, or change the plan's words."
+        )
+    if not runnable:
+        raise PlanError(
+            "nothing of the plan can be run:\n- " + "\n- ".join(problems or ["it has no ablation"])
+        )
+    return runnable
+
+
+def plan_as_dict(plan: Plan, mapped: Sequence[MappedAblation]) -> dict[str, object]:
+    """The plan and its mapping as plain values, ready for JSON."""
+    ablations = [
+        {
+            **asdict(entry.ablation),
+            "component": entry.component.key if entry.component else None,
+            "field": entry.component.field if entry.component else None,
+            "reason": entry.reason,
+            "mapped_replacements": [asdict(match) for match in entry.replacements],
+            "mapped_metrics": [asdict(match) for match in entry.metrics],
+        }
+        for entry in mapped
+    ]
+    return {"title": plan.title, "reasoning": plan.reasoning, "ablations": _jsonable(ablations)}
+
+
+def _jsonable(value: object) -> object:
+    """The value with tuples as lists, as JSON reads them back."""
+    if isinstance(value, dict):
+        return {key: _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    return value
+
+
+def _problems(entry: MappedAblation) -> Iterable[str]:
+    name = _short(entry.ablation.part or entry.ablation.title)
+    if entry.component is None:
+        yield f"part '{name}': {entry.reason}"
+        return
+    for kind, matches in (("replacement", entry.replacements), ("metric", entry.metrics)):
+        for match in matches:
+            if match.key is None:
+                yield f"{kind} '{_short(match.text)}' of '{name}': {match.reason}"
+
+
+def _map_ablation(ablation: Ablation) -> MappedAblation:
+    component, reason = _map_part(ablation)
+    if component is None:
+        unknown = "not looked up, for the part is not known"
+        replacements = tuple(Match(text, None, unknown) for text in ablation.replacements)
+    elif ablation.replacements:
+        replacements = tuple(_map_replacement(component, text) for text in ablation.replacements)
+    else:
+        replacements = _own_replacements(component, ablation.action)
+    metrics = tuple(_map_metric(text) for text in ablation.metrics) or tuple(
+        Match("", key, "the plan names no metric; reported by default") for key in DEFAULT_METRICS
+    )
+    return MappedAblation(ablation, component, reason, replacements, metrics)
+
+
+def _map_part(ablation: Ablation) -> tuple[Component | None, str]:
+    names = {c.key: (*c.phrases, *_negated(c.phrases)) for c in COMPONENTS}
+    found = _find(ablation.part or ablation.title, names)
+    component = next((c for c in COMPONENTS if c.key == found.key), None)
+    reasons = [found.reason]
+    if component is None:
+        reasons.append(f"known components: {', '.join(names)}")
+    if not ablation.part:
+        reasons.append("the plan names no part, so its heading was read")
+    if ablation.action is None:
+        reasons.append("the plan states no action; read as REPLACE")
+    return component, "; ".join(reasons)
+
+
+def _map_replacement(component: Component, text: str) -> Match:
+    names = {choice.value: choice.phrases for choice in component.choices}
+    if component.remove is not None:
+        present = (*component.phrases, *names.get(component.reference or "", ()))
+        names[component.remove] += _negated(present)
+    found = _find(text, names)
+    if found.key is not None and found.key != component.reference:
+        return found
+    reason = found.reason if found.key is None else "it names the reference itself"
+    return Match(text, None, f"{reason}; {_known(component)}")
+
+
+def _own_replacements(component: Component, action: Action | None) -> tuple[Match, ...]:
+    """What an ablation compares that names no replacement itself."""
+    if action is None or action == "REPLACE":
+        reason = f"the plan names no replacement; a default of {component.key}"
+        return tuple(Match("", value, reason) for value in component.defaults)
+    value = component.remove if action == "REMOVE" else component.add
+    if value is None:
+        reason = f"{component.key} can only be replaced; {_known(component)}"
+    elif value == component.remove:
+        reason = f"what is left without {component.key}"
+    else:
+        reason = f"what {component.key} adds"
+    return (Match("", value, reason),)
+
+
+def _map_metric(text: str) -> Match:
+    names = {metric.key: metric.phrases for metric in METRICS}
+    found = _find(text, names)
+    if found.key is None:
+        return Match(text, None, f"{found.reason}; known metrics: {', '.join(names)}")
+    return found
+
+
+def _known(component: Component) -> str:
+    values = (c.value for c in component.choices if c.value != component.reference)
+    return f"known replacements of {component.key}: {', '.join(values)}"
+
+
+def _find(text: str, names: Mapping[str, Sequence[str]]) -> Match:
+    """Finds the one name that `text` stands for, by its head or else by all of its words."""
+    whole = normalised_words(text)
+    head = normalised_words((_HEAD.match(text) or [""])[0])
+    clause = next((i for i, word in enumerate(head) if word in _CLAUSE), len(head))
+    found = _find_in(head[:clause], text, names)
+    return found if found.key is not None else _find_in(whole, text, names)
+
+
+def _find_in(words: Sequence[str], text: str, names: Mapping[str, Sequence[str]]) -> Match:
+    covered = {name: covered_words(words, phrases) for name, phrases in names.items()}
+    most = max(len(places) for places in covered.values())
+    if most == 0:
+        return Match(text, None, "it names nothing known")
+    best = [name for name, places in covered.items() if len(places) == most]
+    if len(best) > 1:
+        return Match(text, None, f"it could mean {' or '.join(best)}")
+    (name,) = best
+    found = " ".join(words[i] for i in sorted(covered[name]))
+    any_name = frozenset[int]().union(*covered.values())
+    matter = [i for i, word in enumerate(words) if word not in _NEUTRAL or i in any_name]
+    if 2 * most <= len(matter):
+        return Match(text, None, f"only '{found}' in it is known ({name}), the rest is not")
+    return Match(text, name, f"named by '{found}'")
+
+
+def _negated(phrases: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"no {phrase}" for phrase in phrases)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,216 @@
+"""Finished runs side by side: read from what commands leave, shown truly, on one page alone."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+from test_report import HOSTILE, make_results
+
+from documented import columns
+from optim4rl.evaluation.curves import HEALTHY, Curves
+from optim4rl.evaluation.returns import area_under_curve, interquartile_mean
+from optim4rl.optimizers.weights import LearnedOptimizer, save_weights, untrained
+from optim4rl.pages.comparison import (
+    Heading,
+    differing_settings,
+    numbers_by_name,
+    read_run,
+    render_comparison,
+    short_names,
+    write_comparison,
+)
+from optim4rl.study.runner import write_table
+from optim4rl.study.store import StoreError
+
+
+def training(folder, *, rate=0.01, returns=(-0.5, "", 0.5, 0.9), norms=(1, 2, 3, 4), done=True):
+    """The folder of a meta-training on Catch."""
+    folder.mkdir(parents=True)
+    lines = ["iteration,meta_gradient_norm,return_catch"]
+    lines += [f"{i},{norm},{x}" for i, (norm, x) in enumerate(zip(norms, returns, strict=True), 1)]
+    (folder / "progress.csv").write_text("\n".join(lines) + "\n")
+    settings = {"optimizer": "optim4rl-rlc", "learning_rate": [rate], "meta": {"iterations": 4}}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    if done:
+        fresh = untrained("optim4rl-rlc", rate, jax.random.key(0))
+        card = {"training_seconds": 12.5, "versions": {"jax": "0.10.2"}}
+        trained = LearnedOptimizer(fresh.spec, fresh.meta_parameters, rate, card)
+        save_weights(folder / "weights.safetensors", trained)
+    return folder
+
+
+def curves(level, *, diverged=False):
+    returns = level + 0.01 * np.arange(6)[:, None] + np.linspace(0, 1, 40)
+    diverged_at = np.full(6, HEALTHY)
+    if diverged:
+        returns[:, 20:], diverged_at[:] = np.nan, 20
+    return Curves(returns, diverged_at, 100 * np.arange(1, 41))
+
+
+def evaluation(folder, levels, *, task="catch", diverged=False):
+    """The folder of an evaluation: optimizer -> the level of each meta-seed."""
+    folder.mkdir(parents=True)
+    tables = [
+        curves(level, diverged=diverged).to_table(optimizer=name, meta_seed=index)
+        for name, members in levels.items()
+        for index, level in enumerate(members)
+    ]
+    pl.concat(tables).write_parquet(folder / "runs.parquet")
+    (folder / "evaluation.json").write_text("[]")
+    (folder / "settings.json").write_text(json.dumps({"task": task, "baselines": [*levels]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a study, as far as a comparison reads it."""
+    folder = tmp_path_factory.mktemp("comparison") / "study"
+    folder.mkdir()
+    results = make_results()
+    write_table(results, folder / "runs.parquet")
+    record = {
+        "scale": "quick",
+        "settings": {"environment": "catch", "meta_seeds": 4},
+        "versions": {"jax": "0.10.2"},
+    }
+    (folder / "study.json").write_text(json.dumps(record))
+    return folder, results
+
+
+# Reading
+
+
+def test_a_training_has_its_progress_its_settings_and_its_time(tmp_path):
+    run = read_run(training(tmp_path / "a"))
+    assert run.kind == "meta-training"
+    assert run.settings["meta.iterations"] == 4
+    assert run.settings["versions.jax"] == "0.10.2"
+    assert run.numbers == {
+        "iterations": "4 of 4",
+        "return on catch, last tenth": 0.9,
+        "seconds": 12.5,
+    }
+    line = run.lines[Heading("Return of the agents on catch", "meta-iteration")]
+    assert line.x.tolist() == [1, 3, 4]  # In the second no episode ended.
+    assert line.y.tolist() == [-0.5, 0.5, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"done": False}, "not finished: no weights yet"),
+        ({"done": False, "norms": (1, 2, 3, "nan")}, "no finite numbers from iteration 4 on"),
+    ],
+)
+def test_a_training_that_stopped_says_so(options, said, tmp_path):
+    run = read_run(training(tmp_path / "a", **options))
+    assert run.numbers["stopped"] == said
+    assert "seconds" not in run.numbers
+
+
+def test_an_evaluation_has_every_optimizer_with_its_interval(tmp_path):
+    run = read_run(evaluation(tmp_path / "e", {"ours": [0.1, 0.3], "adam": [0.2]}))
+    estimate = run.numbers["ours on catch: AUC"]
+    areas = np.concatenate([area_under_curve(curves(level)) for level in (0.1, 0.3)])
+    assert estimate.value == pytest.approx(interquartile_mean(areas))
+    assert estimate.low < estimate.value < estimate.high
+    assert {heading.title for heading in run.lines} == {"ours on catch", "adam on catch"}
+
+
+def test_an_evaluation_that_diverged_has_no_mean(tmp_path):
+    run = read_run(evaluation(tmp_path / "e", {"adam": [0.2]}, diverged=True))
+    assert np.isnan(run.numbers["adam on catch: AUC"].value)
+    assert "diverged" in render_comparison([run])
+
+
+def test_a_study_has_the_curves_of_its_evaluation(study):
+    folder, results = study
+    run = read_run(folder)
+    assert run.kind == "ablation study"
+    for row in results.rows:
+        scores = np.concatenate([area_under_curve(each) for each in row.curves])
+        found = run.numbers[f"{row.key} on catch: AUC"].value
+        assert found == pytest.approx(interquartile_mean(scores))
+
+
+@pytest.mark.parametrize("content", [None, "", "iteration,meta_gradient_norm\n1,x\n"])
+def test_a_folder_without_a_run_is_named(content, tmp_path):
+    if content is not None:
+        (tmp_path / "progress.csv").write_text(content)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        read_run(tmp_path)
+
+
+# Comparing
+
+
+def test_only_settings_that_differ_are_shown_as_such(tmp_path):
+    runs = [read_run(training(tmp_path / name, rate=r)) for name, r in (("a", 0.01), ("b", 0.02))]
+    assert differing_settings(runs) == {"learning_rate": [[0.01], [0.02]]}
+    page = render_comparison(runs)
+    assert "1 of 4 settings differ" in page
+    assert "<code>learning_rate</code>" in page
+
+
+def test_runs_of_different_kinds_stand_side_by_side(tmp_path, study):
+    runs = [read_run(training(tmp_path / "a")), read_run(study[0])]
+    numbers = numbers_by_name(runs)
+    assert numbers["seconds"] == [12.5, None]
+    assert numbers["adam on catch: AUC"][0] is None
+
+
+def test_the_same_optimizer_is_drawn_in_one_picture(tmp_path):
+    folders = [evaluation(tmp_path / name, {"adam": [0.1]}) for name in ("one", "two")]
+    page = render_comparison([read_run(folder) for folder in folders])
+    assert page.count("<figure>") == 1
+    assert page.count('class="line run-0"') == page.count('class="line run-1"') == 2
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    runs = [read_run(training(tmp_path / name / "run", done=False)) for name in ("a", "b")]
+    assert short_names(runs) == [str(tmp_path / name / "run") for name in ("a", "b")]
+
+
+def test_a_run_is_compared_once(tmp_path):
+    run = read_run(training(tmp_path / "a", done=False))
+    with pytest.raises(ValueError, match="once"):
+        render_comparison([run, run])
+    with pytest.raises(ValueError, match="at least one"):
+        render_comparison([])
+
+
+# The page
+
+
+def test_the_page_loads_and_runs_nothing(tmp_path):
+    folders = [
+        evaluation(tmp_path / "a", {HOSTILE: [0.1]}, task=HOSTILE),
+        training(tmp_path / "<script>b", done=False),
+    ]
+    path = tmp_path / "page.html"
+    write_comparison([read_run(folder) for folder in folders], path)
+    page = path.read_text("utf-8")
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert "<img" not in page
+    assert not re.search(r'(?:src|href)="(?!#)', page)
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    run = read_run(evaluation(tmp_path / "a", {"adam": [0.1]}))
+    assert render_comparison([run]) == render_comparison([run])
+
+
+def test_many_runs_have_lines_that_can_be_told_apart(tmp_path):
+    runs = [read_run(training(tmp_path / f"{i}", done=False)) for i in range(8)]
+    styles = set(re.findall(r'class="line (run-[^"]+)"', render_comparison(runs)))
+    assert len(styles) == 8
+
+
+def test_the_tables_have_the_columns_that_the_page_names(study):
+    assert pl.read_parquet(study[0] / "runs.parquet").columns == columns("ablate")
+    table = curves(0.0).to_table(optimizer="adam", meta_seed=0)
+    assert table.columns == columns("evaluate")
