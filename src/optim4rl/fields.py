@@ -145,3 +145,44 @@ def _kind(declared: Any, wanted: Range | None) -> str:
     if declared is type(None):
         return "None"
     return names.get(declared, f"a {getattr(declared, '__name__', declared)}")
+
+
+# Settings as JSON
+
+
+def to_json(value: Any) -> Any:
+    """Settings as plain JSON values; an instance of a dataclass says as "type" what it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **{name: to_json(x) for name, x in fields.items()}}
+    if isinstance(value, dict):
+        return {str(key): to_json(x) for key, x in value.items()}
+    return [to_json(x) for x in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_json(declared: Any, value: Any) -> Any:
+    """The value of a declared type that `to_json` wrote.
+
+    Raises:
+        ValueError: the value is of another type, has other fields, or a field is out of its range.
+    """
+    alternatives = _alternatives(declared)
+    if isinstance(value, dict):
+        classes = {
+            x.__name__: x
+            for x in alternatives
+            if isinstance(x, type) and dataclasses.is_dataclass(x)
+        }
+        fields = dict(value)
+        cls = classes.get(fields.pop("type", None))
+        known = {} if cls is None else _declared(cls)
+        if cls is None or set(fields) != set(known):
+            raise ValueError(f"{shown(value)}: these are not the fields of {' or '.join(classes)}")
+        return cls(**{name: from_json(known[name], x) for name, x in fields.items()})
+    if isinstance(value, list):
+        for part in alternatives:
+            each = typing.get_args(part)
+            if typing.get_origin(part) is tuple:
+                whole = each[:1] * len(value) if each[-1] is Ellipsis else each
+                return tuple(from_json(x, y) for x, y in zip(whole, value, strict=True))
+    return value

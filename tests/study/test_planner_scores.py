@@ -10,8 +10,8 @@ from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.plan import Ablation, Plan, PlanError, read_plan
 from optim4rl.study.cells import CellResult, LearnedCell, cell_to_dict
 from optim4rl.study.planner.catalogue import catalogue_plan
-from optim4rl.study.planner.cost import CELL_SECONDS, predict, read_measured
-from optim4rl.study.planner.lint import lint
+from optim4rl.study.cost import CELL_SECONDS, predict, read_measured
+from optim4rl.study.lint import lint
 from optim4rl.study.planner.method import method_of
 from optim4rl.study.planner.render import normalise, render_plan
 from optim4rl.study.planner.score import score_plan

@@ -68,10 +68,13 @@ def make_scale(baselines: Mapping[str, TaskRuns], untrained: TaskRuns) -> Scale:
     """The scale that the baselines span: each task's 1 is the one with the highest mean there.
 
     Args:
-        baselines: scores of every candidate, one run for each seed.
+        baselines: scores of every candidate, one run for each seed; without one there is no scale.
         untrained: scores of agents that never update, on the same seeds.
     """
     names = tuple(baselines)
+    if not names:
+        nothing = np.zeros(len(untrained), bool)
+        return Scale(untrained, untrained, ("",) * len(untrained), nothing)
     every = np.stack([baselines[name] for name in names])
     chosen = worst_first(every.mean(axis=2)).argmax(axis=0)
     high = every[chosen, np.arange(len(chosen))]

@@ -114,6 +114,35 @@ def load_suite(
     return dataclasses.replace(suite, tasks=tasks)
 
 
+def task_suite(
+    environment: str,
+    *,
+    rollouts: int,
+    stress_rollouts: int,
+    width: int | None = None,
+    num_envs: int | None = None,
+) -> Suite:
+    """A single task as a suite, with the environment's own network, learner and rewards.
+
+    Args:
+        environment: the task, by name.
+        rollouts: rollouts of a run.
+        stress_rollouts: rollouts of a run of the stress test.
+        width: units of the agents' dense layer; the task's own if None.
+        num_envs: environments of every agent; the task's own if None.
+
+    Raises:
+        ValueError: the task is unknown, or its settings do not agree.
+    """
+    config = default_config(environment)
+    config = dataclasses.replace(
+        config, width=width or config.width, num_envs=num_envs or config.num_envs
+    )
+    make_task(config)
+    task = SuiteTask(config, rollouts, stress_rollouts)
+    return Suite(environment, (task,), TASK_RATES, TASK_SCALES)
+
+
 def _shorten(task: SuiteTask, rollouts: int | None, num_envs: int | None) -> SuiteTask:
     config = task.config
     if num_envs is not None:
@@ -144,6 +173,8 @@ def _normalised(environment: str) -> TaskConfig:
     return dataclasses.replace(config, learner=learner, normalise_rewards=True)
 
 
+TASK_RATES = (1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)
+TASK_SCALES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 _WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _WIDE_SCALES = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 _ALL = (

@@ -16,7 +16,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from optim4rl.cli.kept import kept
 from optim4rl.cli.runtime import print_table, progress_bar, require_file_name
 from optim4rl.cli.signals import stop_in_order, stop_now
 from optim4rl.cli.trackers import (
@@ -28,10 +27,14 @@ from optim4rl.cli.trackers import (
     with_progress,
 )
 from optim4rl.evaluation.returns import Estimate
+from optim4rl.fields import to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.provenance import provenance
+from optim4rl.jobs.store import kept
 from optim4rl.meta.agents import num_rollouts
 from optim4rl.pages.comparison import (
     differing_settings,
@@ -41,20 +44,15 @@ from optim4rl.pages.comparison import (
     write_comparison,
 )
 from optim4rl.pages.study import write_report
-from optim4rl.pages.summary import OUTCOMES, Summary, interval, number, summarise, summary_table
+from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
+from optim4rl.pages.words import interval, number
 from optim4rl.plans.plan import read_plan
-from optim4rl.study.cells import (
-    IDENTITY_SCALES,
-    IDENTITY_TASKS,
-    pack_identity_rows,
-    training_tasks,
-    unpack_identity_rows,
-)
+from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
 from optim4rl.study.identity import IdentityResult, IdentityRow
+from optim4rl.study.layout import lay_out, load_study
 from optim4rl.study.planner.text import one_line
-from optim4rl.study.provenance import provenance
 from optim4rl.study.results import StudyResults
-from optim4rl.study.runner import collect, lay_out, load_study, run_study
+from optim4rl.study.runner import collect, run_study
 from optim4rl.study.settings import SCALES, IdentityScale, StudySettings
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
@@ -118,8 +116,8 @@ def ablate(options: AblateOptions) -> None:
         remove_manifest(options.out)
         with (
             tracking(options.tracker, options.out, config) as tracker,
-            progress_bar(f"study ({options.scale})", "cells") as update,
-            stop_now("cells in flight are abandoned"),
+            progress_bar(f"study ({options.scale})", "jobs") as update,
+            stop_now("jobs in flight are abandoned"),
         ):
             on_progress = with_progress(update, tracker)
             results = run_study(
@@ -282,7 +280,11 @@ def identity(options: IdentityOptions) -> None:
         require_file_name("out", options.out)
         folder = options.out.parent
     require_tracker(options.tracker, folder)
-    from optim4rl.study.identity import identity_experiment
+    from optim4rl.study.identity import (
+        identity_experiment,
+        rows_from_json,
+        to_json as identity_json,
+    )
     from optim4rl.tasks import default_config, make_task
 
     name = options.task or IDENTITY_TASKS[options.scale]
@@ -302,15 +304,17 @@ def identity(options: IdentityOptions) -> None:
         ) -> tuple[IdentityRow, ...]:
             nonlocal done
             stop.raise_if_asked()
-            question = {"task": name, "network": network, "config": dataclasses.asdict(config)}
-            rows = kept(parts, question, lambda: pack_identity_rows(make()))
+            job = Job(
+                "optim4rl.study.identity:identity_experiment",
+                to_json({"task": name, "network": network, "config": config}),
+            )
+            result = kept(parts, job, lambda: Result({}, {"rows": identity_json(make())}))
             done += 1
             update(done, len(config.networks), " to ".join(network))
-            return unpack_identity_rows(rows)
+            return rows_from_json(result.info["rows"])
 
         result = identity_experiment(task, name, config, keep)
-    values = {**dataclasses.asdict(result), **provenance()}
-    text = json.dumps(values, default=lambda array: array.tolist())
+    text = json.dumps({**identity_json(result), **provenance("optim4rl.study.identity")})
     if options.out is not None:
         write_atomically(options.out, text.encode())
         _write_accuracies(result, options.out.with_suffix(".parquet"))

@@ -1,385 +1,236 @@
-"""`optim4rl evaluate`: learned optimizers against tuned classical ones."""
+"""`optim4rl evaluate`: optimizers compared on a task or a suite, by one protocol."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import jax
-import numpy as np
 import tyro
 
-from optim4rl.benchmark.pieces import weights_address
-from optim4rl.benchmark.protocol import Evaluation, EvaluationSettings, evaluate
-from optim4rl.cli.kept import kept
+from optim4rl.benchmark.contender import baseline, learned_contenders
+from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
+from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.suites import Suite, load_suite, task_suite
 from optim4rl.cli.runtime import print_table, progress_bar
-from optim4rl.cli.signals import stop_in_order
-from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking
-from optim4rl.evaluation.curves import stack
-from optim4rl.evaluation.learning import Classical, Family, Learned
-from optim4rl.evaluation.returns import (
-    Estimate,
-    area_under_curve,
-    bootstrap_interval,
-    failure_rate,
-    final_return,
-    probability_of_improvement,
-    stuck_rate,
-)
-from optim4rl.evaluation.stability import stability
-from optim4rl.files.atomic import write_atomically
+from optim4rl.cli.signals import stop_now
+from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
+from optim4rl.evaluation.curves import Curves
+from optim4rl.fields import COUNT, check_fields, to_json as settings_json
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
-from optim4rl.optimizers.rule import MetaParameters
-from optim4rl.optimizers.weights import LearnedOptimizer, load_weights
-from optim4rl.pages.plots import plot_curves
-from optim4rl.study.cells import (
-    CellResult,
-    evaluation_task,
-    pack_evaluation,
-    unpack_evaluation,
+from optim4rl.jobs.pools import Workers
+from optim4rl.pages.benchmark import (
+    TITLES,
+    claims,
+    raw_table,
+    summary_table,
+    to_json,
+    write_report,
 )
-from optim4rl.study.provenance import provenance
-from optim4rl.tasks import Task
+from optim4rl.tasks import PPOConfig
 
-Baseline = Literal["adam", "rmsprop", "sgd", "sign_sgd", "muon"]
-# What the name of an untrained control ends in.
-CONTROL = " untrained"
+BaselineName = Literal[
+    "adam",
+    "adam_ppo",
+    "rmsprop",
+    "sgd",
+    "sign_sgd",
+    "muon",
+    "muon_ppo",
+    "adam_decay",
+    "adam_raw_rewards",
+]
+A2C_BASELINES: tuple[BaselineName, ...] = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
+PPO_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Compare learned optimizers with tuned classical ones and with themselves untrained.
 
-    Every optimizer is tuned on seeds that are not reported, then run on the reported seeds and in
-    the stress test (short runs at multiples of its step). Weights of one recipe and several
-    meta-seeds can be given together, separated by commas: they count as one optimizer.
-
-    With `--suite NAME` (grid, minatar, classic, brax, mixed) all tasks of a benchmark are run and
-    read together; `optim4rl evaluate --suite grid --help` shows what can be chosen then.
+    Every optimizer is tuned on seeds that are not reported, learned ones over as many step scales
+    as classical ones over learning rates. It is then run on the reported seeds, at each task's own
+    best setting and, on a suite, at the one setting that is best for all tasks together. Weights of
+    one recipe and several meta-seeds can be given together, separated by commas: they count as one
+    recipe. With --out, finished runs are kept and never made twice: stop it and start it again as
+    you like.
 
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them.
-        task: the task; `optim4rl list tasks` names them.
-        baselines: classical optimizers to compare with.
-        settings: how each optimizer is evaluated.
-        out: folder for the table, the curves and their picture; none are written by default.
-        tracker: send the learning curves to TensorBoard or Weights & Biases, too; needs a folder.
-        json: print the table as JSON.
+        task: a single task; `optim4rl list tasks` names them. Default: catch.
+        suite: all tasks of a benchmark: grid, minatar, classic, brax or mixed.
+        out: folder for results.md, results.json, runs.parquet, pictures, and finished runs.
+        only: environments of the suite to keep; all by default.
+        seeds: reported runs of an optimizer on a task.
+        tuning_seeds: runs that each setting is judged by on a task.
+        rates: learning rates that classical optimizers are tuned over; the suite's by default.
+        step_scales: multiples of its own rate that a learned optimizer is tuned over, as many as
+            there are rates; the suite's by default.
+        baselines: classical optimizers; the first is the reference that all are compared with. By
+            default with PPO adam_ppo comes first (norm clip 0.5, epsilon 1e-5, falling rate), with
+            A2C adam.
+        controls: run learned optimizers untrained, too.
+        stress_scales: multiples of the tuned setting in the stress test.
+        stress_seeds: stress runs at each of them.
+        rollouts: rollouts of a run: of a task 390 by default, of a suite at most so many.
+        stress_rollouts: rollouts of a stress run on a single task.
+        num_envs: environments of each agent; the task's own by default.
+        width: units of the agents' dense layer on a single task; the task's own by default.
+        workers: who makes the runs.
+        tracker: send the learning curves to TensorBoard or Weights & Biases, too; needs --out.
+        json: print the results as JSON.
     """
 
     weights: Annotated[tuple[str, ...], tyro.conf.Positional]
-    task: str = "catch"
-    baselines: tuple[Baseline, ...] = ("adam", "rmsprop", "sign_sgd")
-    settings: Annotated[EvaluationSettings, tyro.conf.arg(name="")] = EvaluationSettings(
-        width=256,
-        seeds=10,
-        tuning_seeds=5,
-        classical_rates=(1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1),
-        step_scales=(0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
-        stress_seeds=20,
-    )
+    task: str | None = None
+    suite: str | None = None
     out: Path | None = None
+    only: tuple[str, ...] = ()
+    seeds: int = 16
+    tuning_seeds: int = 4
+    rates: tuple[float, ...] | None = None
+    step_scales: tuple[float, ...] | None = None
+    baselines: tuple[BaselineName, ...] | None = None
+    controls: bool = True
+    stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    stress_seeds: int = 16
+    rollouts: int | None = None
+    stress_rollouts: int = 60
+    num_envs: int | None = None
+    width: int | None = None
+    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
     tracker: TrackerName | None = None
     json: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, rollouts=COUNT, stress_rollouts=COUNT, num_envs=COUNT, width=COUNT)
+        _ = self.protocol
+        if self.task is not None and self.suite is not None:
+            raise ValueError(
+                f"task = {self.task!r}, suite = {self.suite!r}: give one of them; a suite has its "
+                "own tasks, and --only keeps some of them"
+            )
+        if self.only and self.suite is None:
+            raise ValueError(f"only = {self.only!r}: this is for --suite; --task names one task")
+        if self.width is not None and self.suite is not None:
+            raise ValueError(f"width = {self.width!r}: this is for --task; a suite has its own")
+        if not self.weights and self.baselines == ():
+            raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
+        if self.baselines is not None and len(set(self.baselines)) < len(self.baselines):
+            raise ValueError(f"baselines = {self.baselines!r}: give each optimizer once")
 
-@dataclass(frozen=True)
-class Contender:
-    """An optimizer to evaluate: one parameter set for each meta-seed."""
-
-    name: str
-    family: Family
-    parameters: tuple[MetaParameters | None, ...]
-    rates: tuple[float, ...]
-
-
-def contenders(options: EvaluateOptions) -> list[Contender]:
-    """All optimizers that the options ask for, each learned one with its untrained control.
-
-    Raises:
-        WeightsError: weights cannot be read.
-        ValueError: there is nothing to evaluate, something is given twice, or the weights of a
-            group do not belong to one recipe.
-    """
-    names = [*options.weights, *options.baselines]
-    if not names:
-        raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
-    if len(set(names)) < len(names):
-        raise ValueError(f"weights, baselines = {names!r}: each optimizer is evaluated once")
-    found = [
-        _learned(name, members, options.settings)
-        for name, members in load_groups(options.weights).items()
-    ]
-    rates = options.settings.classical_rates
-    found += [Contender(name, Classical(name), (None,), rates) for name in options.baselines]
-    return found
-
-
-def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
-    """Learned optimizers, one for each meta-seed, by name: every group and its untrained control.
-
-    Args:
-        groups: shipped names, paths, or several of one recipe separated by commas.
-
-    Raises:
-        WeightsError: weights cannot be read.
-        ValueError: the members of a group do not belong to one recipe.
-    """
-    found = {}
-    for group in groups:
-        members = [load_weights(name) for name in group.split(",")]
-        if len({(m.spec, m.learning_rate) for m in members}) != 1:
-            raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
-        # With zero heads an untrained rule is the same whatever its seed.
-        controls = members[:1] if members[0].spec.zero_head else members
-        found[group] = members
-        found[f"{group}{CONTROL}"] = [_fresh(member) for member in controls]
-    return found
-
-
-def _learned(name: str, members: list[LearnedOptimizer], settings: EvaluationSettings) -> Contender:
-    rates = tuple(members[0].learning_rate * scale for scale in settings.step_scales)
-    parameters = tuple(member.meta_parameters for member in members)
-    return Contender(name, Learned(members[0].spec), parameters, rates)
-
-
-def _fresh(member: LearnedOptimizer) -> LearnedOptimizer:
-    from optim4rl.optimizers.rule import init_meta_parameters
-
-    seed = int(member.card.get("seed", 0))
-    parameters = init_meta_parameters(member.spec, jax.random.key(seed))
-    return dataclasses.replace(member, meta_parameters=parameters)
+    @property
+    def protocol(self) -> Protocol:
+        """How often each optimizer is run."""
+        return Protocol(self.seeds, self.tuning_seeds, self.stress_scales, self.stress_seeds)
 
 
 def run(options: EvaluateOptions) -> None:
     """The command."""
     require_tracker(options.tracker, options.out)
-    entries = contenders(options)
-    task = evaluation_task(options.task, options.settings)
-    # A folder that cannot be written is named before the work.
-    with locked(options.out) if options.out is not None else nullcontext():
+    suite = make_suite(options)
+    with _results_folder(options.out) as folder:
+        benchmark = lay_out(options, suite, folder)
+        config = settings_json(options) | {"out": str(options.out)}
+        with (
+            tracking(options.tracker, options.out, config) as tracker,
+            progress_bar(f"evaluating on {suite.name}", "batches of runs") as update,
+            stop_now("runs in flight are abandoned"),
+        ):
+            results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))
+            log_curves(tracker, _tuned_curves(results))
         if options.out is not None:
-            remove_manifest(options.out)
-        results = _evaluate(options, task, entries)
-        rows = summarise(results, options.baselines)
-        if options.out is not None:
-            _write(results, rows, options, options.out)
+            write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
+            write_manifest(options.out)
     if options.json:
-        print(json.dumps(rows))
+        print(json.dumps(to_json(results)))
     else:
-        _print(rows, options)
+        print_summary(results, options.out)
 
 
-def _evaluate(
-    options: EvaluateOptions, task: Task, entries: Sequence[Contender]
-) -> dict[str, list[Evaluation]]:
-    """Evaluate all that is not kept in the output folder yet.
+@contextmanager
+def _results_folder(out: Path | None) -> Iterator[Path]:
+    """The output folder, locked, or one that is gone afterwards."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
+            yield Path(scratch)
+        return
+    with locked(out):
+        remove_manifest(out)
+        yield out
+
+
+def make_suite(options: EvaluateOptions) -> Suite:
+    """The tasks that the options ask for.
 
     Raises:
-        StoppedBySignalError: a signal has stopped it; what was finished is in the folder.
+        ValueError: the suite or a task is unknown or cannot be made here, or grids are not of the
+            same size.
     """
-    results: dict[str, list[Evaluation]] = {}
-    done, total = 0, sum(len(entry.parameters) for entry in entries)
-    parts = options.out / "evaluations" if options.out is not None else None
-    with (
-        tracking(options.tracker, options.out, _settings(options)) as tracker,
-        progress_bar(f"evaluating on {options.task}", "trainings") as update,
-        stop_in_order("the training in flight is finished") as stop,
-    ):
-        update(done, total)
-        for entry in entries:
-            for parameters in entry.parameters:
-                evaluation = _kept_evaluation(parts, task, entry, parameters, options.settings)
-                results.setdefault(entry.name, []).append(evaluation)
-                done += 1
-                update(done, total, entry.name)
-                if done < total:
-                    stop.raise_if_asked()
-            log_curves(tracker, {entry.name: [e.curves for e in results[entry.name]]})
-    return results
-
-
-def _kept_evaluation(
-    folder: Path | None,
-    task: Task,
-    entry: Contender,
-    parameters: MetaParameters | None,
-    settings: EvaluationSettings,
-) -> Evaluation:
-    """An evaluation, from the folder if it is there."""
-    family = entry.family
-    question = {
-        "task": dataclasses.asdict(task.config),
-        "optimizer": weights_address(LearnedOptimizer(family.spec, parameters, 1.0))
-        if isinstance(family, Learned) and parameters is not None
-        else dataclasses.asdict(family),
-        "rates": entry.rates,
-        "settings": dataclasses.asdict(settings),
-    }
-
-    def make() -> CellResult:
-        return pack_evaluation(evaluate(task, family, parameters, entry.rates, settings))
-
-    return unpack_evaluation(kept(folder, question, make), settings)
-
-
-def _write(
-    results: dict[str, list[Evaluation]],
-    rows: list[dict[str, Any]],
-    options: EvaluateOptions,
-    out: Path,
-) -> None:
-    settings = json.dumps(_settings(options), indent=1)
-    write_atomically(out / "settings.json", settings.encode())
-    write_atomically(out / "evaluation.json", json.dumps(rows, indent=1).encode())
-    _write_curves(results, out / "runs.parquet")
-    curves = {name: [e.curves for e in found] for name, found in results.items()}
-    plot_curves(f"Learning curves on {options.task}", curves, out / "curves.svg")
-    write_manifest(out)
-
-
-def _settings(options: EvaluateOptions) -> dict[str, Any]:
-    """All that decides the result, as JSON values."""
-    values = dataclasses.asdict(options)
-    for name in ("out", "tracker", "json"):
-        del values[name]
-    return {**json.loads(json.dumps(values)), **provenance()}
-
-
-def summarise(
-    results: dict[str, list[Evaluation]], baselines: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    """One row for each optimizer, best AUC first; numbers as JSON values, None where diverged."""
-    reference = baselines[0] if baselines else None
-    finals = {
-        name: np.stack([final_return(e.curves) for e in found])[None]
-        for name, found in results.items()
-    }
-    areas = {
-        name: np.stack([area_under_curve(e.curves) for e in found])[None]
-        for name, found in results.items()
-    }
-    every = [e.curves.returns[:, 0] for found in results.values() for e in found]
-    floor = float(np.nanmean(np.concatenate(every)))
-    ceiling = max(
-        (bootstrap_interval(finals[name]).value for name in baselines), default=float("nan")
+    if options.suite is None:
+        suite = task_suite(
+            options.task or "catch",
+            rollouts=options.rollouts or 390,
+            stress_rollouts=options.stress_rollouts,
+            width=options.width,
+            num_envs=options.num_envs,
+        )
+    else:
+        suite = load_suite(
+            options.suite,
+            only=options.only,
+            rollouts=options.rollouts,
+            num_envs=options.num_envs,
+        )
+    return dataclasses.replace(
+        suite,
+        rates=options.rates or suite.rates,
+        step_scales=options.step_scales or suite.step_scales,
     )
-    # One scale for all; without a baseline that learned something, returns as they are.
-    learned_something = floor < ceiling < float("inf")
-    scale = ceiling - floor if learned_something else 1.0
-    rows = []
-    for name, found in results.items():
-        better = (
-            probability_of_improvement(areas[name], areas[reference])
-            if reference and name != reference
-            else None
-        )
-        worst = float(np.min(areas[name]))
-        rows.append(
-            {
-                "optimizer": name,
-                "meta_seeds": len(found),
-                "seeds": int(areas[name].shape[-1]),
-                "rates": [e.tuning.rate for e in found],
-                "rate_at_edge": any(e.tuning.at_edge for e in found),
-                "auc": estimate_values(bootstrap_interval(areas[name])),
-                "auc_worst": worst if np.isfinite(worst) else None,
-                "final": estimate_values(bootstrap_interval(finals[name])),
-                "improvement_over": reference if better else None,
-                "probability_of_improvement": estimate_values(better) if better else None,
-                "failure_rate": _mean([failure_rate(e.curves).value for e in found]),
-                "stuck_rates": {
-                    f"{multiple:g}": _mean(
-                        [stuck_rate(e.stress[multiple], floor, ceiling).value for e in found]
-                    )
-                    if learned_something
-                    else None  # Nothing classical has learned, so nothing says what stuck is.
-                    for multiple in found[0].stress
-                },
-                "stability": _stability(found, scale),
-            }
-        )
-    return sorted(rows, key=lambda row: -(-np.inf if row["auc"][0] is None else row["auc"][0]))
 
 
-def _stability(found: list[Evaluation], scale: float) -> dict[str, Any]:
-    """The five metrics of Chan et al. 2020 over all runs; None where one is undefined."""
-    curves = stack([evaluation.curves for evaluation in found])
-    if curves.env_steps.size < 2:
-        return {}
-    values = dataclasses.asdict(stability(curves, scale))
+def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
+    """Decide what to run, and put the weights into the folder.
+
+    Raises:
+        ValueError: weights cannot be read or grouped.
+    """
+    baselines = options.baselines
+    if baselines is None:
+        ppo = all(isinstance(task.config.learner, PPOConfig) for task in suite.tasks)
+        baselines = PPO_BASELINES if ppo else A2C_BASELINES
+        if options.suite is not None:  # Suites normalise rewards.
+            baselines += ("adam_raw_rewards",)
+    learned = learned_contenders(
+        options.weights, suite.step_scales, folder, controls=options.controls
+    )
+    classical = [baseline(name, suite.rates) for name in baselines]
+    return Benchmark(suite, (*learned, *classical), folder, options.protocol)
+
+
+def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:
+    """Every contender's reported curves on every task, at the task's own setting."""
     return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value
-        for name, value in values.items()
+        f"{task.name}/{name}": found[index]
+        for index, task in enumerate(results.benchmark.suite.tasks)
+        for name, found in results.runs.curves["tuned"].items()
     }
 
 
-def _mean(values: list[float]) -> float | None:
-    mean = float(np.mean(values))
-    return mean if np.isfinite(mean) else None
-
-
-def estimate_values(estimate: Estimate) -> list[float | None]:
-    """Value, low and high as JSON values; None where diverged runs leave none."""
-    values = (estimate.value, estimate.low, estimate.high)
-    return [float(x) if np.isfinite(x) else None for x in values]
-
-
-def _print(rows: list[dict[str, Any]], options: EvaluateOptions) -> None:
-    def interval(values: list[float | None] | None) -> str:
-        if values is None:
-            return ""
-        texts = ["diverged" if x is None else f"{x:.3f}" for x in values]
-        return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-    table = [
-        [
-            row["optimizer"],
-            ", ".join(f"{rate:.3g}" for rate in row["rates"]) + ("*" * row["rate_at_edge"]),
-            interval(row["auc"]),
-            interval(row["final"]),
-            interval(row["probability_of_improvement"]),
-            "diverged" if row["auc_worst"] is None else f"{row['auc_worst']:.3f}",
-            f"{row['failure_rate']:.0%}",
-            " ".join(
-                f"x{scale}: {'-' if rate is None else f'{rate:.0%}'}"
-                for scale, rate in row["stuck_rates"].items()
-            ),
-        ]
-        for row in rows
-    ]
-    s = options.settings
-    print_table(
-        f"{options.task}: {s.updates} updates, {s.num_envs} environments, width {s.width}; "
-        f"{s.seeds} seeds, rates tuned on {s.tuning_seeds} others",
-        [
-            "optimizer",
-            "rate (* edge of grid)",
-            "AUC: IQM [95 %]",
-            "final return: IQM [95 %]",
-            f"P(better than {options.baselines[0] if options.baselines else '-'})",
-            "worst AUC",
-            "failed",
-            "stuck, by step scale",
-        ],
-        table,
-    )
-
-
-def _write_curves(results: dict[str, list[Evaluation]], path: Path) -> None:
-    import io
-
-    import polars as pl
-
-    tables = [
-        evaluation.curves.to_table(optimizer=name, meta_seed=index)
-        for name, found in results.items()
-        for index, evaluation in enumerate(found)
-    ]
-    buffer = io.BytesIO()
-    pl.concat(tables).write_parquet(buffer)
-    write_atomically(path, buffer.getvalue())
+def print_summary(results: Results, out: Path | None) -> None:
+    """The most important on stdout."""
+    suite = results.benchmark.suite
+    for reading in results.benchmark.readings:
+        print_table(f"{suite.name}, {TITLES[reading]}", *summary_table(results, reading))
+    if len(suite.tasks) == 1:
+        print_table(f"{suite.name}: returns as they are", *raw_table(results, "tuned", 0))
+    for claim in claims(results):
+        print(f"- {claim.replace('**', '')}")
+    if out is not None:
+        print(f"\n{out / 'results.md'}")

@@ -161,11 +161,8 @@ def _split_preset(word: str) -> list[str]:
 
 
 def _evaluate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import evaluate, suite
+    from optim4rl.cli import evaluate
 
-    if any(word.split("=")[0] == "--suite" for word in rest):
-        suite.run(_parse(suite.SuiteOptions, command, rest))
-        return
     evaluate.run(_parse(evaluate.EvaluateOptions, command, rest))
 
 

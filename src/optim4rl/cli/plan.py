@@ -14,9 +14,9 @@ from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.plans.mapping import MappedAblation, map_plan, plan_as_dict
 from optim4rl.plans.plan import Plan, read_plan
+from optim4rl.study.cost import Cost, Measured, predict, read_measured
+from optim4rl.study.lint import Finding, lint
 from optim4rl.study.planner.catalogue import catalogue_plan
-from optim4rl.study.planner.cost import Cost, Measured, predict, read_measured
-from optim4rl.study.planner.lint import Finding, lint
 from optim4rl.study.planner.method import Method, method_of, read_method
 from optim4rl.study.planner.propose import Chat, Limits, Proposal, Record, Usage, propose
 from optim4rl.study.planner.render import normalise, render_plan, unmapped
@@ -250,7 +250,7 @@ class LintOptions:
         plan: the plan file.
         jobs: worker processes that the time is predicted for; as many as there are processors by
             default.
-        measured: the folder of a study, whose cells' times are taken where they fit.
+        measured: the folder of a study, whose jobs' times are taken where they fit.
         json: print it as JSON.
     """
 
@@ -294,13 +294,13 @@ def _print_lint(plan: Plan, findings: tuple[Finding, ...], costs: list[Cost], jo
         [
             cost.scale,
             str(cost.trained),
-            str(cost.cells),
+            str(cost.jobs),
             _duration(cost.seconds),
-            f"{cost.measured} of {cost.cells} cells' times" if cost.measured else "a table",
+            f"{cost.measured} of {cost.jobs} jobs' times" if cost.measured else "a table",
         ]
         for cost in costs
     ]
-    columns = ["scale", "meta-trained", "cells", "predicted time", "from"]
+    columns = ["scale", "meta-trained", "jobs", "predicted time", "from"]
     _print_table(f"what a study of it costs, {jobs} workers", columns, prices)
 
 

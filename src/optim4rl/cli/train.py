@@ -26,6 +26,7 @@ from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.jobs.provenance import provenance
 from optim4rl.meta.augmentation import Augmentation, augment
 from optim4rl.meta.checkpoint import (
     Resumed,
@@ -50,7 +51,6 @@ from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
 from optim4rl.pages.plots import plot_training
-from optim4rl.study.provenance import provenance
 from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, default_config, make_task
 
 
@@ -392,7 +392,7 @@ def _meta_train(
         StoppedBySignalError: a signal has stopped it; the last chunk is saved.
     """
     first_process = jax.process_index() == 0
-    about, labels = provenance(), task_labels(options.tasks)
+    about, labels = provenance("optim4rl.meta.trainer"), task_labels(options.tasks)
     if first_process:
         remove_manifest(options.out)
         written = json.dumps({**settings, **about}, indent=1).encode()
@@ -537,7 +537,7 @@ def _learned(
         "tasks": list(options.tasks),
         "seed": options.meta.seed,
         "settings": settings,
-        **provenance(),
+        **provenance("optim4rl.meta.trainer"),
         "training_seconds": round(seconds, 1),
         "results": {},
     }

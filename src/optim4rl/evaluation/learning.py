@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +19,41 @@ from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.tasks.interface import EvaluationTask
 
 
+class Family(Protocol):
+    """An optimizer but for its meta-parameters and its rate.
+
+    Frozen and hashable: one compiled program serves all parameters, rates and seeds.
+    """
+
+    def __call__(self, parameters: Any, rate: Float[Array, ""]) -> optax.GradientTransformation:
+        """The optimizer."""
+
+
 @dataclass(frozen=True)
 class Classical:
     """A classical optimizer by name, as a function of its learning rate.
 
     Attributes:
         name: see `optimizers.presets.CLASSICAL`.
-        decay_over: updates over which the rate falls to zero, linearly; None keeps it.
+        decay_over: updates over which the rate falls linearly to zero; None keeps it.
+        clip: the gradient's global norm is clipped to this; None leaves it.
+        epsilon: of the optimizers that have one, in place of optax's default.
     """
 
     name: str
     decay_over: int | None = None
+    clip: float | None = None
+    epsilon: float | None = None
 
     def __call__(self, parameters: Any, rate: Float[Array, ""]) -> optax.GradientTransformation:
         del parameters
-        if self.decay_over is None:
-            return classical(self.name, rate)
-        return classical(self.name, optax.linear_schedule(rate, 0.0, self.decay_over))
+        schedule = rate
+        if self.decay_over is not None:
+            schedule = optax.linear_schedule(rate, 0.0, self.decay_over)
+        optimizer = classical(self.name, schedule, self.epsilon)
+        if self.clip is None:
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
 
 
 @dataclass(frozen=True)
@@ -62,14 +80,11 @@ class Learned:
         )
 
 
-# Runs side by side, and updates between two looks of the host. Whatever is asked for is done in
-# batches and chunks of these sizes, so that one optimizer needs one program on one task (fewer
-# runs than a batch are a smaller batch, and a program of their own).
+# Agents that learn side by side, and updates per host synchronisation. A batch is always full:
+# missing runs are filled in, so that one optimizer needs one program on one task, and a run gives
+# the same numbers whatever else is asked for.
 BATCH = 8
 CHUNK = 30
-
-# Frozen and hashable: one compiled program serves all parameters, rates and seeds.
-Family = Classical | Learned
 
 
 def learning_curves(
@@ -98,18 +113,28 @@ def learning_curves(
         One `Curves` for each rate, with one run for each seed.
     """
     runs = [(rate, seed) for rate in rates for seed in seeds]
-    size = min(BATCH, len(runs))
+    curves = train_runs(task, family, parameters, runs, updates)
+    return tuple(
+        Curves(curves.returns[group], curves.diverged_at[group], curves.env_steps)
+        for group in np.split(np.arange(len(runs)), len(rates))
+    )
+
+
+def train_runs(
+    task: EvaluationTask,
+    family: Family,
+    parameters: MetaParameters | None,
+    runs: Sequence[tuple[float, int]],
+    updates: int,
+) -> Curves:
+    """Train an agent for every pair of a rate and a seed; see `learning_curves`."""
     batches = [
-        _train_batch(task, family, parameters, runs[start : start + size], size, updates)
-        for start in range(0, len(runs), size)
+        _train_batch(task, family, parameters, runs[start : start + BATCH], updates)
+        for start in range(0, len(runs), BATCH)
     ]
     sums, counts, finite = (np.concatenate(x) for x in zip(*batches, strict=True))
     env_steps = task.env_steps_per_rollout * np.arange(1, updates + 1)
-    every = Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
-    return tuple(
-        Curves(every.returns[runs], every.diverged_at[runs], env_steps)
-        for runs in np.split(np.arange(len(runs)), len(rates))
-    )
+    return Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
 
 
 class _Agent(NamedTuple):
@@ -125,11 +150,10 @@ def _train_batch(
     family: Family,
     parameters: MetaParameters | None,
     runs: Sequence[tuple[float, int]],
-    size: int,
     updates: int,
 ) -> tuple[np.ndarray, ...]:
-    """Train one batch of (rate, seed); a short one is filled up, so that all share one program."""
-    filled = [*runs, *[runs[0]] * (size - len(runs))]
+    """Train one batch of (rate, seed), filled up to `BATCH`."""
+    filled = [*runs, *[runs[0]] * (BATCH - len(runs))]
     rates = jnp.asarray([rate for rate, _ in filled], jnp.float32)
     keys = jnp.stack([jax.random.key(seed) for _, seed in filled])
     agents = _start(task, family, parameters, rates, keys)

@@ -99,6 +99,17 @@ def check_seal(path: Path) -> dict[str, str]:
         return _check(path, file)
 
 
+def read_header(path: Path) -> dict[str, str]:
+    """The metadata of a sealed file, which is not checked against the checksum.
+
+    Raises:
+        DamagedFileError: it is not a sealed file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _read_header(path, file)[1]
+
+
 def _check(path: Path, file: io.BufferedIOBase) -> dict[str, str]:
     header, metadata = _read_header(path, file)
     seal = metadata.pop(SEAL, "").encode()

@@ -1,8 +1,4 @@
-"""Worker processes that answer questions: the cells of a study, the pieces of a suite.
-
-A question is a line of JSON, an answer too: `{"done": ...}` or `{"error": text}`. What a worker
-finds out it keeps in a folder, so that nothing that is finished is lost.
-"""
+"""Worker processes that do jobs, and the queue that shares jobs out."""
 
 import json
 import os
@@ -10,15 +6,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, runtime_checkable
+from typing import IO, NoReturn, Protocol, runtime_checkable
 
-from optim4rl.files.atomic import NO_ROOM
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.store import has_result
 
 # One thread to a worker: the jobs are the parallel work, and results must not depend on the split.
 WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
@@ -29,39 +25,12 @@ def worker_flags() -> str:
     return f"{os.environ.get('XLA_FLAGS', '')} {WORKER_FLAGS}".strip()
 
 
-# What a worker answers if it has other code than was asked: its result would be another one.
-OTHER_CODE = (
-    "the worker has another version of optim4rl or of JAX than this command (it was changed, or is "
-    "another one on that machine); start the command again with one version everywhere: it goes on"
-)
-
-
 class JobError(RuntimeError):
     """A job that failed; all else that was started is finished and kept."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is asked for.
-
-    Attributes:
-        question: plain JSON values.
-        what: the same in a few words, for people.
-        program: jobs of which this is the same share compiled programs.
-        files: what the worker reads, as paths below the folder.
-    """
-
-    question: Mapping[str, Any]
-    what: str
-    program: Hashable
-    files: tuple[str, ...] = ()
-
-
 # Called after every job: jobs done, and what the last one was.
 OnJob = Callable[[int, str], None]
-
-# From a worker's folder and a question to an answer.
-Answer = Callable[[Path, Mapping[str, Any]], Mapping[str, Any]]
 
 
 @runtime_checkable
@@ -76,12 +45,61 @@ class Pool(AbstractContextManager["Pool"], Protocol):
         """
 
 
-class JobQueue:
-    """Jobs that wait, and which of them a worker is to have.
+def run_jobs(
+    pool: Pool, folder: Path, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None
+) -> None:
+    """Run the jobs whose results are not in the folder yet; the others count as done.
 
-    That is one of a program that the worker has had, else of one that nobody has had, else the
-    first: compiled programs are used again, and compiled side by side. To take a job costs the same
-    however many there are.
+    Raises:
+        JobError: a job failed; all that is finished is kept.
+    """
+    wanted = list({job.address: job for job in jobs}.values())
+    missing = [job for job in wanted if not has_result(folder, job)]
+    before = len(wanted) - len(missing)
+    on_job(before, "")
+    pool.run(missing, lambda done, what: on_job(before + done, what))
+
+
+class Stages:
+    """Runs jobs stage after stage, and counts over all of them.
+
+    Args:
+        pool: who does the jobs.
+        folder: where results are kept.
+        total: jobs in all, as far as is known.
+        update: called with jobs done, jobs in all, and what the last one was.
+    """
+
+    def __init__(
+        self, pool: Pool, folder: Path, total: int, update: Callable[..., None] = lambda *_: None
+    ) -> None:
+        self._pool, self._folder, self._total, self._update = pool, folder, total, update
+        self._counted: set[str] = set()
+
+    def run(self, jobs: Sequence[Job], *, last: bool = False) -> None:
+        """Run the jobs of a stage that are not done yet.
+
+        Raises:
+            JobError: a job failed; all that is finished is kept.
+        """
+        new = {job.address: job for job in jobs if job.address not in self._counted}
+        before = len(self._counted)
+        total = before + len(new) if last else max(self._total, before + len(new))
+        run_jobs(
+            self._pool,
+            self._folder,
+            list(new.values()),
+            lambda done, what: self._update(before + done, total, what),
+        )
+        self._counted.update(new)
+
+
+class JobQueue:
+    """Jobs that wait, and which of them a worker gets next.
+
+    Prefer programs that this worker has compiled, then programs that nobody has: compiled programs
+    are used again, and new ones compile side by side. Taking a job costs the same however many
+    wait.
     """
 
     def __init__(self) -> None:
@@ -155,13 +173,12 @@ class LocalPool:
     """Processes of this machine: what one has compiled serves it again.
 
     Args:
-        module: what a worker runs, a module whose main function is `serve`.
-        folder: where workers keep what they find out.
+        folder: where workers keep results.
         workers: how many; none is started before there is something to do.
     """
 
-    def __init__(self, module: str, folder: Path, workers: int) -> None:
-        self._command = (sys.executable, "-m", module, str(folder))
+    def __init__(self, folder: Path, workers: int) -> None:
+        self._command = (sys.executable, "-m", "optim4rl.jobs.worker", str(folder))
         self._size = workers
         self._workers: list[_Worker] = []
         self._queue = JobQueue()
@@ -250,7 +267,7 @@ def _ask(worker: _Worker, job: Job) -> str | None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(json.dumps(job.question) + "\n")
+        process.stdin.write(json.dumps(job.question | {"address": job.address}) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
     except BrokenPipeError:
@@ -260,19 +277,3 @@ def _ask(worker: _Worker, job: Job) -> str | None:
         worker.log.seek(0)
         return f"its worker died with exit code {code}\n{worker.log.read()[-2000:]}"
     return json.loads(answer).get("error")
-
-
-def serve(answer: Answer) -> None:
-    """What a worker process does: answer every question until its input ends."""
-    folder = Path(sys.argv[1])
-    # Libraries may print; the answers must stay alone on their stream.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        try:
-            found = answer(folder, json.loads(line))
-        except OSError as error:
-            # A full disk is no fault of the code, which a trace would point to.
-            found = {"error": str(error) if error.errno in NO_ROOM else traceback.format_exc()}
-        except Exception:
-            found = {"error": traceback.format_exc()}
-        print(json.dumps(found), file=answers, flush=True)

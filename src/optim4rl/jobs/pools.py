@@ -1,4 +1,4 @@
-"""Where the jobs of a study or a suite run: which pool an address names."""
+"""Where jobs run: on this machine, or on a Ray cluster."""
 
 import os
 import re
@@ -48,11 +48,10 @@ class Workers:
             )
 
 
-def open_pool(module: str, folder: Path, workers: Workers) -> Pool:
+def open_pool(folder: Path, workers: Workers) -> Pool:
     """The pool that the address names; to be used in a `with` block.
 
     Args:
-        module: what a worker answers by: a module with a function `answer` that it serves.
         folder: where results go.
         workers: who does the jobs.
 
@@ -60,9 +59,9 @@ def open_pool(module: str, folder: Path, workers: Workers) -> Pool:
         ClusterError: there is no such cluster, or Ray is not installed.
     """
     if workers.cluster == "local":
-        return LocalPool(module, folder, workers.jobs or _local_workers())
+        return LocalPool(folder, workers.jobs or _local_workers())
     needs = Needs(workers.job_cpus, workers.job_gpus)
-    return RayPool(module, folder, workers.cluster, workers.jobs, needs)
+    return RayPool(folder, workers.cluster, workers.jobs, needs)
 
 
 def _local_workers() -> int:

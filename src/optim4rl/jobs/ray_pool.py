@@ -26,7 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from optim4rl.files.atomic import write_atomically
-from optim4rl.jobs.pool import Job, JobError, JobQueue, OnJob, raise_failure, worker_flags
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.pool import JobError, JobQueue, OnJob, raise_failure, worker_flags
 
 # A worker or machine that is lost costs its job's time. A job that loses so many is at fault.
 DEATHS = 5
@@ -53,7 +54,6 @@ class RayPool:
     """Workers on a Ray cluster, as a `Pool`.
 
     Args:
-        module: a module whose function `answer` answers questions.
         folder: where results go, and where the files are that jobs read.
         address: "auto", or ray://HOST:PORT. A connection that this process has is used as it is.
         workers: how many; None for as many as there is room for, which may change. A cluster that
@@ -61,11 +61,9 @@ class RayPool:
         needs: of each worker.
     """
 
-    def __init__(
-        self, module: str, folder: Path, address: str, workers: int | None, needs: Needs
-    ) -> None:
+    def __init__(self, folder: Path, address: str, workers: int | None, needs: Needs) -> None:
         self._ray = _import_ray()
-        self._module, self._folder, self._address = module, folder, address
+        self._folder, self._address = folder, address
         self._size, self._needs = workers, needs
         self._queue = JobQueue()
         self._hired = 0
@@ -141,7 +139,7 @@ class RayPool:
             )(_Actor).remote()
             member = _Member(self._hired, actor)
             self._hired += 1
-            started = actor.start.remote(self._module, worker_environment(self._needs))
+            started = actor.start.remote(worker_environment(self._needs))
             self._starting[started] = member
 
     def _give_out(self) -> None:
@@ -150,7 +148,8 @@ class RayPool:
             job = self._queue.take(member.number)
             assert job is not None
             files = {name: (self._folder / name).read_bytes() for name in job.files}
-            self._busy[member.actor.do.remote(job.question, files)] = member, job
+            question = job.question | {"address": job.address}
+            self._busy[member.actor.do.remote(question, files)] = member, job
 
     def _await(self) -> Iterator[tuple[Job, Mapping[str, Any]]]:
         """The jobs that are over; waits until one is, or it is time to look around."""
@@ -251,7 +250,7 @@ class _Member:
 class _Actor:
     """What runs on the cluster."""
 
-    def start(self, module: str, environment: Mapping[str, str]) -> None:
+    def start(self, environment: Mapping[str, str]) -> None:
         """Get ready: JAX reads the environment when the module imports it."""
         os.environ.update(environment)
         cache = _writable(environment.get(_CACHE))
@@ -259,7 +258,7 @@ class _Actor:
             os.environ.pop(_CACHE, None)
         else:
             os.environ[_CACHE] = cache
-        self._answer = importlib.import_module(module).answer
+        self._answer = importlib.import_module("optim4rl.jobs.worker").answer
 
     def do(self, question: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
         """Answer a question in a folder of its own: {"files": made} or {"error": text}."""

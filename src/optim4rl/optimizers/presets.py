@@ -82,13 +82,14 @@ LEARNED: dict[str, OptimizerSpec] = {
 
 # A learning rate: a number, an array of one, or a function of the update count.
 ScalarOrSchedule: TypeAlias = Any
-CLASSICAL: dict[str, Callable[[Any], optax.GradientTransformationExtraArgs]] = {
+CLASSICAL: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "adam": optax.adam,
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
     "sign_sgd": optax.sign_sgd,
     "muon": optax.contrib.muon,
 }
+WITH_EPSILON = ("adam", "rmsprop", "muon")
 
 
 def optimizer_names() -> tuple[str, ...]:
@@ -107,12 +108,23 @@ def learned_spec(name: str) -> OptimizerSpec:
     return LEARNED[name]
 
 
-def classical(name: str, learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+def classical(
+    name: str, learning_rate: ScalarOrSchedule, epsilon: float | None = None
+) -> optax.GradientTransformationExtraArgs:
     """A classical optimizer with optax's own defaults.
 
+    Args:
+        name: one of `CLASSICAL`.
+        learning_rate: a number or a schedule.
+        epsilon: added to the root of the second moment, in place of optax's default.
+
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the optimizer has no epsilon.
     """
     if name not in CLASSICAL:
         raise ValueError(f"optimizer = {name!r}: classical optimizers are {', '.join(CLASSICAL)}")
-    return CLASSICAL[name](learning_rate)
+    if epsilon is None:
+        return CLASSICAL[name](learning_rate)
+    if name not in WITH_EPSILON:
+        raise ValueError(f"epsilon = {epsilon!r}: optimizer {name!r} has none")
+    return CLASSICAL[name](learning_rate, eps=epsilon)

@@ -86,7 +86,7 @@ def save_weights(path: str | Path, optimizer: LearnedOptimizer) -> None:
         spec_to_dict(optimizer.spec),
         optimizer.learning_rate,
         optimizer.card,
-        {name: np.asarray(x) for name, x in _flatten(optimizer.meta_parameters).items()},
+        {name: np.asarray(x) for name, x in flatten(optimizer.meta_parameters).items()},
     )
     write_atomically(Path(path), data)
 
@@ -103,7 +103,7 @@ def load_weights(weights: str | Path) -> LearnedOptimizer:
         spec = spec_from_dict(file.spec)
     except ValueError as error:
         raise WeightsError(f"{file.path}: {error}") from error
-    meta_parameters = _unflatten(file, spec)
+    meta_parameters = _read_parameters(file, spec)
     return LearnedOptimizer(spec, meta_parameters, file.learning_rate, file.card)
 
 
@@ -135,7 +135,8 @@ def load(
     )
 
 
-def _flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Meta-parameters by flat names, "network0.input"."""
     return {
         f"{network}.{name}": x
         for network, weights in meta_parameters.items()
@@ -143,15 +144,21 @@ def _flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def _unflatten(file: WeightFile, spec: OptimizerSpec) -> MetaParameters:
+def unflatten(arrays: Mapping[str, Any]) -> MetaParameters:
+    """The meta-parameters that `flatten` named."""
+    found: MetaParameters = {}
+    for flat, x in arrays.items():
+        network, _, name = flat.partition(".")
+        found.setdefault(network, {})[name] = jnp.asarray(x)
+    return found
+
+
+def _read_parameters(file: WeightFile, spec: OptimizerSpec) -> MetaParameters:
     try:
         expected = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
     except (OverflowError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{file.path}: no network has the sizes of this spec: {error}"
         ) from error
-    require_tensors(file, {name: leaf.shape for name, leaf in _flatten(expected).items()})
-    return {
-        network: {name: jnp.asarray(file.tensors[f"{network}.{name}"]) for name in weights}
-        for network, weights in expected.items()
-    }
+    require_tensors(file, {name: leaf.shape for name, leaf in flatten(expected).items()})
+    return unflatten({name: file.tensors[name] for name in flatten(expected)})

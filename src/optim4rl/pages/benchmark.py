@@ -1,33 +1,33 @@
-"""A suite's results for people and programs: what can be claimed, tables, runs, pictures."""
+"""A benchmark's results for people and programs: what can be claimed, tables, runs, pictures."""
 
-import io
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from optim4rl.benchmark.pieces import config_to_dict
-from optim4rl.benchmark.runs import (
-    CEILINGS,
-    READINGS,
-    REFERENCE,
-    Choice,
-    Entry,
-    Reading,
-    Results,
-    read_stress,
-)
+from optim4rl.benchmark.contender import Contender
+from optim4rl.benchmark.loop import Choice, Reading, Results
 from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Normalised, Scale, Standing
+from optim4rl.benchmark.table import table_rows, write_runs
 from optim4rl.benchmark.tuning import Tuning
-from optim4rl.cli.evaluate import estimate_values
-from optim4rl.cli.runtime import print_table
-from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.returns import Estimate, area_under_curve, final_return
+from optim4rl.evaluation.claims import Claim, judge, smallest_effect
+from optim4rl.evaluation.curves import Curves, stack
+from optim4rl.evaluation.returns import (
+    Estimate,
+    area_under_curve,
+    bootstrap_interval,
+    compare,
+    failure_rate,
+    final_return,
+)
+from optim4rl.evaluation.stability import METRICS, stability
+from optim4rl.fields import to_json as settings_json
 from optim4rl.files.atomic import write_atomically
+from optim4rl.jobs.provenance import provenance
 from optim4rl.pages.plots import plot_profiles, plot_suite
-from optim4rl.study.provenance import provenance
+from optim4rl.pages.words import estimate_json, finite, p_value, with_interval
 
 # Below these, the report says that intervals are too narrow.
 FEW_SEEDS = 10
@@ -41,166 +41,199 @@ TITLES: dict[Reading, str] = {
 def write_report(results: Results, command: str) -> None:
     """Write results.md, results.json, runs.parquet, curves.svg and profile.svg."""
     folder = results.benchmark.folder
-    record = {"command": command, **provenance()}
+    record = {"command": command, **provenance("optim4rl.benchmark.loop")}
     document = {**to_json(results), **record}
     write_atomically(folder / "results.json", json.dumps(document, indent=1).encode())
     write_atomically(folder / "results.md", to_markdown(results, record).encode())
-    write_runs(results, folder / "runs.parquet")
-    names = [task.name for task in results.benchmark.suite.tasks]
-    curves = results.curves["tuned"]
+    write_runs(table_rows(results.runs), folder / "runs.parquet")
+    names = _tasks(results)
+    curves = results.runs.curves["tuned"]
     panels = {
         task: {name: found[index] for name, found in curves.items()}
         for index, task in enumerate(names)
     }
-    floors = results.final_scale.ends[0]
-    behind = [e.name for e in results.benchmark.entries if e.role == "baseline"]
-    behind.remove(REFERENCE)
-    plot_suite(
-        panels,
-        dict(zip(names, floors.tolist(), strict=True)),
-        folder / "curves.svg",
-        background=behind,
-    )
+    floors = dict(zip(names, results.final_scale.ends[0].tolist(), strict=True))
+    baselines = [contender.name for contender in results.benchmark.baselines]
+    behind = [name for name in baselines if name != results.benchmark.reference]
+    plot_suite(panels, floors, folder / "curves.svg", background=behind)
     profiles = {
-        TITLES[reading]: {
-            name: standing.profile
-            for name, standing in found.items()
-            if standing.profile is not None
-        }
+        TITLES[reading]: {name: x.profile for name, x in found.items() if x.profile is not None}
         for reading, found in results.standings.items()
     }
     plot_profiles(profiles, folder / "profile.svg", background=behind)
 
 
+def _tasks(results: Results) -> list[str]:
+    return [task.name for task in results.benchmark.suite.tasks]
+
+
 # Claims
+
+
+@dataclasses.dataclass(frozen=True)
+class LeadClaim:
+    """What can be said about a learned contender against another, in one reading."""
+
+    contender: str
+    other: str
+    reading: Reading
+    lead: Lead
+    claim: Claim
+
+
+def lead_claims(results: Results) -> list[LeadClaim]:
+    """Every learned contender against the reference and against itself untrained.
+
+    All of them are judged together; the difference is that of mean normalised AUC, whose interval
+    holds the luck of the scale as well.
+    """
+    reference = results.benchmark.reference
+    pairs: list[tuple[Contender, str, Reading, Lead]] = []
+    for contender in results.benchmark.contenders:
+        for reading in results.benchmark.readings:
+            standing = results.standings[reading][contender.name]
+            for lead, other in (
+                (standing.lead, reference),
+                (standing.learned, contender.control),
+            ):
+                if contender.role == "learned" and lead is not None and lead.auc.mean is not None:
+                    pairs.append((contender, str(other), reading, lead))
+    comparisons, effects = [], []
+    for contender, other, reading, _ in pairs:
+        x, y = (_on_scale(results, reading, name) for name in (contender.name, other))
+        comparisons.append(compare(x, y, contender.name, other, metric="normalised AUC"))
+        effects.append(smallest_effect(x, y))
+    intervals = [lead.auc.mean for *_, lead in pairs if lead.auc.mean is not None]
+    return [
+        LeadClaim(contender.name, other, reading, lead, claim)
+        for (contender, other, reading, lead), claim in zip(
+            pairs, judge(comparisons, effects, intervals), strict=True
+        )
+    ]
+
+
+def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
+    """Normalised AUC of a contender's runs on the tasks that have a scale."""
+    curves = results.runs.curves[reading][name]
+    areas = np.stack([[area_under_curve(member) for member in task] for task in curves])
+    return results.auc_scale.apply(areas)[results.auc_scale.resolved]
 
 
 def claims(results: Results) -> list[str]:
     """What these runs show and what they cannot, one sentence each, the most important first."""
-    entries = results.benchmark.entries
-    said = []
-    for entry in entries:
-        if entry.role == "learned":
-            said += _claims_about(results, entry)
-    said += _caveats(results)
-    return said
+    said: list[str] = []
+    found = lead_claims(results)
+    for contender in results.benchmark.contenders:
+        if contender.role == "learned":
+            said += _claims_about(results, contender, found)
+    return [*said, *_caveats(results, len(found))]
 
 
-def _claims_about(results: Results, entry: Entry) -> list[str]:
-    name, count = f"**{entry.name}**", len(entry.members)
-    said = []
+def _claims_about(
+    results: Results, contender: Contender, found: Sequence[LeadClaim]
+) -> Iterable[str]:
+    name, count = f"**{contender.name}**", len(contender.members)
     if count < MIN_META_SEEDS:
-        said.append(
-            f"{name}: nothing can be claimed about the recipe, since {count} of the "
-            f"{MIN_META_SEEDS} meta-seeds that this takes "
-            f"{'is' if count == 1 else 'are'} there; the figures speak of these weights alone."
+        are = "is" if count == 1 else "are"
+        yield (
+            f"{name}: nothing can be claimed about the recipe: it takes {MIN_META_SEEDS} "
+            f"meta-seeds, and {count} {are} there. The figures are about these weights alone."
         )
-    for reading in READINGS:
-        standing = results.standings[reading][entry.name]
-        said.append(f"{name}, {TITLES[reading]}: {_against_one(results, standing)}")
-        for lead, other in ((standing.lead, REFERENCE), (standing.learned, "itself untrained")):
-            if lead is not None:
-                said.append(
-                    f"{name}, {TITLES[reading]}: a run of it beats one of {other} "
-                    f"({TITLES[reading]}) with probability {interval(lead.mean_improvement)}, "
-                    f"{_position(lead.mean_improvement, 0.5)}; the difference in mean normalised "
-                    f"AUC is {interval(lead.auc.mean)}, {_position(lead.auc.mean, 0.0)}."
-                )
-    return said
+    for each in found:
+        if each.contender == contender.name:
+            yield f"{name}, {TITLES[each.reading]}: {describe_claim(each)}"
+    for reading in results.benchmark.readings:
+        standing = results.standings[reading][contender.name]
+        if standing.auc.mean is not None:
+            yield f"{name}, {TITLES[reading]}: {_against_one(results, standing)}"
+        yield (f"{name}, {TITLES[reading]}: {standing.diverged} of {standing.runs} runs diverged.")
+
+
+def describe_claim(each: LeadClaim) -> str:
+    """A verdict in a sentence, by the one rule of `evaluation.claims`."""
+    claim, other = each.claim, each.other
+    figures = (
+        f"difference in mean normalised AUC {with_interval(each.lead.auc.mean)}, corrected p "
+        f"{p_value(claim.p)}; a run of it beats one of {other} with probability "
+        f"{with_interval(each.lead.mean_improvement)}"
+    )
+    if claim.verdict == "not clear":
+        power = ""
+        if claim.smallest_effect is not None:
+            power = (
+                f" These seeds find a difference of {claim.smallest_effect:.2g} four times in five."
+            )
+        return f"no clear difference to {other} ({figures}).{power}"
+    side = "above" if claim.is_higher else "below"
+    resolution = "" if claim.verdict == "clear" else ", as far as so few meta-seeds can show"
+    return f"clearly {side} {other}{resolution} ({figures})."
 
 
 def _against_one(results: Results, standing: Standing) -> str:
     """Where a standing is against the best baseline of each task."""
-    tasks = [task.name for task in results.benchmark.suite.tasks]
     below, above = (
         [
             task
-            for task, x in zip(tasks, standing.auc.tasks, strict=True)
-            if x and _position(x, 1.0).startswith(side)
+            for task, x in zip(_tasks(results), standing.auc.tasks, strict=True)
+            if x and _side_of_one(x) == side
         ]
         for side in ("below", "above")
     )
-    final = standing.final.mean
     return (
-        f"mean normalised AUC {interval(standing.auc.mean)}, {_position(standing.auc.mean, 1.0)}; "
-        f"significantly below 1 on {', '.join(below) or 'no task'}; "
-        f"above 1 on {', '.join(above) or 'no task'}; "
-        f"final return {interval(final)}, {_position(final, 1.0)}; "
-        f"{standing.diverged} of {standing.runs} runs diverged."
+        f"mean normalised AUC {with_interval(standing.auc.mean)}, where 1 is the best baseline of "
+        f"each task; final return {with_interval(standing.final.mean)}. The interval of AUC lies "
+        f"below 1 on {', '.join(below) or 'no task'}, and above 1 on "
+        f"{', '.join(above) or 'no task'}."
     )
 
 
-def _position(estimate: Estimate | None, null: float) -> str:
-    """Where an interval lies."""
-    if estimate is None:
-        return "no scale"
-    if estimate.low > null:
-        return f"above {null:g}"
-    # Diverged runs have neither a mean nor an upper end: they are below anything.
-    if estimate.high < null or np.isnan(estimate.value):
-        return f"below {null:g}"
-    return f"not to be told from {null:g}"
+def _side_of_one(estimate: Estimate) -> str:
+    if estimate.low > 1:
+        return "above"
+    # A diverged run leaves neither a mean nor an upper end: it is below any number.
+    return "below" if estimate.high < 1 or np.isnan(estimate.value) else ""
 
 
-def _caveats(results: Results) -> list[str]:
-    suite = results.benchmark.suite
-    said = []
+def _caveats(results: Results, comparisons: int) -> Iterable[str]:
+    protocol = results.benchmark.protocol
     for scale, score in ((results.auc_scale, "AUC"), (results.final_scale, "final return")):
-        lost = [task.name for task, ok in zip(suite.tasks, scale.resolved, strict=True) if not ok]
-        if lost:
-            said.append(
+        resolved = zip(_tasks(results), scale.resolved, strict=True)
+        if lost := [task for task, ok in resolved if not ok]:
+            yield (
                 f"No baseline is clearly better than the untrained policy by {score} on "
-                f"{', '.join(lost)}: there is no scale there, and no mean has these tasks in it."
+                f"{', '.join(lost)}: there is no scale there, and no mean includes these tasks."
             )
-    edges = [
-        f"{entry.name} ({', '.join(found)})"
-        for entry in results.benchmark.entries
-        if (found := _edges(results, entry))
-    ]
-    if edges:
-        said.append(
-            "The best setting is at an edge of its grid, so that these may be better than shown: "
-            f"{'; '.join(edges)}."
+    edges = {x.name: _edges(results, x) for x in results.benchmark.contenders}
+    if found := [f"{name} ({', '.join(tasks)})" for name, tasks in edges.items() if tasks]:
+        yield (
+            "The best setting is at an edge of its grid, so these may be better than shown: "
+            f"{'; '.join(found)}."
         )
-    if results.benchmark.seeds < FEW_SEEDS:
-        said.append(f"{results.benchmark.seeds} seeds are few: intervals are too narrow.")
-    few = [len(entry.members) for entry in results.benchmark.entries if entry.role == "learned"]
+    if protocol.seeds < FEW_SEEDS:
+        yield f"{protocol.seeds} seeds are few: intervals are too narrow."
+    few = [len(x.members) for x in results.benchmark.contenders if x.role == "learned"]
     if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
-        said.append(
+        yield (
             "With so few meta-seeds a bootstrap interval is somewhat too narrow (with four it "
             "covers the truth about 90 % of the time): look at each meta-seed, too."
         )
-    said.append(
-        "Intervals of single tasks are not corrected for their number: of 20 tasks without any "
-        "difference one is expected to look significant."
-    )
-    return said
+    if comparisons:
+        yield (
+            "A difference is called clear if its interval excludes 0 and a test with meta-seeds as "
+            f"luck has p <= 0.05 after Holm's correction for all {comparisons} comparisons here. "
+            "Intervals of single tasks are not corrected."
+        )
 
 
-def _edges(results: Results, entry: Entry) -> list[str]:
-    tasks = [task.name for task in results.benchmark.suite.tasks]
-    choices = results.choices[entry.name]
+def _edges(results: Results, contender: Contender) -> list[str]:
+    choices = results.runs.choices[contender.name]
     found = [
-        task for index, task in enumerate(tasks) if any(c.each[index].at_edge for c in choices)
+        task
+        for index, task in enumerate(_tasks(results))
+        if any(choice.each[index].at_edge for choice in choices)
     ]
-    return found + ["one setting"] * any(choice.one.at_edge for choice in choices)
-
-
-def _lead(lead: Lead | None) -> list[str]:
-    """A lead in a table: the difference, and the probability."""
-    if lead is None:
-        return ["-", "-"]
-    return [interval(lead.auc.mean), interval(lead.mean_improvement)]
-
-
-def interval(estimate: Estimate | None) -> str:
-    """An estimate in a table."""
-    if estimate is None:
-        return "-"
-    if np.isnan(estimate.value):
-        return "diverged"
-    low, high = ("-inf" if np.isnan(x) else f"{x:.2f}" for x in (estimate.low, estimate.high))
-    return f"{estimate.value:.3f} ({low} to {high})"
+    several = len(results.benchmark.readings) > 1
+    return found + ["one setting"] * (several and any(choice.one.at_edge for choice in choices))
 
 
 # Tables
@@ -209,46 +242,91 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def summary_table(results: Results, reading: Reading) -> Table:
-    """One row for each optimizer, the best mean normalised AUC first."""
+    """One row for each contender, the best mean normalised AUC first."""
+    reference = results.benchmark.reference
     header = [
         "optimizer",
         "normalised AUC",
         "by meta-seed",
-        f"minus {REFERENCE}",
-        f"P(beats {REFERENCE})",
+        f"minus {reference}",
+        f"P(beats {reference})",
         "normalised final return",
         "diverged",
     ]
-    entries = sorted(results.benchmark.entries, key=lambda x: -_rank(results, reading, x))
+    standings = results.standings[reading]
+    ranked = sorted(results.benchmark.contenders, key=lambda x: -_rank(standings[x.name]))
     rows = []
-    for entry in entries:
-        standing = results.standings[reading][entry.name]
+    for contender in ranked:
+        standing = standings[contender.name]
+        members = [f"{x:.3f}" if np.isfinite(x) else "diverged" for x in standing.members]
         rows.append(
             [
-                entry.name,
-                interval(standing.auc.mean),
-                _by_member(standing) if entry.role == "learned" else "",
+                contender.name,
+                with_interval(standing.auc.mean),
+                " / ".join(members) if contender.role == "learned" else "",
                 *_lead(standing.lead),
-                interval(standing.final.mean),
+                with_interval(standing.final.mean),
                 f"{standing.diverged} of {standing.runs}",
             ]
         )
     return header, rows
 
 
-def _by_member(standing: Standing) -> str:
-    return " / ".join("diverged" if np.isnan(x) else f"{x:.3f}" for x in standing.members)
+def _lead(lead: Lead | None) -> list[str]:
+    """A lead in a table: the difference, and the probability."""
+    if lead is None:
+        return ["-", "-"]
+    return [with_interval(lead.auc.mean), with_interval(lead.mean_improvement)]
 
 
-def _rank(results: Results, reading: Reading, entry: Entry) -> float:
-    mean = results.standings[reading][entry.name].auc.mean
+def _rank(standing: Standing) -> float:
+    mean = standing.auc.mean
     return -np.inf if mean is None or np.isnan(mean.value) else mean.value
 
 
+def raw_table(results: Results, reading: Reading, task: int) -> Table:
+    """AUC and final return of each contender on a task, in the task's own units."""
+    rows = []
+    for contender in results.benchmark.contenders:
+        members = results.runs.curves[reading][contender.name][task]
+        areas, finals = (
+            np.stack([score(curves) for curves in members])[None]
+            for score in (area_under_curve, final_return)
+        )
+        worst = "diverged" if np.isnan(areas).any() else f"{areas.min():.4g}"
+        rows.append(
+            [
+                contender.name,
+                with_interval(bootstrap_interval(areas)),
+                f"{areas.mean():.4g}",
+                worst,
+                with_interval(bootstrap_interval(finals)),
+                f"{failure_rate(stack(members)).value:.0%}",
+            ]
+        )
+    header = ["optimizer", "AUC, IQM (95 %)", "mean", "worst run", "final return, IQM", "diverged"]
+    return header, rows
+
+
+def stability_table(results: Results, task: int) -> Table:
+    """The five metrics of Chan et al. 2020 on a task, in units of its scale."""
+    low, high = (float(end[task]) for end in results.final_scale.ends)
+    unit = high - low if results.final_scale.resolved[task] else 1.0
+    header = ["optimizer", *(metric.label for metric in METRICS)]
+    rows = []
+    for contender in results.benchmark.contenders:
+        curves = stack(results.runs.curves["tuned"][contender.name][task])
+        if curves.env_steps.size < 2:
+            continue
+        found = stability(curves, unit)
+        values = [getattr(found, metric.key) for metric in METRICS]
+        rows.append([contender.name, *(f"{x:.3f}" if np.isfinite(x) else "-" for x in values)])
+    return header, rows
+
+
 def _task_table(results: Results, columns: Mapping[str, Sequence[str]]) -> Table:
-    """One row for each task, one column for each optimizer."""
-    tasks = [task.name for task in results.benchmark.suite.tasks]
-    rows = [list(row) for row in zip(tasks, *columns.values(), strict=True)]
+    """One row for each task, one column for each contender."""
+    rows = [list(row) for row in zip(_tasks(results), *columns.values(), strict=True)]
     return ["task", *columns], rows
 
 
@@ -258,19 +336,22 @@ def _settings_table(results: Results) -> Table:
     def text(tunings: Iterable[Tuning]) -> str:
         return " / ".join(f"{x.rate:g}{'*' * x.at_edge}" for x in tunings)
 
+    chosen = results.runs.choices
     columns = {
         name: [text(tunings) for tunings in zip(*(c.each for c in choices), strict=True)]
-        for name, choices in results.choices.items()
+        for name, choices in chosen.items()
     }
     header, rows = _task_table(results, columns)
-    one = [text(choice.one for choice in choices) for choices in results.choices.values()]
-    return header, [*rows, ["one for all", *one]]
+    if len(results.benchmark.readings) > 1:
+        one = [text(choice.one for choice in choices) for choices in chosen.values()]
+        rows.append(["one for all", *one])
+    return header, rows
 
 
 def _scale_table(results: Results) -> Table:
     rows = []
-    for index, task in enumerate(results.benchmark.suite.tasks):
-        row = [task.name, f"{results.untrained[index].env_steps[-1]:,}"]
+    for index, task in enumerate(_tasks(results)):
+        row = [task, f"{results.runs.untrained[index].env_steps[-1]:,}"]
         for scale in (results.auc_scale, results.final_scale):
             low, high = (float(end[index]) for end in scale.ends)
             row.append(f"{low:.4g}")
@@ -280,7 +361,7 @@ def _scale_table(results: Results) -> Table:
 
 
 def _stuck_table(results: Results) -> Table:
-    scales = results.benchmark.stress_scales
+    scales = results.benchmark.protocol.stress_scales
     header = ["optimizer", "task", *(f"x {scale:g}" for scale in scales)]
     rows = []
     for name, tasks in results.stuck.items():
@@ -293,16 +374,20 @@ def _stuck_table(results: Results) -> Table:
     return header, rows
 
 
-def to_markdown(results: Results, record: dict[str, Any]) -> str:
+def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
     """The report: first what can be claimed and what cannot."""
-    benchmark = results.benchmark
-    parts = [f"# Suite {benchmark.suite.name}: {len(benchmark.suite.tasks)} tasks", ""]
+    suite, readings = results.benchmark.suite, results.benchmark.readings
+    tasks = f"{len(suite.tasks)} tasks" if len(suite.tasks) > 1 else "1 task"
+    parts = [f"# {suite.name}: {tasks}", ""]
     parts += [f"- {claim}" for claim in claims(results)]
     parts += ["", "    " + record["command"], "", _protocol(results)]
-    for reading in READINGS:
+    for reading in readings:
         parts += _section(f"All tasks, {TITLES[reading]}", summary_table(results, reading))
-    for reading in READINGS:
+    for reading in readings:
         parts += _reading_sections(results, reading)
+    for index, task in enumerate(_tasks(results)):
+        title = f"{task}: stability (Chan et al. 2020), {TITLES['tuned']}"
+        parts += _section(title, stability_table(results, index))
     title = "Settings, one for each meta-seed (* an edge of the grid)"
     parts += _section(title, _settings_table(results))
     if any(results.stuck.values()):
@@ -320,40 +405,39 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
     tables: dict[str, dict[str, tuple[Estimate | None, ...]]] = {
         "Normalised AUC": {name: x.auc.tasks for name, x in standings.items()},
         "Normalised final return": {name: x.final.tasks for name, x in standings.items()},
-        f"Probability to beat {REFERENCE}": {
+        f"Probability to beat {results.benchmark.reference}": {
             name: x.lead.improvement for name, x in standings.items() if x.lead is not None
         },
     }
     parts = []
     for title, columns in tables.items():
-        texts = {name: [interval(x) for x in found] for name, found in columns.items()}
-        parts += _section(f"{title}, {TITLES[reading]}", _task_table(results, texts))
-    raw = {name: [_raw(x) for x in found] for name, found in results.curves[reading].items()}
-    title = f"AUC as it is, and the worst run's, {TITLES[reading]}"
-    return parts + _section(title, _task_table(results, raw))
-
-
-def _raw(members: Sequence[Curves]) -> str:
-    """Mean and lowest AUC of all runs on a task."""
-    areas = np.concatenate([area_under_curve(curves) for curves in members])
-    if np.isnan(areas).any():
-        return "diverged"
-    return f"{areas.mean():.4g}, {areas.min():.4g}"
+        texts = {name: [with_interval(x) for x in found] for name, found in columns.items()}
+        if columns:
+            parts += _section(f"{title}, {TITLES[reading]}", _task_table(results, texts))
+    for index, task in enumerate(_tasks(results)):
+        title = f"{task}: returns as they are, {TITLES[reading]}"
+        parts += _section(title, raw_table(results, reading, index))
+    return parts
 
 
 def _protocol(results: Results) -> str:
-    benchmark = results.benchmark
-    suite = benchmark.suite
-    rates, scales = (", ".join(f"{x:g}" for x in grid) for grid in (suite.rates, suite.step_scales))
+    b = results.benchmark
+    grids = {x.role: x.grid for x in b.contenders if x.role != "control"}
+    shown = "; ".join(
+        f"{len(grid)} {'learning rates' if role == 'baseline' else 'step scales'}: "
+        f"{', '.join(f'{x:g}' for x in grid)}"
+        for role, grid in grids.items()
+    )
+    one = ""
+    if len(b.readings) > 1:
+        one = " The one setting for all tasks has the best mean normalised AUC on the tuning seeds."
     return (
-        f"Every optimizer is tuned over {len(suite.rates)} values with {benchmark.tuning_seeds} "
-        f"seeds on every task (learning rates {rates}; step scales {scales}) and reported on "
-        f"{benchmark.seeds} others. Settings are chosen by AUC, the mean return over a run; the "
-        "one setting for all tasks by its mean normalised AUC on the tuning seeds. 0 is the "
-        f"untrained policy, 1 the best of {', '.join(CEILINGS)}, tuned for the task. Rewards are "
-        "normalised but for adam_raw_rewards. Intervals are 95 % bootstrap intervals that resample "
-        "seeds, with them the runs that 0 and 1 are made of, and meta-seeds where there are "
-        "several."
+        f"Every optimizer is tuned with {b.protocol.tuning_seeds} seeds on every task ({shown}) "
+        f"and reported on {b.protocol.seeds} others. The setting with the best AUC, the mean "
+        f"return over a run, is chosen.{one} 0 is the untrained policy: agents that never update. "
+        f"1 is the best of {', '.join(b.ceilings) or 'no baseline'}, tuned for the task. Intervals "
+        "are 95 % bootstrap intervals that resample seeds, with them the runs that 0 and 1 are "
+        "made of, and meta-seeds where there are several."
     )
 
 
@@ -364,55 +448,60 @@ def _section(title: str, table: Table) -> list[str]:
     return ["", f"## {title}", "", *text]
 
 
-def print_summary(results: Results) -> None:
-    """The most important on stdout."""
-    for reading in READINGS:
-        header, rows = summary_table(results, reading)
-        print_table(f"Suite {results.benchmark.suite.name}, {TITLES[reading]}", header, rows)
-    for claim in claims(results):
-        print(f"- {claim.replace('**', '')}")
-    print(f"\n{results.benchmark.folder / 'results.md'}")
-
-
 # For programs
 
 
 def to_json(results: Results) -> dict[str, Any]:
     """All numbers but the curves; None where a run diverged or a task has no scale."""
-    benchmark = results.benchmark
-    tasks = [task.name for task in benchmark.suite.tasks]
+    b = results.benchmark
     return {
-        "suite": benchmark.suite.name,
+        "suite": b.suite.name,
+        "reference": b.reference,
         "claims": claims(results),
-        "seeds": benchmark.seeds,
-        "tuning_seeds": benchmark.tuning_seeds,
+        "seeds": b.protocol.seeds,
+        "tuning_seeds": b.protocol.tuning_seeds,
         "tasks": {
             task.name: {
-                **config_to_dict(task.config),
+                **settings_json(task.config),
                 "rollouts": task.rollouts,
                 "auc_scale": _scale_values(results.auc_scale, index),
                 "final_scale": _scale_values(results.final_scale, index),
             }
-            for index, task in enumerate(benchmark.suite.tasks)
+            for index, task in enumerate(b.suite.tasks)
         },
-        "optimizers": {
-            entry.name: {
-                "role": entry.role,
-                "meta_seeds": len(entry.members),
-                "grid": list(entry.grid),
-                "unit": entry.unit,
-                "settings": [_choice_values(c, tasks) for c in results.choices[entry.name]],
-                **{
-                    reading: _standing_values(results.standings[reading][entry.name], tasks)
-                    for reading in READINGS
-                },
-                "stuck": {
-                    task: {f"{x:g}": rate and estimate_values(rate) for x, rate in rates.items()}
-                    for task, rates in results.stuck[entry.name].items()
-                },
-            }
-            for entry in benchmark.entries
+        "optimizers": {x.name: _contender_values(results, x) for x in b.contenders},
+    }
+
+
+def _contender_values(results: Results, contender: Contender) -> dict[str, Any]:
+    tasks = _tasks(results)
+    name, b = contender.name, results.benchmark
+    return {
+        "role": contender.role,
+        "meta_seeds": len(contender.members),
+        "grid": list(contender.grid),
+        "unit": contender.unit,
+        "settings": [_choice_values(choice, tasks) for choice in results.runs.choices[name]],
+        **{
+            reading: _standing_values(results.standings[reading][name], tasks)
+            for reading in b.readings
         },
+        "raw": {
+            task: _raw_values(results.runs.curves["tuned"][name][index])
+            for index, task in enumerate(tasks)
+        },
+        "stuck": {
+            task: {f"{x:g}": estimate_json(rate) for x, rate in rates.items()}
+            for task, rates in results.stuck[name].items()
+        },
+    }
+
+
+def _raw_values(members: Sequence[Curves]) -> dict[str, Any]:
+    """Interquartile means in the task's own units."""
+    return {
+        key: estimate_json(bootstrap_interval(np.stack([score(x) for x in members])[None]))
+        for key, score in (("auc", area_under_curve), ("final", final_return))
     }
 
 
@@ -427,99 +516,33 @@ def _choice_values(choice: Choice, tasks: list[str]) -> dict[str, Any]:
 
 
 def _scale_values(scale: Scale, index: int) -> dict[str, Any]:
-    low, high = (float(end[index]) for end in scale.ends)
-    ceiling = high if np.isfinite(high) else None
+    low, high = (finite(end[index]) for end in scale.ends)
     resolved = bool(scale.resolved[index])
-    return {"low": low, "high": ceiling, "best": scale.best[index], "resolved": resolved}
+    return {"low": low, "high": high, "best": scale.best[index], "resolved": resolved}
 
 
 def _standing_values(standing: Standing, tasks: list[str]) -> dict[str, Any]:
     def values(found: Normalised | None) -> Any:
         if found is None:
             return None
-        each = [x and estimate_values(x) for x in found.tasks]
-        return {
-            "mean": found.mean and estimate_values(found.mean),
-            "tasks": dict(zip(tasks, each, strict=True)),
-        }
+        each = dict(zip(tasks, map(estimate_json, found.tasks), strict=True))
+        return {"mean": estimate_json(found.mean), "tasks": each}
 
     def improvement(lead: Lead | None) -> Any:
         if lead is None:
             return None
-        each = [estimate_values(x) for x in lead.improvement]
-        return {
-            "mean": estimate_values(lead.mean_improvement),
-            "tasks": dict(zip(tasks, each, strict=True)),
-        }
+        each = dict(zip(tasks, map(estimate_json, lead.improvement), strict=True))
+        return {"mean": estimate_json(lead.mean_improvement), "tasks": each}
 
     lead, learned = standing.lead, standing.learned
     return {
         "auc": values(standing.auc),
         "final": values(standing.final),
-        f"minus_{REFERENCE}": values(lead.auc if lead else None),
-        f"improvement_over_{REFERENCE}": improvement(lead),
+        "minus_reference": values(lead.auc if lead else None),
+        "improvement_over_reference": improvement(lead),
         "minus_untrained": values(learned.auc if learned else None),
         "improvement_over_untrained": improvement(learned),
-        "auc_of_meta_seeds": [x if np.isfinite(x) else None for x in standing.members],
+        "auc_of_meta_seeds": [finite(x) for x in standing.members],
         "diverged": standing.diverged,
         "runs": standing.runs,
-    }
-
-
-# Runs
-
-
-def write_runs(results: Results, path: Path) -> None:
-    """One Parquet file, one row for each run, its curve in list columns."""
-    import polars as pl
-
-    buffer = io.BytesIO()
-    pl.DataFrame(list(_rows(results))).write_parquet(buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _rows(results: Results) -> Iterator[dict[str, Any]]:
-    for labels, curves, seeds in _labelled(results):
-        areas, finals = area_under_curve(curves), final_return(curves)
-        for run, seed in enumerate(seeds):
-            yield {
-                **labels,
-                "seed": seed,
-                "auc": float(areas[run]),
-                "final_return": float(finals[run]),
-                "diverged_at": int(curves.diverged_at[run]),
-                "env_steps": curves.env_steps.tolist(),
-                "returns": curves.returns[run].astype(np.float32).tolist(),
-            }
-
-
-def _labelled(results: Results) -> Iterator[tuple[dict[str, Any], Curves, range]]:
-    """All reported curves and those of the stress test, what they are, and their seeds."""
-    benchmark = results.benchmark
-    for index, task in enumerate(benchmark.suite.tasks):
-        labels = _labels("untrained policy", task.name, "untrained", 0, 0.0)
-        yield labels, results.untrained[index], benchmark.evaluation_range
-        for entry in benchmark.entries:
-            for member, choice in enumerate(results.choices[entry.name]):
-                for reading in READINGS:
-                    setting = choice.at(reading, index)
-                    labels = _labels(entry.name, task.name, reading, member, setting)
-                    curves = results.curves[reading][entry.name][index][member]
-                    yield labels, curves, benchmark.evaluation_range
-                setting = choice.at("tuned", index)
-                stress = read_stress(benchmark, task, entry, member, setting)
-                for multiple, curves in stress.items():
-                    labels = _labels(entry.name, task.name, "stress", member, setting * multiple)
-                    yield labels, curves, benchmark.stress_range
-
-
-def _labels(
-    optimizer: str, task: str, purpose: str, member: int, setting: float
-) -> dict[str, str | int | float]:
-    return {
-        "optimizer": optimizer,
-        "task": task,
-        "purpose": purpose,
-        "meta_seed": member,
-        "setting": setting,
     }

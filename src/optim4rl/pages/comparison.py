@@ -1,7 +1,7 @@
 """Finished runs side by side, as one self-contained page: what was set otherwise, what came of it.
 
 A run is the output folder of a command. What a folder holds is read into one form, so that
-meta-trainings, evaluations, suites and studies can stand on one page. Nothing is trained here.
+meta-trainings, benchmarks and studies can stand on one page. Nothing is trained here.
 """
 
 import csv
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
+from optim4rl.benchmark.table import curves_of, read_runs
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import (
     Estimate,
@@ -25,11 +26,11 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
+from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Frame, Series
 from optim4rl.pages.study import CURVE_POINTS, iqm_band, page_template
-from optim4rl.study.store import StoreError
 
 # Colours of a page's lines; further runs start again, dashed.
 STYLES = 6
@@ -77,7 +78,6 @@ class FinishedRun:
 
 # What is read of a folder, where it is there.
 FILES = (
-    "evaluation.json",
     "progress.csv",
     "results.json",
     "runs.parquet",
@@ -87,7 +87,7 @@ FILES = (
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """What the output folder of `train`, `evaluate`, `evaluate --suite` or `ablate` holds.
+    """What the output folder of `train`, `evaluate` or `ablate` holds.
 
     Raises:
         StoreError: nothing that a command left can be read there.
@@ -95,8 +95,7 @@ def read_run(folder: Path) -> FinishedRun:
     readers = {
         "progress.csv": _read_training,
         "study.json": _read_study,
-        "results.json": _read_suite,
-        "evaluation.json": _read_evaluation,
+        "results.json": _read_benchmark,
     }
     for name, read in readers.items():
         if (folder / name).is_file():
@@ -164,52 +163,29 @@ def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
 def _read_study(folder: Path) -> FinishedRun:
     record = json.loads((folder / "study.json").read_text())
     task = record["settings"]["environment"]
-    found = _from_runs(folder / "runs.parquet", "evaluation", task)
     settings = {key: record[key] for key in ("scale", "settings", "versions")}
-    return _evaluated(folder, "ablation study", settings, found)
+    return _evaluated(folder, "ablation study", settings, task)
 
 
-def _read_suite(folder: Path) -> FinishedRun:
+def _read_benchmark(folder: Path) -> FinishedRun:
     record = json.loads((folder / "results.json").read_text())
-    found = _from_runs(folder / "runs.parquet", "tuned", None)
     keys = ("suite", "seeds", "tuning_seeds", "versions", "code")
     settings = {key: record[key] for key in keys}
     settings["tasks"] = list(record["tasks"])
-    return _evaluated(folder, "suite", settings, found)
+    return _evaluated(folder, "benchmark", settings, "")
 
 
-def _read_evaluation(folder: Path) -> FinishedRun:
+def _read_curves(path: Path, task: str) -> dict[tuple[str, str], list[Curves]]:
+    """Reported curves by task and optimizer; one for a meta-seed."""
     import polars as pl
 
-    settings = json.loads((folder / "settings.json").read_text())
-    table = pl.read_parquet(folder / "runs.parquet")
-    found: dict[tuple[str, str], list[Curves]] = {}
-    for (optimizer, _), rows in table.group_by("optimizer", "meta_seed", maintain_order=True):
-        runs = rows.partition_by("run", maintain_order=True)
-        returns = np.stack([run["return"].to_numpy() for run in runs])
-        diverged = np.stack([run["diverged"].to_numpy() for run in runs])
-        starts = np.where(diverged.any(axis=1), diverged.argmax(axis=1), -1)
-        curves = Curves(returns, starts, runs[0]["env_steps"].to_numpy())
-        found.setdefault((settings["task"], str(optimizer)), []).append(curves)
-    return _evaluated(folder, "evaluation", settings, found)
-
-
-def _from_runs(path: Path, purpose: str, task: str | None) -> dict[tuple[str, str], list[Curves]]:
-    """Curves of a table with one row for each run, by task and optimizer; one for a meta-seed."""
-    import polars as pl
-
-    table = pl.read_parquet(path).filter(pl.col("purpose") == purpose)
-    if task is not None:
-        table = table.with_columns(pl.lit(task).alias("task"))
+    table = read_runs(path, task).filter(
+        (pl.col("purpose") == "tuned") & (pl.col("role") != "untrained")
+    )
     found: dict[tuple[str, str], list[Curves]] = {}
     keys = ("task", "optimizer", "meta_seed")
     for (name, optimizer, _), rows in table.group_by(*keys, maintain_order=True):
-        curves = Curves(
-            np.stack(rows["returns"].to_list()).astype(np.float64),
-            rows["diverged_at"].to_numpy(),
-            np.array(rows["env_steps"][0]),
-        )
-        found.setdefault((str(name), str(optimizer)), []).append(curves)
+        found.setdefault((str(name), str(optimizer)), []).append(curves_of(rows))
     return found
 
 
@@ -217,9 +193,10 @@ def _evaluated(
     folder: Path,
     kind: str,
     settings: Mapping[str, Any],
-    found: Mapping[tuple[str, str], Sequence[Curves]],
+    task_of_study: str,
 ) -> FinishedRun:
     lines, numbers = {}, {}
+    found = _read_curves(folder / "runs.parquet", task_of_study)
     for (task, optimizer), members in found.items():
         low, middle, high = iqm_band(members, CURVE_POINTS)
         steps = members[0].thin(CURVE_POINTS).env_steps.astype(np.float64)

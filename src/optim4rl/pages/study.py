@@ -27,12 +27,10 @@ from optim4rl.pages.summary import (
     RowSummary,
     Score,
     Summary,
-    interval,
-    number,
-    p_value,
     summarise,
     summary_table,
 )
+from optim4rl.pages.words import interval, number, p_value
 from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
 from optim4rl.study.results import RowKind, StudyResults
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 
+from optim4rl.evaluation.claims import Claim, judge, smallest_effect
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (
     WELCH_META_SEEDS,
@@ -25,6 +26,7 @@ from optim4rl.evaluation.returns import (
     stuck_rate,
 )
 from optim4rl.evaluation.stability import Stability, stability
+from optim4rl.pages.words import estimate_json, finite, interval, number, p_value
 from optim4rl.study.results import Row, RowKind, StudyResults
 
 # Against the reference. "at_resolution": as clear as so few meta-seeds can show.
@@ -51,15 +53,26 @@ class Score:
         name: "AUC" or "final return".
         iqm: interquartile mean over all runs.
         meta_seed_means: mean of each meta-seed; NaN where one of its runs diverged.
-        comparison: `compare(this row, the reference)`; None for the reference itself.
-        outcome: the comparison in one word.
+        claim: this row against the reference, judged together with all other rows; None for the
+            reference itself.
+        outcome: the claim in one word.
     """
 
     name: str
     iqm: Estimate
     meta_seed_means: tuple[float, ...]
-    comparison: Comparison | None
+    claim: Claim | None
     outcome: Outcome
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison with the reference, by itself."""
+        return None if self.claim is None else self.claim.comparison
+
+    @property
+    def sentence(self) -> str:
+        """The claim in words."""
+        return "" if self.claim is None else _claim_sentence(self.claim)
 
 
 @dataclass(frozen=True)
@@ -164,8 +177,11 @@ def summarise(results: StudyResults) -> Summary:
         raise ValueError("rows: none has a curve, so there is nothing to report")
     scale = results.ceiling - results.floor
     usable = scale if math.isfinite(scale) and scale > 0 else None
-    reference = _scores(results.rows[0], results.rows)
-    rows = tuple(_summarise_row(row, results, reference, usable) for row in results.rows)
+    claims = _claims(results.rows)
+    rows = tuple(
+        _summarise_row(row, results, claims.get(row.key, (None, None)), usable)
+        for row in results.rows
+    )
     adam = _adam(rows)
     control = next((entry for entry in rows if entry.row.kind == "control"), None)
     decimals = _decimals(usable or max(_magnitudes(rows), default=1.0))
@@ -190,32 +206,6 @@ def summary_table(results: StudyResults) -> list[dict[str, Any]]:
     return [_table_row(entry) for entry in summarise(results).rows]
 
 
-# Numbers in words
-
-
-def number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number with a true minus sign; NaN, the score of a diverged run, is "diverged"."""
-    if math.isnan(value):
-        return "diverged"
-    text = f"{value:{'+' if signed else ''}.{decimals}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
-
-
-def interval(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
-    """The 95 % interval of an estimate, "0.91 to 0.97"."""
-    low = number(estimate.low, decimals, signed=signed)
-    return f"{low} to {number(estimate.high, decimals, signed=signed)}"
-
-
-def p_value(p: float) -> str:
-    """A p-value with two significant digits, never in exponent form."""
-    if p < 1e-4:
-        return "< 0.0001"
-    return f"{p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
-
-
 # Scores
 
 
@@ -230,18 +220,33 @@ def _scores(row: Row, rows: Sequence[Row]) -> Float[np.ndarray, "score task meta
     return np.stack(runs, axis=1)[:, None]
 
 
+def _claims(rows: Sequence[Row]) -> dict[str, tuple[Claim | None, ...]]:
+    """For each row but the reference its claims by AUC and by final return."""
+    reference, *others = rows
+    base = _scores(reference, rows)
+    by_score = []
+    for index, metric in enumerate(("AUC", "final return")):
+        pairs = [(row.label, _scores(row, rows)[index]) for row in others]
+        comparisons = [
+            compare(own, base[index], label, reference.label, metric=metric) for label, own in pairs
+        ]
+        by_score.append(judge(comparisons, [smallest_effect(x, base[index]) for _, x in pairs]))
+    keys = [row.key for row in others]
+    return dict(zip(keys, zip(*by_score, strict=True), strict=True))
+
+
 def _summarise_row(
     row: Row,
     results: StudyResults,
-    reference: Float[np.ndarray, "score task x_meta_seed x_seed"],
+    claims: Sequence[Claim | None],
     scale: float | None,
 ) -> RowSummary:
     scores = _scores(row, results.rows)
     curves = stack(row.curves) if row.curves else None
     measurable = curves is not None and curves.env_steps.size > 1
     auc, final = (
-        _score(name, own, None if row is results.rows[0] else other, row, results.rows[0])
-        for name, own, other in zip(("AUC", "final return"), scores, reference, strict=True)
+        _score(name, own, claim)
+        for name, own, claim in zip(("AUC", "final return"), scores, claims, strict=True)
     )
     return RowSummary(
         row=row,
@@ -264,35 +269,36 @@ def _summarise_row(
 def _score(
     name: str,
     own: Float[np.ndarray, "task x_meta_seed x_seed"],
-    reference: Float[np.ndarray, "task y_meta_seed y_seed"] | None,
-    row: Row,
-    reference_row: Row,
+    claim: Claim | None,
 ) -> Score:
     means = tuple(float(mean) for mean in own.mean(axis=(0, 2)))
-    comparison = None
-    if reference is not None:
-        comparison = compare(own, reference, row.label, reference_row.label, metric=name)
-    return Score(name, bootstrap_interval(own), means, comparison, outcome(comparison))
+    return Score(name, bootstrap_interval(own), means, claim, outcome(claim))
 
 
-def outcome(comparison: Comparison | None) -> Outcome:
-    """A comparison with the reference in one word; only its verdict makes it more than "unclear".
-
-    Where a run diverged there is no difference of means, and the probability of improvement says
-    which side is ahead.
-    """
-    if comparison is None:
+def outcome(claim: Claim | None) -> Outcome:
+    """A claim about the reference in one word; only its verdict makes it more than "unclear"."""
+    if claim is None:
         return "reference"
-    if comparison.verdict == "not clear":
+    if claim.verdict == "not clear":
         return "unclear"
-    ahead = (
-        comparison.improvement.value > 0.5
-        if any(comparison.diverged)
-        else comparison.difference.value > 0
-    )
-    if comparison.verdict == "clear":
-        return "better" if ahead else "worse"
-    return "better_at_resolution" if ahead else "worse_at_resolution"
+    if claim.verdict == "clear":
+        return "better" if claim.is_higher else "worse"
+    return "better_at_resolution" if claim.is_higher else "worse_at_resolution"
+
+
+def _claim_sentence(claim: Claim) -> str:
+    """A comparison in words, its p corrected, and what these seeds can find if nothing is clear."""
+    said = f"{claim.comparison.sentence} Corrected for all comparisons: p {_equals(claim.p)}"
+    if claim.verdict != claim.comparison.verdict:
+        said += f", {claim.verdict}"
+    if claim.verdict == "not clear" and claim.smallest_effect is not None:
+        said += f"; these seeds find a difference of {claim.smallest_effect:.2g} four times in five"
+    return f"{said}."
+
+
+def _equals(p: float) -> str:
+    shown = p_value(p)
+    return shown if shown.startswith("<") else f"= {shown}"
 
 
 def _adam(rows: Sequence[RowSummary]) -> RowSummary | None:
@@ -478,8 +484,11 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
             f"[{interval(comparison.difference, decimals, signed=True)}]"
         )
     floor = ", its floor" if comparison.test.at_floor else ""
-    p = p_value(comparison.test.p)
-    figures = f"{shown}, p {p if p.startswith('<') else f'= {p}'}{floor}"
+    assert entry.auc.claim is not None
+    figures = f"{shown}, p {_equals(entry.auc.claim.p)}{floor}"
+    if entry.auc.outcome == "unclear" and entry.auc.claim.smallest_effect is not None:
+        effect = number(entry.auc.claim.smallest_effect, decimals)
+        figures += f"; found four times in five: {effect}"
     return Evidence(entry.auc.outcome, entry.row.label, figures)
 
 
@@ -521,8 +530,8 @@ def _caveats(
             f"{'; '.join(ends)}."
         )
     yield (
-        f"{2 * (len(rows) - 1)} comparisons with the reference are shown without correction: if "
-        "nothing differed at all, one in twenty would still reach p ≤ 0.05 where its floor lets it."
+        f"The p values of the {len(rows) - 1} comparisons with the reference are corrected "
+        "together (Holm 1979), by AUC and by final return."
     )
     yield f"All of this is one task, {results.task}; it says nothing about any other."
     yield from dict.fromkeys(
@@ -555,7 +564,8 @@ def _sample_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
             sense = f"{p_value(floor)}, reached only where the two groups do not overlap"
         yield f"The smallest p that a permutation test over {units} can give is {sense}."
     yield (
-        "“Not clear” is not “equal”: with these numbers of seeds only large differences can show. "
+        "“Not clear” is not “equal”: each comparison says how large a difference these seeds find "
+        "four times in five. "
         "Bootstrap intervals over a handful of meta-seeds are somewhat too narrow, which is why a "
         "verdict asks for both the interval and the test."
     )
@@ -605,8 +615,8 @@ def _table_row(entry: RowSummary) -> dict[str, Any]:
         "meta_seeds": entry.meta_seeds,
         "failed_meta_seeds": {str(key): message for key, message in row.failures.items()},
         "diverged_runs": int(curves.diverged.sum()) if curves is not None else 0,
-        "failure_rate": _as_dict(entry.failure),
-        "stuck_rate": {f"{step:g}": _as_dict(rate) for step, rate in entry.stuck.items()},
+        "failure_rate": estimate_json(entry.failure),
+        "stuck_rate": {f"{step:g}": estimate_json(rate) for step, rate in entry.stuck.items()},
         "seconds": row.seconds,
     }
 
@@ -614,22 +624,14 @@ def _table_row(entry: RowSummary) -> dict[str, Any]:
 def _score_as_dict(score: Score) -> dict[str, Any]:
     comparison = score.comparison
     return {
-        "iqm": _as_dict(score.iqm),
-        "meta_seed_means": [_finite(mean) for mean in score.meta_seed_means],
-        "difference": _as_dict(comparison.difference) if comparison else None,
-        "improvement": _as_dict(comparison.improvement) if comparison else None,
+        "iqm": estimate_json(score.iqm),
+        "meta_seed_means": [finite(mean) for mean in score.meta_seed_means],
+        "difference": estimate_json(comparison.difference) if comparison else None,
+        "improvement": estimate_json(comparison.improvement) if comparison else None,
         "p": comparison.test.p if comparison else None,
+        "p_corrected": score.claim.p if score.claim else None,
+        "smallest_effect": score.claim.smallest_effect if score.claim else None,
         "p_floor": (comparison.test.floor or None) if comparison else None,
         "verdict": OUTCOMES[score.outcome],
-        "sentence": comparison.sentence if comparison else None,
+        "sentence": score.sentence or None,
     }
-
-
-def _as_dict(estimate: Estimate | None) -> dict[str, float | None] | None:
-    if estimate is None:
-        return None
-    return {name: _finite(getattr(estimate, name)) for name in ("value", "low", "high")}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

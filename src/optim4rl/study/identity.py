@@ -15,8 +15,9 @@ exact zeros as hits and measures while training; this module separates all of th
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -227,6 +228,41 @@ def identity_experiment(
         ),
         settings={**dataclasses.asdict(config), "recorded_coordinates": recorded.shape[1]},
     )
+
+
+def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:
+    """The result, or rows of it, as plain JSON values."""
+    values = (
+        dataclasses.asdict(result)
+        if isinstance(result, IdentityResult)
+        else [dataclasses.asdict(row) for row in result]
+    )
+    return json.loads(json.dumps(values, default=lambda array: array.tolist()))
+
+
+def rows_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[IdentityRow, ...]:
+    """The rows that `to_json` wrote."""
+    return tuple(
+        IdentityRow(
+            **{
+                **row,
+                "curve": np.asarray(row["curve"], np.float64),
+                "by_decade": {int(decade): share for decade, share in row["by_decade"].items()},
+                "spread": {name: tuple(ends) for name, ends in row["spread"].items()},
+            }
+        )
+        for row in values
+    )
+
+
+def from_json(values: Mapping[str, Any]) -> IdentityResult:
+    """The result that `to_json` wrote."""
+    histograms = tuple(
+        Histogram(**{**x, **{name: np.asarray(x[name], np.float64) for name in ("edges", "share")}})
+        for x in values["histograms"]
+    )
+    rows = rows_from_json(values["rows"])
+    return IdentityResult(values["task"], rows, histograms, values["settings"])
 
 
 def record_gradients(

@@ -1,223 +1,185 @@
-"""Running a study: from a plan to cells, from cells to results.
+"""Running a study: from a plan to jobs, from jobs to results.
 
-The runner decides what has to be known, lets workers find it out, and puts it together. Finished
-cells are in the store, so a study that was stopped goes on where it was.
+A variant is a contender that is meta-trained first: once the weights are there, the benchmark's
+loop tunes, chooses and reports it beside the classical optimizers. Finished jobs are in the folder,
+so a study that was stopped goes on where it was.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from optim4rl.benchmark.protocol import EvaluationSettings
-from optim4rl.benchmark.tuning import is_edge
-from optim4rl.evaluation.curves import Curves, stack
+from optim4rl.benchmark import loop
+from optim4rl.benchmark.contender import Contender, Maker, baseline
+from optim4rl.benchmark.loop import (
+    Benchmark,
+    Choice,
+    Runs,
+    choose,
+    chosen_runs,
+    collect as collect_runs,
+    first_jobs,
+    run_stages,
+    scoring_areas,
+    scoring_runs,
+    tuning_runs,
+)
+from optim4rl.benchmark.runs import job, seconds_of
+from optim4rl.benchmark.table import table_rows, write_runs
+from optim4rl.benchmark.tuning import best_of_grid, is_edge
+from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
-from optim4rl.files.atomic import write_atomically
-from optim4rl.files.manifest import check_files
-from optim4rl.jobs.pool import Job, Pool
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
-from optim4rl.plans.mapping import MappedAblation, map_plan, require_mapped
-from optim4rl.plans.plan import Plan, PlanError, parse_plan
+from optim4rl.jobs.store import get_result
+from optim4rl.study import identity
 from optim4rl.study.cells import (
-    Cell,
-    CellResult,
-    ClassicalCell,
-    IdentityCell,
-    LearnedCell,
-    does_the_same,
-    unpack_curves,
-    unpack_identity,
+    Training,
+    identity_job,
+    keep_members,
+    training_job,
 )
-from optim4rl.study.provenance import package_versions as package_versions, provenance
-from optim4rl.study.results import Row, RowKind, StudyResults
-from optim4rl.study.settings import (
-    TUNING_META_SEED,
-    StudySettings,
-    TrainingSettings,
-)
-from optim4rl.study.store import StoreError, get_result, has_result
-from optim4rl.study.variant import REFERENCE, Variant, describe_change, replace_field
-from optim4rl.study.worker import question
+from optim4rl.study.layout import Candidate, Study, make_training, record_study
+from optim4rl.study.results import Row, StudyResults
+from optim4rl.study.settings import TUNING_META_SEED, StudySettings
+from optim4rl.study.variant import describe_change
 
 CLASSICAL_BASELINES = {
     "adam": "Tuned Adam",
     "rmsprop": "Tuned RMSProp",
     "sign_sgd": "Tuned sign-SGD",
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A variant that the study runs, and why."""
-
-    key: str
-    label: str
-    kind: RowKind
-    variant: Variant
-    ablation: str | None = None
-    trained: bool = True
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study that is laid out: the plan, what it maps to, and the settings.
-
-    Attributes:
-        source: the plan file's bytes.
-        plan: the plan as read.
-        mapped: all of its ablations, mapped.
-        comparisons: the variants to run, the reference first.
-        identity: whether the plan asks for the identity experiment.
-        scale: name of the scale the settings started from.
-        settings: the settings.
-        skip_unmapped: whether unmapped parts are left out instead of refused.
-    """
-
-    source: bytes
-    plan: Plan
-    mapped: tuple[MappedAblation, ...]
-    comparisons: tuple[Comparison, ...]
-    identity: bool
-    scale: str
-    settings: StudySettings
-    skip_unmapped: bool
-
-
-# Called when a cell is finished: cells done, cells in all, what it was.
+# Called when a job is finished: jobs done, jobs in all, what it was.
 OnProgress = Callable[[int, int, str], None]
 
 
-def lay_out(
-    source: bytes, scale: str, settings: StudySettings, *, skip_unmapped: bool = False
-) -> Study:
-    """Read a plan and decide what to run.
-
-    Raises:
-        PlanError: the plan cannot be read, or asks for something the study does not know, or for
-            what the reference has at this scale.
-    """
-    plan = parse_plan(source)
-    mapped = map_plan(plan)
-    runnable = require_mapped(mapped, skip_unmapped)
-    comparisons = {"reference": Comparison("reference", "Optim4RL", "reference", REFERENCE)}
-    for comparison in _replacements(runnable):
-        if _changes_something(comparison.variant, settings):
-            comparisons.setdefault(comparison.key, comparison)
-        elif not skip_unmapped:
-            raise PlanError(
-                f"replacement {comparison.label!r}: at scale {scale!r} the reference has that "
-                f"already ({describe_change(comparison.variant)} changes nothing); take another "
-                "scale, or leave this out by skipping unmapped parts"
-            )
-    no_pipeline = replace_field(REFERENCE, "resets", "never")
-    comparisons.setdefault(
-        "resets=never",
-        Comparison("resets=never", "Without pipeline training", "paper", no_pipeline),
-    )
-    comparisons["untrained"] = Comparison(
-        "untrained", "Untrained Optim4RL", "control", REFERENCE, trained=False
-    )
-    identity = any("identity" in entry.metric_keys for entry in runnable)
-    variants = tuple(comparisons.values())
-    return Study(source, plan, mapped, variants, identity, scale, settings, skip_unmapped)
-
-
-def _replacements(ablations: Sequence[MappedAblation]) -> Iterator[Comparison]:
-    """What the ablations compare with the reference."""
-    for entry in ablations:
-        for match in entry.replacements:
-            if match.key is None or entry.component is None:
-                continue
-            field = entry.component.field
-            if getattr(REFERENCE, field) != match.key:
-                yield Comparison(
-                    f"{field}={match.key}",
-                    match.text or f"{entry.component.key}: {match.key}",
-                    "replacement",
-                    replace_field(REFERENCE, field, match.key),
-                    entry.ablation.title or entry.ablation.part,
-                )
-
-
-def _changes_something(variant: Variant, settings: StudySettings) -> bool:
-    """Whether a variant is trained otherwise than the reference, with these settings."""
-    reference = _cell(settings, REFERENCE, settings.meta_learning_rates[0], 0)
-    return not does_the_same(dataclasses.replace(reference, variant=variant), reference)
-
-
-def tuning_cells(study: Study) -> list[LearnedCell]:
-    """The meta-trainings that choose each variant's meta-learning rate; none where there is one."""
-    if len(study.settings.meta_learning_rates) == 1:
-        return []
+def trainings(study: Study, candidate: Candidate, rate: float) -> list[Training]:
+    """The reported meta-trainings of a candidate at a meta-learning rate."""
+    # Heads start at zero, so that the untrained rule is one, whatever its seed.
+    seeds = range(study.settings.meta_seeds if candidate.trained else 1)
     return [
-        _learned_cell(study, comparison, rate, TUNING_META_SEED + seed, tune=True)
-        for comparison in study.comparisons
-        if comparison.trained
-        for rate in study.settings.meta_learning_rates
-        for seed in range(study.settings.tuning_meta_seeds)
-    ]
-
-
-def report_cells(study: Study, rates: Mapping[str, float]) -> list[Cell]:
-    """The cells that the report shows.
-
-    Seeds are the outer loop, so that workers compile different variants at first and later find
-    each other's programs in the compilation cache.
-    """
-    cells: list[Cell] = [IdentityCell(study.settings.identity)] if study.identity else []
-    cells += [
-        ClassicalCell(study.settings.environment, name, study.settings.evaluation)
-        for name in CLASSICAL_BASELINES
-    ]
-    cells += [
-        _learned_cell(study, comparison, rates[comparison.key], seed)
-        for seed in range(study.settings.meta_seeds)
-        for comparison in study.comparisons
-    ]
-    return cells
-
-
-def _learned_cell(
-    study: Study, comparison: Comparison, rate: float, seed: int, *, tune: bool = False
-) -> LearnedCell:
-    return dataclasses.replace(
-        _cell(study.settings, comparison.variant, rate, seed),
-        purpose="tune" if tune else "report",
-        trained=comparison.trained,
-    )
-
-
-def _cell(settings: StudySettings, variant: Variant, rate: float, seed: int) -> LearnedCell:
-    return LearnedCell(
-        settings.environment, variant, settings.training, settings.evaluation, rate, seed
-    )
-
-
-def choose_meta_learning_rates(study: Study, folder: Path) -> dict[str, float]:
-    """Each variant's meta-learning rate: the best by the mean of its tuning meta-seeds' scores.
-
-    A rate at which a meta-training diverged, or an agent did, is chosen last.
-    """
-    candidates = study.settings.meta_learning_rates
-    if len(candidates) == 1:
-        return {comparison.key: candidates[0] for comparison in study.comparisons}
-    scores: dict[tuple[Variant, float], list[float]] = {}
-    for cell in tuning_cells(study):
-        by_scale = get_result(folder, cell).info.get("scores", [])
-        best = max((score for score in by_scale if score is not None), default=-np.inf)
-        scores.setdefault((cell.variant, cell.meta_learning_rate), []).append(best)
-    return {
-        comparison.key: max(
-            candidates, key=lambda rate: float(np.mean(scores[comparison.variant, rate]))
+        dataclasses.replace(
+            make_training(study.settings, candidate.variant, rate, seed), trained=candidate.trained
         )
-        for comparison in study.comparisons
-    }
+        for seed in seeds
+    ]
+
+
+def tuning_trainings(study: Study, candidate: Candidate, rate: float) -> list[Training]:
+    """The meta-trainings that a candidate's meta-learning rate is judged by."""
+    seeds = range(TUNING_META_SEED, TUNING_META_SEED + study.settings.tuning_meta_seeds)
+    return [make_training(study.settings, candidate.variant, rate, seed) for seed in seeds]
+
+
+def to_tune(study: Study) -> list[tuple[Candidate, float]]:
+    """The candidates and meta-learning rates to choose from; none where there is no choice."""
+    rates = study.settings.meta_learning_rates
+    if len(rates) == 1:
+        return []
+    return [(x, rate) for x in study.candidates if x.trained for rate in rates]
+
+
+def baselines(study: Study) -> tuple[Contender, ...]:
+    """The classical optimizers."""
+    rates = study.settings.evaluation.classical_rates
+    return tuple(baseline(name, rates) for name in CLASSICAL_BASELINES)
+
+
+def _learned(study: Study, candidate: Candidate, members: tuple[Maker, ...]) -> Contender:
+    return Contender(
+        candidate.key,
+        "learned" if candidate.trained else "control",
+        members,
+        study.settings.evaluation.step_scales,
+        study.settings.training.learning_rate,
+    )
+
+
+def _benchmark(study: Study, folder: Path, contenders: Sequence[Contender]) -> Benchmark:
+    evaluation = study.settings.evaluation
+    suite = evaluation.suite(study.settings.environment)
+    return Benchmark(suite, tuple(contenders), folder, evaluation.protocol)
+
+
+# What is run
+
+# From meta-trainings to how their optimizers are made, and the messages of those that diverged.
+Members = Callable[[Sequence[Training]], tuple[tuple[Maker, ...], dict[int, str]]]
+
+
+def tuning_benchmark(study: Study, folder: Path, members: Members) -> Benchmark:
+    """The candidates at every meta-learning rate, on the tuning meta-seeds."""
+    return _benchmark(
+        study,
+        folder,
+        [
+            dataclasses.replace(
+                _learned(study, candidate, members(tuning_trainings(study, candidate, rate))[0]),
+                name=f"{candidate.key} at {rate:g}",
+            )
+            for candidate, rate in to_tune(study)
+        ],
+    )
+
+
+def scoring_jobs(b: Benchmark) -> list[Job]:
+    """What meta-learning rates are judged by."""
+    return [
+        job(batch)
+        for task in b.suite.tasks
+        for contender in b.contenders
+        for member in range(len(contender.members))
+        for batch in scoring_runs(b, task, contender, member)
+    ]
+
+
+def opening_jobs(study: Study, folder: Path, rates: Mapping[str, float]) -> list[Job]:
+    """What needs no weights: the identity experiment, the classical optimizers, the trainings.
+
+    Seeds are the outer loop: workers compile different variants first, and find each other's
+    programs in the compilation cache later.
+    """
+    jobs = [identity_job(study.settings.identity)] if study.identity else []
+    jobs += first_jobs(_benchmark(study, folder, baselines(study)))
+    by_seed = [trainings(study, x, rates[x.key]) for x in study.candidates]
+    for seed in range(study.settings.meta_seeds):
+        jobs += [training_job(found[seed]) for found in by_seed if seed < len(found)]
+    return jobs
+
+
+def evaluation(
+    study: Study, folder: Path, rates: Mapping[str, float], members: Members
+) -> tuple[Benchmark, dict[str, dict[int, str]]]:
+    """The study's benchmark, and by candidate the meta-seeds whose meta-training diverged."""
+    contenders, failures = list(baselines(study)), {}
+    for candidate in study.candidates:
+        found, failures[candidate.key] = members(trainings(study, candidate, rates[candidate.key]))
+        if found:
+            contenders.append(_learned(study, candidate, found))
+    return _benchmark(study, folder, contenders), failures
+
+
+def expected_jobs(study: Study) -> list[Job]:
+    """All jobs that a study can have, with names in place of weights that nobody has yet."""
+
+    def members(wanted: Sequence[Training]) -> tuple[tuple[Maker, ...], dict[int, str]]:
+        return tuple(Maker(None, training_job(x).address) for x in wanted), {}
+
+    folder = Path()
+    rates = dict.fromkeys((x.key for x in study.candidates), study.settings.meta_learning_rates[0])
+    tuned = [x for each in to_tune(study) for x in tuning_trainings(study, *each)]
+    jobs = [
+        *map(training_job, tuned),
+        *scoring_jobs(tuning_benchmark(study, folder, members)),
+        *opening_jobs(study, folder, rates),
+        *loop.expected_jobs(evaluation(study, folder, rates, members)[0]),
+    ]
+    return list({job.address: job for job in jobs}.values())
 
 
 def run_study(
@@ -235,244 +197,169 @@ def run_study(
         folder: where results go, and where finished ones are found.
         command: the command to record in the report.
         workers: who runs it.
-        on_progress: called before the first cell and after each one.
+        on_progress: called before the first job and after each one.
 
     Raises:
-        JobError: a cell failed; all others that were started are kept.
+        JobError: a job failed; all others that were started are kept.
         ClusterError: there is no such cluster.
     """
     record_study(study, folder, command)
-    first = tuning_cells(study)
-    # The number of cells does not depend on the rates that are chosen.
-    rates = dict.fromkeys((c.key for c in study.comparisons), study.settings.meta_learning_rates[0])
-    total = len(first) + len(report_cells(study, rates))
-    with open_pool("optim4rl.study.worker", folder, workers) as pool:
-        _run_cells(pool, folder, first, lambda done, what: on_progress(done, total, what))
+    members = partial(keep_members, folder)
+    with open_pool(folder, workers) as pool:
+        stages = Stages(pool, folder, len(expected_jobs(study)), on_progress)
+        tuned = [x for each in to_tune(study) for x in tuning_trainings(study, *each)]
+        stages.run([training_job(x) for x in tuned])
+        stages.run(scoring_jobs(tuning_benchmark(study, folder, members)))
         rates = choose_meta_learning_rates(study, folder)
-        second = report_cells(study, rates)
-        _run_cells(
-            pool, folder, second, lambda done, what: on_progress(len(first) + done, total, what)
-        )
-    results = collect(study, folder)
-    write_table(results, folder / "runs.parquet")
+        stages.run(opening_jobs(study, folder, rates))
+        run_stages(evaluation(study, folder, rates, members)[0], stages)
+    results, runs = _collect(study, folder)
+    changes = {row.key: {"role": row.kind, "change": row.change} for row in results.rows}
+    write_runs(table_rows(runs, changes), folder / "runs.parquet")
     return results
 
 
-def _run_cells(
-    pool: Pool, folder: Path, cells: Sequence[Cell], on_job: Callable[[int, str], None]
-) -> None:
-    """Run the cells that are not in the store; those that are count as done."""
-    missing = [cell for cell in cells if not has_result(folder, cell)]
-    before = len(cells) - len(missing)
-    on_job(before, "")
-    jobs = [Job(question(cell), describe_cell(cell), _program(cell)) for cell in missing]
-    pool.run(jobs, lambda done, what: on_job(before + done, what))
+# What came of it
 
 
-def _program(cell: Cell) -> Cell:
-    """Cells of which this is the same share their compiled programs."""
-    return dataclasses.replace(cell, meta_seed=0) if isinstance(cell, LearnedCell) else cell
+def choose_meta_learning_rates(study: Study, folder: Path) -> dict[str, float]:
+    """Each variant's meta-learning rate: the best by the mean of its tuning meta-seeds' scores.
 
-
-def describe_cell(cell: Cell) -> str:
-    """A cell in a few words, for people."""
-    if isinstance(cell, IdentityCell):
-        return "identity experiment"
-    if isinstance(cell, ClassicalCell):
-        return f"tuned {cell.name}"
-    change = describe_change(cell.variant) or ("reference" if cell.trained else "untrained")
-    verb = "tuning" if cell.purpose == "tune" else "meta-seed"
-    return f"{change}, {verb} {cell.meta_seed}"
+    A meta-seed's score is its AUC at its best step scale. A rate at which a meta-training diverged,
+    or an agent did, is chosen last.
+    """
+    grid = study.settings.meta_learning_rates
+    scores: dict[str, list[float]] = {}
+    b = tuning_benchmark(study, folder, partial(keep_members, folder))
+    for (candidate, _), contender in zip(to_tune(study), b.contenders, strict=True):
+        best = [
+            max(best_of_grid(contender.grid, areas).scores)
+            for member in range(len(contender.members))
+            for areas in scoring_areas(b, contender, member)
+        ]
+        whole = len(best) == study.settings.tuning_meta_seeds
+        scores.setdefault(candidate.key, []).append(float(np.mean(best)) if whole else -np.inf)
+    return {
+        x.key: grid[int(np.argmax(scores[x.key]))] if x.key in scores else grid[0]
+        for x in study.candidates
+    }
 
 
 def collect(study: Study, folder: Path) -> StudyResults:
-    """The results of a study whose cells are all in the store."""
+    """The results of a study whose jobs are all done.
+
+    Raises:
+        StoreError: one is not, or its result is damaged.
+    """
+    return _collect(study, folder)[0]
+
+
+def _collect(study: Study, folder: Path) -> tuple[StudyResults, Runs]:
     rates = choose_meta_learning_rates(study, folder)
+    b, failures = evaluation(study, folder, rates, partial(keep_members, folder))
+    runs = collect_runs(b, choose(b))
     learned = [
-        _learned_row(study, comparison, rates[comparison.key], folder)
-        for comparison in study.comparisons
+        _learned_row(study, candidate, rates[candidate.key], failures[candidate.key], runs)
+        for candidate in study.candidates
     ]
-    classical = [
-        _classical_row(study, name, label, folder) for name, label in CLASSICAL_BASELINES.items()
-    ]
+    classical = [_classical_row(name, label, runs) for name, label in CLASSICAL_BASELINES.items()]
     record = json.loads((folder / "study.json").read_text())
-    identity = None
+    found = None
     if study.identity:
-        info = get_result(folder, IdentityCell(study.settings.identity)).info
-        identity = unpack_identity(info["identity"])
-    return StudyResults(
+        info = get_result(folder, identity_job(study.settings.identity)).info
+        found = identity.from_json(info["identity"])
+    results = StudyResults(
         plan=study.plan,
         mapped=study.mapped,
         rows=(*learned, *classical),
-        floor=_floor(classical),
+        floor=float(area_under_curve(runs.untrained[0]).mean()),
         ceiling=max(interquartile_mean(final_return(row.curves[0])) for row in classical),
-        identity=identity,
+        identity=found,
         task=study.settings.environment,
         scale={"name": study.scale, **dataclasses.asdict(study.settings)},
         command=record["command"],
         versions={**record["versions"], "code": record["code"][:12]},
         started=record["started"],
     )
+    return results, runs
 
 
-def _floor(classical: Sequence[Row]) -> float:
-    """The untrained policy's return: what the first rollout gives, before any update."""
-    return float(np.nanmean([row.curves[0].returns[:, 0] for row in classical]))
-
-
-def _learned_row(study: Study, comparison: Comparison, rate: float, folder: Path) -> Row:
-    results = {
-        seed: get_result(folder, _learned_cell(study, comparison, rate, seed))
-        for seed in range(study.settings.meta_seeds)
-    }
-    good = [result for result in results.values() if "failure" not in result.info]
-    meta_learning_rate = rate if comparison.trained else None
-    settings = {
-        "meta-learning rate": meta_learning_rate,
-        "step scale": [
-            float(f"{result.info['rate'] / study.settings.training.learning_rate:.3g}")
-            for result in good
-        ],
-    }
+def _learned_row(
+    study: Study, candidate: Candidate, rate: float, failures: Mapping[int, str], runs: Runs
+) -> Row:
+    choices = runs.choices.get(candidate.key, ())
+    meta_learning_rate = rate if candidate.trained else None
+    folder = runs.benchmark.folder
+    trained = [get_result(folder, training_job(x)) for x in trainings(study, candidate, rate)]
+    default = "the method as it is" if candidate.trained else "meta-training: yes → no"
     return Row(
-        key=comparison.key,
-        label=comparison.label,
-        kind=comparison.kind,
-        change=describe_change(comparison.variant)
-        or ("the method as it is" if comparison.trained else "meta-training: yes → no"),
-        ablation=comparison.ablation,
-        curves=tuple(unpack_curves("curves", result.arrays) for result in good),
-        stress=_stress(study.settings.evaluation, good),
-        failures={
-            seed: result.info["failure"]
-            for seed, result in results.items()
-            if "failure" in result.info
+        key=candidate.key,
+        label=candidate.label,
+        kind=candidate.kind,
+        change=describe_change(candidate.variant) or default,
+        ablation=candidate.ablation,
+        curves=runs.curves["tuned"][candidate.key][0] if choices else (),
+        stress=_stress(study, candidate.key, runs),
+        failures=failures,
+        settings={
+            "meta-learning rate": meta_learning_rate,
+            "step scale": [choice.each[0].rate for choice in choices],
         },
-        settings=settings,
-        at_edge=settings_at_edge(study.settings, meta_learning_rate, good),
-        seconds=sum(result.info["seconds"] for result in results.values()),
+        at_edge=settings_at_edge(study.settings, meta_learning_rate, choices),
+        seconds=sum(x.info["seconds"] for x in trained) + _seconds(candidate.key, runs),
     )
 
 
 def settings_at_edge(
-    settings: StudySettings, meta_learning_rate: float | None, results: Sequence[CellResult]
+    settings: StudySettings, meta_learning_rate: float | None, choices: Sequence[Choice]
 ) -> tuple[str, ...]:
     """What of a variant's choices is an end of its grid, in words.
 
     Args:
         settings: the study's, with its grids.
         meta_learning_rate: the one chosen; None where nothing is trained.
-        results: evaluations, one for each meta-seed.
+        choices: one for each meta-seed.
     """
     chosen_end = is_edge(meta_learning_rate, settings.meta_learning_rates)
-    ends = sum(bool(result.info["at_edge"]) for result in results)
-    of_meta_seeds = (f"step scale of {ends} of {len(results)} meta-seeds",) if ends else ()
+    ends = sum(choice.each[0].at_edge for choice in choices)
+    of_meta_seeds = (f"step scale of {ends} of {len(choices)} meta-seeds",) if ends else ()
     return (("meta-learning rate",) if chosen_end else ()) + of_meta_seeds
 
 
-def _classical_row(study: Study, name: str, label: str, folder: Path) -> Row:
-    evaluation = study.settings.evaluation
-    result = get_result(folder, ClassicalCell(study.settings.environment, name, evaluation))
-    grid = ", ".join(f"{rate:g}" for rate in evaluation.classical_rates)
-    edge = ", at the edge of the grid" if result.info.get("at_edge") else ""
+def _classical_row(name: str, label: str, runs: Runs) -> Row:
+    (choice,) = runs.choices[name]
+    tuning = choice.each[0]
+    grid = ", ".join(f"{rate:g}" for rate in tuning.rates)
+    edge = ", at the edge of the grid" if tuning.at_edge else ""
     return Row(
         key=name,
         label=label,
         kind="baseline",
-        change=f"learning rate {result.info['rate']:g}, best of {grid}{edge}",
+        change=f"learning rate {tuning.rate:g}, best of {grid}{edge}",
         ablation=None,
-        curves=(unpack_curves("curves", result.arrays),),
-        stress=_stress(evaluation, [result]),
-        settings={"learning rate": result.info["rate"]},
+        curves=runs.curves["tuned"][name][0],
+        stress=next(iter(runs.stress[name].values())),
+        settings={"learning rate": tuning.rate},
         at_edge=("learning rate",) if edge else (),
-        seconds=result.info["seconds"],
+        seconds=_seconds(name, runs),
     )
 
 
-def _stress(settings: EvaluationSettings, results: Sequence[CellResult]) -> dict[float, Curves]:
-    return {
-        scale: stack([unpack_curves(f"stress/{scale:g}", result.arrays) for result in results])
-        for scale in settings.stress_scales
-        if results
-    }
+def _stress(study: Study, name: str, runs: Runs) -> Mapping[float, Curves]:
+    return runs.stress.get(name, {}).get(study.settings.environment, {})
 
 
-def record_study(study: Study, folder: Path, command: str) -> None:
-    """Keep what the study was asked to do, so that its report can be made again."""
-    record = {
-        "command": command,
-        "scale": study.scale,
-        "settings": dataclasses.asdict(study.settings),
-        "skip_unmapped": study.skip_unmapped,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **provenance(),
-    }
-    write_atomically(folder / "plan.md", study.source)
-    write_atomically(folder / "study.json", json.dumps(record, indent=1).encode())
-
-
-def load_study(folder: Path) -> Study:
-    """The study that was run in a folder.
-
-    Raises:
-        StoreError: no study was run there.
-    """
-    try:
-        check_files(folder, ("study.json", "plan.md"))
-        record = json.loads((folder / "study.json").read_text())
-        source = (folder / "plan.md").read_bytes()
-        settings = settings_from_dict(record["settings"])
-        return lay_out(
-            source, record["scale"], settings, skip_unmapped=bool(record["skip_unmapped"])
+def _seconds(name: str, runs: Runs) -> float:
+    """Wall-clock time of all runs of a contender."""
+    b = runs.benchmark
+    batches = [
+        batch
+        for contender in b.contenders
+        if contender.name == name
+        for member, choice in enumerate(runs.choices[name])
+        for batch in (
+            *tuning_runs(b, b.suite.tasks[0], contender, member),
+            *chosen_runs(b, 0, contender, member, choice),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder}: no study can be read there ({error})") from error
-
-
-def settings_from_dict(values: Mapping[str, Any]) -> StudySettings:
-    """The settings from plain JSON values."""
-
-    def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
-
-    return StudySettings(
-        **{
-            **tuples(values),
-            "training": TrainingSettings(**tuples(values["training"])),
-            "evaluation": EvaluationSettings(**tuples(values["evaluation"])),
-        }
-    )
-
-
-def write_table(results: StudyResults, path: Path) -> None:
-    """One Parquet file with every run: one row a run, its curve in a list column."""
-    import io
-
-    import polars as pl
-
-    buffer = io.BytesIO()
-    pl.DataFrame(list(_table_rows(results))).write_parquet(buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _table_rows(results: StudyResults) -> Iterator[dict[str, Any]]:
-    for row in results.rows:
-        runs = [("evaluation", 1.0, seed, curves) for seed, curves in enumerate(row.curves)]
-        runs += [("stress", scale, -1, curves) for scale, curves in row.stress.items()]
-        for purpose, scale, meta_seed, curves in runs:
-            finals, areas = final_return(curves), area_under_curve(curves)
-            for run in range(len(curves.returns)):
-                yield {
-                    "optimizer": row.key,
-                    "kind": row.kind,
-                    "change": row.change,
-                    "purpose": purpose,
-                    "step_scale": scale,
-                    "meta_seed": meta_seed,
-                    "run": run,
-                    "final_return": float(finals[run]),
-                    "auc": float(areas[run]),
-                    "diverged_at": int(curves.diverged_at[run]),
-                    "env_steps": curves.env_steps.tolist(),
-                    "returns": curves.returns[run].tolist(),
-                }
+    ]
+    return seconds_of(b.folder, batches)

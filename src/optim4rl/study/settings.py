@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from optim4rl.benchmark.protocol import EvaluationSettings, require_grid
+from optim4rl.benchmark.protocol import Protocol, require_grid
+from optim4rl.benchmark.suites import Suite, task_suite
 from optim4rl.fields import COUNT, POSITIVE, check_fields
 from optim4rl.meta.trainer import MetaClip
 
@@ -47,6 +48,56 @@ class TrainingSettings:
             inner_updates=COUNT,
             reset_interval=COUNT,
             learning_rate=POSITIVE,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How every optimizer of a study is evaluated.
+
+    Attributes:
+        width: units of the agent's dense layer.
+        num_envs: environments of the agent.
+        updates: updates of each run.
+        seeds: reported runs.
+        tuning_seeds: runs that each rate is judged by.
+        classical_rates: learning rates that classical optimizers are tuned over.
+        step_scales: multiples of alpha that learned optimizers are tuned over.
+        stress_scales: multiples of the tuned rate in the stress test.
+        stress_updates: updates of each stress run.
+        stress_seeds: stress runs at each scale.
+    """
+
+    width: int = 64
+    num_envs: int = 64
+    updates: int = 390
+    seeds: int = 8
+    tuning_seeds: int = 3
+    classical_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    step_scales: tuple[float, ...] = (1.0,)
+    stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
+    stress_updates: int = 60
+    stress_seeds: int = 8
+
+    def __post_init__(self) -> None:
+        check_fields(self, width=COUNT, num_envs=COUNT, updates=COUNT, stress_updates=COUNT)
+        for name in ("classical_rates", "step_scales"):
+            require_grid(name, getattr(self, name))
+        _ = self.protocol
+
+    @property
+    def protocol(self) -> Protocol:
+        """How often each optimizer is run."""
+        return Protocol(self.seeds, self.tuning_seeds, self.stress_scales, self.stress_seeds)
+
+    def suite(self, environment: str) -> Suite:
+        """The study's task as a suite of one."""
+        return task_suite(
+            environment,
+            rollouts=self.updates,
+            stress_rollouts=self.stress_updates,
+            width=self.width,
+            num_envs=self.num_envs,
         )
 
 

@@ -1,0 +1,240 @@
+"""Contenders: what is compared. A learned rule with weights, or a classical optimizer.
+
+A contender is a value that workers can be told: a name, a grid of one number, and for each of its
+meta-seeds how an optimizer is made of that number.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import optax
+
+from optim4rl.evaluation.learning import Classical, Family, Learned
+from optim4rl.fields import POSITIVE, check_fields
+from optim4rl.jobs.store import StoreError
+from optim4rl.optimizers.rule import (
+    MetaParameters,
+    init_meta_parameters,
+    spec_to_dict,
+)
+from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
+
+# baseline: a classical optimizer. learned: trained weights. control: the same rule, untrained.
+Role = Literal["learned", "control", "baseline"]
+# What the name of an untrained control ends in.
+CONTROL = " untrained"
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How an optimizer is made of its rate.
+
+    Attributes:
+        optimizer: name of a classical optimizer; None for a learned one.
+        weights: address of a learned optimizer's weights, see `keep_weights`.
+        clip: the gradient's global norm is clipped to this; None leaves it.
+        epsilon: of a classical optimizer that has one; None is optax's default.
+        decay: the rate falls linearly to zero over the run.
+        raw_rewards: the agent learns from rewards as they are, scaled as is usual for the
+            environment, whatever the task says.
+    """
+
+    optimizer: str | None
+    weights: str | None = None
+    clip: float | None = None
+    epsilon: float | None = None
+    decay: bool = False
+    raw_rewards: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, clip=POSITIVE, epsilon=POSITIVE)
+        if (self.optimizer is None) == (self.weights is None):
+            raise ValueError(
+                f"optimizer = {self.optimizer!r}, weights = {self.weights!r}: one of them is needed"
+            )
+        if self.weights and (self.clip or self.epsilon or self.decay):
+            raise ValueError("clip, epsilon, decay: these are for classical optimizers")
+
+    def family(self, folder: Path, updates: int) -> tuple[Family, MetaParameters | None]:
+        """The optimizer as a function of its rate, and its meta-parameters if it has any.
+
+        Args:
+            folder: where weights are kept.
+            updates: inner updates of a whole run.
+
+        Raises:
+            StoreError: the folder holds other weights under that address.
+        """
+        if self.optimizer is not None:
+            decay = updates if self.decay else None
+            return Classical(self.optimizer, decay, self.clip, self.epsilon), None
+        path = folder / weights_path(str(self.weights))
+        learned = load_weights(path)
+        if weights_address(learned) != self.weights:
+            raise StoreError(f"{path}: other weights than its name says; delete it, start again")
+        return Learned(learned.spec), learned.meta_parameters
+
+
+# Agents that never update.
+UNTRAINED = Maker("sgd")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared.
+
+    Attributes:
+        name: what tables call it.
+        role: see `Role`.
+        members: one for each meta-seed; a classical optimizer has one.
+        grid: the settings that it is tuned over: learning rates, or step scales.
+        unit: what a setting is a multiple of: 1, or a learned optimizer's own rate.
+        control: name of the contender that is this one untrained, if there is one.
+    """
+
+    name: str
+    role: Role
+    members: tuple[Maker, ...]
+    grid: tuple[float, ...]
+    unit: float = 1.0
+    control: str | None = None
+
+    def make(
+        self, rate: float, updates: int, *, folder: Path = Path(), meta_seed: int = 0
+    ) -> optax.GradientTransformation:
+        """The optimizer at a learning rate.
+
+        Args:
+            rate: the learning rate; for a learned optimizer its own rate times a step scale.
+            updates: inner updates of the whole run.
+            folder: where the weights of learned optimizers are kept.
+            meta_seed: which member.
+        """
+        family, parameters = self.members[meta_seed].family(folder, updates)
+        return family(parameters, np.float32(rate))  # type: ignore[arg-type]
+
+
+BASELINES: dict[str, Maker] = {
+    "adam": Maker("adam"),
+    # Adam as PPO users run it (Huang et al. 2022, "The 37 implementation details of PPO").
+    "adam_ppo": Maker("adam", clip=0.5, epsilon=1e-5, decay=True),
+    "rmsprop": Maker("rmsprop"),
+    "sgd": Maker("sgd"),
+    "sign_sgd": Maker("sign_sgd"),
+    "muon": Maker("muon"),
+    "muon_ppo": Maker("muon", clip=0.5, epsilon=1e-5, decay=True),
+    "adam_decay": Maker("adam", decay=True),
+    "adam_raw_rewards": Maker("adam", raw_rewards=True),
+}
+
+
+def baseline(name: str, rates: Sequence[float]) -> Contender:
+    """A classical optimizer, tuned over learning rates."""
+    return Contender(name, "baseline", (BASELINES[name],), tuple(rates))
+
+
+# Learned optimizers
+
+
+def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
+    """Learned optimizers, one for each meta-seed, by name: every group and its untrained control.
+
+    Args:
+        groups: shipped names, paths, or several of one recipe separated by commas.
+
+    Raises:
+        WeightsError: weights cannot be read.
+        ValueError: a group comes twice, or its members do not belong to one recipe.
+    """
+    if len(set(groups)) < len(groups):
+        raise ValueError(f"weights = {groups!r}: give each optimizer once")
+    found = {}
+    for group in groups:
+        members = [load_weights(name) for name in group.split(",")]
+        if len({(m.spec, m.learning_rate) for m in members}) != 1:
+            raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
+        # With zero heads an untrained rule is the same whatever its seed.
+        controls = members[:1] if members[0].spec.zero_head else members
+        found[group] = members
+        found[f"{group}{CONTROL}"] = [_untrained(member) for member in controls]
+    return found
+
+
+def _untrained(member: LearnedOptimizer) -> LearnedOptimizer:
+    import jax
+
+    key = jax.random.key(int(member.card.get("seed", 0)))
+    return dataclasses.replace(member, meta_parameters=init_meta_parameters(member.spec, key))
+
+
+def learned_contenders(
+    groups: Sequence[str], step_scales: Sequence[float], folder: Path, *, controls: bool = True
+) -> list[Contender]:
+    """Contenders of weights, whose files go into the folder, each with its untrained control.
+
+    Raises:
+        WeightsError: weights cannot be read.
+        ValueError: as `load_groups`, or the same weights come twice in a group.
+    """
+    names = _short_names(groups)
+    contenders = []
+    for group, optimizers in load_groups(groups).items():
+        control = group.endswith(CONTROL)
+        if control and not controls:
+            continue
+        addresses = [keep_weights(folder, optimizer) for optimizer in optimizers]
+        members = tuple(Maker(None, address) for address in dict.fromkeys(addresses))
+        if len(members) < len(optimizers) and not control:
+            raise ValueError(f"weights = {group!r}: the same weights twice are one meta-seed")
+        name = names[group.removesuffix(CONTROL)]
+        contenders.append(
+            Contender(
+                name + CONTROL * control,
+                "control" if control else "learned",
+                members,
+                tuple(step_scales),
+                optimizers[0].learning_rate,
+                name + CONTROL if controls and not control else None,
+            )
+        )
+    return contenders
+
+
+def _short_names(groups: Sequence[str]) -> dict[str, str]:
+    """What tables call each group: its first member's file name and how many follow it."""
+    names = {}
+    for group in groups:
+        first, *others = group.split(",")
+        names[group] = Path(first).stem + (f" +{len(others)}" if others else "")
+    if len({*names.values(), *BASELINES}) < len(names) + len(BASELINES):
+        return {group: group for group in groups}
+    return names
+
+
+def keep_weights(folder: Path, optimizer: LearnedOptimizer) -> str:
+    """Put a learned optimizer's weights where workers find them, under their content's address."""
+    address = weights_address(optimizer)
+    path = folder / weights_path(address)
+    if not path.is_file():
+        save_weights(path, optimizer)
+    return address
+
+
+def weights_address(optimizer: LearnedOptimizer) -> str:
+    """A hash of the rule and its weights."""
+    digest = hashlib.sha256(json.dumps(spec_to_dict(optimizer.spec), sort_keys=True).encode())
+    for network, tensors in sorted(optimizer.meta_parameters.items()):
+        for name, x in sorted(tensors.items()):
+            digest.update(f"{network}.{name}".encode() + np.asarray(x).tobytes())
+    return digest.hexdigest()[:24]
+
+
+def weights_path(address: str) -> Path:
+    """Where weights are, below the folder of results."""
+    return Path("weights") / f"{address}.safetensors"

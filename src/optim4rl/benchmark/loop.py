@@ -1,0 +1,431 @@
+"""The one loop of every comparison: tune each contender, choose its setting, report it.
+
+There are two readings of the same runs: each task with a setting of its own, and one setting for
+all tasks. Settings are chosen on tuning seeds and shown on others. Each meta-seed of a contender is
+tuned by itself, with as many values and seeds as a classical optimizer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from optim4rl.benchmark.contender import UNTRAINED, Contender
+from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.runs import Batch, job, read_batches, split
+from optim4rl.benchmark.scale import (
+    Scale,
+    Scores,
+    Standing,
+    choose_for_all,
+    choose_for_each,
+    make_scale,
+    stand,
+)
+from optim4rl.benchmark.suites import Suite, SuiteTask
+from optim4rl.benchmark.tuning import Tuning
+from optim4rl.evaluation.curves import Curves, stack
+from optim4rl.evaluation.returns import (
+    Estimate,
+    area_under_curve,
+    final_return,
+    stuck_rate,
+    worst_first,
+)
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.pool import Stages
+from optim4rl.jobs.pools import Workers, open_pool
+
+# The best of these, tuned for the task, is 1 on its scale; of all baselines where none is there.
+CEILINGS = ("adam", "adam_ppo", "rmsprop", "adam_raw_rewards")
+
+Reading = Literal["tuned", "one"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of one member, chosen on the tuning seeds.
+
+    Attributes:
+        each: every task's own.
+        one: the one for all tasks.
+    """
+
+    each: tuple[Tuning, ...]
+    one: Tuning
+
+    def at(self, reading: Reading, task: int) -> float:
+        """The setting of a task in a reading."""
+        return self.each[task].rate if reading == "tuned" else self.one.rate
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is compared on what, and how.
+
+    Attributes:
+        suite: the tasks.
+        contenders: what is compared; a classical one that comes first is the reference of all.
+        folder: where finished runs are kept.
+        protocol: how often each is run.
+    """
+
+    suite: Suite
+    contenders: tuple[Contender, ...]
+    folder: Path
+    protocol: Protocol
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """With a single task one setting for all is the task's own."""
+        return ("tuned", "one") if len(self.suite.tasks) > 1 else ("tuned",)
+
+    @property
+    def baselines(self) -> tuple[Contender, ...]:
+        """The classical contenders."""
+        return tuple(x for x in self.contenders if x.role == "baseline")
+
+    @property
+    def reference(self) -> str | None:
+        """The first classical contender, which all others are compared with."""
+        return next((x.name for x in self.baselines), None)
+
+    @property
+    def ceilings(self) -> tuple[str, ...]:
+        """The contenders of which the best, tuned for the task, is 1 on the task's scale."""
+        names = tuple(x.name for x in self.baselines)
+        return tuple(x for x in names if x in CEILINGS) or names
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The curves of a benchmark.
+
+    Attributes:
+        benchmark: what was run.
+        choices: the settings of each contender's members.
+        curves: for each reading and contender, the reported curves of each task's members.
+        untrained: each task's curves of agents that never update, on the reported seeds.
+        stress: for each contender, task and multiple of the tuned setting, the short runs of all
+            members; no task that has no stress test.
+    """
+
+    benchmark: Benchmark
+    choices: Mapping[str, tuple[Choice, ...]]
+    curves: Mapping[Reading, Mapping[str, tuple[tuple[Curves, ...], ...]]]
+    untrained: tuple[Curves, ...]
+    stress: Mapping[str, Mapping[str, Mapping[float, Curves]]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a benchmark's runs say.
+
+    Attributes:
+        runs: the curves.
+        auc_scale: the tasks' scale of AUC.
+        final_scale: that of final returns.
+        standings: of each contender in each reading.
+        stuck: for each contender, task and multiple of the tuned setting the share of stuck runs;
+            None where no baseline learns the task, so that nothing says what stuck is.
+    """
+
+    runs: Runs
+    auc_scale: Scale
+    final_scale: Scale
+    standings: Mapping[Reading, Mapping[str, Standing]]
+    stuck: Mapping[str, Mapping[str, Mapping[float, Estimate | None]]]
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """What was run."""
+        return self.runs.benchmark
+
+
+# What is run
+
+
+def tuning_runs(b: Benchmark, task: SuiteTask, contender: Contender, member: int) -> list[Batch]:
+    """The runs that choose a member's setting on a task; none where there is nothing to choose."""
+    return scoring_runs(b, task, contender, member) if len(contender.grid) > 1 else []
+
+
+def scoring_runs(b: Benchmark, task: SuiteTask, contender: Contender, member: int) -> list[Batch]:
+    """Runs of a member at every setting of its grid, on the tuning seeds."""
+    rates = [contender.unit * value for value in contender.grid]
+    maker = contender.members[member]
+    return split(task.config, maker, rates, b.protocol.tuning, task.rollouts)
+
+
+def reported_runs(
+    b: Benchmark, task: SuiteTask, contender: Contender, member: int, setting: float
+) -> list[Batch]:
+    """The runs that show a member at a setting on a task."""
+    rates, maker = [contender.unit * setting], contender.members[member]
+    return split(task.config, maker, rates, b.protocol.reported, task.rollouts)
+
+
+def stress_runs(
+    b: Benchmark, task: SuiteTask, contender: Contender, member: int, setting: float
+) -> list[Batch]:
+    """The short runs of a member at multiples of a setting; none if the task has no such test."""
+    if task.stress_rollouts is None:
+        return []
+    rates = [contender.unit * setting * scale for scale in b.protocol.stress_scales]
+    return split(
+        task.config,
+        contender.members[member],
+        rates,
+        b.protocol.stress,
+        task.stress_rollouts,
+        schedule=task.rollouts,
+    )
+
+
+def untrained_runs(task: SuiteTask, seeds: Sequence[int]) -> list[Batch]:
+    """Runs of agents that never update."""
+    return split(task.config, UNTRAINED, [0.0], seeds, task.rollouts)
+
+
+def _members(b: Benchmark) -> Iterator[tuple[Contender, int]]:
+    for contender in b.contenders:
+        for member in range(len(contender.members)):
+            yield contender, member
+
+
+def first_jobs(b: Benchmark) -> list[Job]:
+    """All that can be run before settings are chosen."""
+    batches = []
+    for task in b.suite.tasks:
+        for seeds in (b.protocol.tuning, b.protocol.reported):
+            batches += untrained_runs(task, seeds)
+        for contender, member in _members(b):
+            batches += tuning_runs(b, task, contender, member)
+    return [job(batch) for batch in batches]
+
+
+def second_jobs(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> list[Job]:
+    """All that is run at the settings chosen; what both readings show is there once."""
+    batches = []
+    for index in range(len(b.suite.tasks)):
+        for contender, member in _members(b):
+            choice = choices[contender.name][member]
+            batches += chosen_runs(b, index, contender, member, choice)
+    return [job(batch) for batch in dict.fromkeys(batches)]
+
+
+def chosen_runs(
+    b: Benchmark, index: int, contender: Contender, member: int, choice: Choice
+) -> list[Batch]:
+    """The runs of a member on a task at the settings chosen."""
+    task = b.suite.tasks[index]
+    batches = [
+        batch
+        for reading in b.readings
+        for batch in reported_runs(b, task, contender, member, choice.at(reading, index))
+    ]
+    return batches + stress_runs(b, task, contender, member, choice.at("tuned", index))
+
+
+def expected_jobs(b: Benchmark) -> list[Job]:
+    """All jobs that there can be; as many of them are run, or less where settings are the same."""
+    return [*first_jobs(b), *second_jobs(b, _guess(b))]
+
+
+def run(
+    b: Benchmark,
+    workers: Workers = Workers(),
+    update: Callable[..., None] = lambda *_: None,
+) -> Results:
+    """Run all that is not yet done, and read the results.
+
+    Args:
+        b: what to run.
+        workers: who runs it.
+        update: called with jobs done, jobs in all, and what the last one was.
+
+    Raises:
+        JobError: a run failed; all that is finished is kept.
+        ClusterError: there is no such cluster.
+    """
+    with open_pool(b.folder, workers) as pool:
+        return read(run_stages(b, Stages(pool, b.folder, len(expected_jobs(b)), update)))
+
+
+def run_stages(b: Benchmark, stages: Stages) -> Runs:
+    """Tune, choose and report.
+
+    Raises:
+        JobError: a run failed; all that is finished is kept.
+    """
+    stages.run(first_jobs(b))
+    choices = choose(b)
+    stages.run(second_jobs(b, choices), last=True)
+    return collect(b, choices)
+
+
+def _guess(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
+    """Choices with as many runs as there can be."""
+    guesses = {}
+    for contender in b.contenders:
+        each, one = (
+            Tuning(rate, contender.grid, ()) for rate in (contender.grid[0], contender.grid[-1])
+        )
+        choice = Choice((each,) * len(b.suite.tasks), one)
+        guesses[contender.name] = (choice,) * len(contender.members)
+    return guesses
+
+
+# How settings are chosen
+
+
+def scoring_areas(
+    b: Benchmark, contender: Contender, member: int
+) -> Float[np.ndarray, "task value seed"]:
+    """AUC of a member's runs on the tuning seeds, at every setting of its grid."""
+    found = [
+        read_batches(b.folder, scoring_runs(b, task, contender, member)).values()
+        for task in b.suite.tasks
+    ]
+    return np.stack([[area_under_curve(curves) for curves in task] for task in found])
+
+
+def choose(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
+    """Every member's settings, from tuning seeds alone."""
+    areas = {
+        x.name: [scoring_areas(b, x, m) for m in range(len(x.members))]
+        for x in b.contenders
+        if len(x.grid) > 1
+    }
+    untrained = [
+        area_under_curve(read_batches(b.folder, untrained_runs(task, b.protocol.tuning))[0.0])
+        for task in b.suite.tasks
+    ]
+    low = np.array([scores.mean() for scores in untrained])
+    tuned = [worst_first(areas[x][0].mean(axis=2)).max(axis=1) for x in b.ceilings if x in areas]
+    high = np.max(tuned, axis=0) if tuned else low
+    choices = {}
+    for contender in b.contenders:
+        grid = contender.grid
+        fixed = Tuning(grid[0], grid, ())
+        choices[contender.name] = tuple(
+            Choice(choose_for_each(grid, found), choose_for_all(grid, found, low, high))
+            for found in areas.get(contender.name, ())
+        ) or (Choice((fixed,) * len(b.suite.tasks), fixed),) * len(contender.members)
+    return choices
+
+
+# What the runs say
+
+
+def collect(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> Runs:
+    """The curves of a benchmark whose runs are all there."""
+
+    def reported(contender: Contender, task: int, reading: Reading) -> tuple[Curves, ...]:
+        return tuple(
+            _only(
+                b,
+                reported_runs(b, b.suite.tasks[task], contender, member, choice.at(reading, task)),
+            )
+            for member, choice in enumerate(choices[contender.name])
+        )
+
+    tasks = range(len(b.suite.tasks))
+    curves = {
+        reading: {x.name: tuple(reported(x, task, reading) for task in tasks) for x in b.contenders}
+        for reading in b.readings
+    }
+    untrained = tuple(_only(b, untrained_runs(task, b.protocol.reported)) for task in b.suite.tasks)
+    stress = {x.name: _stress(b, x, choices[x.name]) for x in b.contenders}
+    return Runs(b, choices, curves, untrained, stress)
+
+
+def _only(b: Benchmark, batches: Sequence[Batch]) -> Curves:
+    (curves,) = read_batches(b.folder, batches).values()
+    return curves
+
+
+def _stress(
+    b: Benchmark, contender: Contender, choices: Sequence[Choice]
+) -> dict[str, dict[float, Curves]]:
+    """The short runs of all members together, by task and multiple of the tuned setting."""
+    found: dict[str, dict[float, Curves]] = {}
+    for index, task in enumerate(b.suite.tasks):
+        if task.stress_rollouts is None:
+            continue
+        members = [
+            list(
+                read_batches(
+                    b.folder, stress_runs(b, task, contender, member, choice.at("tuned", index))
+                ).values()
+            )
+            for member, choice in enumerate(choices)
+        ]
+        found[task.name] = {
+            multiple: stack(curves)
+            for multiple, curves in zip(
+                b.protocol.stress_scales, zip(*members, strict=True), strict=True
+            )
+        }
+    return found
+
+
+def read(runs: Runs) -> Results:
+    """What the runs say."""
+    b = runs.benchmark
+    areas, finals = (
+        {
+            reading: {name: _score(x, score) for name, x in found.items()}
+            for reading, found in runs.curves.items()
+        }
+        for score in (area_under_curve, final_return)
+    )
+    auc_scale, final_scale = (
+        make_scale(
+            {name: scores["tuned"][name][:, 0] for name in b.ceilings},
+            np.stack([score(each) for each in runs.untrained]),
+        )
+        for scores, score in ((areas, area_under_curve), (finals, final_return))
+    )
+
+    def standing(contender: Contender, reading: Reading) -> Standing:
+        others = areas[reading]
+        first = b.reference
+        return stand(
+            areas[reading][contender.name],
+            finals[reading][contender.name],
+            auc_scale,
+            final_scale,
+            None if first in (None, contender.name) else others[str(first)],
+            None if contender.control is None else others[contender.control],
+        )
+
+    standings = {
+        reading: {x.name: standing(x, reading) for x in b.contenders} for reading in b.readings
+    }
+    stuck = {
+        name: {task: _stuck_rates(b, task, found, final_scale) for task, found in tasks.items()}
+        for name, tasks in runs.stress.items()
+    }
+    return Results(runs, auc_scale, final_scale, standings, stuck)
+
+
+def _score(
+    curves: Sequence[Sequence[Curves]], score: Callable[[Curves], Float[np.ndarray, " run"]]
+) -> Scores:
+    return np.stack([[score(member) for member in task] for task in curves])
+
+
+def _stuck_rates(
+    b: Benchmark, task: str, found: Mapping[float, Curves], scale: Scale
+) -> dict[float, Estimate | None]:
+    """Stuck rates by multiple of the tuned setting."""
+    index = [x.name for x in b.suite.tasks].index(task)
+    low, high = (float(end[index]) for end in scale.ends)
+    return {
+        multiple: stuck_rate(curves, low, high) if scale.resolved[index] else None
+        for multiple, curves in found.items()
+    }

@@ -1,0 +1,180 @@
+"""`runs.parquet`: every run of a comparison, one schema for all commands, and its one reader.
+
+| column | type | meaning |
+|---|---|---|
+| optimizer | text | name of the contender, "untrained policy" for agents that never update |
+| role | text | learned, control, baseline, untrained; in studies reference, replacement, paper |
+| change | text | in a study the one field that differs from the reference, else empty |
+| task | text | name of the environment |
+| purpose | text | tuning, tuned (a setting for each task), one (one for all tasks), stress |
+| meta_seed | int | index of the meta-training, 0 for a classical optimizer |
+| setting | float | learning rate, or step scale of a learned optimizer |
+| step_multiple | float | of the tuned setting, in the stress test; 1 elsewhere |
+| seed | int | seed of the run |
+| auc | float | mean return over all updates; NaN if the run diverged |
+| final_return | float | mean return over the last updates; NaN if the run diverged |
+| diverged_at | int | first update with a number that is not finite; -1 for a healthy run |
+| env_steps | list of int | environment steps taken up to each update; empty in tuning runs |
+| returns | list of float | mean return of the episodes that ended in each update; likewise |
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optim4rl.benchmark.loop import Runs, tuning_runs
+from optim4rl.benchmark.runs import read_batches
+from optim4rl.evaluation.curves import Curves
+from optim4rl.evaluation.returns import area_under_curve, final_return
+from optim4rl.files.atomic import write_atomically
+
+if TYPE_CHECKING:
+    import polars as pl
+
+UNTRAINED = "untrained policy"
+_COLUMNS = (
+    "optimizer",
+    "role",
+    "change",
+    "task",
+    "purpose",
+    "meta_seed",
+    "setting",
+    "step_multiple",
+    "seed",
+    "auc",
+    "final_return",
+    "diverged_at",
+    "env_steps",
+    "returns",
+)
+
+
+class TableError(ValueError):
+    """A table of runs that cannot be read; the message names the file."""
+
+
+def table_rows(
+    runs: Runs, labels: Mapping[str, Mapping[str, str]] = {}
+) -> Iterator[dict[str, Any]]:
+    """Every run of a benchmark.
+
+    Args:
+        runs: the runs.
+        labels: contender -> columns in which it differs ("role", "change").
+    """
+    b = runs.benchmark
+    for index, task in enumerate(b.suite.tasks):
+        of_task = {"task": task.name, "change": "", "step_multiple": 1.0}
+        untrained = {"optimizer": UNTRAINED, "role": "untrained", "purpose": "tuned"}
+        yield from _rows(
+            {**of_task, **untrained, "meta_seed": 0, "setting": 0.0},
+            runs.untrained[index],
+            b.protocol.reported,
+        )
+        for contender in b.contenders:
+            whose = {**of_task, "optimizer": contender.name, "role": contender.role}
+            whose |= labels.get(contender.name, {})
+            for member, choice in enumerate(runs.choices[contender.name]):
+                named = {**whose, "meta_seed": member}
+                tuning = tuning_runs(b, task, contender, member)
+                for rate, curves in read_batches(b.folder, tuning).items():
+                    setting = rate / contender.unit
+                    row = {**named, "purpose": "tuning", "setting": setting}
+                    yield from _rows(row, curves, b.protocol.tuning, with_curves=False)
+                for reading in b.readings:
+                    row = {**named, "purpose": reading, "setting": choice.at(reading, index)}
+                    curves = runs.curves[reading][contender.name][index][member]
+                    yield from _rows(row, curves, b.protocol.reported)
+                stress = runs.stress[contender.name].get(task.name, {})
+                for multiple, together in stress.items():
+                    size = b.protocol.stress_seeds
+                    own = slice(member * size, (member + 1) * size)
+                    row = {**named, "purpose": "stress", "step_multiple": multiple}
+                    row["setting"] = choice.at("tuned", index) * multiple
+                    yield from _rows(row, _part(together, own), b.protocol.stress)
+
+
+def _part(curves: Curves, own: slice) -> Curves:
+    return Curves(curves.returns[own], curves.diverged_at[own], curves.env_steps)
+
+
+def _rows(
+    labels: Mapping[str, Any], curves: Curves, seeds: Sequence[int], *, with_curves: bool = True
+) -> Iterator[dict[str, Any]]:
+    areas, finals = area_under_curve(curves), final_return(curves)
+    for run, seed in enumerate(seeds):
+        row = {
+            **labels,
+            "seed": seed,
+            "auc": float(areas[run]),
+            "final_return": float(finals[run]),
+            "diverged_at": int(curves.diverged_at[run]),
+            "env_steps": curves.env_steps.tolist() if with_curves else [],
+            "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
+        }
+        yield {name: row[name] for name in _COLUMNS}
+
+
+def write_runs(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """Write the table, atomically."""
+    import polars as pl
+
+    buffer = io.BytesIO()
+    found = list(rows)
+    schema = {"returns": pl.List(pl.Float32), "env_steps": pl.List(pl.Int64)}
+    pl.DataFrame(found, schema_overrides=schema).write_parquet(buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
+    """A table of runs, those of version 0.1.0 in today's columns.
+
+    Args:
+        path: the file.
+        task: the task of a study of version 0.1.0, whose table does not say it.
+
+    Raises:
+        TableError: it is no table of runs, or one of 0.1.0's `evaluate`, which is another form.
+        OSError: it cannot be read.
+    """
+    import polars as pl
+
+    try:
+        table = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise TableError(f"{path}: not a readable Parquet file ({error})") from error
+    if "step_scale" in table.columns:  # a study of 0.1.0
+        table = table.rename({"kind": "role", "step_scale": "step_multiple"}).with_columns(
+            pl.lit(task).alias("task"),
+            pl.lit(float("nan")).alias("setting"),
+            pl.col("run").alias("seed"),
+            pl.col("purpose").replace({"evaluation": "tuned"}),
+        )
+    elif "setting" in table.columns and "role" not in table.columns:  # a suite of 0.1.0
+        untrained = pl.col("purpose") == "untrained"
+        table = table.with_columns(
+            pl.when(untrained).then(pl.lit("untrained")).otherwise(pl.lit("")).alias("role"),
+            pl.when(untrained).then(pl.lit("tuned")).otherwise("purpose").alias("purpose"),
+            pl.lit("").alias("change"),
+            pl.lit(1.0).alias("step_multiple"),
+        )
+    missing = [name for name in _COLUMNS if name not in table.columns]
+    if missing:
+        raise TableError(
+            f"{path}: not a table of runs: it has no column {', '.join(missing)}. `evaluate` of "
+            "version 0.1.0 wrote another form; run it again"
+        )
+    return table.select(_COLUMNS)
+
+
+def curves_of(table: "pl.DataFrame") -> Curves:
+    """The curves of rows that were taken at the same environment steps."""
+    return Curves(
+        np.stack(table["returns"].to_list()).astype(np.float64),
+        table["diverged_at"].to_numpy(),
+        np.array(table["env_steps"][0]),
+    )

@@ -1,0 +1,85 @@
+"""A job: a function by name and its arguments as JSON. Its address says where its result lives.
+
+The address is a hash of the function, the arguments, the code that the function can run and the
+version of every package that can change a number. So a finished job is never run twice, whoever
+asks for it, and a result of older code or of another package is never taken for a new one.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from optim4rl.jobs.provenance import code_hash, package_versions
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job found.
+
+    Attributes:
+        arrays: named numbers.
+        info: JSON values; of a job that a worker ran "seconds", its wall-clock time.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    info: Mapping[str, Any]
+
+
+# From the folder that results are kept in and the arguments to the result.
+Function: TypeAlias = Callable[[Path, Mapping[str, Any]], Result]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Independent work.
+
+    Attributes:
+        function: "package.module:name" of a function of this package, see `Function`.
+        arguments: plain JSON values.
+        what: the same in a few words, for people.
+        program: jobs with the same program share compiled programs.
+        files: what the function reads, as paths below the folder.
+    """
+
+    function: str
+    arguments: Mapping[str, Any]
+    what: str = ""
+    program: Hashable = None
+    files: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What is asked, as JSON values."""
+        return {"function": self.function, "arguments": dict(self.arguments)}
+
+    @property
+    def module(self) -> str:
+        """The function's module."""
+        return self.function.partition(":")[0]
+
+    @cached_property
+    def address(self) -> str:
+        """Where the result lives."""
+        text = json.dumps(
+            [self.question, code_hash(self.module), package_versions()], sort_keys=True
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def run(self, folder: Path) -> Result:
+        """Do the work, in this process.
+
+        Raises:
+            ValueError: the function is not one of this package.
+        """
+        module, _, name = self.function.partition(":")
+        if module.split(".")[0] != "optim4rl":
+            raise ValueError(f"function = {self.function!r}: a function of optim4rl is needed")
+        function: Function = getattr(importlib.import_module(module), name)
+        return function(folder, self.arguments)

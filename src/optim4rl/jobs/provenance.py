@@ -1,0 +1,108 @@
+"""What a result was computed with: the code, and every package that can change a number."""
+
+import ast
+import hashlib
+import sys
+from functools import cache
+from importlib import metadata, resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+# Packages whose version can change a number. Those that are not installed have no say.
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "optax",
+    "equinox",
+    "gymnax",
+    "brax",
+    "mujoco",
+    "mujoco-mjx",
+    "playground",
+)
+_NATIVE = (".cc", ".h")
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """The installed version of each of `PACKAGES`."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def provenance(module: str) -> dict[str, Any]:
+    """Versions, and a hash of the code that the module can run, as JSON values."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    versions = {"python": python, "optim4rl": metadata.version("optim4rl"), **package_versions()}
+    return {"versions": versions, "code": code_hash(module)}
+
+
+@cache
+def code_hash(module: str) -> str:
+    """A hash of a module's source, of all that it imports from this package, and of native sources.
+
+    The imports are read from the sources, those inside functions too, so that no list of files has
+    to be kept up to date.
+
+    Args:
+        module: its name, "optim4rl.study.cells".
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_reachable(module)):
+        file = _source(name)
+        assert file is not None
+        digest.update(name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _reachable(module: str) -> set[str]:
+    """The module and every module or native source of this package that it can reach."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _imports(name)
+    return found
+
+
+@cache
+def _imports(name: str) -> tuple[str, ...]:
+    """What a module imports from this package, and the native sources beside it."""
+    if name.endswith(_NATIVE):
+        return ()
+    file = _source(name)
+    assert file is not None
+    wanted = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            wanted += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            wanted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    folder = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    native = [f"{folder}/{x.name}" for x in _folder(folder).iterdir() if x.name.endswith(_NATIVE)]
+    return (*(x for x in wanted if x.split(".")[0] == "optim4rl" and _source(x)), *native)
+
+
+def _folder(package: str) -> Traversable:
+    return resources.files("optim4rl").joinpath(*package.split(".")[1:])
+
+
+@cache
+def _source(name: str) -> Traversable | None:
+    """A module's file, or a native source's; None if there is no such module."""
+    package, slash, file = name.partition("/")
+    if slash:
+        return _folder(package) / file
+    *_, last = name.split(".")
+    for path in (_folder(name) / "__init__.py", _folder(name.rpartition(".")[0]) / f"{last}.py"):
+        if path.is_file():
+            return path
+    return None

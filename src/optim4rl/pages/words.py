@@ -1,0 +1,52 @@
+"""Numbers in words, the same on every page, in every table and in JSON."""
+
+import math
+from typing import Any
+
+from optim4rl.evaluation.returns import Estimate
+
+
+def number(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number with a true minus sign; NaN, the score of a diverged run, is "diverged"."""
+    if math.isnan(value):
+        return "diverged"
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def interval(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
+    """The 95 % interval of an estimate, "0.91 to 0.97"."""
+    low = number(estimate.low, decimals, signed=signed)
+    return f"{low} to {number(estimate.high, decimals, signed=signed)}"
+
+
+def p_value(p: float) -> str:
+    """A p-value with two significant digits, never in exponent form."""
+    if p < 1e-4:
+        return "< 0.0001"
+    return f"{p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
+
+
+def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:
+    """An estimate in a table, "0.942 (0.91 to 0.97)"; "-" where there is none."""
+    if estimate is None:
+        return "-"
+    if math.isnan(estimate.value):
+        return "diverged"
+    ends = (estimate.low, estimate.high)
+    low, high = ("-inf" if math.isnan(x) else f"{x:.{decimals - 1}f}" for x in ends)
+    return f"{estimate.value:.{decimals}f} ({low} to {high})"
+
+
+def estimate_json(estimate: Estimate | None) -> dict[str, float | None] | None:
+    """An estimate as JSON; None where diverged runs leave no number, or there is no estimate."""
+    if estimate is None:
+        return None
+    return {name: finite(getattr(estimate, name)) for name in ("value", "low", "high")}
+
+
+def finite(value: Any) -> float | None:
+    """A number as JSON; None where it is not finite."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,111 @@
+"""What a plan would cost to run: the study's own jobs, and what such jobs have taken."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.store import finished_jobs
+from optim4rl.study.layout import Study, lay_out
+from optim4rl.study.planner.text import PlannerError
+from optim4rl.study.runner import expected_jobs
+from optim4rl.study.settings import SCALES
+
+# Seconds on one core of an AMD EPYC with AVX-512: to compile a program, and of one job that is
+# compiled; of a batch of runs for 1,000 rollouts. docs/planner.md says what was measured.
+JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
+    "smoke": {"compile": 5, "training": 0.2, "untrained": 0.1, "batch": 2, "identity": 2},
+    "quick": {"compile": 10, "training": 3, "untrained": 0.1, "batch": 4, "identity": 25},
+    "standard": {"compile": 10, "training": 3, "untrained": 0.1, "batch": 4, "identity": 25},
+    "paper": {"compile": 15, "training": 80, "untrained": 0.1, "batch": 15, "identity": 1500},
+}
+
+# The seconds that finished jobs took, by what they did apart from the optimizer and the seed.
+Measured = Mapping[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a study of a plan takes at one scale.
+
+    Attributes:
+        scale: its name.
+        jobs: independent pieces of work.
+        trained: optimizers that are meta-trained: the reference, the plan's and the paper's own.
+        seconds: predicted, with that many workers, nothing having been compiled before.
+        measured: how many of the jobs' times rest on finished jobs, and not on the table.
+    """
+
+    scale: str
+    jobs: int
+    trained: int
+    seconds: float
+    measured: int
+
+
+def predict(source: bytes, jobs: int, measured: Measured | None = None) -> list[Cost]:
+    """The cost, at every scale, of all that a study can run of a plan.
+
+    Args:
+        source: the plan's bytes.
+        jobs: worker processes.
+        measured: times of finished jobs (`read_measured`), used where a job does the same work.
+
+    Raises:
+        PlanError: a study can run nothing of the plan.
+        PlannerError: jobs < 1.
+    """
+    if jobs < 1:
+        raise PlannerError(f"jobs = {jobs!r}: at least one worker is needed")
+    return [
+        _predict(lay_out(source, scale, settings, skip_unmapped=True), jobs, measured or {})
+        for scale, settings in SCALES.items()
+    ]
+
+
+def _predict(study: Study, workers: int, measured: Measured) -> Cost:
+    jobs = expected_jobs(study)
+    known = [job for job in jobs if _work(job.question) in measured]
+    other = [job for job in jobs if _work(job.question) not in measured]
+    table = JOB_SECONDS[study.scale]
+    seconds = sum(statistics.fmean(measured[_work(job.question)]) for job in known)
+    seconds += sum(_seconds(job, table) for job in other)
+    # Jobs that were measured compiled their programs in that time.
+    seconds += table["compile"] * len({job.program for job in other})
+    trained = sum(candidate.trained for candidate in study.candidates)
+    return Cost(study.scale, len(jobs), trained, seconds / workers, len(known))
+
+
+def _seconds(job: Job, table: Mapping[str, float]) -> float:
+    """What the table says of a job."""
+    arguments = job.arguments
+    if "runs" in arguments:
+        return table["batch"] * float(arguments["rollouts"]) / 1000
+    if "trained" in arguments:
+        return table["training" if arguments["trained"] else "untrained"]
+    return table["identity"]
+
+
+def _work(question: Mapping[str, Any]) -> str:
+    """How much a job does: all of it but the optimizer, the rate and the seed."""
+    varied = ("variant", "maker", "runs", "meta_learning_rate", "meta_seed")
+    work = {name: x for name, x in question["arguments"].items() if name not in varied}
+    return json.dumps([question["function"], work], sort_keys=True)
+
+
+def read_measured(folder: Path) -> Measured:
+    """The times of a study's finished jobs.
+
+    Raises:
+        PlannerError: there are none.
+        StoreError: one cannot be read.
+    """
+    measured: dict[str, list[float]] = {}
+    for _, question, info in finished_jobs(folder):
+        measured.setdefault(_work(question), []).append(float(info["seconds"]))
+    if not measured:
+        raise PlannerError(f"measured = {str(folder)!r}: no finished job of a study is there")
+    return measured
