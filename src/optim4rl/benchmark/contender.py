@@ -1,4 +1,4 @@
-"""Contenders: what is compared. A learned rule with weights, or a classical optimizer.
+"""Contenders: what is compared. A learned rule, a classical optimizer, or one of a user's own.
 
 A contender is a value that workers can be told: a name, a grid of one number, and for each of its
 meta-seeds how an optimizer is made of that number.
@@ -15,8 +15,11 @@ from typing import Literal
 import numpy as np
 import optax
 
-from optim4rl.evaluation.learning import Classical, Family, Learned
+from optim4rl.benchmark.given import FromFile, check_given, source_address
+from optim4rl.benchmark.protocol import require_grid
+from optim4rl.evaluation.learning import Accompanied, Classical, Family, Learned
 from optim4rl.fields import POSITIVE, check_fields
+from optim4rl.files.atomic import write_atomically
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.rule import (
     MetaParameters,
@@ -25,19 +28,22 @@ from optim4rl.optimizers.rule import (
 )
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
 
-# baseline: a classical optimizer. learned: trained weights. control: the same rule, untrained.
-Role = Literal["learned", "control", "baseline"]
-# What the name of an untrained control ends in.
+# baseline: a classical optimizer. given: from a user's file. learned: a rule with trained weights.
+# control: the same rule, untrained.
+Role = Literal["learned", "control", "given", "baseline"]
+# What the name of an untrained control ends in, and that of a contender with companions.
 CONTROL = " untrained"
+ACCOMPANIED = " with companions"
 
 
 @dataclass(frozen=True)
 class Maker:
-    """How an optimizer is made of its rate.
+    """How an optimizer is made of its rate: one of three kinds, and what goes with it.
 
     Attributes:
-        optimizer: name of a classical optimizer; None for a learned one.
+        optimizer: name of a classical optimizer.
         weights: address of a learned optimizer's weights, see `keep_weights`.
+        source: "ADDRESS:FUNCTION" of a function in a user's file, see `keep_source`.
         clip: the gradient's global norm is clipped to this; None leaves it.
         epsilon: of a classical optimizer that has one; None is optax's default.
         decay: the rate falls linearly to zero over the run.
@@ -45,8 +51,9 @@ class Maker:
             environment, whatever the task says.
     """
 
-    optimizer: str | None
+    optimizer: str | None = None
     weights: str | None = None
+    source: str | None = None
     clip: float | None = None
     epsilon: float | None = None
     decay: bool = False
@@ -54,31 +61,50 @@ class Maker:
 
     def __post_init__(self) -> None:
         check_fields(self, clip=POSITIVE, epsilon=POSITIVE)
-        if (self.optimizer is None) == (self.weights is None):
-            raise ValueError(
-                f"optimizer = {self.optimizer!r}, weights = {self.weights!r}: one of them is needed"
-            )
-        if self.weights and (self.clip or self.epsilon or self.decay):
-            raise ValueError("clip, epsilon, decay: these are for classical optimizers")
+        kinds = (self.optimizer, self.weights, self.source)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError(f"optimizer, weights, source = {kinds!r}: exactly one is needed")
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it needs, below the folder of results."""
+        if self.weights is not None:
+            return Path("weights") / f"{self.weights}.safetensors"
+        if self.source is not None:
+            return Path("contenders") / f"{self.source.partition(':')[0]}.py"
+        return None
 
     def family(self, folder: Path, updates: int) -> tuple[Family, MetaParameters | None]:
         """The optimizer as a function of its rate, and its meta-parameters if it has any.
 
         Args:
-            folder: where weights are kept.
+            folder: where its file is.
             updates: inner updates of a whole run.
 
         Raises:
-            StoreError: the folder holds other weights under that address.
+            StoreError: the folder holds another file under that address.
         """
+        family: Family
+        parameters = None
         if self.optimizer is not None:
-            decay = updates if self.decay else None
-            return Classical(self.optimizer, decay, self.clip, self.epsilon), None
-        path = folder / weights_path(str(self.weights))
-        learned = load_weights(path)
-        if weights_address(learned) != self.weights:
-            raise StoreError(f"{path}: other weights than its name says; delete it, start again")
-        return Learned(learned.spec), learned.meta_parameters
+            family = Classical(self.optimizer, self.epsilon)
+        elif self.weights is not None:
+            learned = load_weights(folder / str(self.file))
+            _require_address(folder / str(self.file), weights_address(learned), self.weights)
+            family, parameters = Learned(learned.spec), learned.meta_parameters
+        else:
+            address, _, function = str(self.source).partition(":")
+            path = folder / str(self.file)
+            _require_address(path, source_address(path.read_bytes()), address)
+            family = FromFile(path, function, updates)
+        if self.clip is None and not self.decay:
+            return family, parameters
+        return Accompanied(family, self.clip, updates if self.decay else None), parameters
+
+
+def _require_address(path: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise StoreError(f"{path}: another file than its name says; delete it and start again")
 
 
 # Agents that never update.
@@ -92,7 +118,7 @@ class Contender:
     Attributes:
         name: what tables call it.
         role: see `Role`.
-        members: one for each meta-seed; a classical optimizer has one.
+        members: one for each meta-seed; an optimizer that is not learned has one.
         grid: the settings that it is tuned over: learning rates, or step scales.
         unit: what a setting is a multiple of: 1, or a learned optimizer's own rate.
         control: name of the contender that is this one untrained, if there is one.
@@ -105,6 +131,9 @@ class Contender:
     unit: float = 1.0
     control: str | None = None
 
+    def __post_init__(self) -> None:
+        require_grid("grid", self.grid)
+
     def make(
         self, rate: float, updates: int, *, folder: Path = Path(), meta_seed: int = 0
     ) -> optax.GradientTransformation:
@@ -113,11 +142,19 @@ class Contender:
         Args:
             rate: the learning rate; for a learned optimizer its own rate times a step scale.
             updates: inner updates of the whole run.
-            folder: where the weights of learned optimizers are kept.
+            folder: where weights and users' files are kept.
             meta_seed: which member.
         """
         family, parameters = self.members[meta_seed].family(folder, updates)
-        return family(parameters, np.float32(rate))  # type: ignore[arg-type]
+        return family(parameters, rate)
+
+    def accompanied(self) -> "Contender":
+        """The same with a norm clip of 0.5 and a falling rate, as PPO users run Adam."""
+        members = tuple(dataclasses.replace(x, clip=0.5, decay=True) for x in self.members)
+        control = None if self.control is None else self.control + ACCOMPANIED
+        return dataclasses.replace(
+            self, name=self.name + ACCOMPANIED, members=members, control=control
+        )
 
 
 BASELINES: dict[str, Maker] = {
@@ -128,7 +165,7 @@ BASELINES: dict[str, Maker] = {
     "sgd": Maker("sgd"),
     "sign_sgd": Maker("sign_sgd"),
     "muon": Maker("muon"),
-    "muon_ppo": Maker("muon", clip=0.5, epsilon=1e-5, decay=True),
+    "muon_ppo": Maker("muon", clip=0.5, decay=True),
     "adam_decay": Maker("adam", decay=True),
     "adam_raw_rewards": Maker("adam", raw_rewards=True),
 }
@@ -189,7 +226,7 @@ def learned_contenders(
         if control and not controls:
             continue
         addresses = [keep_weights(folder, optimizer) for optimizer in optimizers]
-        members = tuple(Maker(None, address) for address in dict.fromkeys(addresses))
+        members = tuple(Maker(weights=address) for address in dict.fromkeys(addresses))
         if len(members) < len(optimizers) and not control:
             raise ValueError(f"weights = {group!r}: the same weights twice are one meta-seed")
         name = names[group.removesuffix(CONTROL)]
@@ -220,7 +257,7 @@ def _short_names(groups: Sequence[str]) -> dict[str, str]:
 def keep_weights(folder: Path, optimizer: LearnedOptimizer) -> str:
     """Put a learned optimizer's weights where workers find them, under their content's address."""
     address = weights_address(optimizer)
-    path = folder / weights_path(address)
+    path = folder / str(Maker(weights=address).file)
     if not path.is_file():
         save_weights(path, optimizer)
     return address
@@ -235,6 +272,25 @@ def weights_address(optimizer: LearnedOptimizer) -> str:
     return digest.hexdigest()[:24]
 
 
-def weights_path(address: str) -> Path:
-    """Where weights are, below the folder of results."""
-    return Path("weights") / f"{address}.safetensors"
+# Optimizers from users' files
+
+
+def given_contender(name: str, rates: Sequence[float], folder: Path) -> Contender:
+    """A contender from a function in a file, whose copy goes into the folder.
+
+    Args:
+        name: "PATH.py:FUNCTION", see `benchmark.given`.
+        rates: learning rates to tune over, where the file has no `FUNCTION_rates`.
+        folder: where workers find the file.
+
+    Raises:
+        ValueError: the file or the function is not there or cannot be used; the message names it.
+    """
+    path, _, function = name.rpartition(":")
+    grid = check_given(Path(path), function) or tuple(rates)
+    data = Path(path).read_bytes()
+    maker = Maker(source=f"{source_address(data)}:{function}")
+    kept = folder / str(maker.file)
+    if not kept.is_file():
+        write_atomically(kept, data)
+    return Contender(f"{Path(path).stem}:{function}", "given", (maker,), grid)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optim4rl.benchmark.contender import Maker, weights_path
+from optim4rl.benchmark.contender import Maker
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.learning import BATCH, train_runs
 from optim4rl.fields import from_json, to_json
@@ -60,13 +60,15 @@ def split(
 
 def job(batch: Batch) -> Job:
     """The batch as a job."""
-    weights = batch.maker.weights
+    maker = batch.maker
+    # One program serves all weights of a rule.
+    shared = dataclasses.replace(maker, weights="any") if maker.weights else maker
     return Job(
         function="optim4rl.benchmark.runs:train_batch",
         arguments=to_json(batch),
         what=describe(batch),
-        program=(batch.config, dataclasses.replace(batch.maker, weights=weights and "any")),
-        files=() if weights is None else (weights_path(weights).as_posix(),),
+        program=(batch.config, shared),
+        files=() if maker.file is None else (maker.file.as_posix(),),
     )
 
 
@@ -88,7 +90,8 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
 def describe(batch: Batch) -> str:
     """A batch in a few words, for people."""
     rates = dict.fromkeys(rate for rate, _ in batch.runs)
-    name = (batch.maker.optimizer or "learned") if any(rates) else "untrained policy"
+    kind = batch.maker.optimizer or ("learned" if batch.maker.weights else "given")
+    name = kind if any(rates) else "untrained policy"
     shown = ", ".join(f"{rate:.3g}" for rate in rates if rate)
     return f"{batch.config.environment}: {name} {shown}".rstrip()
 

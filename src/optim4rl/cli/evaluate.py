@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from optim4rl.benchmark.contender import baseline, learned_contenders
+from optim4rl.benchmark.contender import baseline, given_contender, learned_contenders
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import Protocol
 from optim4rl.benchmark.suites import Suite, load_suite, task_suite
@@ -62,7 +62,9 @@ class EvaluateOptions:
     you like.
 
     Attributes:
-        weights: shipped names, paths, or comma-separated groups of them.
+        weights: shipped names, paths, or comma-separated groups of them; or an optimizer of your
+            own, my_file.py:make_optimizer, a function of the learning rate that returns an optax
+            transformation.
         task: a single task; `optim4rl list tasks` names them. Default: catch.
         suite: all tasks of a benchmark: grid, minatar, classic, brax or mixed.
         out: folder for results.md, results.json, runs.parquet, pictures, and finished runs.
@@ -76,6 +78,8 @@ class EvaluateOptions:
             default with PPO adam_ppo comes first (norm clip 0.5, epsilon 1e-5, falling rate), with
             A2C adam.
         controls: run learned optimizers untrained, too.
+        companions: run learned optimizers and your own a second time, with a norm clip of 0.5 and a
+            rate that falls to 0, as PPO users run Adam.
         stress_scales: multiples of the tuned setting in the stress test.
         stress_seeds: stress runs at each of them.
         rollouts: rollouts of a run: of a task 390 by default, of a suite at most so many.
@@ -98,6 +102,7 @@ class EvaluateOptions:
     step_scales: tuple[float, ...] | None = None
     baselines: tuple[BaselineName, ...] | None = None
     controls: bool = True
+    companions: bool = False
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_seeds: int = 16
     rollouts: int | None = None
@@ -207,11 +212,14 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
         baselines = PPO_BASELINES if ppo else A2C_BASELINES
         if options.suite is not None:  # Suites normalise rewards.
             baselines += ("adam_raw_rewards",)
-    learned = learned_contenders(
-        options.weights, suite.step_scales, folder, controls=options.controls
-    )
-    classical = [baseline(name, suite.rates) for name in baselines]
-    return Benchmark(suite, (*learned, *classical), folder, options.protocol)
+    given = [x for x in options.weights if ".py:" in x]
+    weights = [x for x in options.weights if ".py:" not in x]
+    contenders = learned_contenders(weights, suite.step_scales, folder, controls=options.controls)
+    contenders += [given_contender(name, suite.rates, folder) for name in given]
+    if options.companions:
+        contenders += [x.accompanied() for x in contenders]
+    contenders += [baseline(name, suite.rates) for name in baselines]
+    return Benchmark(suite, tuple(contenders), folder, options.protocol)
 
 
 def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.optimizers.kernels.select import choose
-from optim4rl.optimizers.presets import classical
+from optim4rl.optimizers.presets import ScalarOrSchedule, classical
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.tasks.interface import EvaluationTask
@@ -25,32 +25,45 @@ class Family(Protocol):
     Frozen and hashable: one compiled program serves all parameters, rates and seeds.
     """
 
-    def __call__(self, parameters: Any, rate: Float[Array, ""]) -> optax.GradientTransformation:
-        """The optimizer."""
+    def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
+        """The optimizer, at a learning rate or a schedule of it."""
 
 
 @dataclass(frozen=True)
 class Classical:
-    """A classical optimizer by name, as a function of its learning rate.
+    """A classical optimizer by name.
 
     Attributes:
         name: see `optimizers.presets.CLASSICAL`.
-        decay_over: updates over which the rate falls linearly to zero; None keeps it.
-        clip: the gradient's global norm is clipped to this; None leaves it.
-        epsilon: of the optimizers that have one, in place of optax's default.
+        epsilon: of an optimizer that has one, in place of optax's default.
     """
 
     name: str
-    decay_over: int | None = None
-    clip: float | None = None
     epsilon: float | None = None
 
-    def __call__(self, parameters: Any, rate: Float[Array, ""]) -> optax.GradientTransformation:
+    def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         del parameters
-        schedule = rate
+        return classical(self.name, rate, self.epsilon)
+
+
+@dataclass(frozen=True)
+class Accompanied:
+    """An optimizer with its usual companions.
+
+    Attributes:
+        family: the optimizer.
+        clip: the gradient's global norm is clipped to this; None leaves it.
+        decay_over: updates over which the rate falls linearly to zero; None keeps it.
+    """
+
+    family: Family
+    clip: float | None = None
+    decay_over: int | None = None
+
+    def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         if self.decay_over is not None:
-            schedule = optax.linear_schedule(rate, 0.0, self.decay_over)
-        optimizer = classical(self.name, schedule, self.epsilon)
+            rate = optax.linear_schedule(rate, 0.0, self.decay_over)
+        optimizer = self.family(parameters, rate)
         if self.clip is None:
             return optimizer
         return optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
@@ -69,7 +82,7 @@ class Learned:
     state_dtype: str = "float32"
 
     def __call__(
-        self, parameters: MetaParameters | None, rate: Float[Array, ""]
+        self, parameters: MetaParameters | None, rate: ScalarOrSchedule
     ) -> optax.GradientTransformation:
         if parameters is None:
             raise ValueError("parameters = None: a learned rule needs its meta-parameters")

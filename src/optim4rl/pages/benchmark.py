@@ -29,6 +29,8 @@ from optim4rl.jobs.provenance import provenance
 from optim4rl.pages.plots import plot_profiles, plot_suite
 from optim4rl.pages.words import estimate_json, finite, p_value, with_interval
 
+# Whose leads are judged.
+CLAIMING = ("learned", "given")
 # Below these, the report says that intervals are too narrow.
 FEW_SEEDS = 10
 FEW_META_SEEDS = 6
@@ -96,7 +98,7 @@ def lead_claims(results: Results) -> list[LeadClaim]:
                 (standing.lead, reference),
                 (standing.learned, contender.control),
             ):
-                if contender.role == "learned" and lead is not None and lead.auc.mean is not None:
+                if contender.role in CLAIMING and lead is not None and lead.auc.mean is not None:
                     pairs.append((contender, str(other), reading, lead))
     comparisons, effects = [], []
     for contender, other, reading, _ in pairs:
@@ -124,7 +126,7 @@ def claims(results: Results) -> list[str]:
     said: list[str] = []
     found = lead_claims(results)
     for contender in results.benchmark.contenders:
-        if contender.role == "learned":
+        if contender.role in CLAIMING:
             said += _claims_about(results, contender, found)
     return [*said, *_caveats(results, len(found))]
 
@@ -133,7 +135,7 @@ def _claims_about(
     results: Results, contender: Contender, found: Sequence[LeadClaim]
 ) -> Iterable[str]:
     name, count = f"**{contender.name}**", len(contender.members)
-    if count < MIN_META_SEEDS:
+    if contender.role == "learned" and count < MIN_META_SEEDS:
         are = "is" if count == 1 else "are"
         yield (
             f"{name}: nothing can be claimed about the recipe: it takes {MIN_META_SEEDS} "

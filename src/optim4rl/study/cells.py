@@ -143,7 +143,7 @@ def keep_members(
             {name: x for name, x in result.arrays.items() if name != "meta_gradient_norm"}
         )
         optimizer = LearnedOptimizer(training.spec, weights, training.training.learning_rate)
-        members.append(Maker(None, keep_weights(folder, optimizer)))
+        members.append(Maker(weights=keep_weights(folder, optimizer)))
     return tuple(members), failures
 
 

@@ -168,7 +168,7 @@ def expected_jobs(study: Study) -> list[Job]:
     """All jobs that a study can have, with names in place of weights that nobody has yet."""
 
     def members(wanted: Sequence[Training]) -> tuple[tuple[Maker, ...], dict[int, str]]:
-        return tuple(Maker(None, training_job(x).address) for x in wanted), {}
+        return tuple(Maker(weights=training_job(x).address) for x in wanted), {}
 
     folder = Path()
     rates = dict.fromkeys((x.key for x in study.candidates), study.settings.meta_learning_rates[0])
