@@ -21,6 +21,7 @@ from optim4rl.evaluation.learning import Accompanied, Classical, Family, Learned
 from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.jobs.store import StoreError
+from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import (
     MetaParameters,
     init_meta_parameters,
@@ -135,12 +136,13 @@ class Contender:
         require_grid("grid", self.grid)
 
     def make(
-        self, rate: float, updates: int, *, folder: Path = Path(), meta_seed: int = 0
+        self, rate: ScalarOrSchedule, updates: int, *, folder: Path = Path(), meta_seed: int = 0
     ) -> optax.GradientTransformation:
         """The optimizer at a learning rate.
 
         Args:
-            rate: the learning rate; for a learned optimizer its own rate times a step scale.
+            rate: a number, also a traced one; for a learned optimizer its own rate times a step
+                scale.
             updates: inner updates of the whole run.
             folder: where weights and users' files are kept.
             meta_seed: which member.
