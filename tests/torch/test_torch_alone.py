@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 NO_JAX = """
 import sys
@@ -49,6 +50,35 @@ for x, y in zip(actual, expected, strict=True):
 print(graphs)
 """
 
+CHANGED = """
+import sys, warnings
+sys.path.insert(0, FOLDER)
+warnings.simplefilter("ignore")
+import torch
+import test_torch_state as tests
+from optim4rl.torch import Optim4RL
+
+for weights, change in (
+    ("anchored-catch", tests.add_to_a_group),
+    ("ppo-generalist", tests.remove_a_group),
+    ("anchored-catch", tests.exchange_a_parameter),
+):
+    torch.compiler.reset()
+    _, optimizer = tests.started(weights)
+    step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    step()
+    tests.assert_steps_are_those_of_a_new_optimizer(weights, optimizer, change, step, 1e-6)
+
+torch.set_default_dtype(torch.float64)
+p = torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float32))
+optimizer = Optim4RL([("w", p)])
+step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+for _ in range(3):
+    p.grad = torch.ones(3, 2, dtype=torch.float32)
+    step()
+print({x.dtype for x in optimizer.state[p].values()}, optimizer.state[p]["step"].item())
+"""
+
 
 def run(program):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -65,6 +95,11 @@ def test_torch_users_need_no_jax():
 def test_a_step_compiles_to_one_graph_that_is_kept():
     """One for the step that makes the state, at most one for all others."""
     assert int(run(COMPILED)) <= 2
+
+
+def test_a_compiled_step_follows_groups_and_stays_float32():
+    folder = str(Path(__file__).parent)
+    assert run(CHANGED.replace("FOLDER", repr(folder))) == "{torch.float32} 3.0\n"
 
 
 def test_importing_optim4rl_takes_at_most_half_again_the_time_of_importing_jax():

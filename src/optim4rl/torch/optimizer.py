@@ -1,9 +1,12 @@
 """A learned rule as a PyTorch optimizer."""
 
+import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,8 +57,11 @@ class Optim4RL(torch.optim.Optimizer):
         self._on_device: dict[torch.device, Rule] = {}
         self._kinds = kinds
         self._layouts: list[Layout] = []
+        self._seen: _Groups | None = None
         rate = self.rule.learning_rate if lr is None else lr
         super().__init__(params, {"lr": rate, "step_scale": step_scale})
+        self._require_known_names()
+        self._follow_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own, as in any optimizer."""
@@ -63,7 +69,8 @@ class Optim4RL(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             _require_settings(group)
-            self._layouts = self._infer_layouts()
+            if self._seen is not None:
+                self._follow_groups()
         except ValueError:
             del self.param_groups[-1]
             raise
@@ -79,21 +86,53 @@ class Optim4RL(torch.optim.Optimizer):
         """Continue from a state, bit for bit.
 
         Raises:
-            ValueError: it is the state of another optimizer, or of other weights.
+            ValueError: it is the state of another optimizer, or of other weights or parameters.
         """
+        # torch tells which state belongs to which parameter, and casts it to the parameter's dtype.
+        # Ours stays float32, so torch is given it wrapped up: after all hooks that change the state
+        # before it is loaded, until before all that see it afterwards.
+        hooks = (
+            self.register_load_state_dict_pre_hook(lambda _, loaded: self._wrap_state(loaded)),
+            self.register_load_state_dict_post_hook(lambda _: self._unwrap_state(), prepend=True),
+        )
+        before = self.state, self.param_groups
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError:
+            self.state, self.param_groups = before
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _wrap_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         rows = self.rule.spec.state_floats
-        for index, state in state_dict["state"].items():
-            if "memory" not in state or len(state["memory"]) != rows:
+        groups = state_dict["param_groups"]
+        ours = {index for group in groups for index in group["params"]}
+        state = dict(state_dict["state"])
+        for index in ours & set(state):
+            if state[index] and len(state[index].get("memory", ())) != rows:
                 raise ValueError(
                     f"state of parameter {index}: not a memory of {rows} numbers for each "
                     "coordinate, which these weights keep"
                 )
-        super().load_state_dict(state_dict)
-        # A plain optimizer's state has the dtype of its parameter; this one is always float32.
-        params = [p for group in self.param_groups for p in group["params"]]
-        for index, state in state_dict["state"].items():
-            p = params[index]
-            self.state[p] = {name: x.to(p.device, copy=True) for name, x in state.items()}
+            state[index] = _Wrapped(state[index])
+        return {**state_dict, "state": state}
+
+    def _unwrap_state(self) -> None:
+        for p, state in self.state.items():
+            if not isinstance(state, _Wrapped):
+                continue
+            memory = state.entries.get("memory")
+            if memory is not None and memory.shape[1:] != (p.numel(),):
+                raise ValueError(
+                    f"state of a parameter of shape {list(p.shape)}: a memory of "
+                    f"{memory.shape[1:].numel()} coordinates, where it has {p.numel()}"
+                )
+            self.state[p] = {
+                name: x.to(p.device, copy=True) if isinstance(x, Tensor) else x
+                for name, x in state.entries.items()
+            }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -103,20 +142,20 @@ class Optim4RL(torch.optim.Optimizer):
             closure: evaluates the model again and returns the loss.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse or complex.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, layout in zip(self.param_groups, self._layouts, strict=True):
+        for index, group in enumerate(self.param_groups):
             params: list[Tensor] = []
             gradients: list[Tensor] = []
             memories: list[Tensor] = []
             steps: list[Tensor] = []
             self._init_group(group, params, gradients, memories, steps)
             if params:
-                met = zip(group["params"], layout, strict=True)
+                met = zip(group["params"], self._layouts[index], strict=True)
                 found = tuple(tensor for p, tensor in met if p.grad is not None)
                 self._update(group, found, params, gradients, memories, steps)
         return loss
@@ -130,16 +169,20 @@ class Optim4RL(torch.optim.Optimizer):
         steps: list[Tensor],
     ) -> None:
         # torch.compile knows this name: it runs the method as it is, outside its graph.
+        if group is self.param_groups[0]:
+            self._follow_groups()
         for p in group["params"]:
             if p.grad is None:
                 continue
             if p.grad.is_sparse:
                 raise RuntimeError("Optim4RL does not support sparse gradients")
+            if not p.is_floating_point():
+                raise RuntimeError(f"a gradient is {p.dtype}, where real floating point is needed")
             state = self.state[p]
             if not state:
-                state["step"] = torch.zeros((), device=p.device)
                 rows = self.rule.spec.state_floats
-                state["memory"] = torch.zeros(rows, p.numel(), device=p.device)
+                for name, shape in (("step", ()), ("memory", (rows, p.numel()))):
+                    state[name] = torch.zeros(shape, dtype=torch.float32, device=p.device)
             params.append(p)
             gradients.append(p.grad)
             memories.append(state["memory"])
@@ -163,7 +206,8 @@ class Optim4RL(torch.optim.Optimizer):
             _flat(params) if "params" in rule.spec.structure.reads else None,
             layout,
         )
-        direction, memory = rule.step(given)
+        with torch.autocast(params[0].device.type, enabled=False):
+            direction, memory = rule.step(given)
         sizes = [p.numel() for p in params]
         moves = torch.split(direction * (group["lr"] * group["step_scale"]), sizes)
         torch._foreach_sub_(
@@ -177,33 +221,85 @@ class Optim4RL(torch.optim.Optimizer):
             self._on_device[device] = self.rule.to(device)
         return self._on_device[device]
 
-    def _infer_layouts(self) -> list[Layout]:
+    def _follow_groups(self) -> None:
+        """Infer the layouts anew where groups or parameters are others than before."""
+        groups = _Groups.of(self.param_groups)
+        if self._seen is None or not self._seen.equals(groups):
+            self._layouts = self._infer_layouts(groups)
+            self._seen = groups
+
+    def _infer_layouts(self, groups: "_Groups") -> list[Layout]:
         """What each group's parameters are for, told from the names of all of them."""
         params = [p for group in self.param_groups for p in group["params"]]
-        names = [name for group in self.param_groups for name in group.get("param_names", ())]
-        names = names or [str(index) for index in range(len(params))]
 
         def choose(inferred: list[Kind]) -> list[Any]:
             kinds = self._kinds
             if kinds is None:
                 return inferred
             if callable(kinds):
-                chosen = [kinds(name, p) for name, p in zip(names, params, strict=True)]
+                chosen = [kinds(name, p) for name, p in zip(groups.names, params, strict=True)]
             else:
-                unknown = [name for name in kinds if name not in names]
-                if unknown:
-                    raise ValueError(f"kinds: no parameter is called {unknown[0]!r}")
-                chosen = [kinds.get(name) for name in names]
+                chosen = [kinds.get(name) for name in groups.names]
             return [kind or other for kind, other in zip(chosen, inferred, strict=True)]
 
-        layout = iter(
-            layout_of([parts_of(name) for name in names], [tuple(p.shape) for p in params], choose)
-        )
+        paths = [parts_of(name) for name in groups.names]
+        layout = iter(layout_of(paths, [tuple(shape) for shape in groups.shapes], choose))
         return [tuple(next(layout) for _ in group["params"]) for group in self.param_groups]
 
+    def _require_known_names(self) -> None:
+        if isinstance(self._kinds, Mapping):
+            known = _Groups.of(self.param_groups).names
+            unknown = [name for name in self._kinds if name not in known]
+            if unknown:
+                raise ValueError(f"kinds: no parameter is called {unknown[0]!r}")
+
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("rule", "_on_device", "_kinds", "_layouts")}
-        return {**super().__getstate__(), **own}
+        own = {name: self.__dict__[name] for name in ("rule", "_on_device", "_kinds")}
+        return {**super().__getstate__(), **own, "_layouts": [], "_seen": None}
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """A parameter's state that torch hands on as it is."""
+
+    entries: dict[str, Any]
+
+
+class _Groups(NamedTuple):
+    """The parameters of all groups, as layouts are inferred from them.
+
+    Attributes:
+        sizes: the number of parameters in each group.
+        params: the parameters; one that is gone is equal to none.
+        shapes: their shapes.
+        names: their names; a number where a group has none for each of its parameters.
+    """
+
+    sizes: list[int]
+    params: list["weakref.ref[Tensor]"]
+    shapes: list[torch.Size]
+    names: list[str]
+
+    @classmethod
+    def of(cls, param_groups: list[dict[str, Any]]) -> "_Groups":
+        """Those of an optimizer."""
+        params = [p for group in param_groups for p in group["params"]]
+        names: list[str] = []
+        for group in param_groups:
+            size = len(group["params"])
+            given = group.get("param_names", ())
+            names += given if len(given) == size else map(str, range(len(names), len(names) + size))
+        sizes = [len(group["params"]) for group in param_groups]
+        return cls(sizes, [weakref.ref(p) for p in params], [p.shape for p in params], names)
+
+    def equals(self, other: "_Groups") -> bool:
+        """Whether these are the same parameters, with the same shapes and names."""
+        same = all(a() is b() for a, b in zip(self.params, other.params, strict=False))
+        return same and (self.sizes, self.shapes, self.names) == (
+            other.sizes,
+            other.shapes,
+            other.names,
+        )
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
@@ -214,9 +310,11 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 def _require_settings(group: Mapping[str, Any]) -> None:
     for name in ("lr", "step_scale"):
         value = group[name]
-        if not 0 <= value < float("inf"):
+        if not 0 <= value < math.inf:
             raise ValueError(f"{name} = {value!r}: a finite number that is not negative is needed")
     for index, p in enumerate(group["params"]):
-        if not p.is_floating_point():
-            name = group.get("param_names", {index: index})[index]
+        name = group.get("param_names", {index: index})[index]
+        if p.requires_grad and not p.is_floating_point():
             raise ValueError(f"parameter {name}: {p.dtype}, where real floating point is needed")
+        if hasattr(p, "device_mesh"):
+            raise ValueError(f"parameter {name}: a DTensor, where a whole tensor is needed")

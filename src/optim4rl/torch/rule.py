@@ -140,8 +140,9 @@ class Given(NamedTuple):
 
     def spread(self, values: Float[Tensor, "*rows tensors"]) -> Float[Tensor, "*rows n"]:
         """A value of each tensor as one of each coordinate."""
-        sizes = torch.tensor([math.prod(tensor.shape) for tensor in self.layout])
-        sizes = sizes.to(values.device)
+        sizes = torch.tensor(
+            [math.prod(tensor.shape) for tensor in self.layout], device=values.device
+        )
         return values.repeat_interleave(sizes, dim=-1, output_size=self.gradient.numel())
 
 
@@ -294,7 +295,7 @@ def load_rule(weights: str | Path) -> Rule:
 
 def _network(file: WeightFile, prefix: str) -> Weights:
     return {
-        name.removeprefix(prefix): torch.tensor(x)
+        name.removeprefix(prefix): torch.tensor(x, device="cpu")
         for name, x in file.tensors.items()
         if name.startswith(prefix)
     }

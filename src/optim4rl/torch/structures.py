@@ -102,8 +102,8 @@ def _first_moment(
 ) -> Float[Tensor, "*shape"]:
     if not signed:
         return processing.decode(gradient, outputs[0])
-    sign = torch.where((outputs[0] + 1.0).tanh() >= 0, 1.0, -1.0)
-    return sign * processing.decode(gradient, outputs[1])
+    magnitude = processing.decode(gradient, outputs[1])
+    return torch.where((outputs[0] + 1.0).tanh() >= 0, magnitude, -magnitude)
 
 
 @dataclass(frozen=True)
