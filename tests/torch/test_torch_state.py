@@ -311,7 +311,7 @@ def test_frozen_parameters_of_any_type_are_left_alone(weights, dtype):
 
 def test_a_complex_gradient_is_refused_when_it_comes():
     p = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64), requires_grad=False)
-    optimizer = Optim4RL([p])
+    optimizer = Optim4RL([p], "anchored-catch")
     p.requires_grad_()
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match=r"complex64, where real floating point is needed"):
