@@ -139,7 +139,7 @@ def test_a_loaded_state_is_a_copy_and_may_lack_parameters():
     assert resumed.state[other["two"].weight]["step"] == 3
 
 
-@pytest.mark.parametrize("change", [lambda x: x[:5], lambda x: x[:, :5]])
+@pytest.mark.parametrize("change", [lambda x: x[:2], lambda x: x[:, :5]])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change):
     net = network()
     optimizer = Optim4RL(net.named_parameters(), lr=1e-2)
