@@ -71,7 +71,7 @@ for weights, change in (
 
 torch.set_default_dtype(torch.float64)
 p = torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float32))
-optimizer = Optim4RL([("w", p)])
+optimizer = Optim4RL([("w", p)], "anchored-catch")
 step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
 for _ in range(3):
     p.grad = torch.ones(3, 2, dtype=torch.float32)

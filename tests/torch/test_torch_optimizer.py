@@ -1,7 +1,6 @@
 """The PyTorch optimizer: JAX's updates, and the manners of a `torch.optim.Optimizer`."""
 
 import copy
-import dataclasses
 import io
 from functools import partial
 
@@ -26,7 +25,7 @@ from optim4rl.optimizers import (
     structures as jax_structures,
 )
 from optim4rl.tasks import TaskConfig, make_task
-from optim4rl.torch import Optim4RL, processing, structures
+from optim4rl.torch import Optim4RL
 from optim4rl.torch.rule import Given, load_rule
 
 torch.set_num_threads(1)
@@ -47,6 +46,7 @@ OTHERS = {
 }
 SPECS = {**LEARNED, **OTHERS}
 STEPS = 100
+ANCHORED = "anchored-catch"
 
 
 @pytest.fixture(scope="module")
@@ -170,23 +170,6 @@ def test_a_run_of_catch_leaves_the_parameters_of_jax(weights):
         np.testing.assert_allclose(p.detach().numpy(), after[-1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (processing.PROCESSINGS, jax_processing.PROCESSINGS),
-        (structures.STRUCTURES, jax_structures.STRUCTURES),
-    ],
-)
-def test_every_formula_of_jax_is_there_with_the_same_settings(ours, theirs):
-    assert list(ours) == list(theirs)
-    for name, cls in ours.items():
-        settings, expected = (
-            {field.name: field.default for field in dataclasses.fields(x)}
-            for x in (cls, theirs[name])
-        )
-        assert settings == expected
-
-
 # What each parameter is for.
 
 STABLE_BASELINES = {
@@ -264,17 +247,29 @@ def assert_equal(actual, expected):
 
 def test_it_learns_and_a_closure_gives_the_loss():
     net, loss = regression()
-    optimizer = Optim4RL(net.parameters())
+    optimizer = Optim4RL(net.parameters(), ANCHORED)
     losses = [optimizer.step(loss).item() for _ in range(60)]
     assert losses[-1] < 0.02 * losses[0]
     optimizer.zero_grad()
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_without_a_name_it_runs_the_recommended_weights():
+    net, loss = regression()
+    optimizer = Optim4RL(net.named_parameters())
+    twin, its_loss = regression()
+    named = Optim4RL(twin.named_parameters(), "ppo-generalist", lr=1e-2)
+    for _ in range(3):
+        optimizer.step(loss)
+        named.step(its_loss)
+    assert optimizer.defaults == {"lr": 1e-2, "step_scale": 1.0}
+    assert_equal(values(net), values(twin))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_state_goes_on_bit_for_bit(dtype):
     net, loss = regression(dtype)
-    optimizer = Optim4RL(net.named_parameters(), lr=1e-2)
+    optimizer = Optim4RL(net.named_parameters(), ANCHORED, lr=1e-2)
     for _ in range(3):
         optimizer.step(loss)
     file = io.BytesIO()
@@ -283,7 +278,7 @@ def test_a_saved_state_goes_on_bit_for_bit(dtype):
         optimizer.step(loss)
 
     other, its_loss = regression(dtype)
-    resumed = Optim4RL(other.named_parameters(), lr=7.0)
+    resumed = Optim4RL(other.named_parameters(), ANCHORED, lr=7.0)
     file.seek(0)
     weights, state = torch.load(file, weights_only=True)
     other.load_state_dict(weights)
@@ -296,7 +291,7 @@ def test_a_saved_state_goes_on_bit_for_bit(dtype):
 
 def test_a_copy_goes_on_by_itself():
     net, loss = regression()
-    optimizer = Optim4RL(net.parameters())
+    optimizer = Optim4RL(net.parameters(), ANCHORED)
     optimizer.step(loss)
     before = values(net)
     _, twin = copy.deepcopy((net, optimizer))
@@ -313,14 +308,14 @@ def test_a_state_of_other_weights_is_refused():
     optimizer.step(loss)
     state = optimizer.state_dict()
     with pytest.raises(ValueError, match="state of parameter 0: not a memory of 11 numbers"):
-        Optim4RL(net.parameters()).load_state_dict(state)
+        Optim4RL(net.parameters(), ANCHORED).load_state_dict(state)
 
 
 def one_step(gradients, **options):
     params = [torch.nn.Parameter(torch.zeros(len(g))) for g in gradients]
     for p, gradient in zip(params, gradients, strict=True):
         p.grad = torch.tensor(gradient)
-    Optim4RL(params, **options).step()
+    Optim4RL(params, **{"weights": ANCHORED, **options}).step()
     return [p.detach() for p in params]
 
 
@@ -328,7 +323,7 @@ def test_groups_have_rates_and_scales_of_their_own():
     gradients = [[0.5, -0.3], [0.1]]
     reference = one_step(gradients, lr=1e-2)
     params = [torch.nn.Parameter(torch.zeros(len(g))) for g in gradients]
-    optimizer = Optim4RL([{"params": [params[0]], "lr": 2e-2}], lr=1e-2, step_scale=2.0)
+    optimizer = Optim4RL([{"params": [params[0]], "lr": 2e-2}], ANCHORED, lr=1e-2, step_scale=2.0)
     optimizer.add_param_group({"params": [params[1]], "step_scale": 0.5})
     for p, gradient in zip(params, gradients, strict=True):
         p.grad = torch.tensor(gradient)
@@ -340,7 +335,7 @@ def test_groups_have_rates_and_scales_of_their_own():
 @pytest.mark.parametrize("rate", [1.0, torch.tensor(1.0)])
 def test_schedulers_move_the_rate(rate):
     p = torch.nn.Parameter(torch.zeros(2))
-    optimizer = Optim4RL([p], lr=rate)
+    optimizer = Optim4RL([p], ANCHORED, lr=rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
     p.grad = torch.ones(2)
     optimizer.step()
@@ -354,7 +349,7 @@ def test_schedulers_move_the_rate(rate):
 def test_parameters_without_a_gradient_wait():
     """One that comes later is as old as its own gradients."""
     late, early = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
-    optimizer = Optim4RL([early, late])
+    optimizer = Optim4RL([early, late], ANCHORED)
     for t in range(5):
         early.grad = torch.full((3,), 0.1 * (t + 1))
         if t >= 2:
@@ -367,7 +362,7 @@ def test_parameters_without_a_gradient_wait():
             first = early.detach().clone()
     assert optimizer.state[late]["step"] == 3
     alone = torch.nn.Parameter(torch.zeros(3))
-    optimizer = Optim4RL([alone])
+    optimizer = Optim4RL([alone], ANCHORED)
     for t in range(3):
         alone.grad = torch.full((3,), 0.1 * (t + 1))
         optimizer.step()
@@ -378,7 +373,7 @@ def test_parameters_without_a_gradient_wait():
 def test_parameters_keep_their_dtype_and_state_is_float32():
     p = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     p.grad = torch.ones_like(p)
-    optimizer = Optim4RL([p])
+    optimizer = Optim4RL([p], ANCHORED)
     optimizer.step()
     assert p.dtype == torch.bfloat16
     assert optimizer.state[p]["memory"].dtype == torch.float32
@@ -402,12 +397,12 @@ def test_what_cannot_be_done_is_refused():
     p = torch.nn.Parameter(torch.zeros(3, 2))
     p.grad = torch.sparse_coo_tensor([[0], [1]], [1.0], (3, 2), check_invariants=True)
     with pytest.raises(RuntimeError, match="sparse gradients"):
-        Optim4RL([p]).step()
+        Optim4RL([p], ANCHORED).step()
     with pytest.raises(ValueError, match=r"parameter fc: torch\.complex64"):
         Optim4RL([("fc", torch.zeros(2, dtype=torch.complex64, requires_grad=True))])
     for options in ({"lr": -1.0}, {"lr": float("nan")}, {"step_scale": float("inf")}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            Optim4RL([torch.zeros(2)], **options)
+            Optim4RL([torch.zeros(2)], ANCHORED, **options)
 
 
 class Operations(TorchDispatchMode):
@@ -474,11 +469,17 @@ def test_files_that_cannot_be_used_are_refused(files, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"structure": {"name": "nobody"}}, "structure = 'nobody': in PyTorch there are adaptive"),
-        ({"processing": {"name": "sign_log", "z": 1.0}}, "processing = .*'z'"),
-        ({"cell": "rnn"}, "cell = 'rnn': known are gru"),
+        (
+            {"structure": {"name": "nobody"}},
+            "structure = {'name': 'nobody'}: known names are adaptive",
+        ),
+        (
+            {"processing": {"name": "sign_log", "z": 1.0}},
+            r"processing\.z = 1\.0: sign_log takes epsilon",
+        ),
+        ({"cell": "rnn"}, "cell = 'rnn': known cells are gru"),
         ({"normalise": "max"}, "normalise = 'max': known are none, rms, layers, orthogonal"),
-        ({"inputs": ["age"]}, r"inputs = \('age',\): known are kind, layer"),
+        ({"inputs": ["age"]}, r"inputs = \['age'\]: each is one of kind, layer"),
         ({"hidden_size": 9}, r"tensor network0\.\w+ is float32\[.*the spec needs"),
         ({"magic": 1}, r"fields \['magic'\] are missing or unknown"),
     ],

@@ -139,7 +139,7 @@ def test_a_loaded_state_is_a_copy_and_may_lack_parameters():
     assert resumed.state[other["two"].weight]["step"] == 3
 
 
-@pytest.mark.parametrize("change", [lambda x: x[:5], lambda x: x[:, :5]])
+@pytest.mark.parametrize("change", [lambda x: x[:2], lambda x: x[:, :5]])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change):
     net = network()
     optimizer = Optim4RL(net.named_parameters(), lr=1e-2)
@@ -311,7 +311,7 @@ def test_frozen_parameters_of_any_type_are_left_alone(weights, dtype):
 
 def test_a_complex_gradient_is_refused_when_it_comes():
     p = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64), requires_grad=False)
-    optimizer = Optim4RL([p])
+    optimizer = Optim4RL([p], "anchored-catch")
     p.requires_grad_()
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match=r"complex64, where real floating point is needed"):

@@ -1,34 +1,27 @@
-"""The small networks inside a learned rule: a recurrent cell and an MLP head.
-
-One network is shared by every coordinate of every agent, so there are few weights and very many
-coordinates. Arrays put features first and coordinates last, `[features, *shape]`: each step is a
-small matrix times a wide one, and elementwise work runs along contiguous memory.
-"""
+"""The networks of `cells` in JAX: fresh weights, and the derivative of a step."""
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-# "none" is no cell: the head reads the features, and nothing is carried over.
-CellKind = Literal["gru", "lstm", "none"]
-CELL_KINDS: tuple[CellKind, ...] = ("gru", "lstm", "none")
-
-Weights = dict[str, Array]
-# What a cell carries over from step to step: (h,) for a GRU, (h, c) for an LSTM, () for none.
-Carry = tuple[Float[Array, "hidden *shape"], ...]
-# One array per product or activation of a cell.
-Rows = tuple[Float[Array, "hidden *shape"], ...]
-
-_GATES: dict[CellKind, int] = {"gru": 3, "lstm": 4, "none": 0}
-_CARRIES: dict[CellKind, int] = {"gru": 1, "lstm": 2, "none": 0}
-
-
-def carry_floats(cell: CellKind, hidden_size: int) -> int:
-    """Floats of state that one network keeps for each coordinate."""
-    return _CARRIES[cell] * hidden_size
+from optim4rl.optimizers.arrays import linear
+from optim4rl.optimizers.cells import (
+    CARRIES,
+    CELL_KINDS as CELL_KINDS,
+    GATES,
+    Carry as Carry,
+    CellKind as CellKind,
+    Rows as Rows,
+    Weights as Weights,
+    carry_floats as carry_floats,
+    cell_forward as cell_forward,
+    cell_kernel as cell_kernel,
+    forward,
+    num_layers as num_layers,
+)
 
 
 def init_network(
@@ -73,7 +66,7 @@ def _init_cell(
 ) -> Weights:
     lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
     orthogonal = jax.nn.initializers.orthogonal()
-    gates = _GATES[cell]
+    gates = GATES[cell]
     weights: Weights = {
         "input": jnp.concatenate(
             [
@@ -96,7 +89,7 @@ def _init_cell(
 
 def init_carry(cell: CellKind, hidden_size: int, shape: tuple[int, ...]) -> Carry:
     """A zero carry for coordinates of the given shape."""
-    return tuple(jnp.zeros((hidden_size, *shape), jnp.float32) for _ in range(_CARRIES[cell]))
+    return tuple(jnp.zeros((hidden_size, *shape), jnp.float32) for _ in range(CARRIES[cell]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -107,47 +100,30 @@ def apply_network(
 
     Its reverse-mode derivative is written by hand below; forward mode is not offered.
     """
-    return _forward(weights, cell, inputs, carry)[0]
+    return forward(weights, cell, inputs, carry)[:2]
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass reads of the forward pass.
-
-    Attributes:
-        reads: `[h, inputs, 1]`, what the cell's one matrix is multiplied by.
-        activations: of the cell, in the order in which its backward pass takes them.
-        layers: what each layer of the head read, the new hidden state (or, without a cell, the
-            inputs) first.
-    """
+    """What the backward pass reads of the forward pass (`cells.Pass`)."""
 
     weights: Weights
-    reads: Array
     carry: Carry
-    activations: tuple[Array, ...]
+    reads: Array
+    activations: Rows
     layers: list[Array]
 
 
 def _forward(
     weights: Weights, cell: CellKind, inputs: Array, carry: Carry
 ) -> tuple[tuple[Array, Carry], _Residuals]:
-    reads, new_carry = inputs, carry
-    activations: Rows = ()
-    if cell != "none":
-        reads = jnp.concatenate([carry[0], inputs, jnp.ones_like(inputs[:1])])
-        products = _linear(cell_kernel(weights, cell), reads)
-        new_carry, activations = cell_forward(cell, tuple(jnp.split(products, 4)), carry)
-    layers = [new_carry[0] if new_carry else inputs]
-    for layer in range(num_layers(weights)):
-        x = _affine(weights[f"head{layer}"], layers[-1], weights[f"head{layer}_bias"])
-        layers.append(jax.nn.relu(x))
-    *layers, _ = layers
-    return (x, new_carry), _Residuals(weights, reads, carry, activations, layers)
+    output, new_carry, *read = forward(weights, cell, inputs, carry)
+    return (output, new_carry), _Residuals(weights, carry, *read)
 
 
 def _backward(
     cell: CellKind, residuals: _Residuals, cotangents: tuple[Array, Carry]
 ) -> tuple[Weights, Array, Carry]:
-    weights, reads, carry, activations, layers = residuals
+    weights, carry, reads, activations, layers = residuals
     delta, d_carry = cotangents
     gradients: Weights = {}
     for layer in reversed(range(len(layers))):
@@ -169,21 +145,7 @@ def _backward(
     return gradients, d_inputs, (d_h, *d_state)
 
 
-apply_network.defvjp(
-    lambda weights, cell, inputs, carry: _forward(weights, cell, inputs, carry), _backward
-)
-
-
-def num_layers(weights: Weights) -> int:
-    """Layers of the head, the last one included."""
-    return sum(name.startswith("head") and not name.endswith("bias") for name in weights)
-
-
-def _linear(
-    kernel: Float[Array, "outputs inputs"], x: Float[Array, "inputs *shape"]
-) -> Float[Array, "outputs *shape"]:
-    # Float32 for real: a GPU's default precision would round the products to TF32.
-    return jnp.tensordot(kernel, x, axes=1, precision=jax.lax.Precision.HIGHEST)
+apply_network.defvjp(_forward, _backward)
 
 
 def _linear_transpose(
@@ -191,7 +153,7 @@ def _linear_transpose(
 ) -> Float[Array, "inputs *shape"]:
     # Behind the barrier the transpose is a matrix of its own, made once: XLA's CPU backend would
     # fold it into each product, which takes 1.5 times as long.
-    return _linear(jax.lax.optimization_barrier(kernel.T), delta)
+    return linear(jax.lax.optimization_barrier(kernel.T), delta)
 
 
 def _outer(
@@ -204,44 +166,6 @@ def _outer(
 
 def _total(delta: Float[Array, "outputs *shape"]) -> Float[Array, " outputs"]:
     return jnp.sum(delta, axis=range(1, delta.ndim))
-
-
-def _affine(
-    kernel: Float[Array, "outputs inputs"],
-    x: Float[Array, "inputs *shape"],
-    bias: Float[Array, " outputs"],
-) -> Float[Array, "outputs *shape"]:
-    return _linear(kernel, x) + _column(bias, x)
-
-
-def _column(bias: Float[Array, " n"], like: Array) -> Array:
-    """A bias shaped to be added to `[n, *shape]`."""
-    return bias.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    # The tanh form vectorises on CPUs where a division does not, and saturates without overflow.
-    return 0.5 * jnp.tanh(0.5 * x) + 0.5
-
-
-def cell_kernel(weights: Weights, cell: CellKind) -> Float[Array, "rows reads"]:
-    """The cell's products as one matrix, which reads `[h, inputs, 1]`.
-
-    A GRU's rows are reset, update, memory (of h) and new (of the inputs), an LSTM's input, forget,
-    new and output gates. One product for all, biases included, and one for the gradient of all: on
-    a CPU each small product costs more in its call than in the zeros that this one multiplies.
-    """
-    hidden, inputs, bias = weights["hidden"], weights["input"], weights["bias"][:, None]
-    if cell == "lstm":
-        return jnp.concatenate([hidden, inputs, bias], axis=1)
-    size = hidden.shape[1]
-    new = 2 * size
-    memory = jnp.concatenate(
-        [hidden[new:], jnp.zeros_like(inputs[new:]), weights["bias_new"][:, None]], axis=1
-    )
-    of_input = jnp.concatenate([jnp.zeros_like(hidden[new:]), inputs[new:], bias[new:]], axis=1)
-    both = jnp.concatenate([hidden[:new], inputs[:new], bias[:new]], axis=1)
-    return jnp.concatenate([both, memory, of_input])
 
 
 def cell_weights(kernel: Float[Array, "rows reads"], cell: CellKind, size: int) -> Weights:
@@ -257,28 +181,12 @@ def cell_weights(kernel: Float[Array, "rows reads"], cell: CellKind, size: int) 
     }
 
 
-def cell_forward(cell: CellKind, products: Rows, carry: Carry) -> tuple[Carry, Rows]:
-    """The new carry, and the activations that `cell_backward` reads, of the cell's four products.
-
-    The rows of `cell_kernel` come as four arrays `[hidden, *shape]`: all is elementwise here.
-    """
-    return (_gru if cell == "gru" else _lstm)(products, carry)
-
-
 def cell_backward(
     cell: CellKind, carry: Carry, activations: Rows, cotangents: Carry
 ) -> tuple[Rows, Carry]:
     """The derivatives by the four products, and those by the carry that pass them by."""
     backward = _gru_backward if cell == "gru" else _lstm_backward
     return backward(carry, activations, cotangents)
-
-
-def _gru(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
-    """Cho et al. 2014 in cuDNN's form: the reset gate acts after the recurrent product."""
-    (reset_in, update_in, memory, new_in), (h,) = products, carry
-    reset, update = _sigmoid(reset_in), _sigmoid(update_in)
-    new = jnp.tanh(new_in + reset * memory)
-    return ((1.0 - update) * new + update * h,), (reset, update, memory, new)
 
 
 def _gru_backward(carry: Carry, activations: Rows, cotangents: Carry) -> tuple[Rows, Carry]:
@@ -288,16 +196,6 @@ def _gru_backward(carry: Carry, activations: Rows, cotangents: Carry) -> tuple[R
     d_update = d_hidden * (h - new) * update * (1.0 - update)
     d_reset = d_new * memory * reset * (1.0 - reset)
     return (d_reset, d_update, d_new * reset, d_new), (d_hidden * update,)
-
-
-def _lstm(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
-    """Hochreiter and Schmidhuber 1997 with forget gates."""
-    (write_in, forget_in, new_in, output_in), (_, c) = products, carry
-    write, forget, output = _sigmoid(write_in), _sigmoid(forget_in), _sigmoid(output_in)
-    new = jnp.tanh(new_in)
-    c = forget * c + write * new
-    squashed = jnp.tanh(c)
-    return (output * squashed, c), (write, forget, new, output, squashed)
 
 
 def _lstm_backward(carry: Carry, activations: Rows, cotangents: Carry) -> tuple[Rows, Carry]:

@@ -5,14 +5,16 @@ network that reads them raw sees almost nothing (Lan et al. 2024, section 4.1). 
 pair of encodings, for the cell that follows the first moment and the cell that follows the second,
 and the decoding that turns a head's output into a first moment again.
 
-Features lead and coordinates trail: an encoding maps `[*shape]` to `[features, *shape]`.
+Features lead and coordinates trail: an encoding maps `[*shape]` to `[features, *shape]`. JAX and
+PyTorch share these formulae (`arrays`).
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from optim4rl.optimizers.arrays import Array, constant, namespace
 
 # exp() of anything larger is of no use to an optimizer and overflows float32 in products.
 LOG_DOMAIN_LIMIT = 40.0
@@ -22,12 +24,14 @@ SQUARE_LIMIT = 1e15
 
 def bounded_exp(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
     """`exp(x)` with the exponent held to `[-limit, limit]`, so that products of it stay finite."""
-    return jnp.exp(jnp.clip(x, -limit, limit))
+    xp = namespace(x)
+    return xp.exp(xp.clip(x, -limit, limit))
 
 
 def bounded_square(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x**2`, finite for every finite float32."""
-    return jnp.square(jnp.clip(x, -SQUARE_LIMIT, SQUARE_LIMIT))
+    xp = namespace(x)
+    return xp.square(xp.clip(x, -SQUARE_LIMIT, SQUARE_LIMIT))
 
 
 @runtime_checkable
@@ -56,7 +60,7 @@ class _SignedMagnitude:
     def decode(
         self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
-        return jnp.sign(gradient) * bounded_exp(output, LOG_DOMAIN_LIMIT)
+        return namespace(gradient).sign(gradient) * bounded_exp(output, LOG_DOMAIN_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ class SignLog(_SignedMagnitude):
     second_features: ClassVar[int] = 1
 
     def _log(self, gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return (jnp.log(jnp.abs(gradient) + self.epsilon) + self.shift) * self.scale
+        log = namespace(gradient).log(abs(gradient) + self.epsilon)
+        return (log + self.shift) * self.scale
 
     def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
-        return jnp.stack([jnp.sign(gradient), self._log(gradient)])
+        xp = namespace(gradient)
+        return xp.stack([xp.sign(gradient), self._log(gradient)])
 
     def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
         return 2.0 * self._log(gradient)[None]
@@ -135,11 +141,14 @@ class Symlog(_SignedMagnitude):
         if not self.c > 0:
             raise ValueError(f"Symlog.c = {self.c!r}: the scale c must be positive, e.g. 1e-3")
 
+    def _log(self, gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return namespace(gradient).log1p(abs(gradient) / self.c)
+
     def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
-        return (jnp.sign(gradient) * jnp.log1p(jnp.abs(gradient) / self.c))[None]
+        return (namespace(gradient).sign(gradient) * self._log(gradient))[None]
 
     def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "1 *shape"]:
-        return 2.0 * jnp.log1p(jnp.abs(gradient) / self.c)[None]
+        return 2.0 * self._log(gradient)[None]
 
 
 @dataclass(frozen=True)
@@ -160,14 +169,15 @@ class Andrychowicz(_SignedMagnitude):
             raise ValueError(f"Andrychowicz.p = {self.p!r}: p must be positive, e.g. 10")
 
     def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
-        threshold = jnp.exp(-jnp.float32(self.p))
-        magnitude = jnp.abs(gradient)
+        xp = namespace(gradient)
+        threshold = xp.exp(-constant(self.p, gradient))
+        magnitude = abs(gradient)
         large = magnitude >= threshold
-        log_magnitude = jnp.log(jnp.maximum(magnitude, threshold)) / self.p
+        log_magnitude = xp.log(xp.maximum(magnitude, threshold)) / self.p
         # The small branch is computed from a clipped gradient: exp(p) g would overflow the other.
-        small = jnp.clip(gradient, -threshold, threshold) * jnp.exp(jnp.float32(self.p))
-        return jnp.stack(
-            [jnp.where(large, log_magnitude, -1.0), jnp.where(large, jnp.sign(gradient), small)]
+        small = xp.clip(gradient, -threshold, threshold) * xp.exp(constant(self.p, gradient))
+        return xp.stack(
+            [xp.where(large, log_magnitude, -1.0), xp.where(large, xp.sign(gradient), small)]
         )
 
     def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:

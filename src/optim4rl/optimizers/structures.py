@@ -3,6 +3,7 @@
 A structure says how many networks it needs, what each of them reads, which running moments it keeps
 beside their hidden states, and the formula of the update. It returns the step *direction* `d`; the
 parameter moves by `-alpha * d`. The last three make features of their own and read no processing.
+JAX and PyTorch share these formulae (`arrays`).
 
 | name | direction d | source |
 |---|---|---|
@@ -19,11 +20,17 @@ parameter moves by `-alpha * d`. The last three make features of their own and r
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Shaped
 
+from optim4rl.optimizers.arrays import (
+    Array,
+    constant,
+    mean,
+    namespace,
+    rsqrt,
+    stop_gradient,
+    to_float32,
+)
 from optim4rl.optimizers.processing import (
     LOG_DOMAIN_LIMIT,
     Processing,
@@ -69,13 +76,14 @@ class Reading(NamedTuple):
     Attributes:
         gradient: the gradient, clipped.
         moments: the running moments, this gradient included.
-        age: updates made before this one.
+        age: updates made before this one; in PyTorch one for each coordinate, since parameters
+            without a gradient wait, but for features of whole tensors.
         extras: what the structure reads beside them.
     """
 
     gradient: Float[Array, "*shape"]
     moments: Float[Array, "moments *shape"]
-    age: Int[Array, ""]
+    age: Shaped[Array, "..."]
     extras: Extras = NO_EXTRAS
 
 
@@ -136,7 +144,8 @@ class _OneNetwork(_WithoutMoments):
 
 def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """-1 or +1 (never 0) going forward, the identity going backward."""
-    return x + jax.lax.stop_gradient(jnp.where(x >= 0, 1.0, -1.0) - x)
+    sign = namespace(x).where(x >= 0, constant(1.0, x), constant(-1.0, x))
+    return x + stop_gradient(sign - x)
 
 
 def _first_moment(
@@ -144,7 +153,7 @@ def _first_moment(
 ) -> Float[Array, "*shape"]:
     if not signed:
         return processing.decode(gradient, outputs[0])
-    sign = straight_through_sign(jnp.tanh(outputs[0] + 1.0))
+    sign = straight_through_sign(namespace(gradient).tanh(outputs[0] + 1.0))
     return sign * processing.decode(gradient, outputs[1])
 
 
@@ -176,7 +185,7 @@ class Adaptive(_WithoutMoments):
         first, second = outputs
         m = _first_moment(processing, reading.gradient, first, self.signed)
         v = bounded_exp(second[0], LOG_DOMAIN_LIMIT) + self.epsilon
-        return m * jax.lax.rsqrt(v)
+        return m * rsqrt(v)
 
 
 @dataclass(frozen=True)
@@ -266,24 +275,26 @@ class Anchored:
         m = self.beta1 * moments[0] + (1.0 - self.beta1) * gradient
         v = self.beta2 * moments[1] + (1.0 - self.beta2) * bounded_square(gradient)
         slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
-        return jnp.stack([m, v, slow])
+        return namespace(gradient).stack([m, v, slow])
 
     def _ratios(self, reading: Reading) -> tuple[Array, Array, Array]:
         """`m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
         gradient, moments, age, _ = reading
-        steps = (age + 1).astype(jnp.float32)
+        steps = to_float32(age + 1)
         m = moments[0] / (1.0 - self.beta1**steps)
         v = moments[1] / (1.0 - self.beta2**steps)
         slow = moments[2] / (1.0 - self.beta_slow**steps)
-        scale = 1.0 / (jnp.sqrt(v) + self.epsilon)
+        scale = 1.0 / (namespace(v).sqrt(v) + self.epsilon)
         return m * scale, gradient * scale, slow * scale
 
     def features(self, processing: Processing, reading: Reading) -> Features:
-        # log(1 + age) scaled so that a few hundred updates read about 1.
-        log_age = jnp.log1p(reading.age.astype(jnp.float32)) / 6.0
-        log_age = log_age + jnp.zeros_like(reading.gradient)
-        ratios = jnp.clip(jnp.stack(self._ratios(reading)), -5.0, 5.0)
-        return (jnp.concatenate([processing.first(reading.gradient), log_age[None], ratios]),)
+        log_age, ratios = _log_age(reading), self._bounded_ratios(reading)
+        first = processing.first(reading.gradient)
+        return (namespace(first).concatenate([first, log_age[None], ratios]),)
+
+    def _bounded_ratios(self, reading: Reading) -> Float[Array, "3 *shape"]:
+        xp = namespace(reading.gradient)
+        return xp.clip(xp.stack(self._ratios(reading)), -5.0, 5.0)
 
     def direction(
         self, processing: Processing, reading: Reading, outputs: Outputs
@@ -296,6 +307,13 @@ class Anchored:
             + self.fresh_weight * fresh_mix * fresh
             + self.slow_weight * slow_mix * slow
         )
+
+
+def _log_age(reading: Reading) -> Float[Array, "*shape"]:
+    """The logarithm of the age, scaled so that a few hundred updates read about 1."""
+    xp = namespace(reading.gradient)
+    log_age = xp.log1p(to_float32(reading.age)) / 6.0
+    return log_age + xp.zeros_like(reading.gradient)
 
 
 @dataclass(frozen=True)
@@ -314,13 +332,12 @@ class Mirrored(Anchored):
         return (NetworkShape(processing.second_features + 6, 3),)
 
     def features(self, processing: Processing, reading: Reading) -> Features:
-        log_age = jnp.log1p(reading.age.astype(jnp.float32)) / 6.0
-        log_age = log_age + jnp.zeros_like(reading.gradient)
-        adam, fresh, slow = jnp.clip(jnp.stack(self._ratios(reading)), -5.0, 5.0)
-        sizes = [jnp.abs(adam), jnp.abs(fresh), jnp.abs(slow)]
-        even = jnp.stack([log_age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
+        xp, log_age = namespace(reading.gradient), _log_age(reading)
+        adam, fresh, slow = self._bounded_ratios(reading)
+        sizes = [abs(adam), abs(fresh), abs(slow)]
+        even = xp.stack([log_age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
         # A processing's second features are those of the squared gradient: twice the logarithm.
-        return (jnp.concatenate([0.5 * processing.second(jnp.abs(reading.gradient)), even]),)
+        return (xp.concatenate([0.5 * processing.second(abs(reading.gradient)), even]),)
 
 
 # The decay rates of the running moments behind Adafactor features, and the floor of their squares.
@@ -331,15 +348,15 @@ _FLOOR = 1e-9
 
 def unit_rms(x: Float[Array, "rows *shape"], epsilon: float) -> Float[Array, "rows *shape"]:
     """Each row scaled to a root mean square of 1 over the tensor."""
-    square = jnp.mean(jnp.square(x), axis=range(1, x.ndim), keepdims=True)
-    return x * jax.lax.rsqrt(square + epsilon)
+    square = mean(namespace(x).square(x), tuple(range(1, x.ndim)))
+    return x * rsqrt(square + epsilon)
 
 
 def decayed(
     betas: tuple[float, ...], moments: Float[Array, "betas *shape"], x: Float[Array, "*shape"]
 ) -> Float[Array, "betas *shape"]:
     """Exponential moving averages, one for each decay rate."""
-    beta = jnp.asarray(betas, jnp.float32).reshape(-1, *(1,) * x.ndim)
+    beta = constant(betas, x).reshape(-1, *(1,) * x.ndim)
     return beta * moments + (1.0 - beta) * x[None]
 
 
@@ -364,15 +381,15 @@ def factors(v: Float[Array, "betas *shape"]) -> Factors:
     """
     if v.ndim < 3:
         return Factors(v, v, _bounded_rsqrt(v + _FLOOR))
-    second, longest = (int(axis) + 1 for axis in np.argsort(v.shape[1:], kind="stable")[-2:])
-    rows, columns = (jnp.mean(v, axis=axis, keepdims=True) for axis in (longest, second))
-    relative = rows / (jnp.mean(rows, axis=second, keepdims=True) + _FLOOR)
+    *_, second, longest = sorted(range(1, v.ndim), key=lambda axis: v.shape[axis])
+    rows, columns = (mean(v, (axis,)) for axis in (longest, second))
+    relative = rows / (mean(rows, (second,)) + _FLOOR)
     scale = _bounded_rsqrt(relative) * _bounded_rsqrt(columns)
-    return Factors(*(x + jnp.zeros_like(v) for x in (rows, columns, scale)))
+    return Factors(*(x + namespace(v).zeros_like(v) for x in (rows, columns, scale)))
 
 
 def _bounded_rsqrt(x: Array) -> Array:
-    return jax.lax.rsqrt(jnp.maximum(x, _FLOOR))
+    return rsqrt(namespace(x).maximum(x, constant(_FLOOR, x)))
 
 
 class _Adafactor:
@@ -387,7 +404,7 @@ class _Adafactor:
     def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
         square = bounded_square(gradient)
         m, v, factored = self._split(moments)
-        return jnp.concatenate(
+        return namespace(gradient).concatenate(
             [
                 decayed(MOMENTUM_BETAS, m, gradient),
                 decayed((self.beta2,), v, square),
@@ -402,7 +419,7 @@ class _Adafactor:
     def _features(self, reading: Reading, epsilon: float) -> list[Float[Array, "_ *shape"]]:
         """27 rows: the moments, their ratios and the factored ones, not yet scaled."""
         m, v, factored = self._split(reading.moments)
-        scale = jax.lax.rsqrt(v + epsilon)
+        scale = rsqrt(v + epsilon)
         rows, columns, factor = factors(factored)
         gradient = reading.gradient[None]
         return [
@@ -414,8 +431,8 @@ class _Adafactor:
             gradient * factor,
             rows,
             columns,
-            jax.lax.rsqrt(rows + 1e-8),
-            jax.lax.rsqrt(columns + 1e-8),
+            rsqrt(rows + 1e-8),
+            rsqrt(columns + 1e-8),
             m * factor,
         ]
 
@@ -443,8 +460,9 @@ class Celo2(_Adafactor):
         del processing
         _, v, _ = self._split(reading.moments)
         gradient = reading.gradient[None]
-        more = [jnp.clip(gradient, -0.1, 0.1), gradient * jax.lax.rsqrt(v + 1e-8)]
-        features = jnp.concatenate([*self._features(reading, 1e-8), *more])
+        xp = namespace(gradient)
+        more = [xp.clip(gradient, -0.1, 0.1), gradient * rsqrt(v + 1e-8)]
+        features = xp.concatenate([*self._features(reading, 1e-8), *more])
         return (unit_rms(features, 1e-9),)
 
     def direction(
@@ -457,7 +475,7 @@ class Celo2(_Adafactor):
 
 # Exponents of STAR and OPEN are small numbers times an output.
 _EXPONENT = 1e-3
-_TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+_TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
 @dataclass(frozen=True)
@@ -488,10 +506,11 @@ class Star(_Adafactor):
     def features(self, processing: Processing, reading: Reading) -> Features:
         del processing
         params = _given(reading.extras.params)[None]
-        scaled = unit_rms(jnp.concatenate([*self._features(reading, self.epsilon), params]), 1e-5)
-        age = reading.age.astype(jnp.float32)
-        time = jnp.tanh(age / jnp.asarray(_TIME_SCALES, jnp.float32) - 1.0)
-        return (jnp.concatenate([scaled, _constant_rows(time, scaled)]),)
+        xp = namespace(params)
+        scaled = unit_rms(xp.concatenate([*self._features(reading, self.epsilon), params]), 1e-5)
+        age = to_float32(reading.age)
+        time = xp.tanh(age / constant(_TIME_SCALES, age) - 1.0)
+        return (xp.concatenate([scaled, _constant_rows(time, scaled)]),)
 
     def direction(
         self, processing: Processing, reading: Reading, outputs: Outputs
@@ -499,8 +518,8 @@ class Star(_Adafactor):
         del processing
         blackbox, magnitude, nominal = outputs[0]
         m, v, _ = self._split(reading.moments)
-        scale = jax.lax.rsqrt(v[0] + self.epsilon)
-        adam = bounded_exp(_EXPONENT * nominal, FACTOR_LIMIT) * jnp.mean(m, axis=0)
+        scale = rsqrt(v[0] + self.epsilon)
+        adam = bounded_exp(_EXPONENT * nominal, FACTOR_LIMIT) * m.mean(0)
         learned = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * blackbox
         return scale * (adam + self.blackbox_weight * learned) + (
             self.weight_decay * _given(reading.extras.params)
@@ -550,18 +569,19 @@ class Open:
         del processing
         params, m = _given(reading.extras.params)[None], reading.moments
         gradient = reading.gradient[None]
-        rows = [params, jnp.sign(m), _log_size(m), jnp.sign(gradient), _log_size(gradient)]
-        scaled = unit_rms(jnp.concatenate(rows), 1e-5)
-        age = reading.age.astype(jnp.float32)
-        proportions = jnp.stack(
+        xp = namespace(gradient)
+        rows = [params, xp.sign(m), _log_size(m), xp.sign(gradient), _log_size(gradient)]
+        scaled = unit_rms(xp.concatenate(rows), 1e-5)
+        age = to_float32(reading.age)
+        proportions = xp.stack(
             [
-                jnp.minimum(age / self.horizon, 1.0),
-                jnp.mod(age, float(self.updates_per_batch)) / self.updates_per_batch,
+                xp.minimum(age / self.horizon, constant(1.0, age)),
+                xp.remainder(age, float(self.updates_per_batch)) / self.updates_per_batch,
             ]
         )
         dormancy = reading.extras.dormancy
-        dormancy = jnp.zeros_like(params) if dormancy is None else dormancy[None]
-        return (jnp.concatenate([scaled, _constant_rows(proportions, scaled), dormancy]),)
+        dormancy = xp.zeros_like(params) if dormancy is None else dormancy[None]
+        return (xp.concatenate([scaled, _constant_rows(proportions, scaled), dormancy]),)
 
     def direction(
         self, processing: Processing, reading: Reading, outputs: Outputs
@@ -579,12 +599,12 @@ def _given(extra: Array | None) -> Array:
 
 
 def _log_size(x: Array) -> Array:
-    return jnp.log(jnp.abs(x) + 1e-13)
+    return namespace(x).log(abs(x) + 1e-13)
 
 
 def _constant_rows(values: Float[Array, " rows"], like: Array) -> Float[Array, "rows *shape"]:
     # Zeros made from an array keep its sharding, as a broadcast would not.
-    return values.reshape(-1, *(1,) * (like.ndim - 1)) + jnp.zeros_like(like[:1])
+    return values.reshape(-1, *(1,) * (like.ndim - 1)) + namespace(like).zeros_like(like[:1])
 
 
 STRUCTURES: dict[str, type[Structure]] = {

@@ -18,6 +18,8 @@ import numpy as np
 FORMAT = "optim4rl-weights"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
+# What an optimizer runs without a word: recommended for reinforcement learning.
+DEFAULT_WEIGHTS = "ppo-generalist"
 
 
 class WeightsError(ValueError):

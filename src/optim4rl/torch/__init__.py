@@ -2,8 +2,8 @@
 
     optimizer = optim4rl.torch.Optim4RL(model.named_parameters())
 
-`processing`, `networks`, `structures` and `rule` say in torch what the modules of these names in
-`optim4rl.optimizers` say in JAX; their updates agree to rounding.
+The formulae are those of `optim4rl.optimizers` (`spec`, `processing`, `structures`, `cells`,
+`tensors`), and `rule` applies them to flattened tensors; updates agree with JAX's to rounding.
 """
 
 from optim4rl.torch.optimizer import Optim4RL as Optim4RL

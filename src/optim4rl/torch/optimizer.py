@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optim4rl.optimizers.tensors import Kind, Layout, layout_of, parts_of
+from optim4rl.optimizers.weight_files import DEFAULT_WEIGHTS
 from optim4rl.torch.rule import Given, Rule, load_rule
 
 # By parameter name (its number where there are no names), or a function of name and parameter; what
@@ -24,7 +25,7 @@ class Optim4RL(torch.optim.Optimizer):
 
     All tensors of a param group are flattened into one vector, so that many small ones cost one
     pass; a group's tensors lie on one device. State and arithmetic are float32, whatever the
-    parameters are: with "anchored-catch" 11 numbers for each of them (`rule.spec.state_floats`),
+    parameters are: with the default weights 3 numbers for each of them (`rule.spec.state_floats`),
     where Adam keeps 2. Parameters without a gradient are skipped, and grow no older.
 
     Attributes:
@@ -33,7 +34,7 @@ class Optim4RL(torch.optim.Optimizer):
     Args:
         params: tensors, `(name, tensor)` pairs such as `model.named_parameters()`, or param groups
             of either, each with an `lr` and a `step_scale` of its own if wanted.
-        weights: a shipped name or the path of a weights file.
+        weights: a shipped name or the path of a weights file; the recommended ones by default.
         lr: the learning rate; None for the one that the weights were trained with.
         step_scale: multiplies every update; tune it like a learning rate.
         kinds: what each parameter is for ("weight", "bias", "policy_head", "value_head"), for
@@ -48,7 +49,7 @@ class Optim4RL(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        weights: str | Path = "anchored-catch",
+        weights: str | Path = DEFAULT_WEIGHTS,
         lr: float | Tensor | None = None,
         step_scale: float = 1.0,
         kinds: Kinds | None = None,

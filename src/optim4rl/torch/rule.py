@@ -2,25 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optim4rl.optimizers.cells import CARRIES, Carry, Weights, cell_kernel, forward
+from optim4rl.optimizers.spec import OptimizerSpec, spec_from_dict
+from optim4rl.optimizers.structures import Extras, Features, Reading, unit_rms
 from optim4rl.optimizers.tensors import (
     EPSILON,
-    INPUT_NAMES,
-    NORMALISATIONS,
-    InputName,
     Layout,
     Tensor as NamedTensor,
     is_centred,
     layer_scale,
-    num_rows,
     orthogonalise,
     pieces,
     tensor_inputs,
@@ -31,94 +30,6 @@ from optim4rl.optimizers.weight_files import (
     read_weights,
     require_tensors,
 )
-from optim4rl.torch.networks import (
-    CARRIES,
-    CELL_KINDS,
-    Carry,
-    CellKind,
-    Weights,
-    apply_network,
-    weight_shapes,
-)
-from optim4rl.torch.processing import PROCESSINGS, Processing
-from optim4rl.torch.structures import (
-    STRUCTURES,
-    Features,
-    NetworkShape,
-    Reading,
-    Structure,
-    unit_rms,
-)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A learned rule without its weights; the fields are those of `optimizers.OptimizerSpec`."""
-
-    processing: Processing
-    structure: Structure
-    cell: CellKind
-    hidden_size: int
-    head_sizes: tuple[int, ...]
-    zero_head: bool
-    clip: float | None
-    step_scale: float
-    inputs: tuple[InputName, ...] = ()
-    normalise: str = "none"
-
-    @property
-    def networks(self) -> tuple[NetworkShape, ...]:
-        """The shapes of the networks: those of the structure, with the further inputs."""
-        rows = num_rows(self.inputs)
-        return tuple(
-            NetworkShape(network.inputs + rows, network.outputs)
-            for network in self.structure.networks(self.processing)
-        )
-
-    @property
-    def state_floats(self) -> int:
-        """Floats of optimizer state for each parameter."""
-        carries = CARRIES[self.cell] * self.hidden_size * len(self.networks)
-        return carries + self.structure.num_moments
-
-
-def spec_from_dict(values: Mapping[str, Any]) -> Spec:
-    """The rule that a card describes.
-
-    Raises:
-        ValueError: a field is missing or unknown here; the message names it.
-    """
-    fields = {field.name: field for field in dataclasses.fields(Spec)}
-    needed = {name for name, x in fields.items() if x.default is dataclasses.MISSING}
-    wrong = sorted(set(values) - set(fields) | needed - set(values))
-    if wrong:
-        raise ValueError(f"optimizer spec: fields {wrong} are missing or unknown")
-    for name, known in (("cell", CELL_KINDS), ("normalise", NORMALISATIONS)):
-        if name in values and values[name] not in known:
-            raise ValueError(f"{name} = {values[name]!r}: known are {', '.join(known)}")
-    inputs = tuple(values.get("inputs", ()))
-    if not set(inputs) <= set(INPUT_NAMES):
-        raise ValueError(f"inputs = {inputs!r}: known are {', '.join(INPUT_NAMES)}")
-    return Spec(
-        **{
-            **values,
-            "processing": _build("processing", PROCESSINGS, values["processing"]),
-            "structure": _build("structure", STRUCTURES, values["structure"]),
-            "head_sizes": tuple(values["head_sizes"]),
-            "inputs": inputs,
-        }
-    )
-
-
-def _build(field: str, registry: Mapping[str, type[Any]], values: Mapping[str, Any]) -> Any:
-    settings = dict(values)
-    name = settings.pop("name", None)
-    if name not in registry:
-        raise ValueError(f"{field} = {name!r}: in PyTorch there are {', '.join(registry)}")
-    try:
-        return registry[name](**settings)
-    except TypeError as error:
-        raise ValueError(f"{field} = {values!r}: {error}") from error
 
 
 class Given(NamedTuple):
@@ -173,17 +84,20 @@ class Rule:
     Attributes:
         spec: the rule.
         weights: of each network.
+        kernels: the one matrix of each network's cell, None where it has none.
         learning_rate: the inner learning rate that the weights were trained with.
     """
 
-    spec: Spec
+    spec: OptimizerSpec
     weights: tuple[Weights, ...]
+    kernels: tuple[Tensor | None, ...]
     learning_rate: float
 
     def to(self, device: torch.device) -> "Rule":
         """The rule with its weights on a device."""
         weights = tuple({k: x.to(device) for k, x in network.items()} for network in self.weights)
-        return dataclasses.replace(self, weights=weights)
+        kernels = tuple(None if x is None else x.to(device) for x in self.kernels)
+        return dataclasses.replace(self, weights=weights, kernels=kernels)
 
     def step(
         self, given: Given, noise: Float[Tensor, " n"] | None = None
@@ -197,10 +111,10 @@ class Rule:
         reading = self._read(given, moments, noise)
         outputs: list[Tensor] = []
         memory: list[Tensor] = []
-        for weights, x, carry in zip(
-            self.weights, self._features(reading, given), carries, strict=True
+        for weights, kernel, x, carry in zip(
+            self.weights, self.kernels, self._features(reading, given), carries, strict=True
         ):
-            output, carry = apply_network(weights, spec.cell, x, carry)
+            output, carry, *_ = forward(weights, spec.cell, x, carry, kernel)
             outputs.append(output)
             memory += carry
         direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
@@ -236,8 +150,7 @@ class Rule:
             gradient,
             structure.accumulate(gradient, moments),
             given.spread(given.ages),
-            given.params,
-            noise,
+            Extras(given.params, noise),
         )
 
     def _features(self, reading: Reading, given: Given) -> Features:
@@ -262,12 +175,17 @@ class Rule:
 
 
 def _of_tensor(reading: Reading, where: slice, tensor: NamedTensor) -> Reading:
-    """What is known of one tensor, in its shape."""
+    """What is known of one tensor, in its shape, and its age."""
 
-    def shaped(x: Any) -> Any:
-        return None if x is None else x[..., where].reshape((*x.shape[:-1], *tensor.shape))
+    def shaped(x: Tensor) -> Tensor:
+        return x[..., where].reshape((*x.shape[:-1], *tensor.shape))
 
-    return Reading(*map(shaped, reading))
+    return Reading(
+        shaped(reading.gradient),
+        shaped(reading.moments),
+        reading.age[where.start],
+        Extras(*(None if x is None else shaped(x) for x in reading.extras)),
+    )
 
 
 def load_rule(weights: str | Path) -> Rule:
@@ -281,16 +199,15 @@ def load_rule(weights: str | Path) -> Rule:
         spec = spec_from_dict(file.spec)
         shapes = {
             f"network{index}.{name}": size
-            for index, network in enumerate(spec.networks)
-            for name, size in weight_shapes(
-                spec.cell, network.inputs, spec.hidden_size, spec.head_sizes, network.outputs
-            ).items()
+            for index, network in enumerate(spec.weight_shapes)
+            for name, size in network.items()
         }
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{file.path}: {error}") from error
     require_tensors(file, shapes)
     networks = tuple(_network(file, f"network{i}.") for i in range(len(spec.networks)))
-    return Rule(spec, networks, file.learning_rate)
+    kernels = tuple(None if spec.cell == "none" else cell_kernel(x, spec.cell) for x in networks)
+    return Rule(spec, networks, kernels, file.learning_rate)
 
 
 def _network(file: WeightFile, prefix: str) -> Weights:

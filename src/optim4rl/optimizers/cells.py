@@ -1,0 +1,163 @@
+"""The forward pass of the small networks inside a learned rule: a recurrent cell and an MLP head.
+
+One network is shared by every coordinate of every agent, so there are few weights and very many
+coordinates. Arrays put features first and coordinates last, `[features, *shape]`: each step is a
+small matrix times a wide one, and elementwise work runs along contiguous memory. JAX and PyTorch
+share these formulae (`arrays`).
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+from jaxtyping import Float
+
+from optim4rl.optimizers.arrays import Array, linear, namespace, relu, sigmoid, split
+
+# "none" is no cell: the head reads the features, and nothing is carried over.
+CellKind = Literal["gru", "lstm", "none"]
+CELL_KINDS: tuple[CellKind, ...] = get_args(CellKind)
+
+Weights = dict[str, Array]
+# What a cell carries over from step to step: (h,) for a GRU, (h, c) for an LSTM, () for none.
+Carry = tuple[Float[Array, "hidden *shape"], ...]
+# One array per product or activation of a cell.
+Rows = tuple[Float[Array, "hidden *shape"], ...]
+
+GATES: Mapping[CellKind, int] = {"gru": 3, "lstm": 4, "none": 0}
+CARRIES: Mapping[CellKind, int] = {"gru": 1, "lstm": 2, "none": 0}
+
+
+def carry_floats(cell: CellKind, hidden_size: int) -> int:
+    """Floats of state that one network keeps for each coordinate."""
+    return CARRIES[cell] * hidden_size
+
+
+def weight_shapes(
+    cell: CellKind,
+    num_inputs: int,
+    hidden_size: int,
+    head_sizes: tuple[int, ...],
+    num_outputs: int,
+) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of one network's weights."""
+    rows = GATES[cell] * hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    if cell != "none":
+        shapes = {"input": (rows, num_inputs), "hidden": (rows, hidden_size), "bias": (rows,)}
+    if cell == "gru":
+        shapes["bias_new"] = (hidden_size,)
+    sizes = (num_inputs if cell == "none" else hidden_size, *head_sizes, num_outputs)
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        shapes |= {f"head{layer}": (outputs, inputs), f"head{layer}_bias": (outputs,)}
+    return shapes
+
+
+class Pass(NamedTuple):
+    """One step of a network, with what its backward pass reads.
+
+    Attributes:
+        output: of the head.
+        carry: the new one.
+        reads: `[h, inputs, 1]`, what the cell's one matrix is multiplied by.
+        activations: of the cell, in the order in which its backward pass takes them.
+        layers: what each layer of the head read, the new hidden state (or, without a cell, the
+            inputs) first.
+    """
+
+    output: Float[Array, "outputs *shape"]
+    carry: Carry
+    reads: Array
+    activations: Rows
+    layers: list[Array]
+
+
+def forward(
+    weights: Weights,
+    cell: CellKind,
+    inputs: Float[Array, "features *shape"],
+    carry: Carry,
+    kernel: Float[Array, "rows reads"] | None = None,
+) -> Pass:
+    """One step of the cell, then the head on the new hidden state.
+
+    Args:
+        weights: of the network.
+        cell: its cell.
+        inputs: the features.
+        carry: what the last step has left.
+        kernel: the `cell_kernel` of these weights, where it is there already.
+    """
+    reads, new_carry = inputs, carry
+    activations: Rows = ()
+    if cell != "none":
+        xp = namespace(inputs)
+        reads = xp.concatenate([carry[0], inputs, xp.ones_like(inputs[:1])])
+        products = linear(cell_kernel(weights, cell) if kernel is None else kernel, reads)
+        new_carry, activations = cell_forward(cell, split(products, 4), carry)
+    layers = [new_carry[0] if new_carry else inputs]
+    for layer in range(num_layers(weights)):
+        x = _affine(weights[f"head{layer}"], layers[-1], weights[f"head{layer}_bias"])
+        layers.append(relu(x))
+    return Pass(x, new_carry, reads, activations, layers[:-1])
+
+
+def num_layers(weights: Weights) -> int:
+    """Layers of the head, the last one included."""
+    return sum(name.startswith("head") and not name.endswith("bias") for name in weights)
+
+
+def _affine(
+    kernel: Float[Array, "outputs inputs"],
+    x: Float[Array, "inputs *shape"],
+    bias: Float[Array, " outputs"],
+) -> Float[Array, "outputs *shape"]:
+    return linear(kernel, x) + bias.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def cell_kernel(weights: Weights, cell: CellKind) -> Float[Array, "rows reads"]:
+    """The cell's products as one matrix, which reads `[h, inputs, 1]`.
+
+    A GRU's rows are reset, update, memory (of h) and new (of the inputs), an LSTM's input, forget,
+    new and output gates. One product for all, biases included, and one for the gradient of all: on
+    a CPU each small product costs more in its call than in the zeros that this one multiplies.
+    """
+    xp = namespace(weights["hidden"])
+    hidden, inputs, bias = weights["hidden"], weights["input"], weights["bias"][:, None]
+    if cell == "lstm":
+        return xp.concatenate([hidden, inputs, bias], 1)
+    size = hidden.shape[1]
+    new = 2 * size
+    memory = xp.concatenate(
+        [hidden[new:], xp.zeros_like(inputs[new:]), weights["bias_new"][:, None]], 1
+    )
+    of_input = xp.concatenate([xp.zeros_like(hidden[new:]), inputs[new:], bias[new:]], 1)
+    both = xp.concatenate([hidden[:new], inputs[:new], bias[:new]], 1)
+    return xp.concatenate([both, memory, of_input])
+
+
+def cell_forward(cell: CellKind, products: Rows, carry: Carry) -> tuple[Carry, Rows]:
+    """The new carry, and the activations that `cell_backward` reads, of the cell's four products.
+
+    The rows of `cell_kernel` come as four arrays `[hidden, *shape]`: all is elementwise here.
+    """
+    return (_gru if cell == "gru" else _lstm)(products, carry)
+
+
+def _gru(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
+    """Cho et al. 2014 in cuDNN's form: the reset gate acts after the recurrent product."""
+    (reset_in, update_in, memory, new_in), (h,) = products, carry
+    reset, update = sigmoid(reset_in), sigmoid(update_in)
+    new = namespace(h).tanh(new_in + reset * memory)
+    return ((1.0 - update) * new + update * h,), (reset, update, memory, new)
+
+
+def _lstm(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
+    """Hochreiter and Schmidhuber 1997 with forget gates."""
+    (write_in, forget_in, new_in, output_in), (_, c) = products, carry
+    write, forget, output = sigmoid(write_in), sigmoid(forget_in), sigmoid(output_in)
+    tanh = namespace(c).tanh
+    new = tanh(new_in)
+    c = forget * c + write * new
+    squashed = tanh(c)
+    return (output * squashed, c), (write, forget, new, output, squashed)
