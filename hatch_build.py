@@ -1,8 +1,8 @@
 """Build the native CPU kernels when the package is installed; go on without one where that fails.
 
 Used by hatchling for wheels and for `pip install -e .`, which puts each library beside the
-`native.py` that loads it.
-The compiler is $CXX, else the first of c++, g++ and clang++ that is found.
+`native.py` that loads it. The compiler is $CXX, else the first of c++, g++ and clang++ that is
+found; `CXX=none` names none, and the wheel is then pure Python.
 """
 
 import importlib.util
@@ -11,11 +11,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import packaging.tags
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # The libraries. Each is made of the source of that name, once for every instruction set, and of the
@@ -24,6 +24,8 @@ LIBRARIES = (
     Path("src/optim4rl/optimizers/kernels/rule.so"),
     Path("src/optim4rl/tasks/kernels/conv.so"),
 )
+# Which jaxlib has the headers of XLA's foreign function interface that they are compiled against.
+HEADERS = "jaxlib>=0.10,<0.12"
 SHARED = Path("src/optim4rl/cpp")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 # None of these changes what an infinity or a NaN does.
@@ -42,27 +44,37 @@ OTHER_VARIANTS: dict[str, tuple[str, ...]] = {"portable": ()}
 class NativeKernelHook(BuildHookInterface[Any]):
     """Compiles the libraries and tags the wheel with the platform."""
 
+    def dependencies(self) -> list[str]:
+        """What a build needs besides hatchling: XLA's headers, where there is a compiler."""
+        try:
+            find_compiler()
+        except RuntimeError:
+            return []
+        return [HEADERS]
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it gathers the files."""
         del version
         root = Path(self.root)
         for library in LIBRARIES:
-            (root / library).unlink(missing_ok=True)
             try:
                 build_library(root, library)
             except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-                self.app.display_warning(
-                    f"optim4rl: no native kernel {library.stem}, the others work: {error}"
-                )
+                self.app.display_warning(f"optim4rl: {library.name} was not built: {error}")
                 continue
             build_data["artifacts"].append(library.as_posix())
             build_data["pure_python"] = False
-            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{tag}"
+            build_data["tag"] = f"py3-none-{platform_tag()}"
+
+
+def platform_tag() -> str:
+    """This machine's own tag; auditwheel puts a manylinux tag in its place."""
+    tags = packaging.tags.platform_tags()
+    return next(tag for tag in tags if not tag.startswith(("manylinux", "musllinux")))
 
 
 def build_library(root: Path, library: Path) -> None:
-    """Compile and link a library below the project's root.
+    """Compile and link a library below the project's root; one that is there stays until then.
 
     Raises:
         RuntimeError: there is no compiler, or no jaxlib with XLA's headers.
@@ -71,7 +83,8 @@ def build_library(root: Path, library: Path) -> None:
     compiler = [*find_compiler(), *FLAGS, "-I", str(root / SHARED)]
     sources = root / library.parent
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    with tempfile.TemporaryDirectory() as scratch:
+    # On the library's own disk, so that it comes into place in one step.
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=sources) as scratch:
         objects = []
         arithmetic = [*ARITHMETIC_FLAGS, *(GCC_FLAGS if is_gcc(find_compiler()) else ())]
         for name, flags in (X86_VARIANTS if x86 else OTHER_VARIANTS).items():
@@ -83,13 +96,20 @@ def build_library(root: Path, library: Path) -> None:
         _run(*compiler, *headers, str(sources / "ffi.cc"), "-o", objects[-1])
         linked = f"{scratch}/{library.name}"
         _run(*find_compiler(), "-shared", "-pthread", *objects, "-o", linked)
-        shutil.copyfile(linked, root / library)
+        os.replace(linked, root / library)
 
 
 def find_compiler() -> list[str]:
-    """The command of the C++ compiler."""
-    if os.environ.get("CXX"):
-        return os.environ["CXX"].split()
+    """The command of the C++ compiler.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    chosen = os.environ.get("CXX", "").split()
+    if chosen:
+        if shutil.which(chosen[0]):
+            return chosen
+        raise RuntimeError(f"CXX = {chosen[0]!r}: there is no such command")
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return [name]

@@ -3,10 +3,12 @@
 import dataclasses
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from test_a2c import quick_jit
@@ -128,6 +130,15 @@ def test_a_missing_package_is_named(
         ValueError, match=rf"^{name}: {module} .* pip install 'optim4rl\[{extra}\]'"
     ):
         make_environment(name)
+
+
+def test_bodies_leave_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheetah's description has an attribute that MuJoCo complains of, by default in a file."""
+    monkeypatch.chdir(tmp_path)
+    before = mujoco.get_mju_user_warning()
+    assert make_brax.__wrapped__("halfcheetah").simulator.action_size == 6
+    assert list(tmp_path.iterdir()) == []
+    assert mujoco.get_mju_user_warning() is before
 
 
 def test_default_settings() -> None:

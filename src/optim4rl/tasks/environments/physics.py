@@ -222,11 +222,20 @@ def make_playground(name: str) -> Physics:
 def _importing(name: str, extra: str) -> Iterator[None]:
     """Import quietly what may not be installed.
 
-    Brax says at every import that it is no longer maintained, and MJX what it could not find.
+    Brax says at every import that it is no longer maintained, MJX what it could not find, and
+    MuJoCo writes a file into the working folder where a body's own description is out of date.
     """
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.ExitStack() as after,
+        ):
             warnings.simplefilter("ignore")
+            import mujoco
+
+            after.callback(mujoco.set_mju_user_warning, mujoco.get_mju_user_warning())
+            mujoco.set_mju_user_warning(lambda text: None)
             yield
     except ModuleNotFoundError as error:
         raise ValueError(
