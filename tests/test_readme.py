@@ -44,13 +44,17 @@ def run_program(source, folder):
 @pytest.fixture
 def dispatched(monkeypatch):
     """Commands are read, and nothing else; what was read."""
-    read, parse = [], cli._parse
+    read = []
 
-    def only_parse(*arguments):
-        read.append(parse(*arguments))
-        raise SystemExit(0)
+    def only(parse):
+        def parse_and_exit(*arguments):
+            read.append(parse(*arguments))
+            raise SystemExit(0)
 
-    monkeypatch.setattr(cli, "_parse", only_parse)
+        return parse_and_exit
+
+    monkeypatch.setattr(cli, "_parse", only(cli._parse))
+    monkeypatch.setattr(listing, "parse", only(listing.parse))
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
     monkeypatch.setattr(cluster, "join", lambda options: None)
     return read

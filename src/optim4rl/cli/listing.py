@@ -1,46 +1,59 @@
-"""`optim4rl list`: what there is."""
+"""`optim4rl list`: what there is.
 
+It is read and printed with the standard library alone where there is no more: the core install
+lists its weights and optimizers.
+"""
+
+import argparse
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from optim4rl.cli.runtime import print_table
-
-What = Literal["tasks", "optimizers", "components", "weights", "presets", "kernels"]
 
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List what there is.
+    """What to list.
 
     Attributes:
-        what: tasks, optimizers, components (of an ablation study), weights, presets of train, or
-            kernels (the implementation that runs each optimizer here, and the agents' convolution
-            on grid worlds, and why).
+        what: a name in `LISTS`.
         json: print it as JSON.
     """
 
-    what: Annotated[What, tyro.conf.Positional]
+    what: str
     json: bool = False
+
+
+def parse(program: str, words: list[str]) -> ListOptions:
+    """The command line."""
+    parser = argparse.ArgumentParser(program, description="List what there is.", allow_abbrev=False)
+    parser.add_argument(
+        "what",
+        choices=LISTS,
+        help="tasks, optimizers, components (of an ablation study), weights, presets of train, or "
+        "kernels (the implementation that runs each optimizer here, and the agents' convolution on "
+        "grid worlds, and why)",
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    return ListOptions(**vars(parser.parse_args(words)))
 
 
 def run(options: ListOptions) -> None:
     """The command."""
-    rows = {
-        "tasks": _tasks,
-        "optimizers": _optimizers,
-        "components": _components,
-        "weights": _weights,
-        "presets": _presets,
-        "kernels": _kernels,
-    }[options.what]()
+    rows = LISTS[options.what]()
     if options.json:
         print(json.dumps(rows, indent=1))
         return
     columns = list(rows[0]) if rows else ["none"]
-    print_table(options.what, columns, [[str(value) for value in row.values()] for row in rows])
+    cells = [[str(value) for value in row.values()] for row in rows]
+    try:
+        print_table(options.what, columns, cells)
+    except ModuleNotFoundError:  # no rich
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        for row in (columns, *cells):
+            padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("  ".join(padded).rstrip())
 
 
 def _tasks() -> list[dict[str, Any]]:
@@ -157,3 +170,13 @@ def _convolution() -> dict[str, Any]:
     why = native.LIBRARY.status() if reason is None else f"not native: {reason}"
     used = "native" if reason is None else "xla"
     return {"what": "convolution on grid worlds", "kernel": used, "why": why}
+
+
+LISTS = {
+    "tasks": _tasks,
+    "optimizers": _optimizers,
+    "components": _components,
+    "weights": _weights,
+    "presets": _presets,
+    "kernels": _kernels,
+}

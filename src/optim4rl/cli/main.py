@@ -8,9 +8,11 @@ the command to go on.
 import dataclasses
 import errno
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 from optim4rl.cli.runtime import configure_jax
@@ -65,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_jax()
     try:
         _dispatch(words)
+    except ModuleNotFoundError as missing:
+        name = str(missing.name).partition(".")[0]
+        if debug or not _is_of_lab(name):
+            raise
+        problem = f"optim4rl {words[0]}: {name} is not installed; pip install 'optim4rl[lab]'"
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         # Whoever read the output has seen enough; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_of_lab(package: str) -> bool:
+    """Whether a package is one that the extra `lab` brings."""
+    asked = re.compile(rf"{re.escape(package)}\b.*extra == .lab\b", re.IGNORECASE)
+    return any(map(asked.match, metadata.requires("optim4rl") or ()))
 
 
 def _go_on(words: list[str]) -> str:
@@ -201,7 +216,7 @@ def _inspect(command: str, rest: list[str]) -> None:
 def _list(command: str, rest: list[str]) -> None:
     from optim4rl.cli import listing
 
-    listing.run(_parse(listing.ListOptions, command, rest))
+    listing.run(listing.parse(f"optim4rl {command}", rest))
 
 
 if __name__ == "__main__":
