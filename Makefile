@@ -9,7 +9,7 @@ FUZZ := $(VENV)/.fuzz
 
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
-.PHONY: demo test test-slow test-pages faults bench lint audit docs clean
+.PHONY: demo test test-slow test-install test-pages faults bench lint audit docs clean
 
 demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
@@ -22,6 +22,10 @@ test: $(DEV)
 
 test-slow: $(FUZZ)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# What is published: built and installed, with a C++ compiler and without.
+test-install: $(DEV)
+	$(BIN)/python -m pytest -m slow tests/packaging
 
 # What README and pages say, run as printed; the notebook; pages in Chromium.
 test-pages: $(DEV)
