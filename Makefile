@@ -7,6 +7,7 @@ LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
 FUZZ := $(VENV)/.fuzz
 
+VERSION := src/optim4rl/__init__.py
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
 .PHONY: demo test test-slow test-install test-pages faults bench lint audit docs clean
@@ -62,7 +63,7 @@ docs: $(DEV)
 $(LAB): EXTRAS := lab
 $(DEV): EXTRAS := lab,dev,docs,trackers
 $(FUZZ): EXTRAS := lab,dev,docs,trackers,fuzz
-$(LAB) $(DEV) $(FUZZ): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
+$(LAB) $(DEV) $(FUZZ): pyproject.toml constraints.txt hatch_build.py $(VERSION) $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optim4rl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
