@@ -47,6 +47,8 @@ lint: $(DEV)
 	$(BIN)/ruff check src tests bench docs examples hatch_build.py
 	$(BIN)/ruff format --check src tests bench docs examples hatch_build.py
 	$(BIN)/mypy
+	$(BIN)/mypy tests/faults/conftest.py
+	$(BIN)/mypy tests/optimizers/conftest.py
 
 # Packages that agree with each other, and no known vulnerability in a pinned one. The audit trusts
 # the certificates that pip was told to trust.

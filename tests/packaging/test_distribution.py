@@ -150,7 +150,7 @@ def test_the_sdist_has_the_sources_and_no_library(sdist: Path) -> None:
 
 def test_the_tag_says_where_the_wheel_runs(wheel: tuple[str, Path]) -> None:
     kind, path = wheel
-    name, version, tag = re.fullmatch(r"(\w+)-([\w.]+)-(.*)\.whl", path.name).groups()  # type: ignore[union-attr]
+    name, version, tag = re.fullmatch(r"(\w+)-([\w.]+)-(.*)\.whl", path.name).groups()
     (library,) = [x for x in packaging.tags.platform_tags() if re.match("linux|macos|win", x)][:1]
     assert tag == {"pure": "py3-none-any", "native": f"py3-none-{library}"}[kind]
     with zipfile.ZipFile(path) as archive:
