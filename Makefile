@@ -7,9 +7,10 @@ LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
 FUZZ := $(VENV)/.fuzz
 
+VERSION := src/optim4rl/__init__.py
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
-.PHONY: demo test test-slow test-pages faults bench lint audit docs clean
+.PHONY: demo test test-slow test-install test-pages faults bench lint audit docs clean
 
 demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
@@ -22,6 +23,10 @@ test: $(DEV)
 
 test-slow: $(FUZZ)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# What is published: built and installed, with a C++ compiler and without.
+test-install: $(DEV)
+	$(BIN)/python -m pytest -m slow tests/packaging
 
 # What README and pages say, run as printed; the notebook; pages in Chromium.
 test-pages: $(DEV)
@@ -42,6 +47,8 @@ lint: $(DEV)
 	$(BIN)/ruff check src tests bench docs examples hatch_build.py
 	$(BIN)/ruff format --check src tests bench docs examples hatch_build.py
 	$(BIN)/mypy
+	$(BIN)/mypy tests/faults/conftest.py
+	$(BIN)/mypy tests/optimizers/conftest.py
 
 # Packages that agree with each other, and no known vulnerability in a pinned one. The audit trusts
 # the certificates that pip was told to trust.
@@ -58,7 +65,7 @@ docs: $(DEV)
 $(LAB): EXTRAS := lab
 $(DEV): EXTRAS := lab,dev,docs,trackers
 $(FUZZ): EXTRAS := lab,dev,docs,trackers,fuzz
-$(LAB) $(DEV) $(FUZZ): pyproject.toml constraints.txt hatch_build.py $(NATIVE)
+$(LAB) $(DEV) $(FUZZ): pyproject.toml constraints.txt hatch_build.py $(VERSION) $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optim4rl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'

@@ -139,8 +139,9 @@ def growth(path: Path) -> Growth:
     rows = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines()]
     warm = [row for row in rows if row[0] >= WARM_UP * rows[-1][0]]
     half = len(warm) // 2
+    early, late = warm[:half], warm[half:]
     resident, buffers = (
-        tuple(statistics.median(row[index] for row in rows) for rows in (warm[:half], warm[half:]))
+        (statistics.median(x[index] for x in early), statistics.median(x[index] for x in late))
         for index in (1, 2)
     )
     first, last = int(warm[0][3]), int(warm[-1][3])

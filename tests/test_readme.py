@@ -110,7 +110,8 @@ def test_blocks_and_commands_are_found():
 
 
 def test_a_program_that_fails_is_found(tmp_path):
-    assert run_program(*blocks(SAMPLE, "python"), tmp_path).returncode == 3
+    (program,) = blocks(SAMPLE, "python")
+    assert run_program(program, tmp_path).returncode == 3
 
 
 @pytest.mark.parametrize("words", [["burn"], ["list", "task"], ["train", "--outt", "x"]])

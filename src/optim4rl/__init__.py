@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         shipped_names as shipped_names,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _NAMES = (
     "LearnedOptimizer",

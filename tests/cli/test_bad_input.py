@@ -243,7 +243,7 @@ def outcome(words):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main(words)
-            code = 0
+            code: int | str = 0
         except Started:
             code = "started"
         except SystemExit as exit:

@@ -20,8 +20,9 @@ from optim4rl.study.identity import IdentityResult, IdentityRow
 def row(schedule, curve):
     numbers = {"online": 0.5, "online_nonzero": 0.4, "frozen": 0.3, "frozen_nonzero": 0.2}
     ends = {name: (x, x) for name, x in numbers.items()}
+    by_size = {-3: 0.1}
     return IdentityRow(
-        "raw", "linear", schedule, 3e-3, *numbers.values(), {-3: 0.1}, np.array(curve), 2, ends
+        "raw", "linear", schedule, 3e-3, 0.5, 0.4, 0.3, 0.2, by_size, np.array(curve), 2, ends
     )
 
 

@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,8 +47,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers, body))
-        replies = self.server.replies
+        server: Any = self.server
+        server.requests.append((self.path, self.headers, body))
+        replies = server.replies
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
         reply(self)
 

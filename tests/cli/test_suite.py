@@ -74,7 +74,7 @@ def toy_run(piece):
 class ToyPool:
     """Runs toys, here and now; remembers what it ran and can be stopped."""
 
-    ran = ()
+    ran: tuple[object, ...] = ()
     stop_after = 10**9
     run_piece = staticmethod(toy_run)
 

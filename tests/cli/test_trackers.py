@@ -38,14 +38,14 @@ def read_events(folder):
 
 def read_wandb(folder):
     """What W&B's file holds: after a header records of a checksum, a length, a type and data."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.glob("offline-run-*/run-*.wandb")
     data, records = path.read_bytes()[7:], []
     while data:
         length, whole = struct.unpack("<HB", data[4:7])
         assert whole == 1  # Only in files larger than this test's are records in pieces.
-        records.append(Record.FromString(data[7 : 7 + length]))
+        records.append(vars(wandb_internal_pb2)["Record"].FromString(data[7 : 7 + length]))
         data = data[7 + length :]
     return records
 

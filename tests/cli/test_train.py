@@ -10,7 +10,9 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
@@ -154,7 +156,7 @@ def test_a_signal_stops_after_the_chunk_and_the_command_goes_on(
     number, code, whole, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "a run"
-    real = train.save_checkpoint
+    real = vars(train)["save_checkpoint"]
 
     def save_checkpoint(*arguments, **options):
         real(*arguments, **options)
@@ -345,6 +347,7 @@ def test_less_memory_means_smaller_chunks(tmp_path, capsys):
 
 def test_the_paper_catch_preset_takes_half_a_million_steps():
     options = TrainOptions(Path("unused"), **PRESETS["paper/catch"])
+    task: Any
     _, (task,) = build(options)
     meta = options.meta
     rollouts = meta.iterations * meta.agents * (meta.inner_updates + 1)
@@ -360,7 +363,7 @@ def test_a_task_that_comes_twice_has_a_column_for_each(tmp_path):
     labels = task_labels(("catch", "small_dense_long", "catch", "catch"))
     assert labels == ("catch", "small_dense_long", "catch (2)", "catch (3)")
     progress = Progress(
-        np.ones(1), tuple(Stats(np.full(1, x), np.ones(1)) for x in range(4)), np.ones((1, 4))
+        jnp.ones(1), tuple(Stats(jnp.full(1, x), jnp.ones(1)) for x in range(4)), jnp.ones((1, 4))
     )
     ProgressLog(tmp_path / "progress.csv", labels).append(0, progress)
     (row,) = csv.DictReader((tmp_path / "progress.csv").read_text().splitlines())
@@ -378,6 +381,7 @@ def test_a_task_has_settings_of_its_own():
         populations=(64, 8),
         reward_scale=(1.0, 10.0),
     )
+    tasks: Any
     _, tasks = build(options)
     own = [x.settings(options.meta) for x in tasks]
     assert [(x.inner_updates, x.estimator, x.agents) for x in own] == [
@@ -410,10 +414,11 @@ def test_a_task_takes_the_learner_that_is_asked_for():
     """One of its own kind keeps its settings; the weight of values is that of all."""
     tasks = ("catch", "big_dense_long", "gymnax:Reacher-misc")
     options = TrainOptions(Path("unused"), tasks=tasks, learners=("ppo", "a2c", "ppo"))
-    usual = [default_config(name).learner for name in tasks]
+    usual: list[Any] = [default_config(name).learner for name in tasks]
     assert usual[2] != PPOConfig()
 
     def learners(**changed):
+        built: Any
         _, built = build(dataclasses.replace(options, **changed))
         return [x.task.config.learner for x in built]
 
@@ -433,6 +438,7 @@ def test_a_task_sees_observations_as_it_is_asked_for():
     options = TrainOptions(Path("unused"), tasks=tasks)
 
     def configs(*observations):
+        built: Any
         _, built = build(dataclasses.replace(options, observations=observations))
         return [x.task.config for x in built]
 
@@ -464,16 +470,23 @@ def test_a_window_of_no_update_is_refused():
         build(TrainOptions(Path("unused"), windows=(0,)))
 
 
+def config_of(options):
+    """The settings of the only task."""
+    task: Any
+    _, (task,) = build(options)
+    return task.task.config
+
+
 def test_the_papers_own_network_is_width_zero():
     wide = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(0,))
     narrow = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(16,))
-    configs = [build(options)[1][0].task.config for options in (wide, narrow)]
+    configs = [config_of(options) for options in (wide, narrow)]
     assert [(c.torso, c.width) for c in configs] == [("conv", 32), ("dense", 16)]
 
 
 def test_agents_may_come_in_several_widths():
     options = TrainOptions(Path("unused"), tasks=("small_dense_long",), width=(8, 16))
-    assert build(options)[1][0].task.config.width == (8, 16)
+    assert config_of(options).width == (8, 16)
     with pytest.raises(ValueError, match=r"^width = \(\): at least one"):
         build(TrainOptions(Path("unused"), width=()))
 

@@ -37,7 +37,7 @@ def test_the_best_mean_wins_and_divergence_loses(
     assert tuning.at_edge == at_edge
     assert tuning.rates == RATES
     expected = [-np.inf if np.isnan(areas).any() else np.mean(areas) for areas in candidates]
-    np.testing.assert_allclose(tuning.scores, expected)
+    np.testing.assert_allclose(np.array(tuning.scores), np.array(expected))
 
 
 def test_a_single_rate_has_no_edge() -> None:

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fault_runs import PLAN
@@ -109,7 +110,7 @@ def values(tree):
             return values(dataclasses.asdict(leaf))
         if not hasattr(leaf, "dtype"):
             return leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         return np.asarray(leaf).tobytes()
 
@@ -210,12 +211,14 @@ KINDS = {
     "cell of a study": cell,
     "piece of a suite": piece,
     "progress.csv": log,
-    "study.json": lambda *x: study(*x, "study.json"),
-    "plan.md of a study": lambda *x: study(*x, "plan.md"),
-    "runs.parquet of a finished run": lambda *x: finished(*x, "runs.parquet"),
-    "settings.json of a finished run": lambda *x: finished(*x, "settings.json"),
-    "progress.csv of a finished run": lambda *x: finished_training(*x, "progress.csv"),
-    "SHA256SUMS": lambda *x: study(*x, MANIFEST),
+    "study.json": lambda folder, seed: study(folder, seed, "study.json"),
+    "plan.md of a study": lambda folder, seed: study(folder, seed, "plan.md"),
+    "runs.parquet of a finished run": lambda folder, seed: finished(folder, seed, "runs.parquet"),
+    "settings.json of a finished run": lambda folder, seed: finished(folder, seed, "settings.json"),
+    "progress.csv of a finished run": lambda folder, seed: finished_training(
+        folder, seed, "progress.csv"
+    ),
+    "SHA256SUMS": lambda folder, seed: study(folder, seed, MANIFEST),
 }
 
 

@@ -48,7 +48,8 @@ def kill_and_go_on(row, start, words, out, same, *, kills, most, everyone=True):
                 command.kill(everyone=everyone)
                 killed += 1
                 command = commands.enter_context(start(words))
-            judge_result(row, *command.finish(), same, killed)
+            code, err = command.finish()
+            judge_result(row, code, err, same, killed)
         shutil.rmtree(out)
     row.check(kills)
 
@@ -86,5 +87,6 @@ def test_a_killed_worker_is_named_and_the_same_command_goes_on(
         assert code == 1, err
         assert "its worker died with exit code -9" in err
         assert "Traceback" not in err
-    judge_result(row, *run(words), partial(same_study, out, studied), WORKER_KILLS)
+    code, err = run(words)
+    judge_result(row, code, err, partial(same_study, out, studied), WORKER_KILLS)
     row.check(WORKER_KILLS)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +151,7 @@ def test_a_meta_gradient_that_breaks_is_named(tally, monkeypatch):
 
     @dataclass(frozen=True)
     class Breaking:
-        estimator: object
+        estimator: Any
 
         def init(self, *arguments):
             return self.estimator.init(*arguments)

@@ -48,9 +48,11 @@ def fill_and_go_on(row, run, words, whole, same, disk, shares):
     out = disk / "out"
     for share in shares:
         with small_disk(disk, max(4, int(share * size(whole)))):
-            judge_error(row, *run([*words, "--out", out]), 1, ["No space left on device"])
+            code, err = run([*words, "--out", out])
+            judge_error(row, code, err, 1, ["No space left on device"])
             remount(disk, "size=64m")
-            judge_result(row, *run([*words, "--out", out]), partial(same, out, whole))
+            code, err = run([*words, "--out", out])
+            judge_result(row, code, err, partial(same, out, whole))
     row.check(2 * len(shares))
 
 
@@ -82,7 +84,8 @@ def test_a_read_only_folder_is_named(tally, run, ablate, studied, trained, tmp_p
             [*ablate, "--out", disk / "study"],
             ["report", disk / "study"],
         ):
-            judge_error(row, *run(words), 2, [str(disk), "Read-only file system"])
+            code, err = run(words)
+            judge_error(row, code, err, 2, [str(disk), "Read-only file system"])
     row.check(6)
 
 
@@ -97,7 +100,9 @@ def test_two_commands_do_not_share_a_folder(tally, start, run, ablate, studied, 
             os.kill(first.process.pid, signal.SIGSTOP)  # Not done before the others have come.
             for second in (train, ablate):
                 said = [f"process {first.process.pid} on ", "is at work there"]
-                judge_error(row, *run([*second, "--out", out]), 2, said)
+                code, err = run([*second, "--out", out])
+                judge_error(row, code, err, 2, said)
             os.kill(first.process.pid, signal.SIGCONT)
-            judge_result(row, *first.finish(), partial(same, out, whole))
+            code, err = first.finish()
+            judge_result(row, code, err, partial(same, out, whole))
     row.check(6)

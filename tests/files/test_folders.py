@@ -1,6 +1,7 @@
 """Output folders: one process at a time, and no lock outlives its process."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_a_second_process_is_told_who_is_there(holder, tmp_path):
 
 def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
     """The lock is taken on a file that its holder removes at that moment: another is made."""
-    real, tries = folders.fcntl.flock, []
+    real, tries = fcntl.flock, []
 
     def flock(handle, how):
         real(handle, how)
@@ -60,7 +61,7 @@ def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
             (tmp_path / LOCK).unlink()
         tries.append(handle)
 
-    monkeypatch.setattr(folders.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path):
         assert len(tries) == 2
         assert (tmp_path / LOCK).is_file()
@@ -80,7 +81,7 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys):
     def refuse(handle, how):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(folders.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path):
         pass
     assert "no locks here" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from optim4rl.files.sealed import DamagedFileError, check_seal, read_sealed, wri
 
 ARRAYS = {
     "b/flags": np.array([True, False, True]),
-    "a/returns": np.float32([[1.5, np.nan], [-0.0, np.inf]]),
+    "a/returns": np.array([[1.5, np.nan], [-0.0, np.inf]], np.float32),
     "c/none": np.zeros((0, 3), np.int64),
     "d/transposed": np.arange(6, dtype=np.int32).reshape(2, 3).T,
 }
@@ -108,7 +108,7 @@ def test_it_is_kept_where_there_are_no_hard_links(tmp_path, monkeypatch):
     def refuse(*paths):
         raise PermissionError
 
-    monkeypatch.setattr(files.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     test_the_file_before_may_be_kept(tmp_path)
 
 
@@ -140,8 +140,8 @@ def test_the_name_is_on_disk_after_the_contents(tmp_path, monkeypatch):
         steps.append("replace")
         real_replace(source, target)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    monkeypatch.setattr(files.os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     write_atomically(tmp_path / "file", b"data")
     assert steps[0].startswith(".file.")
     assert steps[0].endswith(UNFINISHED)

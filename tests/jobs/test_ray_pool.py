@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -106,7 +107,7 @@ class Machines:
         port, client = free_ports(2)
         self.address, self.client_address = f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}"
         command = [sys.executable, "-c", MACHINES, str(port), str(client)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(command, text=True, process_group=0, **pipes)
         self._wait()
 

@@ -44,7 +44,7 @@ def test_with_scale_one_everything_is_identical():
 
     @partial(quick_jit, static_argnums=0)
     def life(wrapped):
-        this = Augmented(task, Augmentation()) if wrapped else task
+        this: Any = Augmented(task, Augmentation()) if wrapped else task
         params, actor = this.init_params(KEYS[0]), this.init_actor(KEYS[0])
         batch, after, stats = this.rollout(params, actor, KEYS[1])
         return params, actor, batch, after, stats, this.gradient(params, batch, None)

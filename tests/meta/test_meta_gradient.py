@@ -64,14 +64,18 @@ class DifferentiableCatch:
     def rollout_loss(self, params, actor, key):
         """The A2C loss; the rollout's data are constants."""
         a2c = self.task.config.learner
+        assert isinstance(a2c, A2CConfig)
         _, data, _ = jax.lax.stop_gradient(self.task.transitions(params, actor, key))
         target = lambda_returns(
             data.reward, data.terminated, data.truncated, data.next_value, a2c.gamma, a2c.lam
         )
         logits, value = jax.vmap(jax.vmap(params))(data.observation)
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action))
+        outputs, values, actions = (
+            x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action)
+        )
         unused = jnp.zeros((1, target.size), jnp.float32)
-        return a2c_loss(self.task.distribution, a2c, *flat, unused, target.reshape(-1))
+        returns = target.reshape(-1)
+        return a2c_loss(self.task.distribution, a2c, outputs, values, actions, unused, returns)
 
 
 TASKS = {"quadratic": Quadratic(), "catch": DifferentiableCatch()}

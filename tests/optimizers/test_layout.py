@@ -1,7 +1,7 @@
 """What a parameter is for, told from its name and its shape in the trees that people have."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from optim4rl.optimizers import infer_layout
-from optim4rl.optimizers.layout import Tensor, layout_of
-from optim4rl.optimizers.tensors import is_centred, layer_scale
+from optim4rl.optimizers.layout import Tensor
+from optim4rl.optimizers.tensors import Kind, is_centred, layer_scale, layout_of
 
 
 def flax(*layers):
@@ -38,7 +38,7 @@ class Module:
 
 HIDDEN = [f"hidden_{i}" for i in range(12)]
 SQUARE = jnp.ones((2, 2))
-W, B, P, V = "weight", "bias", "policy_head", "value_head"
+W, B, P, V = get_args(Kind)
 TREES = {
     "bare leaf": (jnp.ones(2), [B]),
     "scalar": (1.0, [B]),

@@ -18,14 +18,13 @@ from optim4rl.optimizers import KINDS, LEARNED, RuleState, init_state
 from optim4rl.optimizers.kernels import native, xla
 from optim4rl.optimizers.kernels.native import KERNEL
 from optim4rl.optimizers.layout import Tensor
+from optim4rl.optimizers.structures import Adaptive
 
 RUN = ("optim4rl", "optim4rl-rlc", "anchored", "generalist", "mirrored")
 PRESETS = {name: LEARNED[name] for name in RUN}
 A, B, ANCHORED, GENERALIST, MIRRORED = PRESETS.values()
 VARIATIONS = {
-    "unsigned": dataclasses.replace(
-        A, structure=dataclasses.replace(A.structure, signed=False), clip=None
-    ),
+    "unsigned": dataclasses.replace(A, structure=Adaptive(signed=False), clip=None),
     "linear head": dataclasses.replace(A, head_sizes=(), zero_head=True, step_scale=0.3),
     "anchored, deep": dataclasses.replace(ANCHORED, head_sizes=(16, 16), clip=None),
     "mirrored, of raw gradients": dataclasses.replace(MIRRORED, processing=B.processing),
@@ -345,4 +344,4 @@ def test_a_library_that_is_not_there_or_broken_is_refused(tmp_path, monkeypatch)
     broken.write_bytes(b"not a library")
     replace_library(monkeypatch, broken)
     assert KERNEL.refusal(A).startswith("broken.so cannot be used here, reinstall: ")
-    assert "\n" not in KERNEL.refusal(A)
+    assert "\n" not in str(KERNEL.refusal(A))

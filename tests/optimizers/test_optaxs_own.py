@@ -15,6 +15,7 @@ import subprocess
 import sys
 import types
 import unittest
+from typing import Any
 
 import pytest
 
@@ -84,9 +85,10 @@ def main(module):
 def _register():
     """Our optimizers by name, as functions of a learning rate in `optax._src.alias`."""
     from optax._src import alias, base
-    from test_transform import LEARNED, NAMES, learned
+    from test_transform import NAMES, learned
 
     from optim4rl import load
+    from optim4rl.optimizers import LEARNED
 
     def ours(name):
         def make(learning_rate: base.ScalarOrSchedule, step_scale: base.ScalarOrSchedule = 1.0):
@@ -111,14 +113,16 @@ def _import_with(module, names):
     unwrapped = [{**row, "wrapper_name": None, "wrapper_kwargs": None} for row in listed]
     product, named_parameters = parameterized.product, parameterized.named_parameters
 
-    def our_product(*tables, **grid):
+    def our_product(*given, **grid):
+        tables = list(given)
         if tables and "opt_name" in tables[0][0]:
             tables = [unwrapped if "wrapper_name" in tables[0][0] else listed]
             if "dtype" in grid:
                 grid["dtype"] = [x for x in grid["dtype"] if "complex" not in str(x)]
         return product(*tables, **grid)
 
-    def our_named_parameters(*rows):
+    def our_named_parameters(*given):
+        rows: list[Any] = list(given)
         if "float64" in module:
             rows = [(name, getattr(alias, name), {"learning_rate": 1e-3}) for name in names]
         elif len(rows) == 1:  # the table of finished optimizers
@@ -128,7 +132,7 @@ def _import_with(module, names):
     # Their tests of L-BFGS, which are not run, compare it with scikit-learn's models.
     for name in ("sklearn", "sklearn.datasets", "sklearn.linear_model"):
         sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["sklearn"].datasets = sys.modules["sklearn"].linear_model = None
+    vars(sys.modules["sklearn"]).update(datasets=None, linear_model=None)
     parameterized.product = our_product
     parameterized.named_parameters = our_named_parameters
     return importlib.import_module(module)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,8 @@ def random_weights(spec, seed=0):
     weights = init_meta_parameters(spec, jax.random.key(seed))
     leaves, treedef = jax.tree.flatten(weights)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return treedef.unflatten(
-        [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, moved)
 
 
 def weight_rows(spec, shape):
@@ -420,7 +420,7 @@ def test_a_rule_is_coordinate_wise(name):
     gradients = jax.random.normal(jax.random.key(3), (3, 12))
     whole, _ = run(spec, weights, gradients)
     order = jax.random.permutation(jax.random.key(4), 12)
-    tolerance = {"rtol": 1e-4, "atol": 1e-6}
+    tolerance: Any = {"rtol": 1e-4, "atol": 1e-6}
     np.testing.assert_allclose(
         run(spec, weights, gradients[:, order])[0], whole[:, order], **tolerance
     )

@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 from functools import partial
+from importlib import resources
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,6 @@ from optim4rl.optimizers import (
     load_weights,
     save_weights,
     untrained,
-    weight_files,
 )
 from optim4rl.optimizers.structures import L2L
 
@@ -389,7 +389,7 @@ def test_a_step_scale_must_be_positive(tiny):
 
 
 def test_shipped_weights_are_found_by_name(contents, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
     assert optim4rl.shipped_names() == ()
     for name in ("small", "large"):
         save_weights(tmp_path / "zoo" / f"{name}.safetensors", tiny)

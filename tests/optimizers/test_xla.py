@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,19 @@ from optim4rl.optimizers import LEARNED, RuleState, init_state, step
 from optim4rl.optimizers.inputs import tensor_rows
 from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step, unroll
 from optim4rl.optimizers.layout import Tensor, pieces
+from optim4rl.optimizers.tensors import Kind
 
 PLAIN_FILE = Path(__file__).parents[2] / "bench" / "plain.py"
 
 
 def layout_of(n):
     """Coordinates of three kinds, as many as there are, and an empty tensor."""
-    sizes = {"weight": n // 2, "bias": 0, "policy_head": n - n // 2 - n // 3, "value_head": n // 3}
+    sizes: dict[Kind, int] = {
+        "weight": n // 2,
+        "bias": 0,
+        "policy_head": n - n // 2 - n // 3,
+        "value_head": n // 3,
+    }
     return tuple(Tensor((size,), kind, 0.5) for kind, size in sizes.items())
 
 
@@ -27,15 +34,15 @@ def step_by_tensor(spec, weights, gradient, state):
     """The rule's own step, one tensor after the other."""
     results, extras = [], extras_of(spec, gradient.shape)
     for tensor, where in pieces(layout_of(gradient.size), gradient.size):
-        part = RuleState(
-            *jax.tree.map(lambda x, where=where: x[..., where], state[:2]), age=state.age
-        )
+        carries, moments = jax.tree.map(lambda x, where=where: x[..., where], state[:2])
+        part = RuleState(carries, moments, state.age)
         rows = tensor_rows(spec.inputs, tensor)
         told = jax.tree.map(lambda x, where=where: x[where], extras)
         direction, after = step(spec, weights, gradient[where], part, rows, told)
         results.append((direction, after[:2]))
-    direction, moving = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *results)
-    return direction, RuleState(*moving, age=state.age + 1)
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *results)
+    direction, (carries, moments) = whole
+    return direction, RuleState(carries, moments, state.age + 1)
 
 
 def unroll_by_tensor(spec, weights, gradients, state):
@@ -136,7 +143,7 @@ def test_replay_memory_does_not_grow_with_the_parameters():
 
 @pytest.mark.parametrize("name", ["optim4rl", "optim4rl-rlc"])
 def test_the_baseline_of_the_benchmark_is_the_same_rule(name):
-    module = importlib.util.spec_from_file_location("plain", PLAIN_FILE)
+    module: Any = importlib.util.spec_from_file_location("plain", PLAIN_FILE)
     plain = importlib.util.module_from_spec(module)
     module.loader.exec_module(plain)
     spec, n = LEARNED[name], 11

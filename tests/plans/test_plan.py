@@ -404,7 +404,7 @@ _words = st.lists(st.text("abcéα-", min_size=1, max_size=5), min_size=1, max_s
     lambda words: " ".join("q" + word.strip("-") for word in words)
 )
 _names = st.lists(_words, max_size=3).map(tuple)
-_actions = st.sampled_from(["ADD", "REMOVE", "REPLACE", None])
+_actions: st.SearchStrategy[Action | None] = st.sampled_from(["ADD", "REMOVE", "REPLACE", None])
 _ablations = st.tuples(_words, _words, _actions, _names, _names)
 _reasonings = st.lists(_words, min_size=1, max_size=3).map("\n\n".join)
 _plans = st.tuples(_words, _reasonings, st.lists(_ablations, min_size=1, max_size=3))

@@ -120,7 +120,7 @@ def test_the_code_hash_reads_every_module_that_computes(monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "read_bytes", recording)
     code_hash.__wrapped__()
-    package = pathlib.Path(sys.modules["optim4rl"].__file__).parent
+    package = pathlib.Path(str(sys.modules["optim4rl"].__file__)).parent
     computing = [package / floor for floor in ("cpp", "optimizers", "tasks", "meta", "evaluation")]
     suffixes = (".py", ".cc", ".h")
     files = [path for folder in computing for path in folder.rglob("*")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +257,8 @@ def test_a_diverged_run_is_not_a_number_and_never_preferred(monkeypatch, fabrica
 def test_rates_are_constant_or_annealed_to_zero():
     constant, annealed = identity._rates(CONFIG, windows=50)
     np.testing.assert_array_equal(
-        constant, np.float32([1e-2, 3e-3])[:, None, None] * np.ones((1, 20, 50), np.float32)
+        constant,
+        np.array([1e-2, 3e-3], np.float32)[:, None, None] * np.ones((1, 20, 50), np.float32),
     )
     flat = annealed.reshape(2, -1)
     np.testing.assert_allclose(flat[:, 0], [1e-2, 3e-3])
@@ -302,11 +304,11 @@ def test_recording_equals_a_loop_by_hand():
 
 
 def test_another_seed_is_recorded_by_the_same_program():
-    task, programs = NoisyQuadratic(), []
+    task, programs, record = NoisyQuadratic(), [], cast(Any, identity._record)
     for seed in range(2):
         optimizer = identity._rmsprop(1e-1)
         record_gradients(task, optimizer, 7, jax.random.key(seed), every=3)
-        programs.append(identity._record._cache_size())
+        programs.append(record._cache_size())
     assert programs[0] == programs[1]
 
 

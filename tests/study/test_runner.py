@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -255,13 +256,15 @@ def test_the_table_has_every_run(finished):
     for row in results.rows:
         for meta_seed, curves in enumerate(row.curves):
             runs = evaluation.filter(optimizer=row.key, meta_seed=meta_seed).sort("run")
-            np.testing.assert_array_equal(np.stack(runs["returns"]), curves.returns)
+            np.testing.assert_array_equal(np.stack(runs["returns"].to_list()), curves.returns)
             np.testing.assert_array_equal(runs["env_steps"][0], curves.env_steps)
             np.testing.assert_array_equal(runs["final_return"], final_return(curves))
             np.testing.assert_array_equal(runs["auc"], area_under_curve(curves))
             np.testing.assert_array_equal(runs["diverged_at"], curves.diverged_at)
         stress = table.filter(optimizer=row.key, purpose="stress", step_scale=2.0).sort("run")
-        np.testing.assert_array_equal(np.stack(stress["returns"]), row.stress[2.0].returns)
+        np.testing.assert_array_equal(
+            np.stack(stress["returns"].to_list()), row.stress[2.0].returns
+        )
 
 
 def test_the_folder_alone_gives_the_results_again(finished):
@@ -274,7 +277,7 @@ def test_the_folder_alone_gives_the_results_again(finished):
 
 
 def test_a_finished_study_is_not_run_again(folder, monkeypatch):
-    monkeypatch.setattr(pool.subprocess, "Popen", None)  # Starting a worker would fail.
+    monkeypatch.setattr(subprocess, "Popen", None)  # Starting a worker would fail.
     before = {path: path.read_bytes() for path in folder.glob("cells/*")}
     table = (folder / "runs.parquet").read_bytes()
     (folder / "runs.parquet").unlink()

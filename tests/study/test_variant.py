@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from typing import get_args
+from collections.abc import Iterable
+from typing import Any, get_args
 
 import jax
 import pytest
@@ -72,7 +73,7 @@ def test_the_value_it_has_is_refused(field):
 
 
 def test_the_registry_of_a_plan_knows_every_field_and_every_value():
-    possible = {
+    possible: dict[str, Iterable[str]] = {
         "structure": STRUCTURES,
         "processing": PROCESSINGS,
         "cell": CELL_KINDS,
@@ -126,12 +127,14 @@ def test_one_environment_per_agent_leaves_the_number_of_environments():
     assert (before.agents, before.envs_per_agent) == (8, 64)
     assert (after.agents, after.envs_per_agent) == (512, 1)
     assert meta_config(cell).agents == 512
+    task: Any
     (task,) = training_tasks(cell.environment, after)
     assert task.task.config.num_envs == 1
 
 
 def test_full_width_is_that_of_the_agents_in_evaluation():
     cell = with_choice("width", "full")
+    task: Any
     (task,) = training_tasks(cell.environment, training_of(cell))
     assert task.task.config.width == cell.evaluation.width == 64
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,7 @@ def test_loss_and_gradient_are_the_softmax_formulae() -> None:
 def test_config_errors_name_field_and_value(field: str, value: float) -> None:
     """And the range that would be right."""
     with pytest.raises(ValueError, match=rf"^{field} = {value!r}: "):
-        A2CConfig(**{field: value})
+        A2CConfig(**cast(Any, {field: value}))
 
 
 class ProbeState(NamedTuple):

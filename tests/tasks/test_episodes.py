@@ -229,7 +229,8 @@ def test_sparse_steps_are_gymnax_s(name: str, params: dict[str, int]) -> None:
 def test_truncations_are_as_far_apart_as_promised(name: str, params: dict[str, int]) -> None:
     """Within so many steps there is at most one, and sometimes there is one; None is never."""
     vector = sparse_vector(name, **params)
-    _, _, results = play(vector, steps=130, actions=vector.environment.num_actions)
+    environment: Any = vector.environment
+    _, _, results = play(vector, steps=130, actions=environment.num_actions)
     spacing = vector.steps_between_truncations
     if spacing is None:
         assert not np.asarray(results.truncated).any()

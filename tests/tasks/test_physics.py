@@ -167,6 +167,7 @@ def test_ppo_solves_the_double_pendulum() -> None:
 def test_playground_is_learned_from() -> None:
     """A rollout and all its updates: finite numbers, rewards within [0, 1]."""
     config = default_config("playground:CartpoleBalance")
+    assert isinstance(config.learner, PPOConfig)
     learner = dataclasses.replace(config.learner, rollout=3, epochs=2, minibatches=2)
     task = make_task(dataclasses.replace(config, num_envs=4, learner=learner))
 

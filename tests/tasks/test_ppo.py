@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +203,7 @@ def test_the_gradient_is_that_of_the_loss(played: Any) -> None:
 def test_config_errors_name_field_and_value(field: str, value: float, right: str) -> None:
     """And the range that would be right."""
     with pytest.raises(ValueError, match=rf"^{field} = {value!r}: {right} is needed"):
-        PPOConfig(**{field: value})
+        PPOConfig(**cast(Any, {field: value}))
 
 
 def test_minibatches_must_divide_the_samples() -> None:
@@ -223,7 +223,7 @@ class Push(Probe):
         return Box(-2.0, 6.0, (1,))
 
 
-LEARNERS = {
+LEARNERS: dict[str, A2CConfig | PPOConfig] = {
     "a2c": A2CConfig(rollout=8, gamma=0.5, entropy_weight=0.01),
     "ppo": PPOConfig(rollout=8, epochs=2, minibatches=2, gamma=0.5, entropy_weight=0.01),
 }

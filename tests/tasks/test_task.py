@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ from optim4rl.tasks import (
     task_from_environment,
 )
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
+from optim4rl.tasks.distributions import TanhNormal
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.normalisation import normalise
 from optim4rl.tasks.task import Task
@@ -105,6 +106,7 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
     """
     params, (gradient, actor, stats), (actor_again, data, stats_again) = played
     config = task.config.learner
+    assert isinstance(config, A2CConfig)
 
     @quick_jit
     def expected(params: Any) -> Any:
@@ -114,9 +116,12 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
 
         def loss(params: Any) -> Any:
             logits, value = jax.vmap(jax.vmap(params))(data.observation)
-            flat = (x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action))
+            outputs, values, actions = (
+                x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action)
+            )
             unused = jnp.zeros((1, target.size), jnp.float32)
-            return a2c_loss(task.distribution, config, *flat, unused, target.reshape(-1))
+            returns = target.reshape(-1)
+            return a2c_loss(task.distribution, config, outputs, values, actions, unused, returns)
 
         return jax.grad(loss)(params)
 
@@ -288,6 +293,7 @@ def test_bounds_of_actions_may_be_arrays_made_on_the_spot() -> None:
     task = make_task(TaskConfig("gymnax:Reacher-misc", 2, "dense", 8))
     params = jax.jit(task.init_params)(jax.random.key(0))
     assert task.distribution.outputs == params.policy.bias.size
+    assert isinstance(task.distribution, TanhNormal)
     assert (task.distribution.low, task.distribution.high) == ((-1.0, -1.0), (1.0, 1.0))
 
 
@@ -389,14 +395,14 @@ def test_bad_widths_are_named(width: Any) -> None:
 def test_bad_layers_are_named(field: str) -> None:
     """A tuple of whole numbers; an empty one is a linear map."""
     with pytest.raises(ValueError, match=rf"^{field} = \(4, 0\): several, each a whole number of"):
-        TaskConfig(**{field: (4, 0)})
+        TaskConfig(**cast(Any, {field: (4, 0)}))
 
 
 @pytest.mark.parametrize("field", ["num_envs", "width"])
 def test_config_errors_name_field_and_value(field: str) -> None:
     """Sizes are whole numbers of at least 1."""
     with pytest.raises(ValueError, match=rf"^{field} = 0: a whole number of at least 1"):
-        TaskConfig(**{field: 0})
+        TaskConfig(**cast(Any, {field: 0}))
 
 
 def test_an_unknown_environment_is_refused() -> None:

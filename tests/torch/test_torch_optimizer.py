@@ -3,6 +3,7 @@
 import copy
 import io
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -395,11 +396,13 @@ def test_empty_tensors_change_nothing(name, files):
 
 def test_what_cannot_be_done_is_refused():
     p = torch.nn.Parameter(torch.zeros(3, 2))
-    p.grad = torch.sparse_coo_tensor([[0], [1]], [1.0], (3, 2), check_invariants=True)
+    where, entry = torch.tensor([[0], [1]]), torch.tensor([1.0])
+    p.grad = torch.sparse_coo_tensor(where, entry, (3, 2), check_invariants=True)
     with pytest.raises(RuntimeError, match="sparse gradients"):
         Optim4RL([p], ANCHORED).step()
     with pytest.raises(ValueError, match=r"parameter fc: torch\.complex64"):
-        Optim4RL([("fc", torch.zeros(2, dtype=torch.complex64, requires_grad=True))])
+        Optim4RL([("fc", torch.zeros(2, dtype=torch.complex64))])
+    options: Any
     for options in ({"lr": -1.0}, {"lr": float("nan")}, {"step_scale": float("inf")}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Optim4RL([torch.zeros(2)], ANCHORED, **options)
