@@ -231,19 +231,124 @@ def test_plan_section_before_the_reasoning() -> None:
     ("stated", "action"),
     [
         ("REPLACE", "REPLACE"),
-        ("replace (remove the division, add momentum)", "REPLACE"),
         ("Removal of the part", "REMOVE"),
         ("We add it", "ADD"),
         ("`Remove`.", "REMOVE"),
-        ("ADD/REMOVE", None),
-        ("either add it or remove it", None),
-        ("tune", None),
+        ("Remove the GRU", "REMOVE"),
         ("", None),
+        ("n/a", None),
     ],
 )
 def test_actions(stated: str, action: str | None) -> None:
-    (ablation,) = parse_plan(f"- Ablated Part: x\n- Action: {stated}\n").ablations
+    (ablation,) = parse_plan(f"- Ablated Part: GRU\n- Action: {stated}\n").ablations
     assert ablation.action == action
+
+
+@pytest.mark.parametrize(
+    ("stated", "action"),
+    [
+        ("replace (remove the division, add momentum)", "REPLACE"),
+        ("ADD/REMOVE", None),
+        ("either add it or remove it", None),
+        ("tune", None),
+        ("REPLACE with no cell", "REPLACE"),
+        ("REMOVE; instead of it no cell", "REMOVE"),
+        ("REMOVE; Put in: no cell", "REMOVE"),
+    ],
+)
+def test_actions_that_say_more_need_a_replacement_beside_them(
+    stated: str, action: str | None
+) -> None:
+    text = f"- Ablated Part: x\n- Action: {stated}\n"
+    with pytest.raises(PlanError, match="expected the action") as error:
+        parse_plan(text)
+    assert stated in str(error.value)
+    (ablation,) = parse_plan(f"{text}- Replacement: y\n").ablations
+    assert (ablation.action, ablation.replacements) == (action, ("y",))
+
+
+# --- Whatever a label claims is read or refused --------------------------------------------------
+
+ONE_LINE = ("GRU cell", "REPLACE", "no cell", "return")
+LABELS_OF_ONE_LINE = (
+    ("Ablated Part", "Action", "Replacement", "Metrics"),
+    ("Component", "Type", "Alternative", "Measures"),
+    ("ablated_part", "action", "replacement", "metrics"),
+)
+
+
+@pytest.mark.parametrize("labels", LABELS_OF_ONE_LINE)
+@pytest.mark.parametrize("form", ["**{}**: {}", "**{}:** {}", "{}: {}", "__{}__: {}", "`{}`: {}"])
+@pytest.mark.parametrize(
+    "separator", ["; ", ", ", " | ", "\t", " / ", ". ", " - ", " — ", ";", " • ", " ;; "]
+)
+def test_fields_on_one_line(labels: tuple[str, ...], form: str, separator: str) -> None:
+    line = separator.join(map(form.format, labels, ONE_LINE))
+    expected = Ablation("", "GRU cell", "REPLACE", ("no cell",), ("return",))
+    for start in ("", "- ", "1. ", "> - "):
+        assert parse_plan(f"## Plan\n{start}{line}\n").ablations == (expected,)
+        assert parse_plan(f"{start}{line}\n{start}{line}\n").ablations == (expected, expected)
+
+
+@pytest.mark.parametrize("form", ["**{}** {}", "{} - {}"])
+def test_fields_on_one_line_without_a_colon(form: str) -> None:
+    line = "; ".join(map(form.format, LABELS_OF_ONE_LINE[0], ONE_LINE))
+    (ablation,) = parse_plan(f"- {line}\n").ablations
+    assert ablation == Ablation("", "GRU cell", "REPLACE", ("no cell",), ("return",))
+
+
+HEAD = "## Ablation plan\n### One\n- Ablated Part: GRU cell\n"
+CLAIMS = {
+    "labels apart by a space alone": "- Action: REPLACE Replacement: no cell\n",
+    "weak labels apart by a space": "- Type: REPLACE Alternative: no cell Measures: return\n",
+    "in brackets": "- Action: REPLACE (Replacement: no cell)\n",
+    "in square brackets": "- Action: REPLACE [Replacement: no cell]\n",
+    "inside a remark": "- Rationale: it may be needless Replacement: no cell\n",
+    "in a list's entry": "- Metrics:\n  - return Replacement: no cell\n",
+    "in a wrapped line": "- Metrics: return,\n  stability; Replacement: no cell\n",
+    "in a heading": "### Two (Action: REPLACE, Replacement: no cell)\n",
+    "in prose": "The rest stays. Replacement: no cell\n",
+    "in an entry without a label": "- Here; Replacement: no cell\n",
+    "an unknown label": "- Action: REPLACE\n- Substitute: no cell\n",
+    "an unknown label in prose": "- Action: REPLACE\n\nSubstitute: no cell\n",
+    "a label with a remark": "- Action: REPLACE\n- Replacement (if any): no cell\n",
+    "no label": "- Action: REPLACE\n- no cell\n- Metrics: return\n",
+    "no label, prose": "- Action: REPLACE\nno cell\n- Metrics: return\n",
+    "a list with other bullets": "- Replacement:\n  - LSTM\n  1. no cell\n- Metrics: return\n",
+    "outside an empty field": "  - Replacement:\n- no cell\n- Metrics: return\n",
+    "a field below an empty one": "- Replacement:\n  - Baseline: no cell\n",
+    "below the action": "- Action: REPLACE\n  - by no cell\n",
+    "in the title": "### Replace the GRU by no cell\n- Ablated Part: GRU cell\n",
+    "in the part": "### Two\n- Ablated Part: GRU cell, replaced by no cell\n",
+    "in the part, unknown": "### Two\n- Ablated Part: GRU cell; Use: no cell\n",
+    "twice on a line": "- Action: REPLACE; Action: REMOVE\n",
+    "twice": "- Action: REPLACE\n- Action: REMOVE\n",
+    "metrics of all": "### For all\n- Metrics: identity\n",
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_is_claimed_and_not_understood_is_refused(claim: str) -> None:
+    with pytest.raises(PlanError) as error:
+        parse_plan(HEAD + CLAIMS[claim])
+    assert "'" in str(error.value)
+    assert "holds no ablation" not in str(error.value)
+
+
+def test_a_value_below_its_label_is_read_across_blank_lines() -> None:
+    text = f"{HEAD}**Replacement**:\n\nno cell\n\n**Metrics**:\n\n- return\n"
+    (ablation,) = parse_plan(text).ablations
+    assert (ablation.replacements, ablation.metrics) == (("no cell",), ("return",))
+
+
+def test_remarks_may_say_what_they_like() -> None:
+    text = (
+        f"{HEAD}- Action: REPLACE\n- Replacement: no cell\n- Metrics: return\n"
+        "- Rationale: we know two metrics: return and stability, and the type: a cell\n"
+        "- Expected insight: memory helps\nA closing remark: all is said.\n"
+    )
+    (ablation,) = parse_plan(text).ablations
+    assert (ablation.replacements, ablation.metrics) == (("no cell",), ("return",))
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import codecs
 import html
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 Action = Literal["ADD", "REMOVE", "REPLACE"]
 
@@ -82,7 +82,7 @@ def parse_plan(text: str | bytes) -> Plan:
     Takes time linear in the input's length.
 
     Raises:
-      PlanError: the text is empty, or holds no ablation.
+      PlanError: the text is empty, holds no ablation, or claims something that was not understood.
     """
     lines = to_markdown(
         clean_text(decode_text(text) if isinstance(text, bytes) else text)
@@ -238,7 +238,7 @@ class _Line:
 def _line(raw: str) -> _Line | None:
     """Takes one line apart; None for a blank one, a rule or a code fence."""
     expanded = raw.expandtabs(4)
-    body = expanded.strip().lstrip("> ")
+    body = raw.strip().lstrip("> \t")
     if not body.strip("-=_*|#`~ ") or body.startswith(("```", "~~~")):
         return None
     indent = len(expanded) - len(expanded.lstrip("> "))
@@ -309,6 +309,119 @@ def _field(line: _Line) -> tuple[str, str] | None:
     return None
 
 
+# --- Several fields on one line -------------------------------------------------------------------
+
+_MARK: Final = re.compile(
+    r"(?<=[A-Za-z0-9)])[*_`\"'”’\]]{0,4}"
+    r"(?:\s{0,3}(?P<colon>[:：=])|\s{1,3}(?P<dash>[-–—]+)(?=\s)|(?<=\*\*)|(?<=__))"
+)
+_LAST_WORDS: Final = re.compile(
+    r"(?:[A-Za-z]+[ \t_-]{1,2}){0,3}[A-Za-z]+(?:\([sS]\))?(?: ?[0-9]{1,2})?$"
+)
+_NO_WORD: Final = re.compile(r"[\W_]*$")
+_OPENING: Final = "*_`\"'“‘"
+_SEPARATORS: Final = " \t.;,|/\\•·–—-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A label inside a text.
+
+    Attributes:
+      start: where it begins, with its marks of emphasis.
+      end: where its value begins.
+      name: the field's name.
+      label: as it is written.
+      weak: the label is a word that occurs in prose, too.
+      between: what sets it apart from the word before; empty where only a space does.
+    """
+
+    start: int
+    end: int
+    name: str
+    label: str
+    weak: bool
+    between: str
+
+    def opens_field(self, inside: str) -> bool:
+        """Whether the next field begins here, and the one of name `inside` ends."""
+        if not self.between or any(bracket in self.between for bracket in "([{"):
+            return False
+        return inside != "other" or not self.weak or any(mark in self.between for mark in ";|\t*")
+
+    def is_lost(self, inside: str) -> bool:
+        """Whether what it claims would be lost inside the value of a field of name `inside`."""
+        if self.name == "other":
+            return False
+        if inside == "other":
+            return not self.weak and self.label[0].isupper()
+        return not self.weak or (self.name != inside and self.label[0].isupper())
+
+
+def _claims(text: str) -> Iterable[_Claim]:
+    """The labels in a text: before a colon, in bold, or apart from other words before a dash."""
+    for mark in _MARK.finditer(text):
+        first = max(0, mark.start() - _SHORT)
+        last = _LAST_WORDS.search(text[first : mark.start()])
+        words = list(_WORD.finditer(last[0].lower().replace("(s)", "s"))) if last else []
+        for i, word in enumerate(words):
+            label = " ".join(word[0] for word in words[i:])
+            if last and label in _LABELS:
+                if claim := _claim(text, first + last.start() + word.start(), mark, label):
+                    yield claim
+                break
+
+
+def _claim(text: str, start: int, mark: re.Match[str], label: str) -> _Claim | None:
+    run = (_NO_WORD.search(text[max(0, start - 12) : start]) or [""])[0]
+    if run in ("-", "'", "’", "_"):  # the second half of a word
+        return None
+    bold = "**" in run or "__" in run
+    between = "".join(character for character in run if character not in " " + _OPENING)
+    between += "*" if bold else ""
+    if not mark["colon"] and not (between if mark["dash"] else bold):
+        return None
+    opening = len(run) - len(run.rstrip(_OPENING))
+    written = text[start : mark.start()]
+    return _Claim(start - opening, mark.end(), _LABELS[label], written, label in _WEAK, between)
+
+
+def _fields(line: _Line) -> list[tuple[str, str]]:
+    """The fields of a line, which may hold several; none where it does not begin with one."""
+    if (whole := _field(line)) is None:
+        return []
+    name, claims = whole[0], list[_Claim]()
+    for claim in _claims(line.text):
+        if claim.start > 0 and claim.opens_field(name):
+            claims.append(claim)
+            name = claim.name
+    if not claims:
+        return [whole]
+    ends = [*(claim.start for claim in claims[1:]), len(line.text)]
+    first = replace(line, text=line.text[: claims[0].start].rstrip(_SEPARATORS))
+    return [
+        _field(first) or (whole[0], ""),
+        *(
+            (claim.name, _plain(line.text[claim.end : end].strip(_SEPARATORS)))
+            for claim, end in zip(claims, ends, strict=True)
+        ),
+    ]
+
+
+def _require_one_field(text: str, inside: str) -> None:
+    """Refuses text of one field that holds another field's label: its claim would be lost.
+
+    Headings, list entries and prose outside all fields count as text of the field "other".
+    """
+    for claim in _claims(text):
+        if claim.is_lost(inside) or (claim.name != "other" and claim.opens_field(inside)):
+            _refuse(text, f"the label {claim.label!r} is inside other text; begin a line with it")
+
+
+def _refuse(text: str, reason: str) -> NoReturn:
+    raise PlanError(f"{text if len(text) <= 120 else text[:119] + '…'!r}: {reason}")
+
+
 # --- Lines to sections ----------------------------------------------------------------------------
 
 _PLAN_WORDS: Final = _words(
@@ -339,12 +452,10 @@ def _section(raw: str) -> Literal["plan", "reasoning"] | None:
 
 
 def _opens_ablation(line: _Line) -> bool:
-    match _field(line):
-        case ("part", _):
-            return True
-        case ("action", value):
-            return _action(value) is not None
-    return False
+    return any(
+        name == "part" or (name == "action" and _action(value) is not None)
+        for name, value in _fields(line)
+    )
 
 
 def _first_ablation(lines: Sequence[str]) -> int | None:
@@ -404,6 +515,13 @@ _VERBS: Final[dict[Action, str]] = {
     "REPLACE": "replace replaces replaced replacing replacement substitute substitution swap",
 }
 _ACTIONS: Final = {verb: action for action, verbs in _VERBS.items() for verb in verbs.split()}
+# What may stand beside the verb of an action that is all that a plan says of a change.
+_FILLERS: Final = _words(
+    "a an and completely component entirely from fully is it method module of out part the this we"
+)
+_CHANGE: Final = re.compile(
+    r"\b(?:replac|substitut|swap)\w*\b.*\b(?:by|for|with)\b|\binstead\b|->|→|[;|\t]", re.IGNORECASE
+)
 _FIRST_WORD: Final = re.compile(r"[^A-Za-z]*+([A-Za-z]++)(\s*+(?:[/|,]|(?:or|and)\b))?")
 _SEPARATOR: Final = re.compile(r"[()]|;|,(?!\d)|\s(?:and|or|&)\s", re.IGNORECASE)
 _NOTHING: Final = frozenset({"", "none", "n/a", "na", "null", "nil", "tbd", "not applicable"})
@@ -414,6 +532,7 @@ _Text = list[str]  # the lines that one value is wrapped over
 class _Field:
     """One field of a record while its lines are read."""
 
+    name: str
     indent: int
     inline: _Text
     items: list[_Text] = field(default_factory=list)
@@ -438,6 +557,11 @@ class _Field:
     def _is_item(self, line: _Line) -> bool:
         return line.indent <= self.item_indent + 1
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether a label has claimed something that has not come yet."""
+        return not self.inline and not self.items and self.name != "other"
+
 
 @dataclass(slots=True)
 class _Record:
@@ -445,6 +569,7 @@ class _Record:
 
     title: str
     fields: dict[str, list[_Field]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # lines among its fields that belong to none
 
     def closes_before(self, name: str, value: str) -> bool:
         """Whether a further field of this name belongs to the next ablation."""
@@ -455,12 +580,39 @@ class _Record:
         return name == next(iter(self.fields))
 
     def ablation(self) -> Ablation | None:
+        """The ablation, or None where the fields make none.
+
+        Raises:
+          PlanError: something was not understood, and a default would stand in for it.
+        """
         part, action = self._scalar("part"), _action(self._scalar("action"))
         replacements = tuple(self._values("replacements", split_items=False))
         metrics = tuple(self._values("metrics", split_items=True))
-        if part or (self.title and (action or replacements)):
-            return Ablation(self.title, part, action, replacements, metrics)
-        return None
+        if not part and not (self.title and (action or replacements)):
+            return None
+        if not replacements:
+            self._require_plain_action(action)
+        if self.unread and not (metrics and (replacements or action in ("ADD", "REMOVE"))):
+            _refuse(self.unread[0], "it is none of the fields part, action, replacement, metrics")
+        return Ablation(self.title, part, action, replacements, metrics)
+
+    def claims(self, name: str) -> str:
+        """All text of the fields of this name."""
+        entries = self.fields.get(name, ())
+        return " ".join(" ".join(text) for e in entries for text in (e.inline, *e.items)).strip()
+
+    def _require_plain_action(self, action: Action | None) -> None:
+        """Refuses what may name a replacement elsewhere than in a field of that name."""
+        advice = "name a replacement as 'Replacement: …'"
+        for text in (self.title, self.claims("part")):
+            if action in (None, "REPLACE") and _CHANGE.search(text):
+                _refuse(text, f"it seems to name a replacement; {advice}")
+        stated = self.claims("action")
+        known = _ACTIONS.keys() | _FILLERS | _lower_words(f"{self.title} {self.claims('part')}")
+        if _stated(stated) and (action is None or not _lower_words(stated) <= known):
+            _refuse(
+                stated, f"expected the action ADD, REMOVE or REPLACE alone; if it is more, {advice}"
+            )
 
     def _scalar(self, name: str) -> str:
         for entry in self.fields.get(name, ()):
@@ -483,52 +635,99 @@ class _Reader:
 
     def __init__(self) -> None:
         self.ablations: list[Ablation] = []
+        self.rests: list[_Record] = []  # fields that make no ablation
         self._record: _Record | None = None
         self._heading = ""  # waits for the first field below it
         self._open: _Field | None = None  # takes the bullets that follow
         self._tail: tuple[int, _Text] | None = None  # takes wrapped lines indented deeper than it
+        self._passed: list[_Line] = []  # lines since the last field that belong to no field
 
     def read(self, line: _Line | None) -> None:
         if line is None:
             self._tail = None
-        elif given := _field(line):
-            self._start_field(*given, line)
+        elif fields := _fields(line):
+            self._start_fields(fields, line)
         elif line.marker != "#" and self._open and self._open.takes(line):
+            _require_one_field(line.text, self._open.name)
             text = self._open.add(line)
             self._tail = (line.indent, text) if text else None
         elif line.is_heading:
+            _require_one_field(line.text, "other")
             self.finish()
             self._heading = _caption(line)
         elif line.marker:
+            _require_one_field(line.text, "other")
+            self._pass(line)
             self._open, self._tail, self._heading = None, None, _caption(line)
         else:
             self._read_prose(line)
 
     def finish(self) -> None:
         """Ends the record that is being read, if any."""
-        if self._record and (ablation := self._record.ablation()):
-            self.ablations.append(ablation)
+        if self._record:
+            self._record.unread += [x.text for x in self._passed if _LABEL.match(_plain(x.text))]
+            if ablation := self._record.ablation():
+                self.ablations.append(ablation)
+            else:
+                self.rests.append(self._record)
         self._record = self._open = self._tail = None
+        self._passed = []
+
+    def _start_fields(self, fields: list[tuple[str, str]], line: _Line) -> None:
+        names = [name for name, _ in fields]
+        if max(names.count("part"), names.count("action")) > 1:
+            _refuse(line.text, "a field stands twice on one line")
+        if self._open and self._open.is_empty and line.indent > self._open.indent:
+            _refuse(line.text, f"it stands below a field {self._open.name!r} that is empty")
+        if len(fields) > 1 and self._record and not self._record.fields.keys().isdisjoint(names):
+            self._close(line)
+        for name, value in fields:
+            _require_one_field(value, name)
+            self._start_field(name, value, line)
 
     def _start_field(self, name: str, value: str, line: _Line) -> None:
-        entry = _Field(line.indent, [value] if value else [])
+        entry = _Field(name, line.indent, [value] if value else [])
+        if name != "other":
+            if self._record and self._record.closes_before(name, value):
+                self._close(line)
+            if self._record is None:
+                self._record, self._heading = _Record(self._heading), ""
+            self._take_passed(self._record)
+            self._record.fields.setdefault(name, []).append(entry)
         self._open, self._tail = entry, (line.indent, entry.inline)
-        if name == "other":
-            return
-        if self._record and self._record.closes_before(name, value):
-            self.finish()
-            self._open, self._tail = entry, (line.indent, entry.inline)
-        if self._record is None:
-            self._record, self._heading = _Record(self._heading), ""
-        self._record.fields.setdefault(name, []).append(entry)
+
+    def _close(self, line: _Line) -> None:
+        """Ends the record before a field of the next one, whose title the last line may be."""
+        if self._passed and self._passed[-1].marker:
+            self._passed.pop()
+        self.finish()
+
+    def _take_passed(self, record: _Record) -> None:
+        """Adds lines that stand between two fields of a record to what of it was not read."""
+        if record.fields:
+            for line in self._passed:
+                if line.marker and not _LABEL.match(_plain(line.text)):
+                    _refuse(line.text, "it stands among the fields of an ablation, without a label")
+            record.unread += [line.text for line in self._passed]
+            self._heading = ""
+        self._passed = []
+
+    def _pass(self, line: _Line) -> None:
+        if self._record:
+            self._passed.append(line)
 
     def _read_prose(self, line: _Line) -> None:
         if self._tail and line.indent > self._tail[0]:
+            _require_one_field(line.text, self._open.name if self._open else "other")
             self._tail[1].append(_plain(line.text))
-        elif self._tail and self._open and not self._open.inline:  # a list without bullets
+        elif self._open and (self._open.is_empty or (self._tail and not self._open.inline)):
+            _require_one_field(line.text, self._open.name)  # a list without bullets
             self._open.items.append([_plain(line.text)])
             self._open.item_indent = line.indent
-        else:
+            self._tail = (line.indent, self._open.items[-1])
+        elif not (self._open and self._open.name == "other"):
+            _require_one_field(line.text, "other")
+            self._pass(line)
             self._open = self._tail = None
 
 
@@ -537,7 +736,21 @@ def _ablations(lines: Iterable[str]) -> tuple[Ablation, ...]:
     for raw in lines:
         reader.read(_line(raw))
     reader.finish()
+    for rest in reader.rests if reader.ablations else ():
+        _require_nothing_lost(rest, reader.ablations)
     return tuple(reader.ablations)
+
+
+def _require_nothing_lost(rest: _Record, ablations: Sequence[Ablation]) -> None:
+    """Refuses fields of no ablation, where they could say what the ablations leave open."""
+    if rest.claims("replacements") or _action(rest.claims("action")):
+        _refuse(rest.claims("replacements") or rest.claims("action"), "its ablation has no part")
+    if rest.claims("metrics") and not all(ablation.metrics for ablation in ablations):
+        _refuse(rest.claims("metrics"), "these metrics belong to no ablation; repeat them in each")
+
+
+def _lower_words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower()))
 
 
 def _action(value: str) -> Action | None:

@@ -67,13 +67,13 @@ def unmapped(mapped: Sequence[MappedAblation]) -> tuple[str, ...]:
 def _notes(entry: MappedAblation) -> list[str]:
     name = one_line(entry.ablation.part or entry.ablation.title, 80)
     if entry.component is None:
-        return [one_line(f"the study knows no part '{name}': {entry.reason}", 400)]
+        return [one_line(f"the study knows no part '{name}' ({entry.reason})", 400)]
     kinds: tuple[tuple[str, tuple[Match, ...]], ...] = (
         ("replacement", entry.replacements),
         ("metric", entry.metrics),
     )
     return [
-        one_line(f"the study knows no {kind} '{match.text}' of '{name}': {match.reason}", 400)
+        one_line(f"the study knows no {kind} '{match.text}' of '{name}' ({match.reason})", 400)
         for kind, matches in kinds
         for match in matches
         if match.key is None
