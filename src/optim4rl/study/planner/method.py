@@ -8,7 +8,7 @@ from typing import Final
 from optim4rl.plans.components import COMPONENTS, Component
 
 # The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
-from optim4rl.plans.plan import clean_text, decode_text, to_markdown
+from optim4rl.plans.plan_text import clean_text, decode_text, to_markdown
 from optim4rl.study.planner.text import PlannerError, one_line
 from optim4rl.study.variant import REFERENCE, Variant
 

@@ -1,0 +1,450 @@
+"""Plans of labelled fields: 'Ablated Part', 'Action', 'Replacement', 'Metrics'.
+
+A label begins a line, or stands apart from the text before it ("…; **Action**: REPLACE"). Its value
+follows on the line, in wrapped lines or in the list below it. Lines become records of fields, and
+records become ablations. No two files look alike, but what a label claims is never dropped.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from optim4rl.plans.ablation import (
+    Ablation,
+    make_ablation,
+    plain,
+    read_action,
+    refuse,
+    split,
+    stated,
+)
+from optim4rl.plans.plan_text import words
+
+# --- Lines -------------------------------------------------------------------------------------
+
+_BULLET: Final = re.compile(r"(?:[-+*–—]\s|[•‣▪◦·])\s*+")
+_NUMBER: Final = re.compile(r"\(?(?:[0-9]{1,3}|[A-Za-z])[.)]\s++")
+_WORD: Final = re.compile(r"[a-z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plan, without its marker and its indentation."""
+
+    indent: int
+    marker: Literal["", "#", "-", "1"]  # prose, heading, bullet, numbered bullet
+    text: str
+    bold: bool  # as a whole
+
+    @property
+    def is_heading(self) -> bool:
+        """Whether it is marked as a heading, or bold as a whole."""
+        return self.marker == "#" or self.bold
+
+
+def parse_line(raw: str) -> Line | None:
+    """Takes one line apart; None for a blank one, a rule or a code fence."""
+    expanded = raw.expandtabs(4)
+    body = raw.strip().lstrip("> \t")
+    if not body.strip("-=_*|#`~ ") or body.startswith(("```", "~~~")):
+        return None
+    indent = len(expanded) - len(expanded.lstrip("> "))
+    marker: Literal["", "#", "-", "1"] = ""
+    if body.startswith("#"):
+        marker, body = "#", body.strip("# ")
+    elif bullet := _BULLET.match(body):
+        marker, body = "-", body[bullet.end() :]
+    elif number := _NUMBER.match(body):
+        marker, body = "1", body[number.end() :]
+    core = body.rstrip(": ")
+    bold = len(core) > 4 and core[:2] == core[-2:] in ("**", "__") and core[:2] not in core[2:-2]
+    return Line(indent, marker, body, bold)
+
+
+def caption(line: Line) -> str:
+    """The line's text as a title."""
+    return plain(plain(line.text).rstrip(" :："))
+
+
+_LABELS: Final = {
+    label: name
+    for name, labels in {
+        "part": "ablated part, ablated parts, ablation part, ablated component, ablated module, "
+        "ablation component, ablation target, part to ablate, component to ablate, what to ablate, "
+        "part, component, module, target",
+        "action": "action, action type, ablation action, ablation type, operation, type",
+        "replacements": "replacement, replacements, replacement option, replacement options, "
+        "alternative, alternatives, replace with, replace by, replaced with, replaced by",
+        "metrics": "metric, metrics, evaluation metric, evaluation metrics, measure, measures, "
+        "measured by, metrics to measure, metrics to report, evaluation",
+        "other": "rationale, hypothesis, description, motivation, goal, objective, purpose, "
+        "reason, justification, expected outcome, expected result, expected results, why, "
+        "expected impact, note, notes, setup, experiment setup, experimental setup, details, "
+        "implementation, baseline, baselines, dataset, datasets, environment, environments",
+    }.items()
+    for label in labels.split(", ")
+}
+FIELDS: Final = ("part", "action", "replacements", "metrics")
+_SHORT: Final = 60  # characters; no label is longer
+# Labels only before a colon, and never in headings ("### Component 1: Gradient processing").
+_WEAK: Final = words(
+    "part component module target type evaluation measure measures setup details baseline dataset "
+    "environment alternative alternatives"
+)
+_LABEL: Final = re.compile(r"([^:：=]{1,40}?)\s*+(?:[:：=]|(?<=\s)[-–—]+(?:\s|$))")
+
+_BOLD_START: Final = re.compile(r"(\*\*|__)(.{1,60}?)\1(.*)")
+
+
+def field_name(text: str, *, weak: bool = True) -> str | None:
+    """The field that a label names; None for no label, or for a weak one without `weak`."""
+    label = _label(text)
+    return _LABELS.get(label) if weak or label not in _WEAK else None
+
+
+def _label(text: str) -> str:
+    return " ".join(_WORD.findall(text[:_SHORT].lower().replace("(s)", "s")))
+
+
+def _field(line: Line) -> tuple[str, str] | None:
+    """The (name, value) of a line such as '**Action**: REPLACE'; None for any other line."""
+    text = plain(line.text)
+    if match := _LABEL.match(text):
+        label, value = _label(match[1]), text[match.end() :]
+        if label in _LABELS and not (line.marker == "#" and label in _WEAK):
+            return _LABELS[label], plain(value)
+    bold = _BOLD_START.match(line.text)
+    label, value = (_label(bold[2]), bold[3]) if bold and not line.bold else (_label(text), "")
+    if label in _LABELS and label not in _WEAK and (value or len(text) <= _SHORT):
+        return _LABELS[label], plain(value)
+    return None
+
+
+# --- Several fields on one line -------------------------------------------------------------------
+
+_MARK: Final = re.compile(
+    r"(?<=[A-Za-z0-9)])[*_`\"'”’\]]{0,4}"
+    r"(?:\s{0,3}(?P<colon>[:：=])|\s{1,3}(?P<dash>[-–—]+)(?=\s)|(?<=\*\*)|(?<=__))"
+)
+_LAST_WORDS: Final = re.compile(
+    r"(?:[A-Za-z]+[ \t_-]{1,2}){0,3}[A-Za-z]+(?:\([sS]\))?(?: ?[0-9]{1,2})?$"
+)
+_NO_WORD: Final = re.compile(r"[\W_]*$")
+_OPENING: Final = "*_`\"'“‘"
+_SEPARATORS: Final = " \t.;,|/\\•·–—-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A label inside a text.
+
+    Attributes:
+      start: where it begins, with its marks of emphasis.
+      end: where its value begins.
+      name: the field's name.
+      label: as it is written.
+      weak: the label is a word that occurs in prose, too.
+      between: what sets it apart from the word before; empty where only a space does.
+    """
+
+    start: int
+    end: int
+    name: str
+    label: str
+    weak: bool
+    between: str
+
+    def opens_field(self, inside: str) -> bool:
+        """Whether the next field begins here, and the one of name `inside` ends."""
+        if not self.between or any(bracket in self.between for bracket in "([{"):
+            return False
+        return inside != "other" or not self.weak or any(mark in self.between for mark in ";|\t*")
+
+    def is_lost(self, inside: str) -> bool:
+        """Whether what it claims would be lost inside the value of a field of name `inside`."""
+        if self.name == "other":
+            return False
+        if inside == "other":
+            return not self.weak and self.label[0].isupper()
+        return not self.weak or (self.name != inside and self.label[0].isupper())
+
+
+def _claims(text: str) -> Iterable[_Claim]:
+    """The labels in a text: before a colon, in bold, or apart from other words before a dash."""
+    for mark in _MARK.finditer(text):
+        first = max(0, mark.start() - _SHORT)
+        last = _LAST_WORDS.search(text[first : mark.start()])
+        words = list(_WORD.finditer(last[0].lower().replace("(s)", "s"))) if last else []
+        for i, word in enumerate(words):
+            label = " ".join(word[0] for word in words[i:])
+            if last and label in _LABELS:
+                if claim := _claim(text, first + last.start() + word.start(), mark, label):
+                    yield claim
+                break
+
+
+def _claim(text: str, start: int, mark: re.Match[str], label: str) -> _Claim | None:
+    run = (_NO_WORD.search(text[max(0, start - 12) : start]) or [""])[0]
+    if run in ("-", "'", "’", "_"):  # the second half of a word
+        return None
+    bold = "**" in run or "__" in run
+    between = "".join(character for character in run if character not in " " + _OPENING)
+    between += "*" if bold else ""
+    if not mark["colon"] and not (between if mark["dash"] else bold):
+        return None
+    opening = len(run) - len(run.rstrip(_OPENING))
+    written = text[start : mark.start()]
+    return _Claim(start - opening, mark.end(), _LABELS[label], written, label in _WEAK, between)
+
+
+def fields_of(line: Line) -> list[tuple[str, str]]:
+    """The fields of a line, which may hold several; none where it does not begin with one."""
+    if (whole := _field(line)) is None:
+        return []
+    name, claims = whole[0], list[_Claim]()
+    for claim in _claims(line.text):
+        if claim.start > 0 and claim.opens_field(name):
+            claims.append(claim)
+            name = claim.name
+    if not claims:
+        return [whole]
+    ends = [*(claim.start for claim in claims[1:]), len(line.text)]
+    first = replace(line, text=line.text[: claims[0].start].rstrip(_SEPARATORS))
+    return [
+        _field(first) or (whole[0], ""),
+        *(
+            (claim.name, plain(line.text[claim.end : end].strip(_SEPARATORS)))
+            for claim, end in zip(claims, ends, strict=True)
+        ),
+    ]
+
+
+def require_one_field(text: str, inside: str) -> None:
+    """Refuses text of one field that holds another field's label: its claim would be lost.
+
+    Headings, list entries and prose outside all fields count as text of the field "other".
+
+    Raises:
+      PlanError: it does.
+    """
+    for claim in _claims(text):
+        if claim.is_lost(inside) or (claim.name != "other" and claim.opens_field(inside)):
+            refuse(text, f"the label {claim.label!r} is inside other text; begin a line with it")
+
+
+# --- Lines to ablations ---------------------------------------------------------------------------
+
+_Text = list[str]  # the lines that one value is wrapped over
+
+
+@dataclass(slots=True)
+class _Field:
+    """One field of a record while its lines are read."""
+
+    name: str
+    indent: int
+    inline: _Text
+    items: list[_Text] = field(default_factory=list)
+    marker: str = ""
+    item_indent: int = 0
+
+    def takes(self, line: Line) -> bool:
+        """Whether a bullet is one of this field's items, or a detail below one of them."""
+        if not line.marker or (self.items and line.marker != self.marker and self._is_item(line)):
+            return False
+        return line.indent > self.indent or (not self.inline and line.indent == self.indent)
+
+    def add(self, line: Line) -> _Text | None:
+        """Adds the item and returns its text; None for a detail, which is left out."""
+        if self.items and not self._is_item(line):
+            return None
+        if not self.items:
+            self.marker, self.item_indent = line.marker, line.indent
+        self.items.append([plain(line.text)])
+        return self.items[-1]
+
+    def _is_item(self, line: Line) -> bool:
+        return line.indent <= self.item_indent + 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a label has claimed something that has not come yet."""
+        return not self.inline and not self.items and self.name != "other"
+
+
+@dataclass(slots=True)
+class _Record:
+    """One ablation while its lines are read; a field that is given twice has two entries."""
+
+    title: str
+    fields: dict[str, list[_Field]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # lines among its fields that belong to none
+
+    def closes_before(self, name: str, value: str) -> bool:
+        """Whether a further field of this name belongs to the next ablation."""
+        if name not in self.fields:
+            return False
+        if name in ("part", "action"):
+            return self._scalar(name) != value
+        return name == next(iter(self.fields))
+
+    def ablation(self) -> Ablation | None:
+        """The ablation, or None where the fields make none.
+
+        Raises:
+          PlanError: something was not understood, and a default would stand in for it.
+        """
+        part, action = self._scalar("part"), self.claims("action")
+        replacements = tuple(self._values("replacements", split_items=False))
+        metrics = tuple(self._values("metrics", split_items=True))
+        if not part and not (self.title and (read_action(action) or replacements)):
+            return None
+        details, unread = self.claims("part"), self.unread
+        return make_ablation(
+            self.title, part, action, replacements, metrics, details=details, unread=unread
+        )
+
+    def claims(self, name: str) -> str:
+        """All text of the fields of this name."""
+        entries = self.fields.get(name, ())
+        return " ".join(" ".join(text) for e in entries for text in (e.inline, *e.items)).strip()
+
+    def _scalar(self, name: str) -> str:
+        for entry in self.fields.get(name, ()):
+            for text in (entry.inline, *entry.items):
+                if value := " ".join(text).strip():
+                    return value
+        return ""
+
+    def _values(self, name: str, split_items: bool) -> Iterable[str]:
+        for entry in self.fields.get(name, ()):
+            inline = " ".join(entry.inline)
+            if not (entry.items and inline.endswith(":")):  # not "one of the following:"
+                yield from split(inline)
+            for item in (" ".join(text) for text in entry.items):
+                yield from split(item) if split_items else stated(item)
+
+
+class _Reader:
+    """Collects records from a plan's lines, one line at a time."""
+
+    def __init__(self) -> None:
+        self.ablations: list[Ablation] = []
+        self.rests: list[_Record] = []  # fields that make no ablation
+        self._record: _Record | None = None
+        self._heading = ""  # waits for the first field below it
+        self._open: _Field | None = None  # takes the bullets that follow
+        self._tail: tuple[int, _Text] | None = None  # takes wrapped lines indented deeper than it
+        self._passed: list[Line] = []  # lines since the last field that belong to no field
+
+    def read(self, line: Line | None) -> None:
+        if line is None:
+            self._tail = None
+        elif fields := fields_of(line):
+            self._start_fields(fields, line)
+        elif line.marker != "#" and self._open and self._open.takes(line):
+            require_one_field(line.text, self._open.name)
+            text = self._open.add(line)
+            self._tail = (line.indent, text) if text else None
+        elif line.is_heading:
+            require_one_field(line.text, "other")
+            self.finish()
+            self._heading = caption(line)
+        elif line.marker:
+            require_one_field(line.text, "other")
+            self._pass(line)
+            self._open, self._tail, self._heading = None, None, caption(line)
+        else:
+            self._read_prose(line)
+
+    def finish(self) -> None:
+        """Ends the record that is being read, if any."""
+        if self._record:
+            self._record.unread += [x.text for x in self._passed if _LABEL.match(plain(x.text))]
+            if ablation := self._record.ablation():
+                self.ablations.append(ablation)
+            else:
+                self.rests.append(self._record)
+        self._record = self._open = self._tail = None
+        self._passed = []
+
+    def _start_fields(self, fields: list[tuple[str, str]], line: Line) -> None:
+        names = [name for name, _ in fields]
+        if max(names.count("part"), names.count("action")) > 1:
+            refuse(line.text, "a field stands twice on one line")
+        if self._open and self._open.is_empty and line.indent > self._open.indent:
+            refuse(line.text, f"it stands below a field {self._open.name!r} that is empty")
+        if len(fields) > 1 and self._record and not self._record.fields.keys().isdisjoint(names):
+            self._close()
+        for name, value in fields:
+            require_one_field(value, name)
+            self._start_field(name, value, line)
+
+    def _start_field(self, name: str, value: str, line: Line) -> None:
+        entry = _Field(name, line.indent, [value] if value else [])
+        if name != "other":
+            if self._record and self._record.closes_before(name, value):
+                self._close()
+            if self._record is None:
+                self._record, self._heading = _Record(self._heading), ""
+            self._take_passed(self._record)
+            self._record.fields.setdefault(name, []).append(entry)
+        self._open, self._tail = entry, (line.indent, entry.inline)
+
+    def _close(self) -> None:
+        """Ends the record before a field of the next one, whose title the last line may be."""
+        if self._passed and self._passed[-1].marker:
+            self._passed.pop()
+        self.finish()
+
+    def _take_passed(self, record: _Record) -> None:
+        """Adds lines that stand between two fields of a record to what of it was not read."""
+        if record.fields:
+            for line in self._passed:
+                if line.marker and not _LABEL.match(plain(line.text)):
+                    refuse(line.text, "it stands among the fields of an ablation, without a label")
+            record.unread += [line.text for line in self._passed]
+            self._heading = ""
+        self._passed = []
+
+    def _pass(self, line: Line) -> None:
+        if self._record:
+            self._passed.append(line)
+
+    def _read_prose(self, line: Line) -> None:
+        if self._tail and line.indent > self._tail[0]:
+            require_one_field(line.text, self._open.name if self._open else "other")
+            self._tail[1].append(plain(line.text))
+        elif self._open and (self._open.is_empty or (self._tail and not self._open.inline)):
+            require_one_field(line.text, self._open.name)  # a list without bullets
+            self._open.items.append([plain(line.text)])
+            self._open.item_indent = line.indent
+            self._tail = (line.indent, self._open.items[-1])
+        elif not (self._open and self._open.name == "other"):
+            require_one_field(line.text, "other")
+            self._pass(line)
+            self._open = self._tail = None
+
+
+def read_fields(lines: Iterable[str]) -> tuple[Ablation, ...]:
+    """The ablations of a plan's lines, in their order; empty where no field makes one.
+
+    Raises:
+      PlanError: a label claims something that was not understood.
+    """
+    reader = _Reader()
+    for raw in lines:
+        reader.read(parse_line(raw))
+    reader.finish()
+    for rest in reader.rests if reader.ablations else ():
+        _require_nothing_lost(rest, reader.ablations)
+    return tuple(reader.ablations)
+
+
+def _require_nothing_lost(rest: _Record, ablations: Sequence[Ablation]) -> None:
+    """Refuses fields of no ablation, where they could say what the ablations leave open."""
+    if rest.claims("replacements") or read_action(rest.claims("action")):
+        refuse(rest.claims("replacements") or rest.claims("action"), "its ablation has no part")
+    if rest.claims("metrics") and not all(ablation.metrics for ablation in ablations):
+        refuse(rest.claims("metrics"), "these metrics belong to no ablation; repeat them in each")
