@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
@@ -16,7 +15,8 @@ from optim4rl.fields import COUNT, check_fields
 from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
-from optim4rl.tasks.environments.adapters import check_environment, make_environment
+from optim4rl.tasks.environments.adapters import make_environment
+from optim4rl.tasks.environments.checks import check_environment
 from optim4rl.tasks.environments.episodes import (
     GymnaxVector,
     SparseVector,
@@ -140,14 +140,14 @@ class Task:
     """An agent's task: start one, play a rollout, and take the gradients of the learner's loss.
 
     Attributes:
-        environment: a gymnax environment.
+        environment: a gymnax environment, or a wrapper with the same methods.
         env_params: its parameters.
         config: network and learner; `config.environment` is a label here.
         reward_factor: multiplies the rewards that its agents learn from; may be traced.
     """
 
-    environment: Environment
-    env_params: EnvParams
+    environment: Any
+    env_params: Any
     config: TaskConfig
     reward_factor: float | Float[Array, ""] = 1.0
 
@@ -174,7 +174,7 @@ class Task:
         arguments = (self.environment, self.env_params, self.config.num_envs)
         if self._looks_up:
             return SparseVector(*arguments, self.observation_shape)
-        if isinstance(self.environment, Physics):
+        if type(self.environment) is Physics:  # A subclass may step otherwise.
             return PhysicsVector(*arguments)
         return GymnaxVector(*arguments)
 
@@ -364,20 +364,17 @@ def make_task(config: TaskConfig) -> Task:
     return Task(environment, env_params, config)
 
 
-def task_from_environment(
-    environment: Environment, config: TaskConfig, env_params: EnvParams | None = None
-) -> Task:
+def task_from_environment(environment: Any, config: TaskConfig, env_params: Any = None) -> Task:
     """A task on one's own gymnax environment.
 
     Args:
-        environment: a gymnax `Environment` whose actions are discrete or have bounds, and whose
-            observation is one array.
+        environment: a gymnax 1.x `Environment`, or a wrapper with the same methods, whose actions
+            are discrete or have bounds, and whose observation is one array.
         config: network and learner; `environment` in it is the label that results carry.
         env_params: the environment's parameters; None for its defaults.
 
     Raises:
-        ValueError: the environment does not offer what a task needs.
+        ValueError: the environment does not offer what a task needs (`check_environment`).
     """
-    params = environment.default_params if env_params is None else env_params
-    check_environment(environment, params)
+    environment, params = check_environment(environment, env_params)
     return Task(environment, params, config)

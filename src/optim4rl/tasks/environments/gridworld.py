@@ -15,7 +15,7 @@ from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Box, Discrete
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.tasks.environments.sparse import uniforms
+from optim4rl.tasks.environments.sparse import time_limit, uniforms
 
 
 class GridObject(NamedTuple):
@@ -200,7 +200,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
         """Every episode has the whole time limit before it."""
-        return int(params.max_steps_in_episode)
+        return time_limit(params)
 
     def get_obs(
         self,
