@@ -25,7 +25,7 @@ from optim4rl.tasks.environments.episodes import (
     VectorState,
 )
 from optim4rl.tasks.environments.physics import Physics, PhysicsVector
-from optim4rl.tasks.environments.sparse import is_sparse
+from optim4rl.tasks.environments.sparse import TimeLimit, is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
 from optim4rl.tasks.learner import Learner, Rollout
 from optim4rl.tasks.networks import Activation, TorsoKind
@@ -63,6 +63,9 @@ class TaskConfig:
         policy_layers: units of the policy's hidden layers in an "mlp"; the default is Brax's.
         value_layers: units of the value's hidden layers in an "mlp"; the default is the paper's.
         activation: between the layers of an "mlp".
+        time_limit: what the last step of an episode that the time limit cuts leads to. "bootstrap":
+            a state whose value counts. "terminal": a terminal state. None: as the environment's
+            own `time_limit` says, and "bootstrap" where it has none.
     """
 
     environment: str = "catch"
@@ -76,6 +79,7 @@ class TaskConfig:
     policy_layers: tuple[int, ...] = (32, 32, 32, 32)
     value_layers: tuple[int, ...] = (64, 64, 64, 64, 64)
     activation: Activation = "swish"
+    time_limit: TimeLimit | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, num_envs=COUNT, width=COUNT, policy_layers=COUNT, value_layers=COUNT)
@@ -162,6 +166,14 @@ class Task:
             lambda: self.environment.reset(jax.random.key(0), self.env_params)
         )
         return tuple(observation.shape)
+
+    @property
+    def time_limit(self) -> TimeLimit:
+        """What the last step of an episode that the time limit cuts leads to."""
+        if self.config.time_limit is not None:
+            return self.config.time_limit
+        own = getattr(self.environment, "time_limit", None)
+        return "terminal" if isinstance(own, str) and own == "terminal" else "bootstrap"
 
     @property
     def _looks_up(self) -> bool:
@@ -301,6 +313,8 @@ class Task:
             outputs, value, cache = network.forward(prepared, _normalised(actor, seen))
             action = distribution.sample(uniforms, outputs)
             after, result = self.vector.step(chance, episodes, distribution.squash(action))
+            if self.time_limit == "terminal":
+                result = result.terminal()
             return after, _Step(seen, outputs, value, cache, uniforms, action, result)
 
         chance = self.vector.draw(key, self.config.learner.rollout, distribution.uniforms)
@@ -330,7 +344,7 @@ class Task:
 
         following = jnp.concatenate([steps.value[1:], value(after.episodes.observation)[None]])
         spacing = self.vector.steps_between_truncations
-        if spacing is None:
+        if spacing is None or self.time_limit == "terminal":
             return following
         T, E = steps.value.shape
         spacing = min(spacing, T)

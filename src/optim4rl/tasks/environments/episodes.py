@@ -47,6 +47,12 @@ class StepResult(NamedTuple):
     final_observation: Num[Array, "..."]
     ended_return: Float[Array, "*steps env"]
 
+    def terminal(self) -> "StepResult":
+        """The same, with every truncation a termination."""
+        return self._replace(
+            terminated=self.terminated | self.truncated, truncated=jnp.zeros_like(self.truncated)
+        )
+
     @property
     def return_sum(self) -> Float[Array, "*steps"]:
         """Sum of the undiscounted returns of the episodes that ended in the step."""
