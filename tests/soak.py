@@ -96,10 +96,11 @@ def train(folder: Path, seconds: float) -> None:
 
 def cells(folder: Path, seconds: float) -> None:
     """What a worker does: all cells of a small study, over and over."""
+    from optim4rl.study.worker import answer, question
+
     from optim4rl.cli.runtime import configure_jax
     from optim4rl.study.runner import lay_out, report_cells
     from optim4rl.study.settings import SMOKE
-    from optim4rl.study.worker import answer, question
 
     configure_jax()
     rounds = 0

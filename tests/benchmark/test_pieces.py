@@ -5,8 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-
-from optim4rl.benchmark import pieces as suite_pieces
 from optim4rl.benchmark.pieces import (
     UNTRAINED,
     Method,
@@ -22,11 +20,13 @@ from optim4rl.benchmark.pieces import (
     split,
 )
 from optim4rl.benchmark.worker import answer
+from optim4rl.study.store import StoreError
+
+from optim4rl.benchmark import pieces as suite_pieces
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.learning import BATCH
 from optim4rl.optimizers.weight_files import WeightsError
 from optim4rl.optimizers.weights import untrained
-from optim4rl.study.store import StoreError
 from optim4rl.tasks import TaskConfig, default_config
 
 TASK = TaskConfig("catch", num_envs=2, width=4, normalise_rewards=True)

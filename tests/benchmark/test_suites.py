@@ -9,7 +9,7 @@ from optim4rl.benchmark.suites import SUITES, Suite, SuiteTask, load_suite
 from optim4rl.tasks import TaskConfig
 
 GRID_WORLDS = [
-    f"{size}_{density}_{length}"
+    f"{size}_{density}_{length}/free"
     for size in ("small", "big")
     for density in ("dense", "sparse")
     for length in ("short", "long")
@@ -44,8 +44,8 @@ def test_every_task_of_a_suite_can_be_made(name):
 
 
 def test_a_suite_can_be_cut_down():
-    suite = load_suite("grid", only=("catch", "big_dense_long"), rollouts=50, num_envs=4)
-    assert [task.name for task in suite.tasks] == ["catch", "big_dense_long"]
+    suite = load_suite("grid", only=("catch", "big_dense_long/free"), rollouts=50, num_envs=4)
+    assert [task.name for task in suite.tasks] == ["catch", "big_dense_long/free"]
     for task in suite.tasks:
         assert task.rollouts == 50
         assert task.config.num_envs == 4

@@ -9,22 +9,22 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from optim4rl.benchmark.pieces import is_done, piece_from_dict, put_curves
+from optim4rl.cli.suite import SuiteOptions, lay_out
 
 from documented import columns
 from optim4rl.benchmark import runs as suite_runs, scale as statistics
-from optim4rl.benchmark.pieces import is_done, piece_from_dict, put_curves
 from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
 from optim4rl.benchmark.runs import run_benchmark
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
-from optim4rl.cli.suite import SuiteOptions, lay_out
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.optimizers.weights import save_weights, untrained
 from optim4rl.pages.benchmark import claims, summary_table, to_json, to_markdown, write_report
 from optim4rl.pages.comparison import read_run
 
 RATES, SCALES = (0.001, 0.01, 0.1), (0.3, 1.0, 3.0)
-TASKS = ("catch", "small_dense_short")
+TASKS = ("catch", "small_dense_short/free")
 ALPHA = 3e-3
 RECORD = {"command": "optim4rl evaluate", "versions": {"jax": "0"}, "code": "c" * 64}
 
@@ -229,7 +229,7 @@ def test_one_setting_is_chosen_by_the_mean_over_tasks(toys, weights, tmp_path):
     assert results.standings["one"]["adam"].auc.mean.value == pytest.approx(0.85)
     text = " ".join(claims(results))
     assert "edge of its grid" in text
-    assert "adam (catch, small_dense_short)" in text
+    assert "adam (catch, small_dense_short/free)" in text
 
 
 # Words
@@ -334,7 +334,7 @@ def test_all_files_are_written_and_agree(toys, weights, tmp_path):
     run = read_run(tmp_path)
     assert run.kind == "suite"
     assert run.numbers["adam on catch: AUC"].value == pytest.approx(1.0, abs=0.02)
-    assert run.numbers["adam on small_dense_short: AUC"].value == pytest.approx(10.0, abs=0.2)
+    assert run.numbers["adam on small_dense_short/free: AUC"].value == pytest.approx(10.0, abs=0.2)
     rows = table.filter(optimizer="rule-0", task="catch", purpose="tuned")
     assert rows["seed"].to_list() == list(range(EVALUATION_SEED, EVALUATION_SEED + 10))
     assert rows["auc"].mean() == pytest.approx(

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fault_runs import PLAN
-
 from optim4rl.benchmark.pieces import Method, Piece, get_curves, put_curves
+from optim4rl.study.store import get_result, put_result, result_path
+
 from optim4rl.cli.progress_log import ProgressLog
 from optim4rl.cli.train import TrainOptions, build
 from optim4rl.evaluation.curves import Curves
@@ -35,7 +36,6 @@ from optim4rl.pages.comparison import read_run
 from optim4rl.study.cells import CellResult, ClassicalCell
 from optim4rl.study.runner import lay_out, load_study, record_study
 from optim4rl.study.settings import QUICK, SMOKE
-from optim4rl.study.store import get_result, put_result, result_path
 from optim4rl.tasks import TaskConfig
 
 MUTATIONS = 220

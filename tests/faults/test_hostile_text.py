@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from optim4rl.benchmark.pieces import keep_weights
+from optim4rl.study.store import put_result
 
 from browser import browser, file_url
-from optim4rl.benchmark.pieces import keep_weights
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.manifest import write_manifest
 from optim4rl.optimizers.weights import load_weights, save_weights, untrained
@@ -25,7 +26,6 @@ from optim4rl.study.runner import (
     write_table,
 )
 from optim4rl.study.settings import SMOKE
-from optim4rl.study.store import put_result
 
 # Each says "ran" on the console if a browser runs it, or asks a server for something.
 PAYLOADS = (

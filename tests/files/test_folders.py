@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from optim4rl.files import folders
 from optim4rl.files.atomic import UNFINISHED
 from optim4rl.files.folders import LOCK, FolderError, locked
 

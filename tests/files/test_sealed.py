@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from optim4rl.files import atomic as files
 from optim4rl.files.atomic import UNFINISHED, replacing, write_atomically
 from optim4rl.files.sealed import DamagedFileError, check_seal, read_sealed, write_sealed
 

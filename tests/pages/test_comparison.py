@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from optim4rl.study.store import StoreError
 from test_report import HOSTILE, make_results
 
 from documented import columns
@@ -23,7 +24,6 @@ from optim4rl.pages.comparison import (
     write_comparison,
 )
 from optim4rl.study.runner import write_table
-from optim4rl.study.store import StoreError
 
 
 def training(folder, *, rate=0.01, returns=(-0.5, "", 0.5, 0.9), norms=(1, 2, 3, 4), done=True):

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from optim4rl.study.store import StoreError, get_result, has_result, put_result, result_path
 from safetensors import safe_open
 
 from optim4rl.benchmark.protocol import EvaluationSettings
@@ -31,7 +32,6 @@ from optim4rl.study.cells import (
 )
 from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
 from optim4rl.study.settings import TrainingSettings
-from optim4rl.study.store import StoreError, get_result, has_result, put_result, result_path
 from optim4rl.study.variant import REFERENCE
 
 LEARNED = LearnedCell("catch", REFERENCE, TrainingSettings(), EvaluationSettings(), 3e-3, 0)

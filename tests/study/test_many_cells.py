@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from optim4rl.study.store import put_result
 
 from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.evaluation.curves import HEALTHY, Curves
@@ -13,7 +14,6 @@ from optim4rl.study import runner
 from optim4rl.study.cells import CellResult, LearnedCell, cell_from_dict, pack_curves
 from optim4rl.study.runner import lay_out, run_study
 from optim4rl.study.settings import StudySettings, TrainingSettings
-from optim4rl.study.store import put_result
 
 PLAN = b"- **Ablated Part**: Pipeline training\n- **Replacement**: Synchronous resets\n"
 SETTINGS = StudySettings(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from optim4rl.study.store import StoreError, get_result, result_path
 
 from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.cli.main import main
@@ -19,7 +20,7 @@ from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.jobs.pool import JobError
 from optim4rl.jobs.pools import Workers
 from optim4rl.plans.plan import PlanError
-from optim4rl.study import pool, runner
+from optim4rl.study import runner
 from optim4rl.study.cells import CellResult, ClassicalCell, IdentityCell, LearnedCell
 from optim4rl.study.runner import (
     choose_meta_learning_rates,
@@ -33,7 +34,6 @@ from optim4rl.study.runner import (
     tuning_cells,
 )
 from optim4rl.study.settings import QUICK, SCALES, StudySettings, TrainingSettings
-from optim4rl.study.store import StoreError, get_result, result_path
 from optim4rl.study.variant import REFERENCE
 
 PLAN = b"""# A small study

@@ -267,13 +267,3 @@ def test_probe_reward_depends_on_observation_and_action() -> None:
     assert policy[2, 1] > 0.9
     assert values[0] == pytest.approx(1.0, abs=0.1)
     assert values[2] == pytest.approx(1.0, abs=0.1)
-
-
-def test_probe_time_limit() -> None:
-    """Reward 1 for ever, cut every second step: every value is 1 / (1 - gamma).
-
-    Were a truncation taken for a termination, the values would be 1.5 and 1.
-    """
-    _, values = learn(probe_task(Probe(lambda time, seen, action: (1.0, False), limit=2)))
-    assert values[2] == pytest.approx(2.0, abs=0.1)
-    assert values[1] == pytest.approx(2.0, abs=0.1)

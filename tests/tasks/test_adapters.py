@@ -1,19 +1,13 @@
 """Names become environments; what cannot be trained on is refused with a reason."""
 
-from typing import Any
-
 import gymnax
 import jax
 import jax.numpy as jnp
 import pytest
-from gymnax.environments.spaces import Box
 
-from optim4rl.tasks.environments.adapters import (
-    check_environment,
-    environment_names,
-    make_environment,
-)
+from optim4rl.tasks.environments.adapters import environment_names, make_environment
 from optim4rl.tasks.environments.catch import Catch
+from optim4rl.tasks.environments.checks import check_environment
 from optim4rl.tasks.environments.gridworld import GRID_WORLDS, GridWorld
 
 
@@ -79,31 +73,6 @@ def test_continuous_actions_pass(name: str, shape: tuple[int, ...]) -> None:
     assert environment.action_space(params).shape == shape
 
 
-class Unbounded(Catch):
-    """Catch with a force for an action."""
-
-    def action_space(self, params: Any = None) -> Box:
-        """Any number."""
-        return Box(-jnp.inf, jnp.inf, (1,))
-
-
-def test_actions_without_bounds_are_refused() -> None:
-    """They cannot be squashed."""
-    with pytest.raises(
-        ValueError, match=r"Unbounded: .* discrete or have bounds, not Box\(low=-inf"
-    ):
-        check_environment(Unbounded())
-
-
-class Pair(Catch):
-    """Catch, observed as a dictionary."""
-
-    def reset_env(self, key: Any, params: Any) -> Any:
-        """Wrap the board."""
-        board, state = super().reset_env(key, params)
-        return {"board": board}, state
-
-
 def test_a_users_own_environment_passes_through() -> None:
     """The object itself comes back, with its parameters or the given ones."""
     environment = Catch(6, 3)
@@ -113,5 +82,3 @@ def test_a_users_own_environment_passes_through() -> None:
     assert same is environment
     assert params is given
     assert check_environment(gymnax.make("CartPole-v1")[0])[1].max_steps_in_episode == 500
-    with pytest.raises(ValueError, match=r"Pair: its observation must be one array, .*board"):
-        check_environment(Pair())

@@ -175,7 +175,7 @@ CASES = [
     ("catch", {}),
     ("catch", {"max_steps_in_episode": 4}),
     ("small_dense_short", {}),
-    ("big_sparse_short", {}),
+    ("big_sparse_short/free", {}),
 ]
 
 

@@ -230,10 +230,10 @@ LEARNERS: dict[str, A2CConfig | PPOConfig] = {
 every_learner = pytest.mark.parametrize("learner", LEARNERS)
 
 
-def learn(environment: Probe, learner: str, updates: int = 300) -> Any:
+def learn(environment: Probe, learner: str, updates: int = 300, **changes: Any) -> Any:
     """Train with Adam; the policy's outputs and values at observations -1, 0 and 1."""
     config = TaskConfig("probe", 8, "mlp", learner=LEARNERS[learner], activation="tanh")
-    config = dataclasses.replace(config, policy_layers=(8,), value_layers=(8,))
+    config = dataclasses.replace(config, policy_layers=(8,), value_layers=(8,), **changes)
     task = task_from_environment(environment, config)
     optimizer = optax.adam(3e-3)
 
@@ -267,6 +267,22 @@ def test_probe_values(learner: str) -> None:
     _, values = learn(Push(lambda time, seen, action: (time == 1, time == 1)), learner)
     assert values[2] == pytest.approx(0.5, abs=0.1)
     assert values[1] == pytest.approx(1.0, abs=0.1)
+
+
+@every_learner
+@pytest.mark.parametrize(
+    ("time_limit", "first", "second"), [("bootstrap", 2.0, 2.0), ("terminal", 1.5, 1.0)]
+)
+def test_probe_time_limit(time_limit: str, first: float, second: float, learner: str) -> None:
+    """Reward 1 for ever, cut every second step.
+
+    If the limit bootstraps, every value is 1 / (1 - gamma); if it is a terminal state, the values
+    are 1 + gamma and 1.
+    """
+    forever = Push(lambda time, seen, action: (1.0, False), limit=2)
+    _, values = learn(forever, learner, time_limit=time_limit)
+    assert values[2] == pytest.approx(first, abs=0.1)
+    assert values[1] == pytest.approx(second, abs=0.1)
 
 
 @every_learner

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.wrappers.purerl import LogWrapper
 from test_a2c import Probe, probe_task, quick_jit
 
 from optim4rl.tasks import (
@@ -23,6 +24,7 @@ from optim4rl.tasks import (
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.distributions import TanhNormal
 from optim4rl.tasks.environments.catch import Catch
+from optim4rl.tasks.environments.gridworld import GridWorld, GridWorldConfig
 from optim4rl.tasks.normalisation import normalise
 from optim4rl.tasks.task import Task
 
@@ -365,6 +367,45 @@ def test_a_time_limit_bootstraps_from_the_state_before_the_reset() -> None:
     np.testing.assert_array_equal(data.truncated[:, 0], [False, True, False, True, False])
     np.testing.assert_allclose(data.next_value, np.full((5, 8), zero), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(data.value[::2], np.full((3, 8), one), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "found"),
+    [
+        ("small_dense_short", None, "terminal"),
+        ("small_dense_short/free", None, "bootstrap"),
+        ("small_dense_short", "bootstrap", "bootstrap"),
+        ("catch", None, "bootstrap"),
+        ("gymnax:CartPole-v1", None, "bootstrap"),
+        ("gymnax:CartPole-v1", "terminal", "terminal"),
+    ],
+)
+def test_the_time_limit_is_the_config_s_or_the_environment_s(
+    environment: str, wanted: Any, found: str
+) -> None:
+    """The paper's worlds take it for a terminal state; a wrapper hands that on."""
+    config = TaskConfig(environment, num_envs=2, width=4, time_limit=wanted)
+    task = make_task(config)
+    assert task.time_limit == found
+    assert task_from_environment(LogWrapper(task.environment), config).time_limit == found
+
+
+@pytest.mark.parametrize("time_limit", ["terminal", "bootstrap"])
+def test_an_episode_that_the_limit_cuts_is_truncated_or_terminated(time_limit: Any) -> None:
+    """And counts all the same."""
+    world = GridWorld(GridWorldConfig(2, 2, (), max_steps=2, time_limit=time_limit))
+    config = TaskConfig("empty", num_envs=3, width=4, learner=A2CConfig(rollout=5))
+    task = task_from_environment(world, config)
+
+    @quick_jit
+    def run(key: jax.Array) -> Any:
+        return task.transitions(task.init_params(key), task.init_actor(key), key)
+
+    _, data, stats = run(jax.random.key(0))
+    cut = np.array([[False, True, False, True, False]] * 3).T
+    np.testing.assert_array_equal(data.terminated, cut & (time_limit == "terminal"))
+    np.testing.assert_array_equal(data.truncated, cut & (time_limit == "bootstrap"))
+    assert stats.episode_count == 6
 
 
 def test_a_shortened_catch_bootstraps_too() -> None:

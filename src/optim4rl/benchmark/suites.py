@@ -185,7 +185,7 @@ _ALL = (
             for environment in (
                 "catch",
                 *(
-                    f"{size}_{density}_{length}"
+                    f"{size}_{density}_{length}/free"
                     for size in ("small", "big")
                     for density in ("dense", "sparse")
                     for length in ("short", "long")

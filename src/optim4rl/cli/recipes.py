@@ -34,7 +34,7 @@ _GRID: dict[str, Any] = {
 }
 # Catch and three grid worlds, of which the big one keeps a rule from being greedy.
 _FOUR_GRIDS: dict[str, Any] = {
-    "tasks": ("catch", "small_dense_long", "big_dense_short", "small_sparse_short"),
+    "tasks": ("catch", "small_dense_long/free", "big_dense_short/free", "small_sparse_short/free"),
     "learning_rate": (2e-2,),
     "normalise_rewards": True,
     "width": (16, 32),
@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "orthogonal",
         "tasks": (
             "catch",
-            "small_dense_long",
+            "small_dense_long/free",
             "gymnax:CartPole-v1",
             "gymnax:Reacher-misc",
             "gymnax:Swimmer-misc",

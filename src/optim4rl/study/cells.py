@@ -28,8 +28,8 @@ IDENTITY_SCALES: dict[IdentityScale, identity.IdentityConfig] = {
 # The identity experiment's gradients come from the paper's task at its scale, from its small
 # sister below.
 IDENTITY_TASKS: dict[IdentityScale, str] = {
-    "smoke": "small_dense_short",
-    "quick": "small_dense_long",
+    "smoke": "small_dense_short/free",
+    "quick": "small_dense_long/free",
     "paper": "big_dense_long",
 }
 

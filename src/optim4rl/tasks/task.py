@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
@@ -16,7 +15,8 @@ from optim4rl.fields import COUNT, check_fields
 from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
-from optim4rl.tasks.environments.adapters import check_environment, make_environment
+from optim4rl.tasks.environments.adapters import make_environment
+from optim4rl.tasks.environments.checks import check_environment
 from optim4rl.tasks.environments.episodes import (
     GymnaxVector,
     SparseVector,
@@ -25,7 +25,7 @@ from optim4rl.tasks.environments.episodes import (
     VectorState,
 )
 from optim4rl.tasks.environments.physics import Physics, PhysicsVector
-from optim4rl.tasks.environments.sparse import is_sparse
+from optim4rl.tasks.environments.sparse import TimeLimit, is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
 from optim4rl.tasks.learner import Learner, Rollout
 from optim4rl.tasks.networks import Activation, TorsoKind
@@ -63,6 +63,9 @@ class TaskConfig:
         policy_layers: units of the policy's hidden layers in an "mlp"; the default is Brax's.
         value_layers: units of the value's hidden layers in an "mlp"; the default is the paper's.
         activation: between the layers of an "mlp".
+        time_limit: what the last step of an episode that the time limit cuts leads to. "bootstrap":
+            a state whose value counts. "terminal": a terminal state. None: as the environment's
+            own `time_limit` says, and "bootstrap" where it has none.
     """
 
     environment: str = "catch"
@@ -76,6 +79,7 @@ class TaskConfig:
     policy_layers: tuple[int, ...] = (32, 32, 32, 32)
     value_layers: tuple[int, ...] = (64, 64, 64, 64, 64)
     activation: Activation = "swish"
+    time_limit: TimeLimit | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, num_envs=COUNT, width=COUNT, policy_layers=COUNT, value_layers=COUNT)
@@ -140,14 +144,14 @@ class Task:
     """An agent's task: start one, play a rollout, and take the gradients of the learner's loss.
 
     Attributes:
-        environment: a gymnax environment.
+        environment: a gymnax environment, or a wrapper with the same methods.
         env_params: its parameters.
         config: network and learner; `config.environment` is a label here.
         reward_factor: multiplies the rewards that its agents learn from; may be traced.
     """
 
-    environment: Environment
-    env_params: EnvParams
+    environment: Any
+    env_params: Any
     config: TaskConfig
     reward_factor: float | Float[Array, ""] = 1.0
 
@@ -164,6 +168,14 @@ class Task:
         return tuple(observation.shape)
 
     @property
+    def time_limit(self) -> TimeLimit:
+        """What the last step of an episode that the time limit cuts leads to."""
+        if self.config.time_limit is not None:
+            return self.config.time_limit
+        own = getattr(self.environment, "time_limit", None)
+        return "terminal" if isinstance(own, str) and own == "terminal" else "bootstrap"
+
+    @property
     def _looks_up(self) -> bool:
         """Whether observations are the places of their ones: not if these are normalised."""
         return is_sparse(self.environment) and not self.config.normalise_observations
@@ -174,7 +186,7 @@ class Task:
         arguments = (self.environment, self.env_params, self.config.num_envs)
         if self._looks_up:
             return SparseVector(*arguments, self.observation_shape)
-        if isinstance(self.environment, Physics):
+        if type(self.environment) is Physics:  # A subclass may step otherwise.
             return PhysicsVector(*arguments)
         return GymnaxVector(*arguments)
 
@@ -301,6 +313,8 @@ class Task:
             outputs, value, cache = network.forward(prepared, _normalised(actor, seen))
             action = distribution.sample(uniforms, outputs)
             after, result = self.vector.step(chance, episodes, distribution.squash(action))
+            if self.time_limit == "terminal":
+                result = result.terminal()
             return after, _Step(seen, outputs, value, cache, uniforms, action, result)
 
         chance = self.vector.draw(key, self.config.learner.rollout, distribution.uniforms)
@@ -330,7 +344,7 @@ class Task:
 
         following = jnp.concatenate([steps.value[1:], value(after.episodes.observation)[None]])
         spacing = self.vector.steps_between_truncations
-        if spacing is None:
+        if spacing is None or self.time_limit == "terminal":
             return following
         T, E = steps.value.shape
         spacing = min(spacing, T)
@@ -364,20 +378,17 @@ def make_task(config: TaskConfig) -> Task:
     return Task(environment, env_params, config)
 
 
-def task_from_environment(
-    environment: Environment, config: TaskConfig, env_params: EnvParams | None = None
-) -> Task:
+def task_from_environment(environment: Any, config: TaskConfig, env_params: Any = None) -> Task:
     """A task on one's own gymnax environment.
 
     Args:
-        environment: a gymnax `Environment` whose actions are discrete or have bounds, and whose
-            observation is one array.
+        environment: a gymnax 1.x `Environment`, or a wrapper with the same methods, whose actions
+            are discrete or have bounds, and whose observation is one array.
         config: network and learner; `environment` in it is the label that results carry.
         env_params: the environment's parameters; None for its defaults.
 
     Raises:
-        ValueError: the environment does not offer what a task needs.
+        ValueError: the environment does not offer what a task needs (`check_environment`).
     """
-    params = environment.default_params if env_params is None else env_params
-    check_environment(environment, params)
+    environment, params = check_environment(environment, env_params)
     return Task(environment, params, config)

@@ -8,7 +8,7 @@ from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Box, Discrete
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.tasks.environments.sparse import uniforms
+from optim4rl.tasks.environments.sparse import time_limit, uniforms
 
 
 class CatchState(NamedTuple):
@@ -104,8 +104,8 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
         """A game ends by itself unless the time limit is shorter."""
-        limit = int(params.max_steps_in_episode)
-        return limit if limit < self.rows - 1 else None
+        limit = time_limit(params)
+        return limit if limit is not None and limit < self.rows - 1 else None
 
     def get_obs(
         self, state: CatchState, params: EnvParams | None = None, key: PRNGKeyArray | None = None

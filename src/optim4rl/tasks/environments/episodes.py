@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from gymnax.environments.environment import Environment, EnvParams
+from gymnax.environments.environment import EnvParams
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray
 
 from optim4rl.tasks.environments.sparse import SparseEnvironment, uniforms
@@ -46,6 +46,12 @@ class StepResult(NamedTuple):
     truncated: Bool[Array, "*steps env"]
     final_observation: Num[Array, "..."]
     ended_return: Float[Array, "*steps env"]
+
+    def terminal(self) -> "StepResult":
+        """The same, with every truncation a termination."""
+        return self._replace(
+            terminated=self.terminated | self.truncated, truncated=jnp.zeros_like(self.truncated)
+        )
 
     @property
     def return_sum(self) -> Float[Array, "*steps"]:
@@ -100,8 +106,8 @@ def numpys_rules() -> Iterator[None]:
 class GymnaxVector:
     """Any gymnax environment, through its own `step`; observations are its own, as floats."""
 
-    environment: Environment
-    params: EnvParams
+    environment: Any
+    params: Any
     num_envs: int
 
     @property
@@ -132,12 +138,15 @@ class GymnaxVector:
         """Step every environment with its key."""
         with numpys_rules():
             step = jax.vmap(self.environment.step, in_axes=(0, 0, 0, None))
-            observation, inner, reward, terminated, truncated, info = step(
+            observation, inner, reward, *ends, info = step(
                 chance, state.environment, actions, self.params
             )
+        # Some environments give rewards of shape (1,).
+        reward = reward.reshape(self.num_envs).astype(jnp.float32)
+        terminated, truncated = (end.astype(jnp.bool) for end in ends)
         episode_return, ended_return = running_returns(state, reward, terminated | truncated)
         result = StepResult(
-            reward.astype(jnp.float32),
+            reward,
             terminated,
             truncated,
             info["final_observation"].astype(jnp.float32),
@@ -222,5 +231,5 @@ def running_returns(
     state: VectorState, reward: Float[Array, "env"], done: Bool[Array, "env"]
 ) -> tuple[Float[Array, "env"], Float[Array, "env"]]:
     """The returns of the episodes that go on, and of those that ended; 0 where there is none."""
-    total = state.episode_return + reward.astype(jnp.float32)
+    total = state.episode_return + reward
     return jnp.where(done, 0.0, total), jnp.where(done, total, 0.0)

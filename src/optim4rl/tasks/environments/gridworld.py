@@ -4,9 +4,10 @@ Source: Oh et al., "Discovering Reinforcement Learning Algorithms" (arXiv 2007.0
 variants of Lan et al., "Learning to Optimize for Reinforcement Learning" (arXiv 2302.01470).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Box, Discrete
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.tasks.environments.sparse import uniforms
+from optim4rl.fields import COUNT, check_fields
+from optim4rl.tasks.environments.sparse import TimeLimit, time_limit, uniforms
 
 
 class GridObject(NamedTuple):
@@ -40,7 +42,11 @@ class GridWorldConfig:
         rows: Rows the agent can walk on, without the walls.
         columns: Columns the agent can walk on, without the walls.
         objects: One entry per object.
-        max_steps: Steps after which an episode is truncated.
+        max_steps: Steps after which an episode is cut.
+        respawn: Where a collected object reappears. "any": on any cell, also where the agent or
+            another object is, as in the paper's release. "free": only where nothing is.
+        time_limit: What the last step of a cut episode leads to. "terminal": a terminal state, as
+            in the paper's release. "bootstrap": a state whose value counts.
 
     Raises:
         ValueError: If the world is empty, too small for the agent and its objects, has no time, or
@@ -51,14 +57,12 @@ class GridWorldConfig:
     columns: int
     objects: tuple[GridObject, ...]
     max_steps: int
+    respawn: Literal["any", "free"] = "any"
+    time_limit: TimeLimit = "terminal"
 
     def __post_init__(self) -> None:
         """Refuse a world that cannot be played."""
-        if min(self.rows, self.columns, self.max_steps) < 1:
-            raise ValueError(
-                f"rows, columns and max_steps must be at least 1, not {self.rows}, "
-                f"{self.columns} and {self.max_steps}"
-            )
+        check_fields(self, rows=COUNT, columns=COUNT, max_steps=COUNT)
         if self.cells <= len(self.objects):
             raise ValueError(
                 f"objects: {len(self.objects)} of them and the agent need as many cells, but "
@@ -97,8 +101,9 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     Actions are the nine cells around the agent and its own, row by row: 0 is up left, 4 stays, 8 is
     down right. A step into a wall leaves the agent where it is. A collected object gives its
     reward, ends the episode with its probability, and otherwise reappears, in this and each later
-    step, with its probability on a cell uniform over the free ones. Only objects terminate an
-    episode and only time truncates it; both may happen at once.
+    step, with its probability on a cell drawn uniformly from all cells or from the free ones (see
+    `GridWorldConfig.respawn`). Only objects terminate an episode and only time truncates it; both
+    may happen at once. What a truncation means to a learner is `time_limit`.
 
     The observation is one map per object and a last one for the agent, each over the full grid with
     its walls, `[objects + 1, rows + 2, columns + 2]`: 1 where the thing is, 0 elsewhere.
@@ -107,6 +112,11 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     """
 
     config: GridWorldConfig
+
+    @property
+    def time_limit(self) -> TimeLimit:
+        """What tasks read; the config's."""
+        return self.config.time_limit
 
     @property
     def default_params(self) -> EnvParams:
@@ -200,7 +210,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
         """Every episode has the whole time limit before it."""
-        return int(params.max_steps_in_episode)
+        return time_limit(params)
 
     def get_obs(
         self,
@@ -231,7 +241,10 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         reappears: Bool[Array, "objects"],
         uniforms: Float[Array, "objects"],
     ) -> Int[Array, "objects"]:
-        """Put the objects that reappear, one after the other, on cells that are still free."""
+        """Put the objects that reappear on cells; "free": one after the other, on free ones."""
+        if self.config.respawn == "any":
+            new = _nth(uniforms, self.config.cells)
+            return jnp.where(reappears, new, objects)
         cells = list(objects)
         for i in range(len(cells)):
             new = _free_cell(uniforms[i], [*cells, agent], self.config.cells)
@@ -240,6 +253,11 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
 
 _TINY = np.float32(1e-30)  # stands in for a probability of zero in a quotient that is not used
+
+
+def _nth(uniform: Float[Array, "*n"], count: int | Int[Array, ""]) -> Int[Array, "*n"]:
+    """Map uniform numbers to 0 ... count - 1."""
+    return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 
 
 def _free_cell(
@@ -252,8 +270,7 @@ def _free_cell(
     and a list of scalars, which become whole vectors over a batch of worlds, matter. A sorted list
     made the step eight times as slow, an array with its short last axis twice.
     """
-    free = cells - sum((cell < cells).astype(jnp.int32) for cell in taken)
-    index = jnp.minimum((uniform * free).astype(jnp.int32), free - 1)
+    index = _nth(uniform, cells - sum((cell < cells).astype(jnp.int32) for cell in taken))
     shift = jnp.zeros_like(index)
     for cell in taken:
         free_before = cell - sum((other < cell).astype(jnp.int32) for other in taken)
@@ -274,7 +291,7 @@ def _objects(respawn: float, pairs: int) -> tuple[GridObject, ...]:
     return (GridObject(1.0, 0.0, respawn),) * pairs + (GridObject(-1.0, 0.5, respawn),) * pairs
 
 
-GRID_WORLDS = {
+_PAPERS = {
     "small_sparse_short": GridWorldConfig(3, 8, _objects(0.05, pairs=1), 50),
     "small_sparse_long": GridWorldConfig(8, 3, _objects(0.05, pairs=1), 500),
     "small_dense_short": GridWorldConfig(4, 6, _objects(0.5, pairs=1), 50),
@@ -284,4 +301,11 @@ GRID_WORLDS = {
     "big_dense_short": GridWorldConfig(9, 13, _objects(0.5, pairs=2), 50),
     "big_dense_long": GridWorldConfig(13, 9, _objects(0.5, pairs=2), 500),
 }
-"""The eight worlds of Lan et al. by name."""
+GRID_WORLDS = _PAPERS | {
+    f"{name}/free": dataclasses.replace(world, respawn="free", time_limit="bootstrap")
+    for name, world in _PAPERS.items()
+}
+"""The eight worlds of Lan et al. by name, by the rules of their release.
+
+With "/free" after the name, objects reappear on free cells alone, and a time limit bootstraps.
+"""

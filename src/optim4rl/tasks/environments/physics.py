@@ -25,6 +25,7 @@ from optim4rl.tasks.environments.episodes import (
     numpys_rules,
     running_returns,
 )
+from optim4rl.tasks.environments.sparse import time_limit
 
 # The bodies of the paper and of its field's benchmarks, all in Brax itself.
 BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_double_pendulum", "walker2d")
@@ -128,7 +129,7 @@ class PhysicsVector:
     @property
     def steps_between_truncations(self) -> int | None:
         """The time limit."""
-        return int(self.params.max_steps_in_episode)
+        return time_limit(self.params)
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
         """Start an episode in each environment."""

@@ -1,11 +1,14 @@
 """What an environment may offer beyond gymnax's interface, so that agents learn from it faster."""
 
-from typing import Any, Protocol, runtime_checkable
+import math
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from gymnax.environments.environment import EnvParams
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+TimeLimit = Literal["terminal", "bootstrap"]
 
 
 @runtime_checkable
@@ -51,6 +54,12 @@ def is_sparse(environment: object) -> bool:
     A subclass that changes a gymnax method inherits the others, so it has to define `ones` anew.
     """
     return isinstance(environment, SparseEnvironment) and "ones" in vars(type(environment))
+
+
+def time_limit(params: EnvParams) -> int | None:
+    """Steps after which an episode is cut; None if it never is."""
+    limit = params.max_steps_in_episode
+    return None if math.isinf(limit) else int(limit)
 
 
 def uniforms(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
