@@ -9,7 +9,7 @@ The only change against PPO with Adam is the line that makes the optimizer.
 import gymnasium as gym
 import numpy as np
 import torch
-from common import WEIGHTS, steps
+from common import steps
 from torch import nn
 from torch.distributions import Categorical
 
@@ -17,7 +17,6 @@ from optim4rl.torch import Optim4RL
 
 ENVS, LENGTH, EPOCHS, MINIBATCHES = 8, 128, 4, 4
 GAMMA, LAMBDA, CLIP, ENTROPY, VALUE, MAX_NORM = 0.99, 0.95, 0.2, 0.01, 0.5, 0.5
-LEARNING_RATE = 1e-3
 
 
 def mlp(outputs: int, scale: float) -> nn.Sequential:
@@ -83,16 +82,16 @@ def ppo_loss(agent, batch):
     return -surrogate + 0.5 * VALUE * value_loss.mean() - ENTROPY * policy.entropy().mean()
 
 
-def train(total_steps: int, seed: int = 0, learning_rate: float = LEARNING_RATE) -> nn.ModuleDict:
+def train(total_steps: int, seed: int = 0) -> nn.ModuleDict:
     """An agent after that many environment steps."""
     torch.manual_seed(seed)
     envs = gym.make_vec("CartPole-v1", num_envs=ENVS, vectorization_mode="sync")
     agent = nn.ModuleDict({"actor": mlp(2, 0.01), "critic": mlp(1, 1.0)})
-    optimizer = Optim4RL(agent.named_parameters(), WEIGHTS, lr=learning_rate)
+    optimizer = Optim4RL(agent.named_parameters())
     observation = torch.as_tensor(envs.reset(seed=seed)[0])
     iterations = max(1, total_steps // (ENVS * LENGTH))
     for iteration in range(iterations):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - iteration / iterations)
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * (1 - iteration / iterations)
         data, observation = rollout(envs, agent, observation)
         with torch.no_grad():
             last_value = agent["critic"](observation).squeeze(-1)

@@ -1,20 +1,20 @@
-"""Stable-Baselines3's PPO on CartPole, unchanged: the optimizer goes in through `policy_kwargs`.
+"""Stable-Baselines3's PPO on CartPole, unchanged: `sb3_settings` puts the optimizer in.
 
 pip install 'optim4rl[examples]'
 python examples/torch_sb3_ppo.py
 """
 
 import torch
-from common import WEIGHTS, steps
+from common import steps
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from optim4rl.torch import Optim4RL
+from optim4rl.torch import sb3_settings
 
 
-def train(total_steps: int, seed: int = 0, learning_rate: float = 1e-3) -> PPO:
-    """A model with the settings that RL Zoo tunes for this task (there with Adam)."""
+def train(total_steps: int, seed: int = 0) -> PPO:
+    """A model with the settings that RL Zoo tunes for this task, but for the learning rate."""
     model = PPO(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=8, seed=seed),
@@ -23,9 +23,8 @@ def train(total_steps: int, seed: int = 0, learning_rate: float = 1e-3) -> PPO:
         n_epochs=20,
         gamma=0.98,
         gae_lambda=0.8,
-        learning_rate=lambda left: learning_rate * left,
         clip_range=lambda left: 0.2 * left,
-        policy_kwargs={"optimizer_class": Optim4RL, "optimizer_kwargs": {"weights": WEIGHTS}},
+        **sb3_settings(schedule=lambda left: left),
         device="cpu",
         seed=seed,
     )

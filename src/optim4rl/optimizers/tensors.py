@@ -248,8 +248,10 @@ def parts_of(name: str) -> Path:
 
 
 def _told(paths: Sequence[Path]) -> list[Path]:
-    # A name that all leaves end in, such as the `value` of a boxed parameter, tells nothing.
-    if len(paths) > 1 and len({path[-1].name if path else None for path in paths}) == 1:
+    # A name that all leaves end in, such as the `value` of a boxed parameter, tells nothing, but
+    # for a `weight`: layers without biases.
+    last = {path[-1].name if path else None for path in paths}
+    if len(paths) > 1 and len(last) == 1 and last != {"weight"}:
         return [path[:-1] for path in paths]
     return list(paths)
 

@@ -7,3 +7,4 @@ The formulae are those of `optim4rl.optimizers` (`spec`, `processing`, `structur
 """
 
 from optim4rl.torch.optimizer import Optim4RL as Optim4RL
+from optim4rl.torch.sb3 import sb3_settings as sb3_settings

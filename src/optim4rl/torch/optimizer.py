@@ -1,23 +1,30 @@
 """A learned rule as a PyTorch optimizer."""
 
 import math
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from optim4rl.optimizers.tensors import Kind, Layout, layout_of, parts_of
 from optim4rl.optimizers.weight_files import DEFAULT_WEIGHTS
+from optim4rl.torch.names import ORDERS, Order, find_heads, name_parameters
 from optim4rl.torch.rule import Given, Rule, load_rule
 
 # By parameter name (its number where there are no names), or a function of name and parameter; what
-# is not given, or None, is inferred.
-Kinds = Mapping[str, str] | Callable[[str, Tensor], str | None]
+# is not given, or None, is inferred. Or the library whose order of parameters tells.
+Kinds = Mapping[str, str] | Callable[[str, Tensor], str | None] | str
+
+# A rate this many times below that of the weights was meant for Adam.
+_FAR_BELOW = 10.0
+# The modules that a warning looks past for the line that it is about.
+_OURS = ("optim4rl.torch.", "torch.", "jaxtyping.")
 
 
 class Optim4RL(torch.optim.Optimizer):
@@ -35,11 +42,15 @@ class Optim4RL(torch.optim.Optimizer):
         params: tensors, `(name, tensor)` pairs such as `model.named_parameters()`, or param groups
             of either, each with an `lr` and a `step_scale` of its own if wanted.
         weights: a shipped name or the path of a weights file; the recommended ones by default.
-        lr: the learning rate; None for the one that the weights were trained with.
+        lr: the learning rate; None for the one that the weights were trained with. Where the first
+            step finds one more than ten times below it, as libraries set it for Adam, there is a
+            warning.
         step_scale: multiplies every update; tune it like a learning rate.
         kinds: what each parameter is for ("weight", "bias", "policy_head", "value_head"), for
-            weights that read it. None: inferred from names and shapes, by the same rules as in JAX
-            (`optim4rl.optimizers.infer_layout`).
+            weights that read it. None: inferred from names, by the same rules as in JAX
+            (`optim4rl.optimizers.infer_layout`), or, where there are none, from shapes and order,
+            and a warning says what was inferred. "sb3" (PPO and A2C) and "cleanrl" name the library
+            whose order it is.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
@@ -59,9 +70,10 @@ class Optim4RL(torch.optim.Optimizer):
         self._kinds = kinds
         self._layouts: list[Layout] = []
         self._seen: _Groups | None = None
+        self._said: set[str] = set()
         rate = self.rule.learning_rate if lr is None else lr
         super().__init__(params, {"lr": rate, "step_scale": step_scale})
-        self._require_known_names()
+        self._require_known_kinds()
         self._follow_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -75,13 +87,6 @@ class Optim4RL(torch.optim.Optimizer):
         except ValueError:
             del self.param_groups[-1]
             raise
-        nameless = self._kinds is None and "param_names" not in group
-        if nameless and "kind" in self.rule.spec.inputs:
-            warnings.warn(
-                "these weights read what each parameter is for, which only names tell: give "
-                "model.named_parameters(), or kinds",
-                stacklevel=3,
-            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state, bit for bit.
@@ -172,6 +177,7 @@ class Optim4RL(torch.optim.Optimizer):
         # torch.compile knows this name: it runs the method as it is, outside its graph.
         if group is self.param_groups[0]:
             self._follow_groups()
+            self._warn_of_a_low_rate()
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -235,7 +241,7 @@ class Optim4RL(torch.optim.Optimizer):
 
         def choose(inferred: list[Kind]) -> list[Any]:
             kinds = self._kinds
-            if kinds is None:
+            if kinds is None or isinstance(kinds, str):
                 return inferred
             if callable(kinds):
                 chosen = [kinds(name, p) for name, p in zip(groups.names, params, strict=True)]
@@ -243,11 +249,70 @@ class Optim4RL(torch.optim.Optimizer):
                 chosen = [kinds.get(name) for name in groups.names]
             return [kind or other for kind, other in zip(chosen, inferred, strict=True)]
 
-        paths = [parts_of(name) for name in groups.names]
-        layout = iter(layout_of(paths, [tuple(shape) for shape in groups.shapes], choose))
+        shapes = [tuple(shape) for shape in groups.shapes]
+        names = self._telling_names(groups, shapes)
+        layout = iter(layout_of([parts_of(name) for name in names], shapes, choose))
         return [tuple(next(layout) for _ in group["params"]) for group in self.param_groups]
 
-    def _require_known_names(self) -> None:
+    def _telling_names(self, groups: "_Groups", shapes: list[tuple[int, ...]]) -> list[str]:
+        """The parameters' names; where there are none, such as tell what shapes and order do."""
+        kinds = self._kinds
+        if isinstance(kinds, str):
+            heads = find_heads(shapes, cast(Order, kinds))
+            if heads is None:
+                raise ValueError(
+                    f"kinds = {kinds!r}: these {len(shapes)} parameters are no "
+                    "policy and value in its order; give model.named_parameters(), or kinds by name"
+                )
+            return name_parameters(shapes, heads)
+        if groups.named:
+            return groups.names
+        if kinds is not None:
+            return name_parameters(shapes, None)
+        heads = find_heads(shapes)
+        if "kind" in self.rule.spec.inputs:
+            found = "tell which are the heads of a policy and a value"
+            if heads is not None:
+                found = (
+                    f"make {heads.policy} ({list(shapes[heads.policy])}) the policy's head and "
+                    f"{heads.value} ({list(shapes[heads.value])}) the value's"
+                )
+            self._warn_once(
+                "these weights read what each parameter is for; there are no names, and shapes and "
+                f"order {'' if heads else 'do not '}{found}: to be sure, give "
+                "model.named_parameters(), or kinds"
+            )
+        return name_parameters(shapes, heads)
+
+    def _warn_of_a_low_rate(self) -> None:
+        """Say at the first step that a rate is Adam's rather than that of the weights."""
+        if "lr" in self._said:
+            return
+        self._said.add("lr")
+        own = self.rule.learning_rate
+        for group in self.param_groups:
+            rate = float(group["lr"])
+            reached = _FAR_BELOW * max(rate, rate * float(group["step_scale"]))
+            if 0.0 < reached < own and not math.isclose(reached, own, rel_tol=1e-6):
+                self._warn_once(
+                    f"lr = {rate:g} is {own / rate:.0f} times below the rate of these weights, "
+                    f"{own:g}: where a library sets Adam's, give it that of the weights "
+                    "(optim4rl.torch.sb3_settings for Stable-Baselines3); where smaller steps are "
+                    "meant, set step_scale instead"
+                )
+
+    def _warn_once(self, message: str) -> None:
+        if message in self._said:
+            return
+        self._said.add(message)
+        frame, level = sys._getframe(), 1
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith(_OURS):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(message, stacklevel=level)
+
+    def _require_known_kinds(self) -> None:
+        if isinstance(self._kinds, str) and self._kinds not in ORDERS:
+            raise ValueError(f"kinds = {self._kinds!r}: known orders are {', '.join(ORDERS)}")
         if isinstance(self._kinds, Mapping):
             known = _Groups.of(self.param_groups).names
             unknown = [name for name in self._kinds if name not in known]
@@ -255,7 +320,7 @@ class Optim4RL(torch.optim.Optimizer):
                 raise ValueError(f"kinds: no parameter is called {unknown[0]!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("rule", "_on_device", "_kinds")}
+        own = {name: self.__dict__[name] for name in ("rule", "_on_device", "_kinds", "_said")}
         return {**super().__getstate__(), **own, "_layouts": [], "_seen": None}
 
 
@@ -273,34 +338,32 @@ class _Groups(NamedTuple):
         sizes: the number of parameters in each group.
         params: the parameters; one that is gone is equal to none.
         shapes: their shapes.
-        names: their names; a number where a group has none for each of its parameters.
+        names: their names, or their numbers.
+        named: whether they are names: each group has one for each of its parameters.
     """
 
     sizes: list[int]
     params: list["weakref.ref[Tensor]"]
     shapes: list[torch.Size]
     names: list[str]
+    named: bool
 
     @classmethod
     def of(cls, param_groups: list[dict[str, Any]]) -> "_Groups":
         """Those of an optimizer."""
         params = [p for group in param_groups for p in group["params"]]
-        names: list[str] = []
-        for group in param_groups:
-            size = len(group["params"])
-            given = group.get("param_names", ())
-            names += given if len(given) == size else map(str, range(len(names), len(names) + size))
         sizes = [len(group["params"]) for group in param_groups]
-        return cls(sizes, [weakref.ref(p) for p in params], [p.shape for p in params], names)
+        given = [group.get("param_names", ()) for group in param_groups]
+        named = [len(names) for names in given] == sizes
+        names = (
+            [name for x in given for name in x] if named else [str(i) for i in range(len(params))]
+        )
+        return cls(sizes, [weakref.ref(p) for p in params], [p.shape for p in params], names, named)
 
     def equals(self, other: "_Groups") -> bool:
         """Whether these are the same parameters, with the same shapes and names."""
         same = all(a() is b() for a, b in zip(self.params, other.params, strict=False))
-        return same and (self.sizes, self.shapes, self.names) == (
-            other.sizes,
-            other.shapes,
-            other.names,
-        )
+        return same and self._replace(params=[]) == other._replace(params=[])
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -1,0 +1,90 @@
+"""Names for parameters that have none, told from their shapes and their order.
+
+Libraries hand optimizers `module.parameters()`. A network's layers come one after the other, each
+with its kernel first, outputs leading; where a kernel does not take what the one before it gives,
+a new chain of layers starts. A chain's last kernel is a head, unless a later kernel takes its
+outputs. Which of two heads is the policy's is plain where one has a single output and the other
+has several; else the library's order must be known:
+
+| order | of whom | heads |
+|---|---|---|
+| sb3 | PPO and A2C of Stable-Baselines3 | the policy's, then the value's, after all other layers |
+| cleanrl | CleanRL's PPO | the same on shared layers; of two networks the critic comes first |
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+Order = Literal["sb3", "cleanrl"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+Shape = tuple[int, ...]
+
+
+class Heads(NamedTuple):
+    """Where the kernels of the two heads are among the parameters."""
+
+    policy: int
+    value: int
+
+
+def find_heads(shapes: Sequence[Shape], order: Order | None = None) -> Heads | None:
+    """The heads of an actor and critic; None where shapes and order do not tell.
+
+    Args:
+        shapes: of all parameters.
+        order: that of a library; None: only what is plain without.
+    """
+    chains = _chains(shapes)
+    ends = [
+        chain[-1]
+        for index, chain in enumerate(chains)
+        if not any(_follows(shapes, chain[-1], later) for x in chains[index + 1 :] for later in x)
+    ]
+    outputs = [shapes[index][0] for index in ends]
+    if len(ends) != 2 or 1 not in outputs:
+        return None
+    if outputs != [1, 1]:
+        return Heads(*(ends if outputs[1] == 1 else reversed(ends)))
+    alone = len(chains[-1]) == 1
+    if order == "cleanrl":
+        return Heads(*(ends if alone else reversed(ends)))
+    return Heads(*ends) if order == "sb3" and alone else None
+
+
+def name_parameters(shapes: Sequence[Shape], heads: Heads | None) -> list[str]:
+    """A name for each parameter that tells its layer, whether it is a kernel, and its head."""
+    of_heads = {} if heads is None else {heads.policy: "policy_head", heads.value: "value_head"}
+    names, layer, count = [], "", 0
+    for index, shape in enumerate(shapes):
+        if len(shape) > 1:
+            layer, count = of_heads.get(index, f"torso.{count}"), count + 1
+        names.append(f"{layer}.{'weight' if len(shape) > 1 else 'bias'}" if layer else "bias")
+    if heads is not None and _has_deviations(shapes):
+        names[0] = "actor_logstd"
+    return names
+
+
+def _has_deviations(shapes: Sequence[Shape]) -> bool:
+    """Whether a row of log standard deviations comes first: a kernel of one output has a bias."""
+    return len(shapes) > 1 and len(shapes[0]) == 2 and shapes[0][0] == 1 and len(shapes[1]) > 1
+
+
+def _chains(shapes: Sequence[Shape]) -> list[list[int]]:
+    """The kernels, each chain by itself."""
+    chains: list[list[int]] = []
+    for index, shape in enumerate(shapes):
+        if len(shape) < 2 or (index == 0 and _has_deviations(shapes)):
+            continue
+        if chains and _follows(shapes, chains[-1][-1], index):
+            chains[-1].append(index)
+        else:
+            chains.append([index])
+    return chains
+
+
+def _follows(shapes: Sequence[Shape], first: int, second: int) -> bool:
+    """Whether a kernel may take what another one gives, images flattened before a matrix."""
+    outputs, inputs = shapes[first][0], shapes[second][1]
+    flattened = len(shapes[first]) > 2 and len(shapes[second]) == 2
+    return inputs % outputs == 0 if flattened and outputs else inputs == outputs
