@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -117,7 +118,7 @@ class Contender:
             meta_seed: which member.
         """
         family, parameters = self.members[meta_seed].family(folder, updates)
-        return family(parameters, np.float32(rate))  # type: ignore[arg-type]
+        return family(parameters, jnp.float32(rate))
 
 
 BASELINES: dict[str, Maker] = {
