@@ -26,7 +26,7 @@ def made_up(folder: Path, job: Job) -> Result:
             return curves(from_json(Batch, asked), noise)
         case "optim4rl.study.cells:meta_train":
             training: Training = from_json(Training, asked)
-            weights = np.full((8, 24), training.meta_seed + training.meta_learning_rate, np.float32)
+            weights = np.full((8, 24), int(job.address[:6], 16), np.float32)
             norms = np.ones(training.training.iterations, np.float32)
             return Result({"network0.input": weights, "meta_gradient_norm": norms}, {})
         case _:

@@ -5,20 +5,20 @@ import struct
 from pathlib import Path
 
 import pytest
+from optim4rl.study.store import put_result
 
 from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.plan import Ablation, Plan, PlanError, read_plan
 from optim4rl.study.cells import CellResult, LearnedCell, cell_to_dict
-from optim4rl.study.planner.catalogue import catalogue_plan
 from optim4rl.study.cost import CELL_SECONDS, predict, read_measured
 from optim4rl.study.lint import lint
+from optim4rl.study.planner.catalogue import catalogue_plan
 from optim4rl.study.planner.method import method_of
 from optim4rl.study.planner.render import normalise, render_plan
 from optim4rl.study.planner.score import score_plan
 from optim4rl.study.planner.text import PlannerError
 from optim4rl.study.runner import lay_out, report_cells
 from optim4rl.study.settings import SCALES
-from optim4rl.study.store import put_result
 
 PUBLISHED = Path(__file__).parents[2] / "plans" / "optim4rl.md"
 REFERENCE = read_plan(PUBLISHED)
