@@ -96,7 +96,7 @@ def test_the_result_of_another_job_is_not_taken(tmp_path):
 
 
 def test_a_missing_result_is_named(tmp_path):
-    with pytest.raises(StoreError, match="no such result.*Start its command again") as error:
+    with pytest.raises(StoreError, match=r"no such result.*Start its command again") as error:
         get_result(tmp_path, JOB)
     assert str(result_path(tmp_path, JOB)) in str(error.value)
 

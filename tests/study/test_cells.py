@@ -4,11 +4,13 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from neighbours import neighbours
 from optim4rl.benchmark.contender import weights_path
+from optim4rl.fields import to_json
 from optim4rl.jobs.job import Result
 from optim4rl.jobs.store import StoreError, get_result, put_result
 from optim4rl.meta.trainer import MetaDivergenceError
@@ -76,6 +78,23 @@ def test_the_control_has_the_weights_that_training_starts_from(tmp_path):
     assert found["meta_gradient_norm"].size == 0
     for name, x in fresh.items():
         np.testing.assert_array_equal(found[name], x)
+
+
+def test_the_control_is_one_rule_whatever_its_seed(tmp_path):
+    """Other weights, whose heads are zero: the same steps."""
+    params, found = {"x": jnp.array([0.3, -2.0, 0.0])}, []
+    for seed in (0, 1):
+        asked = dataclasses.replace(TRAINING, trained=False, meta_seed=seed)
+        put_result(tmp_path, training_job(asked), meta_train(tmp_path, to_json(asked)))
+        ((maker,), _) = keep_members(tmp_path, [asked])
+        family, weights = maker.family(tmp_path, 9)
+        optimizer = family(weights, jnp.float32(0.1))
+        steps, state = optimizer.update(params, optimizer.init(params), params)
+        found.append(
+            (maker, *(optimizer.update(x, state, params)[0]["x"] for x in (steps, params)))
+        )
+    assert found[0][0] != found[1][0]
+    np.testing.assert_array_equal(found[0][1:], found[1][1:])
 
 
 def test_a_meta_training_that_diverges_says_so_and_has_no_weights(tmp_path, monkeypatch):
