@@ -1,4 +1,4 @@
-"""Train and run a study's cells for as long as you like, and see that nothing grows.
+"""Train and run a study's jobs for as long as you like, and see that nothing grows.
 
 `python -m tests.soak --minutes 60` runs both side by side, each in a process of its own that looks
 at itself every few seconds: resident memory, bytes of live device buffers, programs compiled. The
@@ -20,17 +20,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.tally import Tally, markdown, write_table
 
-PARTS = {"train": "train", "cells": "all cells of a study, in a worker of ablate"}
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.pool import OnJob
+
+PARTS = {"train": "train", "jobs": "all jobs of a study, in a worker of ablate"}
 WARM_UP, GROWTH = 0.25, 0.02
 EVERY = 2.0  # seconds
 PAGE = os.sysconf("SC_PAGESIZE")
 PLAN = Path(__file__).parents[1] / "plans" / "optim4rl.md"
+
+
+class TimeIsOverError(Exception):
+    """The soak has lasted as long as it should."""
 
 
 class Samples:
@@ -94,28 +101,46 @@ def train(folder: Path, seconds: float) -> None:
     )
 
 
-def cells(folder: Path, seconds: float) -> None:
-    """What a worker does: all cells of a small study, over and over."""
-    from optim4rl.study.worker import answer, question
-
+def jobs(folder: Path, seconds: float) -> None:
+    """What a worker does: all jobs of a small study, over and over."""
     from optim4rl.cli.runtime import configure_jax
-    from optim4rl.study.runner import lay_out, report_cells
+    from optim4rl.jobs.worker import answer
+    from optim4rl.study import runner
+    from optim4rl.study.layout import lay_out
     from optim4rl.study.settings import SMOKE
 
     configure_jax()
-    rounds = 0
-    samples = Samples(folder / "cells.csv", seconds, lambda: rounds > 0)
+    rounds = done = 0
+    samples = Samples(folder / "jobs.csv", seconds, lambda: rounds > 0)
     study = lay_out(PLAN.read_bytes(), "smoke", SMOKE)
-    asked = report_cells(study, dict.fromkeys((x.key for x in study.comparisons), 3e-3))
-    while True:
-        for cell in asked:
-            if samples.over:
-                print(f"cells: {rounds} rounds of {len(asked)}")
-                return
-            found = answer(folder / "study", question(cell))
-            assert "error" not in found, found
-        shutil.rmtree(folder / "study")
-        rounds += 1
+
+    class Here:
+        """A pool of this process alone."""
+
+        def __enter__(self) -> "Here":
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+        def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
+            nonlocal done
+            for index, job in enumerate(jobs, 1):
+                if samples.over:
+                    raise TimeIsOverError
+                found = answer(folder / "study", job.question | {"address": job.address})
+                assert "error" not in found, found
+                done += 1
+                on_job(index, job.what)
+
+    runner.open_pool = lambda folder, workers: Here()
+    try:
+        while True:
+            runner.run_study(study, folder / "study", command="soak")
+            shutil.rmtree(folder / "study")
+            rounds += 1
+    except TimeIsOverError:
+        print(f"jobs: {done} in {rounds} rounds")
 
 
 @dataclass(frozen=True)
@@ -140,9 +165,8 @@ def growth(path: Path) -> Growth:
     rows = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines()]
     warm = [row for row in rows if row[0] >= WARM_UP * rows[-1][0]]
     half = len(warm) // 2
-    early, late = warm[:half], warm[half:]
     resident, buffers = (
-        (statistics.median(x[index] for x in early), statistics.median(x[index] for x in late))
+        tuple(statistics.median(row[index] for row in rows) for rows in (warm[:half], warm[half:]))
         for index in (1, 2)
     )
     first, last = int(warm[0][3]), int(warm[-1][3])
@@ -151,10 +175,10 @@ def growth(path: Path) -> Growth:
 
 def write_results(folder: Path, found: dict[str, Growth], minutes: float) -> None:
     """The soak's own page, and its rows in the table of faults."""
-    from optim4rl.study.provenance import provenance
+    from optim4rl.jobs.provenance import provenance
 
     command = f"python -m tests.soak --minutes {minutes:g} --results docs/results"
-    where = provenance()
+    where = provenance("optim4rl.cli.main")
     parts = {PARTS[part]: each for part, each in found.items()}
     data = {"command": command, **where}
     data["parts"] = {name: dataclasses.asdict(each) for name, each in parts.items()}
@@ -201,7 +225,7 @@ def main() -> None:
     chosen = parser.parse_args()
     seconds = 60 * chosen.minutes
     if chosen.part:
-        {"train": train, "cells": cells}[chosen.part](chosen.folder, seconds)
+        {"train": train, "jobs": jobs}[chosen.part](chosen.folder, seconds)
         return
     folder = Path(tempfile.mkdtemp(prefix="optim4rl-soak-"))
     print(f"samples: {folder}", flush=True)

@@ -47,7 +47,7 @@ class Tally:
 
     def values(self) -> dict[str, str | int]:
         """The row as JSON values."""
-        from optim4rl.study.cells import code_hash
+        from optim4rl.jobs.provenance import code_hash
 
         assert self.kind in KINDS
         return {
@@ -56,7 +56,7 @@ class Tally:
             "tried": self.outcomes.total(),
             **{name: self.outcomes[name] for name in (*GOOD, *BAD)},
             "seconds": round(time.monotonic() - self.started),
-            "code": code_hash()[:8],
+            "code": code_hash("optim4rl.cli.main")[:8],
         }
 
 

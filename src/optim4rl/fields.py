@@ -166,6 +166,14 @@ def from_json(declared: Any, value: Any) -> Any:
     Raises:
         ValueError: the value is of another type, has other fields, or a field is out of its range.
     """
+    found = _parse(declared, value)
+    if not _fits(found, declared):
+        raise ValueError(f"{shown(value)}: {_describe(declared, None)}")
+    return found
+
+
+def _parse(declared: Any, value: Any) -> Any:
+    """Dataclasses for objects and tuples for lists, where the declared type has them."""
     alternatives = _alternatives(declared)
     if isinstance(value, dict):
         classes = {
@@ -174,7 +182,7 @@ def from_json(declared: Any, value: Any) -> Any:
             if isinstance(x, type) and dataclasses.is_dataclass(x)
         }
         fields = dict(value)
-        cls = classes.get(fields.pop("type", None))
+        cls = classes.get(str(fields.pop("type", None)))
         known = {} if cls is None else _declared(cls)
         if cls is None or set(fields) != set(known):
             raise ValueError(f"{shown(value)}: these are not the fields of {' or '.join(classes)}")

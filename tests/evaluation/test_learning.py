@@ -1,58 +1,25 @@
 """Learning curves: shape, pairing, divergence, and that agents learn."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optim4rl.evaluation.learning import BATCH, CHUNK, Classical, Learned, learning_curves
+from optim4rl.evaluation.learning import (
+    BATCH,
+    CHUNK,
+    Classical,
+    Learned,
+    learning_curves,
+    train_runs,
+)
 from optim4rl.evaluation.returns import final_return
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
 from optim4rl.tasks import TaskConfig, make_task
-
-
-class Stats(NamedTuple):
-    """One episode a rollout."""
-
-    return_sum: Any
-    episode_count: Any
-
-
-@dataclass(frozen=True)
-class Descent:
-    """A quadratic from a random start; an episode's return is minus the loss.
-
-    A quiet one reports 0 whatever the loss.
-    """
-
-    noise: float = 0.1
-    quiet: bool = False
-    env_steps_per_rollout: int = 7
-    updates_per_rollout: int = 1
-
-    def init_params(self, key: Any) -> Any:
-        """Two to three from the optimum in both coordinates."""
-        return {"x": 2.0 + jax.random.uniform(key, (2,))}
-
-    def init_actor(self, key: Any) -> Any:
-        """Counts rollouts."""
-        return jnp.zeros((), jnp.int32)
-
-    def rollout(self, params: Any, actor: Any, key: Any) -> Any:
-        """The noise of its gradients."""
-        loss = jnp.zeros(()) if self.quiet else 0.5 * jnp.sum(jnp.square(params["x"]))
-        noise = self.noise * jax.random.normal(key, (2,))
-        return noise, actor + 1, Stats(-loss, jnp.ones((), jnp.int32))
-
-    def gradient(self, params: Any, batch: Any, index: Any) -> Any:
-        """Noisy."""
-        return {"x": params["x"] + batch}
-
+from probes import Descent
 
 TASK = Descent()
 SGD = Classical("sgd")
@@ -117,9 +84,40 @@ def test_batches_and_chunks_do_not_show() -> None:
     (whole,) = learning_curves(TASK, SGD, None, rates=(0.1,), seeds=seeds, updates=CHUNK + 5)
     for seed in (0, BATCH - 1, BATCH):
         (alone,) = learning_curves(TASK, SGD, None, rates=(0.1,), seeds=(seed,), updates=CHUNK + 5)
-        np.testing.assert_allclose(alone.returns[0], whole.returns[seed], rtol=1e-6)
+        np.testing.assert_array_equal(alone.returns[0], whole.returns[seed])
     (shorter,) = learning_curves(TASK, SGD, None, rates=(0.1,), seeds=seeds, updates=4)
     np.testing.assert_array_equal(shorter.returns, whole.returns[:, :4])
+
+
+OTHERS = [(rate, seed) for rate in (3e-3, 0.3) for seed in (5, 6, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "family"),
+    [("catch", Learned(RULE)), ("small_dense_short", Classical("adam"))],
+    ids=["learned", "adam"],
+)
+def test_a_run_gives_the_same_numbers_whatever_is_asked_for_besides(
+    environment: str, family: Any, weights: MetaParameters
+) -> None:
+    """Bit for bit: alone, first or last of a batch, in a second batch, beside a diverging run."""
+    task = make_task(TaskConfig(environment, num_envs=2, width=4))
+    parameters, run = weights if isinstance(family, Learned) else None, (1e-2, 3)
+
+    def row(runs: list[tuple[float, int]]) -> np.ndarray:
+        found = train_runs(task, family, parameters, runs, 40)
+        return np.asarray(found.returns[runs.index(run)])
+
+    alone = row([run])
+    assert np.unique(alone).size > 3
+    around = {
+        "first": [run, *OTHERS[1:]],
+        "last": [*OTHERS[1:], run],
+        "second batch": [*OTHERS, *OTHERS[:2], run],
+        "diverging": [(1e30, 1), run],
+    }
+    for name, runs in around.items():
+        np.testing.assert_array_equal(row(runs), alone, err_msg=name)
 
 
 def test_same_arguments_same_curves() -> None:

@@ -154,9 +154,9 @@ def same_arrays(one, other):
 
 
 def same_study(one, other):
-    """Whether two studies have the same cells and the same table, bit for bit."""
+    """Whether two studies have the same jobs and the same table, bit for bit."""
     if (one / "runs.parquet").read_bytes() != (other / "runs.parquet").read_bytes():
         return False
-    cells = [sorted((folder / "cells").glob("*.safetensors")) for folder in (one, other)]
-    names = [[path.name for path in found] for found in cells]
-    return names[0] == names[1] and all(map(same_arrays, *cells))
+    jobs = [sorted((folder / "jobs").glob("*.safetensors")) for folder in (one, other)]
+    names = [[path.name for path in found] for found in jobs]
+    return names[0] == names[1] and all(map(same_arrays, *jobs))

@@ -13,17 +13,19 @@ from io import BytesIO
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fault_runs import PLAN
-from optim4rl.benchmark.pieces import Method, Piece, get_curves, put_curves
-from optim4rl.study.store import get_result, put_result, result_path
 
+from optim4rl.benchmark.contender import Maker, keep_weights, weights_path
+from optim4rl.benchmark.runs import Batch, job, read_batches
+from optim4rl.benchmark.table import write_runs
 from optim4rl.cli.progress_log import ProgressLog
 from optim4rl.cli.train import TrainOptions, build
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.manifest import MANIFEST, write_manifest
+from optim4rl.jobs.job import Result
+from optim4rl.jobs.store import get_result, put_result, result_path
 from optim4rl.meta.checkpoint import (
     load_checkpoint,
     previous_checkpoint,
@@ -33,9 +35,10 @@ from optim4rl.meta.checkpoint import (
 from optim4rl.meta.trainer import MetaConfig, init
 from optim4rl.optimizers.weights import load_weights, save_weights, untrained
 from optim4rl.pages.comparison import read_run
-from optim4rl.study.cells import CellResult, ClassicalCell
-from optim4rl.study.runner import lay_out, load_study, record_study
+from optim4rl.study.cells import Training, training_job
+from optim4rl.study.layout import lay_out, load_study, record_study
 from optim4rl.study.settings import QUICK, SMOKE
+from optim4rl.study.variant import REFERENCE
 from optim4rl.tasks import TaskConfig
 
 MUTATIONS = 220
@@ -106,15 +109,15 @@ def values(tree):
     """Anything as plain values that can be compared."""
 
     def plain(leaf):
-        if isinstance(leaf, Curves | CellResult):
+        if isinstance(leaf, Curves | Result):
             return values(dataclasses.asdict(leaf))
         if not hasattr(leaf, "dtype"):
             return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         return np.asarray(leaf).tobytes()
 
-    return jax.tree.map(plain, tree, is_leaf=lambda x: isinstance(x, Curves | CellResult))
+    return jax.tree.map(plain, tree, is_leaf=lambda x: isinstance(x, Curves | Result))
 
 
 def weights(folder, seed):
@@ -151,16 +154,27 @@ def some_curves(seed):
     return Curves(returns, np.array([-1, -1]), np.arange(1, 31))
 
 
-def cell(folder, seed):
-    asked = ClassicalCell("catch", "adam", SMOKE.evaluation)
-    put_result(folder, asked, CellResult({"x": some_curves(seed).returns}, {"rate": float(seed)}))
+def training(folder, seed):
+    asked = training_job(Training("catch", REFERENCE, SMOKE.training, 8, 3e-3, 0))
+    put_result(folder, asked, Result({"x": some_curves(seed).returns}, {"seconds": float(seed)}))
     return result_path(folder, asked), lambda: get_result(folder, asked)
 
 
-def piece(folder, seed):
-    asked = Piece(TaskConfig("catch"), Method("adam"), (0.1,), (seed, 7), 30, 30)
-    put_curves(folder, asked, [some_curves(seed)])
-    return next((folder / "pieces").iterdir()), lambda: get_curves(folder, asked)
+def batch(folder, seed):
+    asked = Batch(TaskConfig("catch"), Maker("adam"), ((0.1, seed), (0.1, 7)), 30, 30)
+    put_result(folder, job(asked), Result(vars(some_curves(seed)), {"seconds": 1.0}))
+    return result_path(folder, job(asked)), lambda: read_batches(folder, [asked])
+
+
+def contender(folder, seed):
+    """Weights in the place that their content names, as a worker reads them."""
+    address = keep_weights(folder, untrained("optim4rl-rlc", 1e-2, jax.random.key(seed)))
+
+    def read():
+        family, parameters = Maker(None, address).family(folder, 1)
+        return repr(family), parameters
+
+    return folder / weights_path(address), read
 
 
 def log(folder, seed):
@@ -185,11 +199,27 @@ def study(folder, seed, name):
 
 
 def finished(folder, seed, name):
-    """The folder of a finished evaluation, as `report` reads it."""
-    table = some_curves(seed).to_table(optimizer="adam", meta_seed=0)
-    table.write_parquet(folder / "runs.parquet")
-    for file in ("settings.json", "evaluation.json"):
-        (folder / file).write_text(json.dumps({"task": "catch", "seed": seed}))
+    """The folder of a finished benchmark, as `report` reads it."""
+    curves = some_curves(seed)
+    row = {"optimizer": "adam", "role": "baseline", "change": "", "task": "catch"}
+    row |= {"purpose": "tuned", "meta_seed": 0, "setting": 0.1, "step_multiple": 1.0}
+    write_runs(
+        (
+            {
+                **row,
+                "seed": run,
+                "auc": float(returns.mean()),
+                "final_return": float(returns[-20:].mean()),
+                "diverged_at": -1,
+                "env_steps": curves.env_steps.tolist(),
+                "returns": returns.tolist(),
+            }
+            for run, returns in enumerate(curves.returns)
+        ),
+        folder / "runs.parquet",
+    )
+    record = {"suite": "catch", "seeds": 2, "tuning_seeds": seed, "versions": {}, "code": "c"}
+    (folder / "results.json").write_text(json.dumps({**record, "tasks": {"catch": {}}}))
     write_manifest(folder)
     return folder / name, lambda: repr(read_run(folder))
 
@@ -208,17 +238,17 @@ KINDS = {
     "weights": weights,
     "checkpoint": checkpoint,
     "newest checkpoint of two": rotated_checkpoint,
-    "cell of a study": cell,
-    "piece of a suite": piece,
+    "meta-training of a study": training,
+    "batch of runs": batch,
+    "weights of a contender": contender,
     "progress.csv": log,
-    "study.json": lambda folder, seed: study(folder, seed, "study.json"),
-    "plan.md of a study": lambda folder, seed: study(folder, seed, "plan.md"),
-    "runs.parquet of a finished run": lambda folder, seed: finished(folder, seed, "runs.parquet"),
-    "settings.json of a finished run": lambda folder, seed: finished(folder, seed, "settings.json"),
-    "progress.csv of a finished run": lambda folder, seed: finished_training(
-        folder, seed, "progress.csv"
-    ),
-    "SHA256SUMS": lambda folder, seed: study(folder, seed, MANIFEST),
+    "study.json": lambda *x: study(*x, "study.json"),
+    "plan.md of a study": lambda *x: study(*x, "plan.md"),
+    "runs.parquet of a finished run": lambda *x: finished(*x, "runs.parquet"),
+    "results.json of a finished run": lambda *x: finished(*x, "results.json"),
+    "settings.json of a finished run": lambda *x: finished_training(*x, "settings.json"),
+    "progress.csv of a finished run": lambda *x: finished_training(*x, "progress.csv"),
+    "SHA256SUMS": lambda *x: study(*x, MANIFEST),
 }
 
 

@@ -5,27 +5,19 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-from optim4rl.benchmark.pieces import keep_weights
-from optim4rl.study.store import put_result
 
 from browser import browser, file_url
-from optim4rl.evaluation.curves import Curves
+from optim4rl.benchmark.contender import keep_weights
 from optim4rl.files.manifest import write_manifest
 from optim4rl.optimizers.weights import load_weights, save_weights, untrained
 from optim4rl.pages.comparison import read_run, write_comparison
 from optim4rl.pages.study import write_report
-from optim4rl.study.cells import CellResult, pack_curves
-from optim4rl.study.runner import (
-    collect,
-    lay_out,
-    load_study,
-    record_study,
-    report_cells,
-    write_table,
-)
+from optim4rl.study import runner
+from optim4rl.study.layout import lay_out, load_study
+from optim4rl.study.runner import collect, run_study
 from optim4rl.study.settings import SMOKE
+from pretended import PretendedPool
 
 # Each says "ran" on the console if a browser runs it, or asks a server for something.
 PAYLOADS = (
@@ -67,33 +59,17 @@ def plan(text):
 """.encode()
 
 
-def result(study):
-    """What any cell of a study may have found."""
-    evaluation = study.settings.evaluation
-
-    def curves(runs, updates):
-        returns = np.linspace(-1, 1, runs * updates, dtype=np.float32).reshape(runs, updates)
-        return Curves(returns, np.full(runs, -1), np.arange(1, updates + 1))
-
-    arrays = pack_curves("curves", curves(evaluation.seeds, evaluation.updates))
-    for scale in evaluation.stress_scales:
-        runs = curves(evaluation.stress_seeds, evaluation.stress_updates)
-        arrays |= pack_curves(f"stress/{scale:g}", runs)
-    return CellResult(arrays, {"rate": 1e-3, "seconds": 1.0, "at_edge": False})
+@pytest.fixture(autouse=True)
+def _made_up(monkeypatch):
+    """Nothing is trained here."""
+    monkeypatch.setattr(runner, "open_pool", PretendedPool().open)
 
 
 def write_study(folder, text):
     """All files of a study of a plan that says the text, but for the training."""
-    source = plan(text)
-    study = lay_out(source, "smoke", SMOKE, skip_unmapped=True)
-    record_study(study, folder, f"optim4rl ablate {text}")
-    (rate,) = study.settings.meta_learning_rates
-    rates = {comparison.key: rate for comparison in study.comparisons}
-    for cell in report_cells(study, rates):
-        put_result(folder, cell, result(study))
-    results = collect(load_study(folder), folder)
-    write_table(results, folder / "runs.parquet")
-    write_report(results, folder / "report.html")
+    study = lay_out(plan(text), "smoke", SMOKE, skip_unmapped=True)
+    run_study(study, folder, command=f"optim4rl ablate {text}")
+    write_report(collect(load_study(folder), folder), folder / "report.html")
     write_manifest(folder)
     write_comparison([read_run(folder)], folder / "comparison.html")
 

@@ -67,13 +67,13 @@ def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
 
 
 def test_unfinished_files_of_the_dead_are_swept(tmp_path):
-    (tmp_path / "cells").mkdir()
-    for path in (tmp_path / f".a.x{UNFINISHED}", tmp_path / "cells" / f".b.y{UNFINISHED}"):
+    (tmp_path / "jobs").mkdir()
+    for path in (tmp_path / f".a.x{UNFINISHED}", tmp_path / "jobs" / f".b.y{UNFINISHED}"):
         path.touch()
     (tmp_path / "kept.part").touch()
     with locked(tmp_path):
-        assert sorted(x.name for x in tmp_path.iterdir()) == [LOCK, "cells", "kept.part"]
-    assert list((tmp_path / "cells").iterdir()) == []
+        assert sorted(x.name for x in tmp_path.iterdir()) == [LOCK, "jobs", "kept.part"]
+    assert list((tmp_path / "jobs").iterdir()) == []
 
 
 def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys):

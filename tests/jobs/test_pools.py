@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from optim4rl.jobs import ray_pool
-from optim4rl.jobs.pool import Job, JobError, JobQueue, LocalPool
+from optim4rl.jobs.job import Job, Result
+from optim4rl.jobs.pool import JobError, JobQueue, LocalPool, Stages, run_jobs
 from optim4rl.jobs.pools import Workers, open_pool
 from optim4rl.jobs.ray_pool import DEATHS, ClusterError, Needs, RayPool, worker_environment
+from optim4rl.jobs.store import put_result
+from pretended import PretendedPool, put_worker
 
 
 def jobs_of(programs):
-    return [Job({"name": f"job-{i}"}, f"job {i}", x) for i, x in enumerate(programs)]
+    return [
+        Job("optim4rl.fields:to_json", {"name": f"job-{i}"}, f"job {i}", program)
+        for i, program in enumerate(programs)
+    ]
 
 
 # Which job a worker is given
@@ -64,6 +70,42 @@ def test_jobs_can_be_forgotten():
     assert (len(queue), queue.take(0)) == (0, None)
 
 
+# Which jobs are done
+
+
+def test_a_job_is_done_once_whoever_asks(tmp_path):
+    """And counts as done where its result is there already."""
+    first, second, third = jobs_of("abc")
+    put_result(tmp_path, first, Result({}, {}))
+    pool, said = PretendedPool().open(tmp_path, None), []
+    jobs = [first, second, third, jobs_of("xy")[1]]
+    run_jobs(pool, tmp_path, jobs, lambda *x: said.append(x))
+    assert pool.ran == [jobs[3], third]  # of two that are one, the last
+    assert said == [(1, ""), (2, "job 1"), (3, "job 2")]
+
+
+def test_stages_count_over_all_of_them(tmp_path):
+    pool, said = PretendedPool().open(tmp_path, None), []
+    a, b, c, d = jobs_of("abcd")
+    stages = Stages(pool, tmp_path, 5, lambda *x: said.append(x))
+    stages.run([a, b])
+    stages.run([])
+    stages.run([b, c, d, d], last=True)
+    assert said == [
+        *((0, 5, ""), (1, 5, "job 0"), (2, 5, "job 1")),
+        (2, 5, ""),
+        # The last stage knows how many there were.
+        *((2, 4, ""), (3, 4, "job 2"), (4, 4, "job 3")),
+    ]
+    assert [job.what for job in pool.ran] == ["job 0", "job 1", "job 2", "job 3"]
+
+
+def test_more_jobs_than_were_foreseen_are_counted(tmp_path):
+    pool, said = PretendedPool().open(tmp_path, None), []
+    Stages(pool, tmp_path, 1, lambda *x: said.append(x)).run(jobs_of("abc"))
+    assert said[-1] == (3, 3, "job 2")
+
+
 # What an address names
 
 
@@ -86,17 +128,17 @@ def test_what_cannot_be_is_refused_by_name(options, message):
 
 
 def test_an_address_names_a_pool(tmp_path, monkeypatch):
-    assert isinstance(open_pool("m", tmp_path, Workers()), LocalPool)
+    assert isinstance(open_pool(tmp_path, Workers()), LocalPool)
     monkeypatch.setattr(ray_pool, "_import_ray", lambda: None)
     for address in ("auto", "ray://head:10001"):
-        assert isinstance(open_pool("m", tmp_path, Workers(cluster=address)), RayPool)
+        assert isinstance(open_pool(tmp_path, Workers(cluster=address)), RayPool)
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     message = r"^cluster: Ray is not installed \(ray\): pip install 'optim4rl\[ray\]'"
     with pytest.raises(ClusterError, match=message) as error:
-        open_pool("m", tmp_path, Workers(cluster="auto"))
+        open_pool(tmp_path, Workers(cluster="auto"))
     assert isinstance(error.value, ValueError)  # so that the command says it and exits with 2
 
 
@@ -174,11 +216,13 @@ class Call:
 
 class Actor:
     def __init__(self, ray):
-        self.start = Call(lambda module, environment: lambda: ray.answers.get("start"))
-        self.do = Call(lambda question, files: lambda: self.answer(ray, question["name"], files))
+        self.start = Call(lambda environment: lambda: ray.answers.get("start"))
+        self.do = Call(lambda question, files: lambda: self.answer(ray, question))
 
     @staticmethod
-    def answer(ray, name, files):
+    def answer(ray, question):
+        name = question["arguments"]["name"]
+        assert question["address"] == Job(question["function"], {"name": name}).address
         ray.asked.append(name)
         found = ray.answers.get(name, {"files": {f"made/{name}": name.encode()}})
         return found.popleft() if isinstance(found, deque) else found
@@ -187,7 +231,7 @@ class Actor:
 def run(monkeypatch, folder, ray, programs="abc", **options):
     monkeypatch.setattr(ray_pool, "_import_ray", lambda: ray)
     said = []
-    with RayPool("module", folder, "auto", options.pop("workers", None), Needs()) as pool:
+    with RayPool(folder, "auto", options.pop("workers", None), Needs()) as pool:
         pool.run(jobs_of(programs), lambda *x: said.append(x))
     return said
 
@@ -233,7 +277,7 @@ def test_what_a_job_has_lost_is_forgotten_when_it_is_done(monkeypatch, tmp_path)
     ray = StandIn({"job-0": deque(2 * [*[RayError("killed")] * (DEATHS - 1), good])})
     monkeypatch.setattr(ray_pool, "_import_ray", lambda: ray)
     jobs = jobs_of("a")
-    with RayPool("module", tmp_path, "auto", None, Needs()) as pool:
+    with RayPool(tmp_path, "auto", None, Needs()) as pool:
         pool.run(jobs)
         pool.run(jobs)
     assert len(ray.asked) == 2 * DEATHS
@@ -288,11 +332,9 @@ for line in sys.stdin:
 """
 
 
-def seconds_a_job(folder, monkeypatch, count, programs):
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    (folder / "echo.py").write_text(ECHO)
+def seconds_a_job(folder, count, programs):
     jobs = jobs_of(i % programs for i in range(count))
-    with LocalPool("echo", folder, 2) as pool:
+    with LocalPool(folder, 2) as pool:
         pool.run(jobs[:100])
         started = time.perf_counter()
         pool.run(jobs)
@@ -301,7 +343,6 @@ def seconds_a_job(folder, monkeypatch, count, programs):
 
 def test_a_job_costs_the_same_among_thousands(monkeypatch, tmp_path):
     """One in 5,000, of as many programs, against one in 500."""
-    few, many = (
-        min(seconds_a_job(tmp_path, monkeypatch, n, n) for _ in range(2)) for n in (500, 5_000)
-    )
+    monkeypatch.setenv("PYTHONPATH", put_worker(tmp_path, ECHO))
+    few, many = (min(seconds_a_job(tmp_path, n, n) for _ in range(2)) for n in (500, 5_000))
     assert many < 3 * few + 1e-4

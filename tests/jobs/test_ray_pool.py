@@ -17,22 +17,30 @@ import jax
 import numpy as np
 import pytest
 
-from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.cli import main as cli
-from optim4rl.jobs.pool import Job, JobError
+from optim4rl.jobs import provenance
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.pool import JobError
 from optim4rl.jobs.pools import Workers, open_pool
 from optim4rl.jobs.ray_pool import DEATHS, ClusterError
 from optim4rl.optimizers.weights import save_weights, untrained
-from optim4rl.study.runner import lay_out, run_study
-from optim4rl.study.settings import StudySettings, TrainingSettings
+from optim4rl.study.layout import lay_out
+from optim4rl.study.runner import run_study
+from optim4rl.study.settings import EvaluationSettings, StudySettings, TrainingSettings
 
 pytestmark = pytest.mark.slow
 
-# Answers questions about themselves: how long to work, and whom to kill.
+# Answers questions about themselves: how long to work, and whom to kill. Others are the worker's.
 ANSWERS = """
-import json, os, signal, time
+import importlib, json, os, signal, sys, time
 
 def answer(folder, question):
+    if question["function"] == "optim4rl.jobs.worker:pretended":
+        return pretend(folder, question["arguments"])
+    sys.modules.pop("optim4rl.jobs.worker", None)
+    return importlib.import_module("optim4rl.jobs.worker").answer(folder, question)
+
+def pretend(folder, question):
     log = os.path.join(question["log"], question["name"])
     with open(log, "a") as file:
         print(os.getpid(), file=file)
@@ -47,6 +55,13 @@ def answer(folder, question):
     (folder / "made").mkdir()
     (folder / "made" / question["name"]).write_text(json.dumps([question["name"], *read]))
     return {"done": True}
+"""
+# What Python runs as it starts: the answers are in the worker's place.
+IN_ITS_PLACE = """
+import sys
+import pretended_answers
+
+sys.modules["optim4rl.jobs.worker"] = pretended_answers
 """
 MACHINES = """
 import sys
@@ -74,14 +89,15 @@ cluster.shutdown()
 DRIVER = """
 import json, signal, sys
 from pathlib import Path
-from optim4rl.jobs.pool import Job
+from optim4rl.jobs.job import Job
 from optim4rl.jobs.pools import Workers, open_pool
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, questions = Path(sys.argv[1]), json.loads(sys.argv[2])
 made = {path.name for path in folder.glob("made/[!.]*")}
-jobs = [Job(q, q["name"], q["name"]) for q in questions if q["name"] not in made]
-with open_pool("pretended_answers", folder, Workers(cluster=sys.argv[3])) as pool:
+name = "optim4rl.jobs.worker:pretended"
+jobs = [Job(name, q, q["name"], q["name"]) for q in questions if q["name"] not in made]
+with open_pool(folder, Workers(cluster=sys.argv[3])) as pool:
     said = sys.__stdout__
     print("ready", file=said, flush=True)
     pool.run(jobs, lambda done, what: print(what, file=said, flush=True))
@@ -128,6 +144,7 @@ class Machines:
 def cluster(tmp_path_factory):
     package = tmp_path_factory.mktemp("package")
     (package / "pretended_answers.py").write_text(ANSWERS)
+    (package / "sitecustomize.py").write_text(IN_ITS_PLACE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(package), prepend=os.pathsep)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -150,7 +167,8 @@ def questions(log, count, **each):
 
 
 def as_jobs(asked, files=()):
-    return [Job(q, q["name"], q["name"], tuple(files)) for q in asked]
+    name = "optim4rl.jobs.worker:pretended"
+    return [Job(name, q, q["name"], q["name"], tuple(files)) for q in asked]
 
 
 def begun(log, name):
@@ -172,7 +190,7 @@ def wait_until(true, seconds=240):
 
 def run(folder, asked, files=(), **workers):
     said = []
-    with open_pool("pretended_answers", folder, Workers(**{"cluster": "auto", **workers})) as pool:
+    with open_pool(folder, Workers(**{"cluster": "auto", **workers})) as pool:
         pool.run(as_jobs(asked, files), lambda *x: said.append(x))
     return said
 
@@ -414,9 +432,9 @@ def test_a_study_gives_the_same_tables_bit_for_bit(cluster, tally, tmp_path):
 
     def run(name, address):
         results = run_study(study, tmp_path / name, command="", workers=Workers(2, address))
-        cells = sorted(path.name for path in (tmp_path / name / "cells").iterdir())
+        jobs = sorted(path.name for path in (tmp_path / name / "jobs").iterdir())
         curves = [np.asarray(x.returns) for found in results.rows for x in found.curves]
-        return (tmp_path / name / "runs.parquet").read_bytes(), cells, [x.tobytes() for x in curves]
+        return (tmp_path / name / "runs.parquet").read_bytes(), jobs, [x.tobytes() for x in curves]
 
     here = run("here", "local")
     assert run("client", cluster.client_address) == here
@@ -442,9 +460,9 @@ def test_a_suite_gives_the_same_table_bit_for_bit(cluster, tmp_path, monkeypatch
 
 
 def test_other_code_on_the_cluster_is_refused(cluster, tmp_path, monkeypatch):
-    from optim4rl.study import cells
-
-    monkeypatch.setattr(cells, "code_hash", lambda: "another")
+    """And so is another version of a package that can change a number."""
+    versions = provenance.package_versions() | {"optax": "another"}
+    monkeypatch.setattr("optim4rl.jobs.job.package_versions", lambda: versions)
     study = lay_out(PLAN, "tiny", dataclasses.replace(TINY, meta_seeds=1))
-    with pytest.raises(JobError, match="another version of optim4rl or of JAX"):
+    with pytest.raises(JobError, match="another version of optim4rl or of a package"):
         run_study(study, tmp_path, command="", workers=Workers(1, "auto"))

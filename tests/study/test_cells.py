@@ -1,250 +1,162 @@
-"""Cells are values with an address; their results are files that are read back as they were."""
+"""The jobs of a study besides evaluation: what they are asked, what they find, what is kept."""
 
 import dataclasses
-import json
-import math
-import os
-import pathlib
-import subprocess
-import sys
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-from optim4rl.study.store import StoreError, get_result, has_result, put_result, result_path
-from safetensors import safe_open
 
-from optim4rl.benchmark.protocol import EvaluationSettings
-from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.plans.components import COMPONENTS
+from neighbours import neighbours
+from optim4rl.benchmark.contender import weights_path
+from optim4rl.fields import to_json
+from optim4rl.jobs.job import Result
+from optim4rl.jobs.store import StoreError, get_result, put_result
+from optim4rl.meta.trainer import MetaDivergenceError
+from optim4rl.optimizers.rule import init_meta_parameters
+from optim4rl.optimizers.weights import flatten, load_weights
+from optim4rl.study import cells, identity
 from optim4rl.study.cells import (
-    CellResult,
-    ClassicalCell,
-    IdentityCell,
-    LearnedCell,
-    cell_address,
-    cell_from_dict,
-    cell_to_dict,
-    code_hash,
-    pack_curves,
-    unpack_curves,
-    unpack_identity,
+    IDENTITY_SCALES,
+    Training,
+    identity_job,
+    keep_members,
+    meta_train,
+    run_identity,
+    training_job,
 )
-from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
 from optim4rl.study.settings import TrainingSettings
-from optim4rl.study.variant import REFERENCE
+from optim4rl.study.variant import REFERENCE, replace_field
+from pretended import IDENTITY
 
-LEARNED = LearnedCell("catch", REFERENCE, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
-CLASSICAL = ClassicalCell("catch", "adam", EvaluationSettings())
-IDENTITY = IdentityCell("smoke")
-RESULT = CellResult(
-    {
-        "curves/returns": np.array([[0.1, np.nan, -0.0], [1e-45, 3.0, np.inf]], np.float32),
-        "counts": np.arange(6).reshape(2, 3).T,
-        "none": np.zeros((0, 4)),
-    },
-    {"seconds": 1.5, "scores": [0.25, None], "deep": {"nan": math.nan}, "failure": "é"},
+SMALL = TrainingSettings(
+    width=4, agents=2, envs_per_agent=2, iterations=2, inner_updates=2, reset_interval=2
 )
+TRAINING = Training("catch", REFERENCE, SMALL, 64, 3e-3, 1)
 
 
-# Cells
+def test_every_field_changes_the_address():
+    others = list(neighbours(TRAINING))
+    fields = sum(len(dataclasses.fields(x)) for x in (TRAINING, REFERENCE, SMALL))
+    assert len(others) >= fields - 2  # the two that have fields of their own
+    assert len({training_job(x).address for x in [TRAINING, *others]}) == 1 + len(others)
+    assert len({identity_job(scale).address for scale in IDENTITY_SCALES}) == len(IDENTITY_SCALES)
 
 
-def changed(value):
-    """Another value of the same kind."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return 2 * value + 1
-    if isinstance(value, tuple):
-        return (*value, 2 * value[-1])
-    others = {"catch": "small_dense_long", "report": "tune", "value": "norm", "adam": "sgd"}
-    others |= {
-        getattr(REFERENCE, c.field): next(
-            x.value for x in c.choices if x.value != getattr(REFERENCE, c.field)
+def test_meta_trainings_of_one_program_are_known():
+    """Whatever their seed and meta-learning rate are."""
+    other = dataclasses.replace(TRAINING, meta_seed=5, meta_learning_rate=0.1)
+    assert training_job(other).program == training_job(TRAINING).program
+    variant = replace_field(REFERENCE, "resets", "never")
+    other = dataclasses.replace(TRAINING, variant=variant)
+    assert training_job(other).program != training_job(TRAINING).program
+
+
+def test_a_job_says_what_it_is():
+    variant = replace_field(REFERENCE, "resets", "never")
+    untrained = dataclasses.replace(TRAINING, trained=False)
+    said = [
+        training_job(x).what
+        for x in (TRAINING, dataclasses.replace(TRAINING, variant=variant), untrained)
+    ]
+    assert said == [
+        "meta-training: reference, meta-seed 1",
+        "meta-training: resets: staggered → never, meta-seed 1",
+        "meta-training: untrained, meta-seed 1",
+    ]
+
+
+def test_the_control_has_the_weights_that_training_starts_from(tmp_path):
+    asked = training_job(dataclasses.replace(TRAINING, trained=False)).arguments
+    found = meta_train(tmp_path, asked).arrays
+    state = cells.init(
+        TRAINING.spec, cells.training_tasks("catch", TRAINING.settings), TRAINING.config
+    )
+    fresh = flatten(state.meta_parameters)
+    assert found.keys() == {*fresh, "meta_gradient_norm"}
+    assert found["meta_gradient_norm"].size == 0
+    for name, x in fresh.items():
+        np.testing.assert_array_equal(found[name], x)
+
+
+def test_the_control_is_one_rule_whatever_its_seed(tmp_path):
+    """Other weights, whose heads are zero: the same steps."""
+    params, found = {"x": jnp.array([0.3, -2.0, 0.0])}, []
+    for seed in (0, 1):
+        asked = dataclasses.replace(TRAINING, trained=False, meta_seed=seed)
+        put_result(tmp_path, training_job(asked), meta_train(tmp_path, to_json(asked)))
+        ((maker,), _) = keep_members(tmp_path, [asked])
+        family, weights = maker.family(tmp_path, 9)
+        optimizer = family(weights, jnp.float32(0.1))
+        steps, state = optimizer.update(params, optimizer.init(params), params)
+        found.append(
+            (maker, *(optimizer.update(x, state, params)[0]["x"] for x in (steps, params)))
         )
-        for c in COMPONENTS
-    }
-    others["smoke"] = "paper"
-    return others[value]
+    assert found[0][0] != found[1][0]
+    np.testing.assert_array_equal(found[0][1:], found[1][1:])
 
 
-def neighbours(value):
-    """The value with one of its fields changed, for each field, and for fields of fields."""
-    for field in dataclasses.fields(value):
-        if field.name == "kind":
-            continue
-        part = getattr(value, field.name)
-        changes = neighbours(part) if dataclasses.is_dataclass(part) else [changed(part)]
-        for change in changes:
-            yield dataclasses.replace(value, **{field.name: change})
+def test_a_meta_training_that_diverges_says_so_and_has_no_weights(tmp_path, monkeypatch):
+    def train(*arguments, **options):
+        error = MetaDivergenceError.__new__(MetaDivergenceError)
+        error.args = ("no finite numbers at iteration 3",)
+        raise error
+
+    monkeypatch.setattr(cells, "train", train)
+    found = meta_train(tmp_path, training_job(TRAINING).arguments)
+    assert found == Result({}, {"failure": "no finite numbers at iteration 3"})
 
 
-@pytest.mark.parametrize("cell", [LEARNED, CLASSICAL, IDENTITY])
-def test_every_field_changes_the_address(cell):
-    cells = [cell, *neighbours(cell)]
-    addresses = {cell_address(x) for x in cells}
-    assert len(addresses) == len(cells)
-    leaves = sum(len(x) if isinstance(x, dict) else 1 for x in cell_to_dict(cell).values())
-    assert len(cells) == leaves  # "kind" aside, and the cell itself
+# Members
 
 
-def test_the_address_does_not_depend_on_the_order_of_fields():
-    backwards = dict(reversed(cell_to_dict(LEARNED).items()))
-    backwards["training"] = dict(reversed(backwards["training"].items()))
-    assert cell_address(cell_from_dict(backwards)) == cell_address(LEARNED)
+def put(folder, seed, found=None):
+    """A finished meta-training."""
+    training = dataclasses.replace(TRAINING, meta_seed=seed)
+    weights = flatten(init_meta_parameters(training.spec, jax.random.key(seed)))
+    arrays = {name: np.asarray(x) for name, x in weights.items()}
+    norms = {"meta_gradient_norm": np.ones(2, np.float32)}
+    put_result(folder, training_job(training), found or Result({**arrays, **norms}, {}))
+    return training
 
 
-def test_the_address_is_the_same_in_every_process():
-    program = """
-import json, sys
-from optim4rl.study.cells import cell_address, cell_from_dict
-print(cell_address(cell_from_dict(json.loads(sys.argv[1]))))
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(cell_to_dict(LEARNED))],
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.strip() == cell_address(LEARNED)
+def test_the_weights_of_finished_trainings_are_kept_for_workers(tmp_path):
+    trainings = [put(tmp_path, seed) for seed in (0, 1)]
+    members, failures = keep_members(tmp_path, trainings)
+    assert failures == {}
+    for training, maker in zip(trainings, members, strict=True):
+        learned = load_weights(tmp_path / weights_path(maker.weights))
+        assert (learned.spec, learned.learning_rate) == (TRAINING.spec, SMALL.learning_rate)
+        arrays = get_result(tmp_path, training_job(training)).arrays
+        for name, x in flatten(learned.meta_parameters).items():
+            np.testing.assert_array_equal(arrays[name], x)
+    assert keep_members(tmp_path, trainings) == (members, {})
 
 
-def test_the_code_hash_reads_every_module_that_computes(monkeypatch):
-    read, read_bytes = [], pathlib.Path.read_bytes
-
-    def recording(path):
-        read.append(path)
-        return read_bytes(path)
-
-    monkeypatch.setattr(pathlib.Path, "read_bytes", recording)
-    code_hash.__wrapped__()
-    package = pathlib.Path(str(sys.modules["optim4rl"].__file__)).parent
-    computing = [package / floor for floor in ("cpp", "optimizers", "tasks", "meta", "evaluation")]
-    suffixes = (".py", ".cc", ".h")
-    files = [path for folder in computing for path in folder.rglob("*")]
-    expected = {path for path in files if path.suffix in suffixes}
-    others = ("study/cells", "study/variant", "study/identity", "benchmark/protocol")
-    assert set(read) == expected | {package / f"{x}.py" for x in others}
+def test_trainings_that_diverged_are_named_and_have_no_member(tmp_path):
+    trainings = [
+        put(tmp_path, 0),
+        put(tmp_path, 7, Result({}, {"failure": "so it was"})),
+        put(tmp_path, 2),
+    ]
+    members, failures = keep_members(tmp_path, trainings)
+    assert members == keep_members(tmp_path, [trainings[0], trainings[2]])[0]
+    assert failures == {7: "so it was"}
+    with pytest.raises(StoreError, match="no such result"):
+        keep_members(tmp_path, [TRAINING])
 
 
-def test_the_address_changes_with_the_code(monkeypatch):
-    before = cell_address(IDENTITY)
-    monkeypatch.setattr("optim4rl.study.cells.code_hash", lambda: "another")
-    assert cell_address(IDENTITY) != before
+# The identity experiment
 
 
-@pytest.mark.parametrize("cell", [LEARNED, CLASSICAL, IDENTITY])
-def test_a_cell_survives_json(cell):
-    for one in [cell, *neighbours(cell)]:
-        assert cell_from_dict(json.loads(json.dumps(cell_to_dict(one)))) == one
-
-
-# What is found
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 4), st.integers(1, 6), st.data())
-def test_curves_are_unpacked_as_they_were(runs, updates, data):
-    diverged_at = np.array(
-        data.draw(st.lists(st.integers(HEALTHY, updates - 1), min_size=runs, max_size=runs))
-    )
-    returns = np.arange(runs * updates, dtype=np.float32).reshape(runs, updates)
-    for run, at in enumerate(diverged_at):
-        returns[run, at if at != HEALTHY else updates :] = np.nan
-    curves = Curves(returns, diverged_at, 80 * np.arange(1, updates + 1))
-    arrays = pack_curves("stress/2", curves) | pack_curves("other", curves)
-    found = unpack_curves("stress/2", arrays)
-    for field in ("returns", "diverged_at", "env_steps"):
-        np.testing.assert_array_equal(getattr(found, field), getattr(curves, field), strict=True)
-
-
-def test_the_identity_experiment_is_unpacked_as_it_was():
-    accuracies = ("online", "online_nonzero", "frozen", "frozen_nonzero")
-    row = IdentityRow(
-        "raw",
-        "linear",
-        "annealed",
-        1e-3,
-        **dict.fromkeys(accuracies, math.nan),
-        by_decade={-7: 0.25, -6: math.nan},
-        curve=np.array([0.0, np.nan, 0.5]),
-        seeds=2,
-        spread=dict.fromkeys(accuracies, (0.1, math.nan)),
-    )
-    histogram = Histogram("agent", np.array([-3.0, -2.0, -1.0]), np.array([0.25, 0.75]), 0.5, 1.9)
-    result = IdentityResult("catch", (row,), (histogram,), {"updates": 20, "rates": [1e-3]})
-    text = json.dumps(dataclasses.asdict(result), default=lambda array: array.tolist())
-    found = unpack_identity(json.loads(text))
-    np.testing.assert_equal(dataclasses.asdict(found), dataclasses.asdict(result))
-    assert isinstance(found.rows[0].spread["frozen"], tuple)
-
-
-# The store
-
-
-def test_a_result_is_read_as_it_was_put(tmp_path):
-    assert not has_result(tmp_path, LEARNED)
-    put_result(tmp_path, LEARNED, RESULT)
-    assert has_result(tmp_path, LEARNED)
-    assert not has_result(tmp_path, CLASSICAL)
-    found = get_result(tmp_path, LEARNED)
-    assert found.arrays.keys() == RESULT.arrays.keys()
-    for name, array in RESULT.arrays.items():
-        np.testing.assert_array_equal(found.arrays[name], array, strict=True)
-    np.testing.assert_equal(dict(found.info), dict(RESULT.info))
-
-
-def test_a_result_without_arrays_is_read_as_it_was_put(tmp_path):
-    put_result(tmp_path, IDENTITY, CellResult({}, {"seconds": 0.5}))
-    assert get_result(tmp_path, IDENTITY) == CellResult({}, {"seconds": 0.5})
-
-
-def test_a_result_file_says_what_was_asked_and_which_code_answered(tmp_path):
-    put_result(tmp_path, LEARNED, RESULT)
-    with safe_open(result_path(tmp_path, LEARNED), framework="numpy") as file:
-        metadata = file.metadata()
-    about = json.loads(metadata["provenance"])
-    assert about["code"] == code_hash()
-    assert about["versions"].keys() >= {"python", "jax", "optim4rl"}
-    assert cell_from_dict(json.loads(metadata["cell"])) == LEARNED
-    assert os.listdir(tmp_path / "cells") == [f"{cell_address(LEARNED)}.safetensors"]
-
-
-DAMAGES = {
-    "empty": lambda data: b"",
-    "shorter than a header": lambda data: data[:5],
-    "cut in the header": lambda data: data[:100],
-    "cut at the end": lambda data: data[:-1],
-    "garbage": lambda data: b"\xff" * len(data),
-    "text": lambda data: b"not a result at all",
-    "without info": lambda data: data.replace(b'"info"', b'"inf0"'),
-    "info that is not JSON": lambda data: data.replace(b"seconds", b"sec\x01nds"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_result_is_refused_by_name(damage, tmp_path):
-    put_result(tmp_path, LEARNED, RESULT)
-    path = result_path(tmp_path, LEARNED)
-    data = path.read_bytes()
-    assert damage(data) != data
-    path.write_bytes(damage(data))
-    with pytest.raises(StoreError, match="delete it to have it made again") as error:
-        get_result(tmp_path, LEARNED)
-    assert str(path) in str(error.value)
-
-
-def test_the_result_of_another_cell_is_not_taken(tmp_path):
-    put_result(tmp_path, LEARNED, RESULT)
-    other = dataclasses.replace(LEARNED, meta_seed=LEARNED.meta_seed + 1)
-    result_path(tmp_path, LEARNED).rename(result_path(tmp_path, other))
-    with pytest.raises(StoreError, match="the result of something else"):
-        get_result(tmp_path, other)
-
-
-def test_a_missing_result_is_named(tmp_path):
-    with pytest.raises(StoreError, match="no such result") as error:
-        get_result(tmp_path, LEARNED)
-    assert str(result_path(tmp_path, LEARNED)) in str(error.value)
+@pytest.mark.parametrize("scale", IDENTITY_SCALES)
+def test_the_identity_experiment_is_that_of_its_scale(scale, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(identity, "identity_experiment", lambda *x: asked.append(x) or IDENTITY)
+    monkeypatch.setattr(cells, "make_task", lambda config: SimpleNamespace(config=config))
+    found = run_identity(tmp_path, identity_job(scale).arguments)
+    assert identity.from_json(found.info["identity"]) == IDENTITY
+    ((task, name, config),) = asked
+    assert (task.config.environment, name) == (cells.IDENTITY_TASKS[scale],) * 2
+    assert config == IDENTITY_SCALES[scale]

@@ -1,6 +1,7 @@
 """The identity experiment: the metric, the recording, the training and what is reported of it."""
 
 import dataclasses
+import json
 import math
 from typing import Any, cast
 
@@ -19,7 +20,10 @@ from optim4rl.study.identity import (
     QUICK,
     SMOKE,
     GaussianClusters,
+    Histogram,
     IdentityConfig,
+    IdentityResult,
+    IdentityRow,
     histogram,
     identity_experiment,
     record_gradients,
@@ -394,6 +398,28 @@ def test_gradients_that_cannot_serve_are_refused(gradients, message):
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(QUICK, **change)
+
+
+def test_a_result_is_read_from_json_as_it_was():
+    accuracies = ("online", "online_nonzero", "frozen", "frozen_nonzero")
+    row = IdentityRow(
+        "raw",
+        "linear",
+        "annealed",
+        1e-3,
+        **dict.fromkeys(accuracies, math.nan),
+        by_decade={-7: 0.25, -6: math.nan},
+        curve=np.array([0.0, np.nan, 0.5]),
+        seeds=2,
+        spread=dict.fromkeys(accuracies, (0.1, math.nan)),
+    )
+    shares = Histogram("agent", np.array([-3.0, -2.0, -1.0]), np.array([0.25, 0.75]), 0.5, 1.9)
+    result = IdentityResult("catch", (row,), (shares,), {"updates": 20, "rates": [1e-3]})
+    found = identity.from_json(json.loads(json.dumps(identity.to_json(result))))
+    np.testing.assert_equal(dataclasses.asdict(found), dataclasses.asdict(result))
+    assert isinstance(found.rows[0].spread["frozen"], tuple)
+    (alone,) = identity.rows_from_json(json.loads(json.dumps(identity.to_json((row,)))))
+    np.testing.assert_equal(dataclasses.asdict(alone), dataclasses.asdict(row))
 
 
 def test_presets_compare_the_whole_grid():

@@ -6,35 +6,55 @@ import json
 import os
 import shutil
 import signal
-import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from optim4rl.study.store import StoreError, get_result, result_path
 
-from optim4rl.benchmark.protocol import EvaluationSettings
+from optim4rl.benchmark import runs
+from optim4rl.benchmark.contender import UNTRAINED
+from optim4rl.benchmark.loop import Choice
+from optim4rl.benchmark.runs import Batch
+from optim4rl.benchmark.table import read_runs
+from optim4rl.benchmark.tuning import Tuning
 from optim4rl.cli.main import main
 from optim4rl.evaluation.returns import area_under_curve, final_return
-from optim4rl.jobs.pool import JobError
+from optim4rl.fields import from_json, to_json
+from optim4rl.jobs import pool
+from optim4rl.jobs.job import Job, Result
+from optim4rl.jobs.pool import JobError, LocalPool
 from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.store import StoreError, finished_jobs, get_result, put_result, result_path
+from optim4rl.pages.study import write_report
 from optim4rl.plans.plan import PlanError
 from optim4rl.study import runner
-from optim4rl.study.cells import CellResult, ClassicalCell, IdentityCell, LearnedCell
+from optim4rl.study.cells import keep_members, training_job
+from optim4rl.study.layout import lay_out, load_study, record_study
 from optim4rl.study.runner import (
     choose_meta_learning_rates,
     collect,
-    describe_cell,
-    lay_out,
-    load_study,
-    report_cells,
+    expected_jobs,
+    opening_jobs,
     run_study,
-    settings_from_dict,
-    tuning_cells,
+    scoring_jobs,
+    settings_at_edge,
+    to_tune,
+    trainings,
+    tuning_benchmark,
+    tuning_trainings,
 )
-from optim4rl.study.settings import QUICK, SCALES, StudySettings, TrainingSettings
+from optim4rl.study.settings import (
+    QUICK,
+    SCALES,
+    EvaluationSettings,
+    StudySettings,
+    TrainingSettings,
+)
 from optim4rl.study.variant import REFERENCE
+from pretended import PretendedPool, curves, made_up, put_worker
+from probes import LongEpisodes, untouched_area
 
 PLAN = b"""# A small study
 
@@ -77,7 +97,11 @@ TINY = StudySettings(
 STUDY = lay_out(PLAN, "tiny", TINY)
 KEYS = ["reference", "resets=synchronous", "resets=never", "untrained"]
 BASELINES = ["adam", "rmsprop", "sign_sgd"]
-CELLS = report_cells(STUDY, dict.fromkeys(KEYS, 3e-3))
+ALPHA = TINY.training.learning_rate
+RATES_OF_ALL = dict.fromkeys(KEYS, 3e-3)
+TRAINED = [x for c in STUDY.candidates for x in trainings(STUDY, c, 3e-3)]
+# Two batches of agents that never update, three of each baseline, two of each rule.
+JOBS = len(TRAINED) + 2 + 3 * len(BASELINES) + 2 * len(TRAINED)
 
 
 def run(study, folder, **options):
@@ -154,13 +178,13 @@ def test_what_the_reference_has_at_a_scale_is_refused_or_left_out():
     ):
         lay_out(WIDTH, "tiny", TINY)
     left = lay_out(WIDTH, "tiny", TINY, skip_unmapped=True)
-    assert [c.key for c in left.comparisons] == ["reference", "resets=never", "untrained"]
+    assert [c.key for c in left.candidates] == ["reference", "resets=never", "untrained"]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "quick", "standard"])
 def test_the_plan_of_the_recipe_can_be_run(scale):
     study = lay_out(RECIPE, scale, SCALES[scale])
-    assert [c.key for c in study.comparisons] == [
+    assert [c.key for c in study.candidates] == [
         *("reference", "environments=one", "width=full", "validation=last", "life=short"),
         *("structure=anchored", "structure=mirrored", "resets=never", "untrained"),
     ]
@@ -192,79 +216,83 @@ def test_a_row_says_what_is_an_end_of_its_grid(finished):
 
 
 @pytest.mark.parametrize(
-    ("rate", "at_edge", "said"),
+    ("rate", "scales", "said"),
     [
-        (3e-3, (False, False), ()),
-        (1e-3, (False, False), ("meta-learning rate",)),
-        (1e-2, (True, False), ("meta-learning rate", "step scale of 1 of 2 meta-seeds")),
-        (None, (True, True), ("step scale of 2 of 2 meta-seeds",)),
+        (3e-3, (3.0, 3.0), ()),
+        (1e-3, (3.0, 3.0), ("meta-learning rate",)),
+        (1e-2, (1.0, 3.0), ("meta-learning rate", "step scale of 1 of 2 meta-seeds")),
+        (None, (1.0, 10.0), ("step scale of 2 of 2 meta-seeds",)),
     ],
 )
-def test_choices_at_an_end_of_their_grid_are_told(rate, at_edge, said):
+def test_choices_at_an_end_of_their_grid_are_told(rate, scales, said):
     settings = dataclasses.replace(TINY, meta_learning_rates=(1e-3, 3e-3, 1e-2))
-    results = [CellResult({}, {"at_edge": end}) for end in at_edge]
-    assert runner.settings_at_edge(settings, rate, results) == said
+    chosen = [Tuning(scale, (1.0, 3.0, 10.0), ()) for scale in scales]
+    choices = [Choice((tuning,), tuning) for tuning in chosen]
+    assert settings_at_edge(settings, rate, choices) == said
 
 
 def test_every_row_has_all_its_runs(finished):
     _, results, _ = finished
     updates = TINY.evaluation.updates
     for row in results.rows:
-        meta_seeds = 1 if row.kind == "baseline" else META_SEEDS
+        # An untrained rule does the same whatever its seed: it is one.
+        meta_seeds = 1 if row.kind in ("baseline", "control") else META_SEEDS
         assert [c.returns.shape for c in row.curves] == [(SEEDS, updates)] * meta_seeds
         assert row.stress[2.0].returns.shape == (2 * meta_seeds, TINY.evaluation.stress_updates)
         assert np.isfinite(row.curves[0].returns).all()
         assert row.failures == {}
         assert row.seconds > 0
-    assert -1 <= results.floor <= 1
     assert results.identity is None
 
 
 def test_every_meta_training_gives_other_weights(finished):
-    folder, results, _ = finished
-    cells = [x for x in CELLS if isinstance(x, LearnedCell)]
+    folder, _, _ = finished
+    found = [get_result(folder, training_job(x)).arrays for x in TRAINED]
     weights = [
-        np.concatenate([x.ravel() for name, x in arrays.items() if name.startswith("weights/")])
-        for arrays in (get_result(folder, cell).arrays for cell in cells)
+        b"".join(x.tobytes() for name, x in arrays.items() if name != "meta_gradient_norm")
+        for arrays in found
     ]
-    assert len({x.tobytes() for x in weights}) == len(cells) == META_SEEDS * len(KEYS)
-    # Heads start at zero: an untrained rule does the same whatever its seed.
-    untrained = next(row for row in results.rows if row.key == "untrained")
-    np.testing.assert_array_equal(*(curves.returns for curves in untrained.curves))
+    assert len(set(weights)) == len(TRAINED) == META_SEEDS * 3 + 1
+    norms = [arrays["meta_gradient_norm"].size for arrays in found]
+    assert norms == [TINY.training.iterations * x.trained for x in TRAINED]
 
 
 def test_all_optimizers_start_from_the_same_agents(finished):
-    _, results, _ = finished
+    folder, results, _ = finished
     starts = [c.returns[:, 0] for row in results.rows for c in row.curves]
-    for start in starts[1:]:
+    untouched = read_runs(folder / "runs.parquet").filter(role="untrained")
+    for start in (*starts, np.stack(untouched["returns"])[:, 0]):
         np.testing.assert_array_equal(start, starts[0])
-    np.testing.assert_allclose(results.floor, starts[0].mean(), rtol=1e-6)
+    assert results.floor == pytest.approx(untouched["auc"].mean())
 
 
-def test_progress_counts_every_cell(finished):
+def test_progress_counts_every_job(finished):
     said = finished[2]
     assert [done for done, _, _ in said] == sorted(done for done, _, _ in said)
-    assert {total for _, total, _ in said} == {len(CELLS)}
-    assert said[-1][0] == len(CELLS)
+    assert {total for _, total, _ in said} == {JOBS} == {len(expected_jobs(STUDY))}
+    assert said[-1][0] == JOBS
 
 
 def test_the_table_has_every_run(finished):
     folder, results, _ = finished
-    table = pl.read_parquet(folder / "runs.parquet")
-    evaluation = table.filter(pl.col("purpose") == "evaluation")
-    assert len(evaluation) == SEEDS * (META_SEEDS * len(KEYS) + len(BASELINES))
+    table = read_runs(folder / "runs.parquet")
+    tuned = table.filter(pl.col("role") != "untrained", purpose="tuned", task="catch")
+    assert len(tuned) == SEEDS * (len(TRAINED) + len(BASELINES))
     for row in results.rows:
-        for meta_seed, curves in enumerate(row.curves):
-            runs = evaluation.filter(optimizer=row.key, meta_seed=meta_seed).sort("run")
-            np.testing.assert_array_equal(np.stack(runs["returns"].to_list()), curves.returns)
-            np.testing.assert_array_equal(runs["env_steps"][0], curves.env_steps)
-            np.testing.assert_array_equal(runs["final_return"], final_return(curves))
-            np.testing.assert_array_equal(runs["auc"], area_under_curve(curves))
-            np.testing.assert_array_equal(runs["diverged_at"], curves.diverged_at)
-        stress = table.filter(optimizer=row.key, purpose="stress", step_scale=2.0).sort("run")
-        np.testing.assert_array_equal(
-            np.stack(stress["returns"].to_list()), row.stress[2.0].returns
-        )
+        whose = table.filter(optimizer=row.key)
+        assert set(whose["role"]) == {row.kind}
+        assert set(whose["change"]) == {row.change}
+        for meta_seed, own in enumerate(row.curves):
+            found = tuned.filter(optimizer=row.key, meta_seed=meta_seed)
+            shown = own.returns.astype(np.float32)
+            np.testing.assert_array_equal(np.stack(found["returns"]), shown)
+            np.testing.assert_array_equal(found["env_steps"][0], own.env_steps)
+            np.testing.assert_array_equal(found["final_return"], final_return(own))
+            np.testing.assert_array_equal(found["auc"], area_under_curve(own))
+            np.testing.assert_array_equal(found["diverged_at"], own.diverged_at)
+        stress = whose.filter(purpose="stress", step_multiple=2.0)
+        shown = row.stress[2.0].returns.astype(np.float32)
+        np.testing.assert_array_equal(np.stack(stress["returns"]), shown)
 
 
 def test_the_folder_alone_gives_the_results_again(finished):
@@ -277,24 +305,34 @@ def test_the_folder_alone_gives_the_results_again(finished):
 
 
 def test_a_finished_study_is_not_run_again(folder, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", None)  # Starting a worker would fail.
-    before = {path: path.read_bytes() for path in folder.glob("cells/*")}
+    monkeypatch.setattr(pool.subprocess, "Popen", None)  # Starting a worker would fail.
+    before = {path: path.read_bytes() for path in folder.glob("*/*.safetensors")}
     table = (folder / "runs.parquet").read_bytes()
     (folder / "runs.parquet").unlink()
     _, said = run(STUDY, folder, workers=Workers(2))
-    assert set(said) == {(len(CELLS), len(CELLS), ""), (0, len(CELLS), "")}
-    assert {path: path.read_bytes() for path in folder.glob("cells/*")} == before
+    assert {what for _, _, what in said} == {""}
+    assert said[-1] == (JOBS, JOBS, "")
+    assert len(before) == JOBS + len(TRAINED)
+    assert {path: path.read_bytes() for path in folder.glob("*/*.safetensors")} == before
     assert (folder / "runs.parquet").read_bytes() == table
 
 
-def test_a_lost_result_is_made_again_bit_for_bit(folder):
-    cell = next(x for x in CELLS if isinstance(x, LearnedCell) and x.variant != REFERENCE)
-    before = without_seconds(get_result(folder, cell))
+def test_lost_results_are_made_again_bit_for_bit(folder):
+    """A meta-training, runs of its rule, runs of a baseline; by one worker instead of two."""
+    lost = {}
+    for path, question, _ in finished_jobs(folder):
+        asked = question["arguments"]
+        maker = asked.get("maker", {"optimizer": asked.get("variant", {}).get("resets")})
+        lost[maker["optimizer"]] = path, Job(**question)
+    lost = [lost[kind] for kind in ("synchronous", None, "adam")]
+    before = [without_seconds(get_result(folder, job)) for _, job in lost]
     table = (folder / "runs.parquet").read_bytes()
-    result_path(folder, cell).unlink()
-    _, said = run(STUDY, folder, workers=Workers(2))
-    assert [what for _, _, what in said if what] == [describe_cell(cell)]
-    np.testing.assert_equal(without_seconds(get_result(folder, cell)), before)
+    for path, _ in lost:
+        path.unlink()
+    _, said = run(STUDY, folder, workers=Workers(1))
+    assert len([what for _, _, what in said if what]) == len(lost)
+    for (_, job), found in zip(lost, before, strict=True):
+        np.testing.assert_equal(without_seconds(get_result(folder, job)), found)
     assert (folder / "runs.parquet").read_bytes() == table
 
 
@@ -311,48 +349,100 @@ def test_the_command_report_writes_the_same_bytes_again(folder, monkeypatch, cap
     assert b"Synchronous resets" in reports[0]
 
 
+# The floor
+
+
+def test_the_floor_is_agents_that_never_update_over_whole_runs(tmp_path, monkeypatch):
+    """Episodes that end in the first rollout are failures here, at -0.9 where the truth is 0.1."""
+    monkeypatch.setattr(runs, "make_task", lambda config: LongEpisodes())
+
+    def answer(folder, job):
+        untouched = job.arguments.get("maker") == to_json(UNTRAINED)
+        return job.run(folder) if untouched else made_up(folder, job)
+
+    monkeypatch.setattr(runner, "open_pool", PretendedPool(answer).open)
+    results, _ = run(STUDY, tmp_path)
+    assert results.floor == pytest.approx(untouched_area(TINY.evaluation.updates), rel=1e-5)
+
+
 # What goes wrong
+
+
+def failing(who):
+    """A pool in which meta-trainings of those variants and seeds run out of finite numbers."""
+
+    def answer(folder, job):
+        asked = job.arguments
+        fails = asked.get("trained") and (asked["variant"]["resets"], asked["meta_seed"]) in who
+        message = f"seed {asked.get('meta_seed')} diverged"
+        return Result({}, {"failure": message}) if fails else made_up(folder, job)
+
+    return PretendedPool(answer)
+
+
+@pytest.mark.parametrize(
+    ("resets", "seeds"),
+    [("never", (0, 1)), ("never", (1,)), ("staggered", (0, 1)), ("staggered", (0,))],
+)
+def test_a_study_with_diverged_meta_trainings_reports(resets, seeds, tmp_path, monkeypatch):
+    """Where all seeds of a variant diverged it has no runs; the others are there as ever."""
+    key = {"never": "resets=never", "staggered": "reference"}[resets]
+    pretended = failing({(resets, seed) for seed in seeds})
+    monkeypatch.setattr(runner, "open_pool", pretended.open)
+    results, said = run(STUDY, tmp_path)
+    rows = {row.key: row for row in results.rows}
+    assert list(rows) == [*KEYS, *BASELINES]
+    assert rows[key].failures == {seed: f"seed {seed} diverged" for seed in seeds}
+    assert len(rows[key].curves) == META_SEEDS - len(seeds)
+    assert bool(rows[key].stress) is (len(seeds) < META_SEEDS)
+    for other in set(rows) - {key}:
+        assert rows[other].failures == {}
+        assert rows[other].curves
+    assert said[-1][:2] == (JOBS - 2 * len(seeds),) * 2
+    table = read_runs(tmp_path / "runs.parquet")
+    assert (key in set(table["optimizer"])) is (len(seeds) < META_SEEDS)
+    again = collect(load_study(tmp_path), tmp_path)
+    np.testing.assert_equal(values(again), values(results))
+    write_report(results, tmp_path / "report.html")
+    assert f"seed {seeds[0]} diverged" in (tmp_path / "report.html").read_text()
+
 
 WORKER = """
 import json, os, signal, sys
 for line in sys.stdin:
-    name = json.loads(line)["cell"].get("name")
+    name = json.loads(line)["arguments"].get("maker", {}).get("optimizer")
     print("x" * 200_000, "last words of", name, file=sys.stderr, flush=True)
     if name == os.environ.get("DIES", "nobody"):
         os.kill(os.getpid(), signal.SIGKILL)
-    print(json.dumps({"done": 1.0}), flush=True)
+    print(json.dumps({"done": True}), flush=True)
 """
 
 
 @pytest.fixture
 def pretended_worker(tmp_path, monkeypatch):
-    """Workers that compute nothing, print much, and die at the cell that DIES names."""
-    package = tmp_path / "pretended" / "optim4rl" / "study"
-    package.mkdir(parents=True)
-    for path in (package / "__init__.py", package.parent / "__init__.py"):
-        path.touch()
-    (package / "worker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "pretended"))
+    """Workers that compute nothing, print much, and die at the optimizer that DIES names."""
+    monkeypatch.setenv("PYTHONPATH", put_worker(tmp_path / "pretended", WORKER))
 
 
 @pytest.mark.usefixtures("pretended_worker")
 def test_a_worker_that_dies_is_named_and_all_else_is_kept(folder, monkeypatch):
     monkeypatch.setenv("DIES", "rmsprop")
-    cell = next(x for x in CELLS if isinstance(x, ClassicalCell) and x.name == "rmsprop")
-    result_path(folder, cell).unlink()
-    kept = {path: path.read_bytes() for path in folder.glob("cells/*")}
-    with pytest.raises(JobError, match="tuned rmsprop failed; finished results are kept") as died:
+    lost = next(x for x in opening_jobs(STUDY, folder, RATES_OF_ALL) if "rmsprop" in x.what)
+    result_path(folder, lost).unlink()
+    kept = {path: path.read_bytes() for path in folder.glob("jobs/*")}
+    message = r"catch: rmsprop 0.001, 0.01 failed; finished results are kept"
+    with pytest.raises(JobError, match=message) as died:
         run(STUDY, folder, workers=Workers(2))
     assert f"exit code -{int(signal.SIGKILL)}" in str(died.value)
     assert "last words of rmsprop" in str(died.value)
-    assert {path: path.read_bytes() for path in folder.glob("cells/*")} == kept
+    assert {path: path.read_bytes() for path in folder.glob("jobs/*")} == kept
 
 
 @pytest.mark.usefixtures("pretended_worker")
-def test_no_cell_is_started_after_a_failure(tmp_path, monkeypatch):
+def test_no_job_is_started_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("DIES", "rmsprop")
     said = []
-    with pytest.raises(JobError, match="tuned rmsprop failed"):
+    with pytest.raises(JobError, match=r"catch: rmsprop 0.001, 0.01 failed"):
         run_study(
             STUDY,
             tmp_path,
@@ -360,12 +450,15 @@ def test_no_cell_is_started_after_a_failure(tmp_path, monkeypatch):
             workers=Workers(1),
             on_progress=lambda *x: said.append(x[2]),
         )
-    assert said == ["", "", "tuned adam"]
+    assert [what for what in said if what] == [
+        *["catch: untrained policy"] * 2,
+        "catch: adam 0.001, 0.01",
+    ]
 
 
 @pytest.mark.usefixtures("pretended_worker")
 @pytest.mark.parametrize("jobs", [1, 3, 100])
-def test_every_cell_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_path):
+def test_every_job_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_path):
     said = []
     with pytest.raises(StoreError, match="no such result"):  # The pretended worker keeps none.
         run_study(
@@ -375,14 +468,24 @@ def test_every_cell_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_pa
             workers=Workers(jobs),
             on_progress=lambda *x: said.append(x),
         )
+    opening = opening_jobs(STUDY, tmp_path, RATES_OF_ALL)
     done = [(done, total) for done, total, what in said if what]
-    assert done == [(index + 1, len(CELLS)) for index in range(len(CELLS))]
-    assert sorted(what for *_, what in said if what) == sorted(map(describe_cell, CELLS))
+    assert done == [(index + 1, JOBS) for index in range(len(opening))]
+    assert sorted(what for *_, what in said if what) == sorted(job.what for job in opening)
 
 
-def test_a_cell_that_raises_is_named_with_its_error(tmp_path):
+def test_a_job_that_raises_is_named_with_its_error(tmp_path):
+    job = Job("optim4rl.study.cells:run_identity", {"scale": "huge"}, "the experiment")
+    with LocalPool(tmp_path, 1) as workers, pytest.raises(JobError) as error:
+        workers.run([job])
+    assert str(error.value).startswith("the experiment failed; finished results are kept.\nTrace")
+    assert str(error.value).rstrip().endswith("KeyError: 'huge'")
+
+
+def test_a_task_that_is_not_there_is_named_before_any_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool.subprocess, "Popen", None)
     study = lay_out(PLAN, "tiny", dataclasses.replace(TINY, environment="atlantis"))
-    with pytest.raises(JobError, match=r"tuned adam failed; .*\n(?s:.*)atlantis"):
+    with pytest.raises(ValueError, match="atlantis"):
         run(study, tmp_path, workers=Workers(1))
 
 
@@ -396,7 +499,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize(("name", "data"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_folder_is_refused_by_name(name, data, tmp_path, monkeypatch):
-    record = {"settings": dataclasses.asdict(TINY), "scale": "tiny", "skip_unmapped": False}
+    record = {"settings": to_json(TINY), "scale": "tiny", "skip_unmapped": False}
     (tmp_path / "study.json").write_text(json.dumps(record))
     (tmp_path / "plan.md").write_bytes(PLAN)
     assert load_study(tmp_path) == STUDY
@@ -417,7 +520,7 @@ def test_a_folder_without_a_study_is_refused_by_name(tmp_path):
 def test_the_published_plan_is_laid_out():
     study = lay_out(PUBLISHED, "quick", QUICK)
     structure, processing = "Ablation of Optimizer Structure", "Ablation of Gradient Processing"
-    assert [(x.key, x.label, x.kind, x.ablation) for x in study.comparisons] == [
+    assert [(x.key, x.label, x.kind, x.ablation) for x in study.candidates] == [
         ("reference", "Optim4RL", "reference", None),
         ("structure=linear", "Linear update function", "replacement", structure),
         ("structure=non_adaptive", "Non-adaptive structure", "replacement", structure),
@@ -426,18 +529,23 @@ def test_the_published_plan_is_laid_out():
         ("resets=never", "Without pipeline training", "paper", None),
         ("untrained", "Untrained Optim4RL", "control", None),
     ]
-    assert [x.key for x in study.comparisons if not x.trained] == ["untrained"]
-    assert study.comparisons[0].variant == study.comparisons[-1].variant == REFERENCE
+    assert [x.key for x in study.candidates if not x.trained] == ["untrained"]
+    assert study.candidates[0].variant == study.candidates[-1].variant == REFERENCE
     assert study.identity
-    cells = report_cells(study, dict.fromkeys([x.key for x in study.comparisons], 3e-3))
-    assert len(cells) == len(set(cells)) == 1 + len(BASELINES) + 7 * QUICK.meta_seeds
-    assert cells[0] == IdentityCell("quick")
+    jobs = opening_jobs(study, Path(), dict.fromkeys([x.key for x in study.candidates], 3e-3))
+    addresses = {job.address for job in jobs}
+    trained = 6 * QUICK.meta_seeds + 1
+    assert len(addresses) == len(jobs) == 1 + 2 + 2 * len(BASELINES) + trained
+    assert (jobs[0].what, jobs[0].arguments) == ("identity experiment", {"scale": "quick"})
+    assert addresses <= {job.address for job in expected_jobs(study)}
+    # Seeds are the outer loop, so that different programs are compiled first.
+    assert [job.arguments["meta_seed"] for job in jobs[-trained:]] == [0] * 7 + [1] * 6 + [2] * 6
 
 
 def test_a_plan_that_asks_for_no_pipeline_gets_it_once():
     source = PLAN.replace(b"Synchronous resets", b"No resets")
-    comparisons = {x.key: x.kind for x in lay_out(source, "tiny", TINY).comparisons}
-    assert comparisons == {
+    candidates = {x.key: x.kind for x in lay_out(source, "tiny", TINY).candidates}
+    assert candidates == {
         "reference": "reference",
         "resets=never": "replacement",
         "untrained": "control",
@@ -447,14 +555,14 @@ def test_a_plan_that_asks_for_no_pipeline_gets_it_once():
 def test_what_the_reference_has_already_is_no_comparison():
     source = PLAN.replace(b"Pipeline training", b"Validation rollout")
     source = source.replace(b"Synchronous resets", b"Last rollout, dense validation")
-    keys = [x.key for x in lay_out(source, "tiny", TINY).comparisons]
+    keys = [x.key for x in lay_out(source, "tiny", TINY).candidates]
     assert keys == ["reference", "validation=last", "resets=never", "untrained"]
 
 
 def test_what_is_asked_for_twice_is_run_once():
     study = lay_out(PLAN + PLAN.split(b"\n\n")[-1], "tiny", TINY)
     assert len(study.plan.ablations) == 2
-    assert study.comparisons == STUDY.comparisons
+    assert study.candidates == STUDY.candidates
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -468,16 +576,10 @@ def test_unknown_parts_are_refused_or_left_out(tmp_path):
     with pytest.raises(PlanError, match="Cloud cover"):
         lay_out(PLAN + UNKNOWN, "tiny", TINY)
     study = lay_out(PLAN + UNKNOWN, "tiny", TINY, skip_unmapped=True)
-    assert study.comparisons == STUDY.comparisons
+    assert study.candidates == STUDY.candidates
     assert [entry.component is None for entry in study.mapped] == [False, True]
-    runner.record_study(study, tmp_path, "")
+    record_study(study, tmp_path, "")
     assert load_study(tmp_path) == study
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_settings_survive_json(scale):
-    text = json.dumps(dataclasses.asdict(SCALES[scale]))
-    assert settings_from_dict(json.loads(text)) == SCALES[scale]
 
 
 # Meta-learning rates
@@ -486,69 +588,106 @@ RATES = (1e-3, 3e-3, 1e-2)
 TUNED = lay_out(
     PLAN,
     "tiny",
-    dataclasses.replace(TINY, meta_learning_rates=RATES, tuning_meta_seeds=2),
+    dataclasses.replace(
+        TINY,
+        meta_learning_rates=RATES,
+        tuning_meta_seeds=2,
+        evaluation=dataclasses.replace(TINY.evaluation, step_scales=(1.0, 3.0)),
+    ),
 )
 
 
 def test_one_meta_learning_rate_is_not_tuned(tmp_path):
-    assert tuning_cells(STUDY) == []
-    assert choose_meta_learning_rates(STUDY, tmp_path) == dict.fromkeys(KEYS, 3e-3)
+    assert to_tune(STUDY) == []
+    assert choose_meta_learning_rates(STUDY, tmp_path) == RATES_OF_ALL
+
+
+def tuned(study):
+    """All meta-trainings that choose."""
+    return [x for each in to_tune(study) for x in tuning_trainings(study, *each)]
 
 
 def test_meta_learning_rates_are_tuned_on_seeds_that_are_not_reported():
-    cells = tuning_cells(TUNED)
-    trained = [x.variant for x in TUNED.comparisons if x.trained]
+    trained = [x.variant for x in TUNED.candidates if x.trained]
     expected = [(v, rate, seed) for v in trained for rate in RATES for seed in (100, 101)]
-    assert [(x.variant, x.meta_learning_rate, x.meta_seed) for x in cells] == expected
-    assert {(x.purpose, x.trained) for x in cells} == {("tune", True)}
+    found = [(x.variant, x.meta_learning_rate, x.meta_seed) for x in tuned(TUNED)]
+    assert found == expected
+    assert all(x.trained for x in tuned(TUNED))
     for scale in SCALES.values():
         study = lay_out(PUBLISHED, "", scale)
-        keys = [x.key for x in study.comparisons]
-        reported = report_cells(study, dict.fromkeys(keys, 3e-3))
-        seeds = {x.meta_seed for x in reported if isinstance(x, LearnedCell)}
-        assert seeds.isdisjoint(x.meta_seed for x in tuning_cells(study))
+        reported = [x for c in study.candidates for x in trainings(study, c, 3e-3)]
+        seeds = {x.meta_seed for x in reported}
+        assert seeds.isdisjoint(x.meta_seed for x in tuned(study))
         assert len(seeds) == scale.meta_seeds
 
 
-def choose(monkeypatch, scores):
-    """The choice where `scores(variant, rate)` are those of the tuning meta-seeds."""
+def choose(folder, scores):
+    """The choice where `scores(variant, rate)` are those of the tuning meta-seeds.
 
-    def found(folder, cell):
-        score = scores(cell.variant, cell.meta_learning_rate)[cell.meta_seed - 100]
-        info = {"failure": "diverged"} if score is None else {"scores": score}
-        return CellResult({}, {"seconds": 1.0, **info})
+    Of a meta-seed, a score for each step scale, None if an agent diverged; or None if the
+    meta-training did.
+    """
+    by_weights = {}
+    for index, training in enumerate(tuned(TUNED)):
+        score = scores(training.variant, training.meta_learning_rate)[training.meta_seed - 100]
+        weights = {"network0.input": np.full((8, 24), index, np.float32)}
+        found = Result(weights, {}) if score else Result({}, {"failure": "diverged"})
+        put_result(folder, training_job(training), found)
+        for maker in keep_members(folder, [training])[0]:
+            by_weights[maker.weights] = score
+    for job in scoring_jobs(tuning_benchmark(TUNED, folder, partial(keep_members, folder))):
+        batch = from_json(Batch, job.arguments)
+        levels = by_weights[batch.maker.weights]
+        found = curves(batch, lambda batch, rate, seed, x=levels: x[rate > 2 * ALPHA] or 0.0)
+        for run, (rate, _) in enumerate(batch.runs):
+            if levels[rate > 2 * ALPHA] is None:
+                found.arrays["returns"][run], found.arrays["diverged_at"][run] = np.nan, 0
+        put_result(folder, job, found)
+    return choose_meta_learning_rates(TUNED, folder)
 
-    monkeypatch.setattr(runner, "get_result", found)
-    return choose_meta_learning_rates(TUNED, Path())
 
-
-def test_the_rate_with_the_best_mean_is_chosen_for_each_variant(monkeypatch):
+def test_the_rate_with_the_best_mean_is_chosen_for_each_variant(tmp_path):
     # The best seed of all is not at the rate with the best mean.
-    staggered = {1e-3: ([0.6], [0.0]), 3e-3: ([0.4], [0.4]), 1e-2: ([0.1], [0.1])}
+    staggered = {1e-3: (0.6, 0.1), 3e-3: (0.4, 0.4), 1e-2: (0.1, 0.1)}
 
     def scores(variant, rate):
-        return staggered[rate] if variant == REFERENCE else ([rate], [rate])
+        each = staggered[rate] if variant == REFERENCE else (rate, rate)
+        return [[score, score] for score in each]
 
-    chosen = choose(monkeypatch, scores)
-    assert chosen == {
+    assert choose(tmp_path, scores) == {
         "reference": 3e-3,
         "resets=synchronous": 1e-2,
         "resets=never": 1e-2,
-        "untrained": 3e-3,
+        "untrained": 1e-3,
     }
 
 
-def test_a_meta_seed_counts_by_its_best_step_scale(monkeypatch):
+def test_a_meta_seed_counts_by_its_best_step_scale(tmp_path):
     scores = {1e-3: [0.1, 0.2], 3e-3: [None, 0.3], 1e-2: [0.25, None]}
-    chosen = choose(monkeypatch, lambda variant, rate: (scores[rate], scores[rate]))
+    chosen = choose(tmp_path, lambda variant, rate: [scores[rate], scores[rate]])
     assert chosen["reference"] == 3e-3
 
 
-@pytest.mark.parametrize("bad", [None, [None], [None, None]])
-def test_a_rate_that_diverged_once_is_chosen_last(monkeypatch, bad):
-    scores = {1e-3: ([0.99], bad), 3e-3: ([-0.9], [-0.9]), 1e-2: (bad, [0.99])}
-    assert choose(monkeypatch, lambda variant, rate: scores[rate])["reference"] == 3e-3
+@pytest.mark.parametrize("bad", [None, [None, None]])
+def test_a_rate_that_diverged_once_is_chosen_last(tmp_path, bad):
+    good, poor = [0.99, 0.99], [-0.9, -0.9]
+    scores = {1e-3: (good, bad), 3e-3: (poor, poor), 1e-2: (bad, good)}
+    assert choose(tmp_path, lambda variant, rate: scores[rate])["reference"] == 3e-3
 
 
-def test_a_rate_is_chosen_even_where_all_diverged(monkeypatch):
-    assert choose(monkeypatch, lambda variant, rate: (None, None))["reference"] in RATES
+def test_a_rate_is_chosen_even_where_all_diverged(tmp_path):
+    assert choose(tmp_path, lambda variant, rate: (None, None))["reference"] in RATES
+
+
+def test_meta_learning_rates_are_tuned_before_anything_is_reported(tmp_path, monkeypatch):
+    """Nothing that is reported has a tuning seed, and the whole is counted beforehand."""
+    pretended = PretendedPool()
+    monkeypatch.setattr(runner, "open_pool", pretended.open)
+    results, said = run(TUNED, tmp_path)
+    trained = [job.arguments for job in pretended.ran if "meta_seed" in job.arguments]
+    assert [x["meta_seed"] // 100 for x in trained] == [1] * 18 + [0] * 7
+    assert said[-1][:2] == (len(pretended.ran),) * 2
+    assert {total for _, total, _ in said} == {len(expected_jobs(TUNED))}
+    rates = {row.key: row.settings["meta-learning rate"] for row in results.rows[:4]}
+    assert rates == choose_meta_learning_rates(TUNED, tmp_path) | {"untrained": None}
+    assert {len(row.settings["step scale"]) for row in results.rows[:3]} == {META_SEEDS}

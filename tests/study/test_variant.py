@@ -2,13 +2,11 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import pytest
 
-from optim4rl.benchmark.protocol import EvaluationSettings
 from optim4rl.meta.meta_gradient import VALIDATIONS
 from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.optimizers.networks import CELL_KINDS
@@ -16,14 +14,7 @@ from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import init_meta_parameters
 from optim4rl.optimizers.structures import STRUCTURES
 from optim4rl.plans.components import COMPONENTS
-from optim4rl.study.cells import (
-    LearnedCell,
-    does_the_same,
-    learned_spec_for,
-    meta_config,
-    training_of,
-    training_tasks,
-)
+from optim4rl.study.cells import Training, does_the_same, training_tasks
 from optim4rl.study.settings import TrainingSettings
 from optim4rl.study.variant import (
     REFERENCE,
@@ -36,6 +27,7 @@ from optim4rl.study.variant import (
     variant_spec,
 )
 
+REFERENCE_TRAINING = Training("catch", REFERENCE, TrainingSettings(), 64, 3e-3, 0)
 CHOICES = [(c.field, choice.value) for c in COMPONENTS for choice in c.choices]
 CHANGES = [(field, value) for field, value in CHOICES if getattr(REFERENCE, field) != value]
 every_change = pytest.mark.parametrize(("field", "value"), CHANGES)
@@ -73,7 +65,7 @@ def test_the_value_it_has_is_refused(field):
 
 
 def test_the_registry_of_a_plan_knows_every_field_and_every_value():
-    possible: dict[str, Iterable[str]] = {
+    possible = {
         "structure": STRUCTURES,
         "processing": PROCESSINGS,
         "cell": CELL_KINDS,
@@ -97,71 +89,66 @@ def test_what_the_registry_calls_published_is_the_reference():
 @pytest.mark.parametrize(("field", "value"), CHOICES)
 def test_every_choice_can_be_meta_trained(field, value):
     variant = dataclasses.replace(REFERENCE, **{field: value})
-    cell = LearnedCell("catch", variant, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
-    spec, config, training = learned_spec_for(cell), meta_config(cell), training_of(cell)
+    training = dataclasses.replace(REFERENCE_TRAINING, variant=variant)
+    spec, config, settings = training.spec, training.config, training.settings
     found = {
         "structure": spec.structure.name,
         "processing": spec.processing.name,
         "cell": spec.cell,
         "resets": config.resets,
         "validation": config.validation,
-        "environments": "one" if training.envs_per_agent == 1 else "many",
-        "width": "full" if training.width == cell.evaluation.width else "narrow",
-        "life": "whole" if config.reset_interval == cell.training.reset_interval else "short",
+        "environments": "one" if settings.envs_per_agent == 1 else "many",
+        "width": "full" if settings.width == training.evaluation_width else "narrow",
+        "life": "whole" if config.reset_interval == training.training.reset_interval else "short",
     }
     assert found == dataclasses.asdict(variant)
     shapes = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
     assert jax.tree.leaves(shapes)
 
 
-LEARNED = LearnedCell("catch", REFERENCE, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
-
-
 def with_choice(field, value):
-    return dataclasses.replace(LEARNED, variant=replace_field(REFERENCE, field, value))
+    return dataclasses.replace(REFERENCE_TRAINING, variant=replace_field(REFERENCE, field, value))
 
 
 def test_one_environment_per_agent_leaves_the_number_of_environments():
-    cell = with_choice("environments", "one")
-    before, after = training_of(LEARNED), training_of(cell)
+    training = with_choice("environments", "one")
+    before, after = REFERENCE_TRAINING.settings, training.settings
     assert (before.agents, before.envs_per_agent) == (8, 64)
     assert (after.agents, after.envs_per_agent) == (512, 1)
-    assert meta_config(cell).agents == 512
-    task: Any
-    (task,) = training_tasks(cell.environment, after)
+    assert training.config.agents == 512
+    (task,) = training_tasks(training.environment, after)
     assert task.task.config.num_envs == 1
 
 
 def test_full_width_is_that_of_the_agents_in_evaluation():
-    cell = with_choice("width", "full")
-    task: Any
-    (task,) = training_tasks(cell.environment, training_of(cell))
-    assert task.task.config.width == cell.evaluation.width == 64
+    training = with_choice("width", "full")
+    (task,) = training_tasks(training.environment, training.settings)
+    assert task.task.config.width == training.evaluation_width == 64
 
 
 @pytest.mark.parametrize(("whole", "short"), [(98, 12), (64, 8), (4, 1), (1, 1)])
 def test_a_short_life_is_an_eighth_of_a_whole_one(whole, short):
-    cell = with_choice("life", "short")
-    training = dataclasses.replace(cell.training, reset_interval=whole)
-    assert meta_config(dataclasses.replace(cell, training=training)).reset_interval == short
+    training = with_choice("life", "short")
+    settings = dataclasses.replace(training.training, reset_interval=whole)
+    assert dataclasses.replace(training, training=settings).config.reset_interval == short
 
 
 @every_change
 def test_every_change_changes_what_is_trained(field, value):
-    assert not does_the_same(with_choice(field, value), LEARNED)
-    assert does_the_same(LEARNED, dataclasses.replace(LEARNED, meta_seed=0))
+    assert not does_the_same(with_choice(field, value), REFERENCE_TRAINING)
+    assert does_the_same(REFERENCE_TRAINING, dataclasses.replace(REFERENCE_TRAINING, meta_seed=0))
 
 
 @pytest.mark.parametrize(("field", "value"), [("environments", "one"), ("width", "full")])
 def test_what_the_reference_has_already_is_the_same_work(field, value):
-    training = TrainingSettings(envs_per_agent=1, width=LEARNED.evaluation.width)
-    before = dataclasses.replace(LEARNED, training=training)
-    after = dataclasses.replace(with_choice(field, value), training=training)
+    settings = TrainingSettings(envs_per_agent=1, width=REFERENCE_TRAINING.evaluation_width)
+    before = dataclasses.replace(REFERENCE_TRAINING, training=settings)
+    after = dataclasses.replace(with_choice(field, value), training=settings)
     assert does_the_same(before, after)
 
 
 def test_width_replaces_nothing_where_networks_have_none():
-    control = dataclasses.replace(LEARNED, environment="gymnax:CartPole-v1")
+    control = dataclasses.replace(REFERENCE_TRAINING, environment="gymnax:CartPole-v1")
     variant = replace_field(REFERENCE, "width", "full")
     assert does_the_same(control, dataclasses.replace(control, variant=variant))
 
@@ -178,6 +165,6 @@ def test_no_two_structures_or_processings_make_one_rule():
 
 @pytest.mark.parametrize(("environment", "clip"), [("catch", None), ("small_dense_long", 1.0)])
 def test_gradients_are_clipped_everywhere_but_on_catch(environment, clip):
-    cell = LearnedCell(environment, REFERENCE, TrainingSettings(), EvaluationSettings(), 3e-3, 0)
-    assert learned_spec_for(cell).clip == clip
-    assert learned_spec_for(cell).zero_head
+    training = dataclasses.replace(REFERENCE_TRAINING, environment=environment)
+    assert training.spec.clip == clip
+    assert training.spec.zero_head

@@ -117,4 +117,4 @@ def read_batches(folder: Path, batches: Sequence[Batch]) -> dict[float, Curves]:
 
 def seconds_of(folder: Path, batches: Sequence[Batch]) -> float:
     """Wall-clock time that finished batches took, compilation included."""
-    return sum(float(get_result(folder, job(batch)).info["seconds"]) for batch in batches)
+    return sum((float(get_result(folder, job(x)).info["seconds"]) for x in batches), 0.0)

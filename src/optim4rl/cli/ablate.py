@@ -305,7 +305,7 @@ def identity(options: IdentityOptions) -> None:
             nonlocal done
             stop.raise_if_asked()
             job = Job(
-                "optim4rl.study.identity:identity_experiment",
+                "optim4rl.study.cells:run_identity",
                 to_json({"task": name, "network": network, "config": config}),
             )
             result = kept(parts, job, lambda: Result({}, {"rows": identity_json(make())}))
@@ -314,7 +314,7 @@ def identity(options: IdentityOptions) -> None:
             return rows_from_json(result.info["rows"])
 
         result = identity_experiment(task, name, config, keep)
-    text = json.dumps({**identity_json(result), **provenance("optim4rl.study.identity")})
+    text = json.dumps({**identity_json(result), **provenance("optim4rl.study.cells")})
     if options.out is not None:
         write_atomically(options.out, text.encode())
         _write_accuracies(result, options.out.with_suffix(".parquet"))

@@ -1,0 +1,139 @@
+"""Contenders: values from which workers make an optimizer, and weights under their content."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optim4rl.benchmark.contender import (
+    BASELINES,
+    UNTRAINED,
+    Contender,
+    Maker,
+    baseline,
+    keep_weights,
+    load_groups,
+    weights_path,
+)
+from optim4rl.jobs.store import StoreError
+from optim4rl.optimizers.rule import init_meta_parameters
+from optim4rl.optimizers.weight_files import WeightsError
+from optim4rl.optimizers.weights import load_weights, save_weights, untrained
+
+PARAMS = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
+GRADIENTS = {"w": jnp.array([3.0, -4.0]), "b": jnp.array([0.1])}
+
+
+def steps(optimizer, count=4):
+    """The updates of a few steps with the same gradients."""
+    state, found = optimizer.init(PARAMS), []
+    for _ in range(count):
+        updates, state = optimizer.update(GRADIENTS, state, PARAMS)
+        found.append(np.concatenate([updates["w"], updates["b"]]))
+    return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def rules():
+    """Two fresh rules of one recipe."""
+    return [untrained("optim4rl-rlc", 3e-3, jax.random.key(seed)) for seed in (1, 2)]
+
+
+# How an optimizer is made
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": None}, "optimizer = None, weights = None: one of them is needed"),
+        ({"optimizer": "adam", "weights": "a"}, "'adam', weights = 'a': one of them is needed"),
+        ({"optimizer": "adam", "clip": 0.0}, r"^clip = 0.0: a positive"),
+        ({"optimizer": "adam", "epsilon": -1.0}, r"^epsilon = -1.0"),
+        ({"optimizer": None, "weights": "a", "decay": True}, "these are for classical optimizers"),
+        ({"optimizer": None, "weights": "a", "clip": 1.0}, "these are for classical optimizers"),
+    ],
+)
+def test_what_no_optimizer_can_be_made_of_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Maker(**fields)
+
+
+def test_adam_as_ppo_users_run_it():
+    """Clipped to a norm of 0.5, epsilon 1e-5, and a rate that falls to zero over the run."""
+    made = baseline("adam_ppo", (0.1, 0.2)).make(0.1, updates=4)
+    schedule = optax.linear_schedule(0.1, 0.0, 4)
+    usual = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
+    np.testing.assert_allclose(steps(made, 5), steps(usual, 5), rtol=1e-6)
+    assert np.abs(steps(made, 5)[4]).max() < 1e-6 < np.abs(steps(made, 5)[3]).min()
+
+
+def test_plain_baselines_are_optaxs_own():
+    for name, usual in (("adam", optax.adam), ("sgd", optax.sgd), ("rmsprop", optax.rmsprop)):
+        contender = baseline(name, (0.1, 0.2))
+        assert (contender.role, contender.grid, contender.unit) == ("baseline", (0.1, 0.2), 1.0)
+        np.testing.assert_allclose(steps(contender.make(0.2, 9)), steps(usual(0.2)), rtol=1e-5)
+    assert not steps(Contender("", "baseline", (UNTRAINED,), (1.0,)).make(0.0, 9)).any()
+
+
+def test_every_baseline_can_be_made():
+    for name in BASELINES:
+        found = steps(baseline(name, (0.1,)).make(0.1, updates=9), 1)
+        assert np.isfinite(found).all()
+        assert found.any(), name
+
+
+def test_a_learned_optimizer_is_that_of_its_weights(rules, tmp_path):
+    members = tuple(Maker(None, keep_weights(tmp_path, rule)) for rule in rules)
+    contender = Contender("rule", "learned", members, (1.0, 2.0), 3e-3)
+    for meta_seed, rule in enumerate(rules):
+        made = contender.make(6e-3, 9, folder=tmp_path, meta_seed=meta_seed)
+        np.testing.assert_allclose(steps(made), steps(rule.transformation(6e-3)), rtol=1e-5)
+
+
+# Weights
+
+
+def test_weights_are_kept_under_their_content(rules, tmp_path):
+    one, two = rules
+    assert keep_weights(tmp_path, one) != keep_weights(tmp_path, two)
+    relabelled = dataclasses.replace(one, card={"name": "another"})
+    assert keep_weights(tmp_path, relabelled) == keep_weights(tmp_path, one)
+    other_rule = dataclasses.replace(one, spec=dataclasses.replace(one.spec, clip=0.125))
+    assert keep_weights(tmp_path, other_rule) != keep_weights(tmp_path, one)
+    assert len(list((tmp_path / "weights").iterdir())) == 3
+
+
+def test_other_weights_than_the_name_says_are_refused(rules, tmp_path):
+    """And none are missed: the message names the file."""
+    addresses = [keep_weights(tmp_path, rule) for rule in rules]
+    first, second = (tmp_path / weights_path(address) for address in addresses)
+    second.replace(first)
+    with pytest.raises(StoreError, match=f"{first.name}: other weights than its name says"):
+        Maker(None, addresses[0]).family(tmp_path, 9)
+    with pytest.raises(WeightsError, match=second.name):
+        Maker(None, addresses[1]).family(tmp_path, 9)
+
+
+def test_a_control_is_the_rule_with_the_fresh_weights_of_its_seed(rules, tmp_path):
+    """One for each member, or a single one where heads start at zero, which is the same for all."""
+    paths = []
+    for seed, rule in enumerate(rules):
+        paths.append(str(tmp_path / f"{seed}.safetensors"))
+        trained = jax.tree.map(lambda x: x + 1.0, rule.meta_parameters)
+        save_weights(
+            paths[-1], dataclasses.replace(rule, meta_parameters=trained, card={"seed": seed})
+        )
+    group = ",".join(paths)
+    assert not rules[0].spec.zero_head
+    found = load_groups([group])
+    assert list(found) == [group, f"{group} untrained"]
+    for seed, control in enumerate(found[f"{group} untrained"]):
+        fresh = init_meta_parameters(control.spec, jax.random.key(seed))
+        jax.tree.map(np.testing.assert_array_equal, control.meta_parameters, fresh)
+    zero = dataclasses.replace(rules[0].spec, zero_head=True)
+    for path in paths:
+        save_weights(path, dataclasses.replace(load_weights(path), spec=zero))
+    assert [len(x) for x in load_groups([group]).values()] == [2, 1]
