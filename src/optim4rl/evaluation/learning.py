@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.tasks.interface import EvaluationTask
 
 
+@runtime_checkable
 class Family(Protocol):
     """An optimizer but for its meta-parameters and its rate.
 
