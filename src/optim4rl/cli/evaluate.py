@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from optim4rl.benchmark.contender import baseline, learned_contenders
+from optim4rl.benchmark.contender import baseline, learned_contenders, load_groups
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import Protocol
-from optim4rl.benchmark.suites import Suite, load_suite, task_suite
+from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
 from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.cli.signals import stop_now
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
@@ -48,6 +48,8 @@ BaselineName = Literal[
 ]
 A2C_BASELINES: tuple[BaselineName, ...] = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
 PPO_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
+# Rollouts of a run on a single task.
+TASK_ROLLOUTS = 390
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class EvaluateOptions:
         stress_scales: multiples of the tuned setting in the stress test.
         stress_seeds: stress runs at each of them.
         rollouts: rollouts of a run: of a task 390 by default, of a suite at most so many.
-        stress_rollouts: rollouts of a stress run on a single task.
+        stress_rollouts: rollouts of a stress run on a single task: 60 by default, no more than of a
+            run.
         num_envs: environments of each agent; the task's own by default.
         width: units of the agents' dense layer on a single task; the task's own by default.
         workers: who makes the runs.
@@ -101,7 +104,7 @@ class EvaluateOptions:
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_seeds: int = 16
     rollouts: int | None = None
-    stress_rollouts: int = 60
+    stress_rollouts: int | None = None
     num_envs: int | None = None
     width: int | None = None
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
@@ -118,8 +121,11 @@ class EvaluateOptions:
             )
         if self.only and self.suite is None:
             raise ValueError(f"only = {self.only!r}: this is for --suite; --task names one task")
-        if self.width is not None and self.suite is not None:
-            raise ValueError(f"width = {self.width!r}: this is for --task; a suite has its own")
+        for name in ("width", "stress_rollouts"):
+            if self.suite is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: this is for --task; a suite has its own"
+                )
         if not self.weights and self.baselines == ():
             raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
         if self.baselines is not None and len(set(self.baselines)) < len(self.baselines):
@@ -135,6 +141,7 @@ def run(options: EvaluateOptions) -> None:
     """The command."""
     require_tracker(options.tracker, options.out)
     suite = make_suite(options)
+    load_groups(options.weights)  # Weights that cannot be read are named before a folder is made.
     with _results_folder(options.out) as folder:
         benchmark = lay_out(options, suite, folder)
         config = settings_json(options) | {"out": str(options.out)}
@@ -174,10 +181,11 @@ def make_suite(options: EvaluateOptions) -> Suite:
             same size.
     """
     if options.suite is None:
+        rollouts = options.rollouts or TASK_ROLLOUTS
         suite = task_suite(
             options.task or "catch",
-            rollouts=options.rollouts or 390,
-            stress_rollouts=options.stress_rollouts,
+            rollouts=rollouts,
+            stress_rollouts=options.stress_rollouts or min(STRESS_ROLLOUTS, rollouts),
             width=options.width,
             num_envs=options.num_envs,
         )

@@ -27,7 +27,7 @@ from optim4rl.fields import to_json as settings_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.jobs.provenance import provenance
 from optim4rl.pages.plots import plot_profiles, plot_suite
-from optim4rl.pages.words import estimate_json, finite, p_value, with_interval
+from optim4rl.pages.words import estimate_json, finite, p_value, smallest_found, with_interval
 
 # Below these, the report says that intervals are too narrow.
 FEW_SEEDS = 10
@@ -158,12 +158,7 @@ def describe_claim(each: LeadClaim) -> str:
         f"{with_interval(each.lead.mean_improvement)}"
     )
     if claim.verdict == "not clear":
-        power = ""
-        if claim.smallest_effect is not None:
-            power = (
-                f" These seeds find a difference of {claim.smallest_effect:.2g} four times in five."
-            )
-        return f"no clear difference to {other} ({figures}).{power}"
+        return f"no clear difference to {other} ({figures}); {smallest_found(claim)}."
     side = "above" if claim.is_higher else "below"
     resolution = "" if claim.verdict == "clear" else ", as far as so few meta-seeds can show"
     return f"clearly {side} {other}{resolution} ({figures})."
@@ -458,6 +453,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "suite": b.suite.name,
         "reference": b.reference,
         "claims": claims(results),
+        "comparisons": [_claim_values(x) for x in lead_claims(results)],
         "seeds": b.protocol.seeds,
         "tuning_seeds": b.protocol.tuning_seeds,
         "tasks": {
@@ -470,6 +466,20 @@ def to_json(results: Results) -> dict[str, Any]:
             for index, task in enumerate(b.suite.tasks)
         },
         "optimizers": {x.name: _contender_values(results, x) for x in b.contenders},
+    }
+
+
+def _claim_values(each: LeadClaim) -> dict[str, Any]:
+    return {
+        "contender": each.contender,
+        "other": each.other,
+        "reading": each.reading,
+        "difference": estimate_json(each.lead.auc.mean),
+        "improvement": estimate_json(each.lead.mean_improvement),
+        "p": each.claim.comparison.test.p,
+        "p_corrected": each.claim.p,
+        "verdict": each.claim.verdict,
+        "smallest_effect": each.claim.smallest_effect,
     }
 
 

@@ -26,7 +26,7 @@ from optim4rl.evaluation.returns import (
     stuck_rate,
 )
 from optim4rl.evaluation.stability import Stability, stability
-from optim4rl.pages.words import estimate_json, finite, interval, number, p_value
+from optim4rl.pages.words import estimate_json, finite, interval, number, p_value, smallest_found
 from optim4rl.study.results import Row, RowKind, StudyResults
 
 # Against the reference. "at_resolution": as clear as so few meta-seeds can show.
@@ -291,8 +291,8 @@ def _claim_sentence(claim: Claim) -> str:
     said = f"{claim.comparison.sentence} Corrected for all comparisons: p {_equals(claim.p)}"
     if claim.verdict != claim.comparison.verdict:
         said += f", {claim.verdict}"
-    if claim.verdict == "not clear" and claim.smallest_effect is not None:
-        said += f"; these seeds find a difference of {claim.smallest_effect:.2g} four times in five"
+    if claim.verdict == "not clear":
+        said += f"; {smallest_found(claim)}"
     return f"{said}."
 
 
@@ -483,12 +483,12 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
             f"{number(comparison.difference.value, decimals, signed=True)} mean AUC "
             f"[{interval(comparison.difference, decimals, signed=True)}]"
         )
-    floor = ", its floor" if comparison.test.at_floor else ""
     assert entry.auc.claim is not None
-    figures = f"{shown}, p {_equals(entry.auc.claim.p)}{floor}"
-    if entry.auc.outcome == "unclear" and entry.auc.claim.smallest_effect is not None:
-        effect = number(entry.auc.claim.smallest_effect, decimals)
-        figures += f"; found four times in five: {effect}"
+    figures = f"{shown}, corrected p {_equals(entry.auc.claim.p)}"
+    if comparison.test.at_floor:
+        figures += f" (by itself {p_value(comparison.test.p)}, the smallest possible)"
+    if entry.auc.outcome == "unclear":
+        figures += f"; {smallest_found(entry.auc.claim)}"
     return Evidence(entry.auc.outcome, entry.row.label, figures)
 
 
