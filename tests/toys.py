@@ -4,6 +4,7 @@ Every test that asks what the loop does with runs, or what a page says of them, 
 """
 
 import dataclasses
+import json
 from contextlib import contextmanager
 
 import jax
@@ -12,8 +13,10 @@ import pytest
 
 from optim4rl.benchmark import loop, scale
 from optim4rl.benchmark.runs import Batch
+from optim4rl.benchmark.table import write_runs
 from optim4rl.cli.evaluate import EvaluateOptions, lay_out, make_suite
 from optim4rl.evaluation.curves import HEALTHY
+from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.fields import from_json
 from optim4rl.jobs.job import Result
 from optim4rl.jobs.store import has_result, put_result
@@ -121,3 +124,30 @@ def run_toys(folder, groups=(), make_run=toy_run, **changes):
     """The results of a benchmark of toys."""
     with ToyPool(make_run).playing():
         return loop.run(benchmark(folder, groups, **changes))
+
+
+def write_curves(folder, runs, *, task="catch", labels={}):
+    """The table of a finished command: optimizer -> the reported curves of each meta-seed."""
+    rows = []
+    for name, members in runs.items():
+        for meta_seed, curves in enumerate(members):
+            areas, finals = area_under_curve(curves), final_return(curves)
+            for run, (area, final) in enumerate(zip(areas, finals, strict=True)):
+                row = {"optimizer": name, "role": "learned", "change": "", "task": task}
+                row |= labels.get(name, {})
+                row |= {"purpose": "tuned", "meta_seed": meta_seed, "setting": 1.0}
+                row |= {"step_multiple": 1.0, "seed": run, "auc": area, "final_return": final}
+                row |= {"diverged_at": int(curves.diverged_at[run])}
+                row |= {"env_steps": curves.env_steps.tolist()}
+                rows.append(row | {"returns": curves.returns[run].tolist()})
+    write_runs(iter(rows), folder / "runs.parquet")
+
+
+def write_benchmark(folder, runs, *, task="catch", **changes):
+    """The folder of a finished benchmark of one task, as far as a comparison reads it."""
+    folder.mkdir(parents=True)
+    write_curves(folder, runs, task=task)
+    record = {"suite": task, "seeds": 6, "tuning_seeds": 2, "tasks": {task: {}}}
+    record |= {"versions": {"jax": "0.10.2"}, "code": "c" * 64} | changes
+    (folder / "results.json").write_text(json.dumps(record))
+    return folder

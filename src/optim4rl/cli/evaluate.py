@@ -114,22 +114,6 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         check_fields(self, rollouts=COUNT, stress_rollouts=COUNT, num_envs=COUNT, width=COUNT)
         _ = self.protocol
-        if self.task is not None and self.suite is not None:
-            raise ValueError(
-                f"task = {self.task!r}, suite = {self.suite!r}: give one of them; a suite has its "
-                "own tasks, and --only keeps some of them"
-            )
-        if self.only and self.suite is None:
-            raise ValueError(f"only = {self.only!r}: this is for --suite; --task names one task")
-        for name in ("width", "stress_rollouts"):
-            if self.suite is not None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)!r}: this is for --task; a suite has its own"
-                )
-        if not self.weights and self.baselines == ():
-            raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
-        if self.baselines is not None and len(set(self.baselines)) < len(self.baselines):
-            raise ValueError(f"baselines = {self.baselines!r}: give each optimizer once")
 
     @property
     def protocol(self) -> Protocol:
@@ -139,6 +123,7 @@ class EvaluateOptions:
 
 def run(options: EvaluateOptions) -> None:
     """The command."""
+    _refuse_contradictions(options)
     require_tracker(options.tracker, options.out)
     suite = make_suite(options)
     load_groups(options.weights)  # Weights that cannot be read are named before a folder is made.
@@ -159,6 +144,26 @@ def run(options: EvaluateOptions) -> None:
         print(json.dumps(to_json(results)))
     else:
         print_summary(results, options.out)
+
+
+def _refuse_contradictions(options: EvaluateOptions) -> None:
+    """Name options that exclude each other, and optimizers that are none or come twice."""
+    if options.task is not None and options.suite is not None:
+        raise ValueError(
+            f"task = {options.task!r}, suite = {options.suite!r}: give one of them; a suite has its "
+            "own tasks, and --only keeps some of them"
+        )
+    if options.only and options.suite is None:
+        raise ValueError(f"only = {options.only!r}: this is for --suite; --task names one task")
+    for name in ("width", "stress_rollouts"):
+        if options.suite is not None and getattr(options, name) is not None:
+            raise ValueError(
+                f"{name} = {getattr(options, name)!r}: this is for --task; a suite has its own"
+            )
+    if not options.weights and options.baselines == ():
+        raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
+    if options.baselines is not None and len(set(options.baselines)) < len(options.baselines):
+        raise ValueError(f"baselines = {options.baselines!r}: give each optimizer once")
 
 
 @contextmanager
