@@ -195,6 +195,20 @@ def test_where_the_rule_stands_against_the_best_baseline_is_said(written):
     assert "below 1 on no task, and above 1 on catch, small_dense_short" in said
 
 
+def test_the_page_says_how_settings_were_chosen(written, tmp_path):
+    text = to_markdown(written[1], RECORD)
+    assert "tuned with 2 seeds on every task (3 step scales: 0.3, 1, 3; 3 learning rates" in text
+    assert "reported on 10 seeds that chose nothing" in text
+    assert "## All tasks, one setting for all tasks" in text
+    fixed = {"rates": (0.1,), "step_scales": (1.0,), "seeds": 1, "baselines": ("adam",)}
+    results = run_toys(tmp_path, only=("catch",), **fixed)
+    text = to_markdown(results, RECORD)
+    assert "Nothing is tuned (1 learning rate: 0.1). Every optimizer is reported on 1 seed." in text
+    assert "1 seed is few" in text
+    assert "## catch, tuned for each task" in text
+    assert "edge of its grid" not in text
+
+
 def test_a_setting_at_the_edge_of_its_grid_is_said(tmp_path):
     def rising(batch, rate, seed):
         return rate * 10
@@ -221,6 +235,7 @@ def test_a_task_that_no_baseline_learns_is_named_and_left_out(weights, tmp_path)
     assert lead_claims(alone) == []
     write_report(alone, "command")
     assert json.loads((tmp_path / "results.json").read_text())["comparisons"] == []
+    assert "no task has a scale" in (tmp_path / "profile.svg").read_text()
 
 
 # Tables and files
