@@ -16,7 +16,6 @@ from optim4rl.benchmark.contender import (
     baseline,
     keep_weights,
     load_groups,
-    weights_path,
 )
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.rule import init_meta_parameters
@@ -109,7 +108,7 @@ def test_weights_are_kept_under_their_content(rules, tmp_path):
 def test_other_weights_than_the_name_says_are_refused(rules, tmp_path):
     """And none are missed: the message names the file."""
     addresses = [keep_weights(tmp_path, rule) for rule in rules]
-    first, second = (tmp_path / weights_path(address) for address in addresses)
+    first, second = (tmp_path / str(Maker(weights=address).file) for address in addresses)
     second.replace(first)
     with pytest.raises(StoreError, match=f"{first.name}: other weights than its name says"):
         Maker(None, addresses[0]).family(tmp_path, 9)

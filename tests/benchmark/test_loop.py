@@ -1,71 +1,227 @@
-"""The loop of every comparison: its floor, what it will run, what it may choose from."""
+"""The loop of every comparison: settings from tuning seeds, nothing run twice, toys read right."""
+
+import json
 
 import numpy as np
 import pytest
 
-from optim4rl.benchmark import runs
-from optim4rl.benchmark.contender import Contender, Maker, baseline
-from optim4rl.benchmark.loop import (
-    Benchmark,
-    Stages,
-    expected_jobs,
-    first_jobs,
-    read,
-    run_stages,
-)
-from optim4rl.benchmark.protocol import Protocol
-from optim4rl.benchmark.suites import Suite, SuiteTask
-from optim4rl.tasks import TaskConfig
-from pretended import PretendedPool, curves
-from probes import LATE, LongEpisodes, untouched_area
+from optim4rl.benchmark import loop
+from optim4rl.benchmark.loop import expected_jobs
+from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
+from optim4rl.pages.benchmark import to_json, to_markdown
+from toys import ALPHA, RATES, ToyPool, benchmark, run_toys, save_rules, toy_level, toy_run
 
-PROTOCOL = Protocol(seeds=2, tuning_seeds=1, stress_scales=(1.0,), stress_seeds=1)
-CATCH = SuiteTask(TaskConfig(), 30, 10)
+RECORD = {"command": "optim4rl evaluate", "versions": {"jax": "0"}, "code": "c" * 64}
 
 
-def test_the_floor_is_agents_that_never_update_over_whole_runs(tmp_path, monkeypatch):
-    """Episodes that end in the first rollout are failures here, at -0.9 where the truth is 0.1."""
-    monkeypatch.setattr(runs, "make_task", lambda config: LongEpisodes())
-    pool = PretendedPool(lambda folder, job: job.run(folder)).open(tmp_path, None)
-    suite = Suite("long", (CATCH,), (1e-3,), (1.0,))
-    b = Benchmark(suite, (baseline("sgd", (1e-3,)),), tmp_path, PROTOCOL)
-    results = read(run_stages(b, Stages(pool, tmp_path, 0)))
-    np.testing.assert_allclose(results.auc_scale.low, untouched_area(30), rtol=1e-5)
-    np.testing.assert_allclose(results.final_scale.low, LATE, rtol=1e-5)
-    assert results.auc_scale.resolved.all()
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_rules(tmp_path_factory.mktemp("weights"), 3)
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-def test_all_that_may_be_run_is_counted_beforehand(tasks, tmp_path):
-    """As many jobs are run, or fewer where both readings come to one setting."""
-    contenders = (
-        Contender("rule", "learned", (Maker(None, "a"), Maker(None, "b")), (1.0, 3.0), 0.02),
-        baseline("adam", (0.01, 0.1)),
-        baseline("sgd", (0.5,)),
+@pytest.fixture(scope="module")
+def played(weights, tmp_path_factory):
+    """A benchmark of one rule, its results, and what was run for them."""
+    folder, pool, seen = tmp_path_factory.mktemp("loop"), ToyPool(), []
+    with pool.playing():
+        b = benchmark(folder, weights[:1])
+        results = loop.run(b, update=lambda done, total, what: seen.append((done, total)))
+    return results, pool.ran, seen
+
+
+def test_toys_are_read_as_they_were_made(weights, tmp_path):
+    """Known levels: 1 is Adam, the rule is at 1.2, RMSProp at 0.9, Muon at 1.1."""
+    results = run_toys(tmp_path, [",".join(weights)])
+    expected = {
+        "rule-0 +2": 1.2,
+        "rule-0 +2 untrained": 1.2,
+        "adam": 1.0,
+        "rmsprop": 0.9,
+        "sign_sgd": 0.8,
+        "muon": 1.1,
+        "adam_decay": 1.0,
+        "adam_raw_rewards": 0.95,
+    }
+    choices = results.runs.choices
+    assert set(choices) == set(expected)
+    for reading in ("tuned", "one"):
+        for name, value in expected.items():
+            standing = results.standings[reading][name]
+            for score in (standing.auc, standing.final):
+                assert score.mean.value == pytest.approx(value), name
+                assert score.mean.low <= score.mean.value + 1e-9
+            assert standing.diverged == 0
+            assert standing.members == pytest.approx([value] * len(choices[name]))
+    assert results.auc_scale.best == ("adam", "adam")
+    for name, found in choices.items():
+        best = 1.0 if name.startswith("rule") else 0.01
+        assert [x.rate for c in found for x in (*c.each, c.one)] == [best] * 3 * len(found)
+
+
+def test_every_seed_has_one_use_and_no_run_is_made_twice(played):
+    runs = [
+        (batch.config, batch.maker, *run, batch.rollouts, batch.schedule)
+        for batch in played[1]
+        for run in batch.runs
+    ]
+    assert len(set(runs)) == len(runs)
+    used = {
+        first: {run[3] for run in runs if first <= run[3] < first + 1_000}
+        for first in (TUNING_SEED, EVALUATION_SEED, STRESS_SEED)
+    }
+    assert [len(seeds) for seeds in used.values()] == [2, 10, 4]
+    assert sum(len(seeds) for seeds in used.values()) == len({run[3] for run in runs})
+    # As many tuning runs for each optimizer on each task.
+    counts = {}
+    for config, maker, rate, seed, *_ in runs:
+        if seed in used[TUNING_SEED] and rate:
+            key = (config.environment, maker)
+            counts[key] = counts.get(key, 0) + 1
+    assert set(counts.values()) == {len(RATES) * 2}
+    assert len(counts) == 2 * 8
+
+
+def test_a_grid_of_one_value_is_not_tuned(weights, tmp_path):
+    pool = ToyPool()
+    with pool.playing():
+        alone = {"rates": (0.1,), "step_scales": (3.0,), "baselines": ("adam",)}
+        results = loop.run(benchmark(tmp_path, weights[:1], controls=False, **alone))
+    assert {c.one.rate for c in results.runs.choices["adam"]} == {0.1}
+    assert {rate for batch in pool.ran for rate, seed in batch.runs if seed >= TUNING_SEED} <= {
+        *(0.0, 0.1, 0.2, 0.4),  # no rate, and the stress test's
+        *(3 * ALPHA * scale for scale in (1.0, 2.0, 4.0)),
+    }
+    tuned = [seed for batch in pool.ran for rate, seed in batch.runs if rate]
+    assert not any(TUNING_SEED <= seed < STRESS_SEED for seed in tuned)
+
+
+def test_a_stopped_run_goes_on_and_comes_to_the_same(played, weights, tmp_path):
+    whole, made, _ = played
+    pool = ToyPool()
+
+    def stop_at(limit):
+        def stop(count):
+            if count >= limit:
+                raise KeyboardInterrupt
+
+        pool.before = stop
+
+    with pool.playing():
+        for limit in (7, len(made) - 4):
+            stop_at(limit)
+            with pytest.raises(KeyboardInterrupt):
+                loop.run(benchmark(tmp_path, weights[:1]))
+        stop_at(len(made))
+        parts = loop.run(benchmark(tmp_path, weights[:1]))
+    assert len(pool.ran) == len(made)
+    assert json.dumps(to_json(parts)) == json.dumps(to_json(whole))
+    assert to_markdown(parts, RECORD) == to_markdown(whole, RECORD)
+
+
+def test_progress_ends_at_its_total(played):
+    results, made, seen = played
+    assert seen[-1] == (len(made), len(made))
+    assert seen[0][1] == len(expected_jobs(results.benchmark)) >= len(made)
+
+
+def test_one_setting_is_chosen_by_the_mean_over_tasks(tmp_path):
+    """Adam wants 0.1 on one task and 0.001 on the other: 0.01 is best for both."""
+
+    def conflict(batch, rate, seed):
+        best = 0.1 if batch.config.environment == "catch" else 0.001
+        return 1.0 - 0.3 * np.log10(rate / best) ** 2 if rate else -1.0
+
+    results = run_toys(
+        tmp_path, make_run=lambda batch: toy_run(batch, conflict), baselines=("adam",)
     )
-    both = (CATCH, SuiteTask(TaskConfig("small_dense_short"), 25))
-    suite = Suite("some", both[:tasks], (0.1,), (0.1,))
-    b = Benchmark(suite, contenders, tmp_path, PROTOCOL)
+    (choice,) = results.runs.choices["adam"]
+    assert [x.rate for x in choice.each] == [0.1, 0.001]
+    assert all(x.at_edge for x in choice.each)
+    assert choice.one.rate == 0.01
+    assert not choice.one.at_edge
+    assert results.standings["tuned"]["adam"].auc.mean.value == pytest.approx(1.0)
+    assert results.standings["one"]["adam"].auc.mean.value == pytest.approx(0.85)
 
-    def conflict(folder, job):
-        """Each task likes an end of the grid: on two tasks the one setting is another for one."""
-        catch = job.arguments["config"]["environment"] == "catch"
-        return curves(
-            runs.from_json(runs.Batch, job.arguments),
-            lambda batch, rate, seed: (np.log(rate) if catch else -2 * np.log(rate)) if rate else 0,
-        )
 
-    pool = PretendedPool(conflict).open(tmp_path, None)
-    said = []
-    expected = {job.address for job in expected_jobs(b)}
-    found = run_stages(b, Stages(pool, tmp_path, len(expected), lambda *x: said.append(x[:2])))
-    ran = [job.address for job in pool.ran]
-    assert len(set(ran)) == len(ran)
-    # The one setting of Adam and of both members of the rule is also one task's own.
-    assert len(ran) == len(expected) - (3 if tasks == 2 else 0)
-    assert {job.address for job in first_jobs(b)} <= expected
-    assert said[-1] == (len(ran), len(ran))
-    assert found.benchmark.readings == ("tuned", "one")[:tasks]
-    pool.ran.clear()
-    run_stages(b, Stages(pool, tmp_path, len(expected)))
-    assert pool.ran == []
+def test_a_setting_at_which_a_run_diverges_is_chosen_last(tmp_path):
+    def diverging(batch):
+        arrays = toy_run(batch)
+        lost = [rate == 0.01 and seed == TUNING_SEED for rate, seed in batch.runs]
+        arrays["returns"][lost] = np.nan
+        arrays["diverged_at"][lost] = 0
+        return arrays
+
+    results = run_toys(tmp_path, make_run=diverging, baselines=("adam",))
+    (choice,) = results.runs.choices["adam"]
+    assert 0.01 not in [x.rate for x in (*choice.each, choice.one)]
+    assert {score for x in choice.each for score in x.scores if score == -np.inf}
+
+
+def test_a_task_that_no_baseline_learns_has_no_scale(weights, tmp_path):
+    def hopeless(batch, rate, seed):
+        learns = batch.config.environment != "catch" or not batch.maker.optimizer
+        return toy_level(batch, rate, seed) * learns
+
+    results = run_toys(
+        tmp_path, weights[:1], lambda batch: toy_run(batch, hopeless), controls=False
+    )
+    assert results.auc_scale.resolved.tolist() == [False, True]
+    standing = results.standings["tuned"]["rule-0"]
+    assert standing.auc.tasks[0] is None
+    assert standing.auc.mean.value == pytest.approx(1.2)
+    assert results.stuck["rule-0"]["catch"] == dict.fromkeys((1.0, 2.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    "adam",
+    [None, lambda seed: -1.0 - 0.01 * seed % 0.1, lambda seed: np.nan],
+    ids=["no baseline", "a baseline that unlearns", "a baseline that diverges"],
+)
+def test_nothing_is_called_stuck_where_no_baseline_learns(adam, weights, tmp_path):
+    def run(batch):
+        def level(batch, rate, seed):
+            if batch.maker.optimizer == "adam":
+                return adam(seed)
+            return toy_level(batch, rate, seed)
+
+        arrays = toy_run(batch, level)
+        arrays["diverged_at"][np.isnan(arrays["returns"][:, 0])] = 0
+        return arrays
+
+    results = run_toys(
+        tmp_path,
+        weights[:1],
+        run,
+        controls=False,
+        baselines=() if adam is None else ("adam",),
+        only=("catch",),
+    )
+    for tasks in results.stuck.values():
+        assert tasks == {"catch": dict.fromkeys((1.0, 2.0, 4.0))}
+    json.dumps(to_json(results), allow_nan=False)
+
+
+def test_stuck_runs_are_counted_at_multiples_of_the_tuned_setting(played):
+    """At four times its rate Adam's toy ends at 0.88 of the way, which is stuck."""
+    stuck = played[0].stuck
+    assert list(stuck["adam"]) == ["catch"]
+    assert [rate.value for rate in stuck["adam"]["catch"].values()] == [0.0, 0.0, 1.0]
+    assert [rate.value for rate in stuck["rule-0"]["catch"].values()] == [0.0] * 3
+
+
+def test_a_run_that_diverges_counts_as_failed_and_as_stuck(weights, tmp_path):
+    def diverging(batch):
+        arrays = toy_run(batch)
+        lost = [
+            batch.maker.weights is not None and seed in (EVALUATION_SEED + 1, STRESS_SEED + 1)
+            for _, seed in batch.runs
+        ]
+        arrays["returns"][lost, 2:] = np.nan
+        arrays["diverged_at"][lost] = 2
+        return arrays
+
+    results = run_toys(tmp_path, weights[:1], diverging, controls=False, only=("catch",))
+    standing = results.standings["tuned"]["rule-0"]
+    assert (standing.diverged, standing.runs) == (1, 10)
+    assert np.isnan(standing.auc.mean.value)
+    assert [rate.value for rate in results.stuck["rule-0"]["catch"].values()] == [0.25] * 3

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-from optim4rl.benchmark.protocol import EvaluationSettings
-from optim4rl.cli import ablate, evaluate, main as cli, plan, suite, train
+from optim4rl.benchmark.contender import Maker
+from optim4rl.benchmark.protocol import Protocol
+from optim4rl.cli import ablate, evaluate, main as cli, plan, train
 from optim4rl.cli.main import main
 from optim4rl.fields import shown
 from optim4rl.jobs.pools import Workers
@@ -30,7 +31,7 @@ from optim4rl.optimizers.weight_files import WeightsError, weights_as_bytes
 from optim4rl.optimizers.weights import load_weights, untrained
 from optim4rl.study import identity
 from optim4rl.study.planner.propose import Limits
-from optim4rl.study.settings import SMOKE, StudySettings, TrainingSettings
+from optim4rl.study.settings import SMOKE, EvaluationSettings, StudySettings, TrainingSettings
 from optim4rl.tasks import TaskConfig
 from optim4rl.tasks.a2c import A2CConfig
 from optim4rl.tasks.ppo import PPOConfig
@@ -47,6 +48,8 @@ CONFIGS = [
     MetaConfig(),
     Augmentation(),
     OptimizerSpec(),
+    Protocol(),
+    Maker("adam"),
     EvaluationSettings(),
     TrainingSettings(),
     StudySettings(),
@@ -155,7 +158,7 @@ def test_every_field_names_what_it_refuses():
 COMMANDS = {
     "train": (train.TrainOptions, ["--out=o"]),
     "evaluate": (evaluate.EvaluateOptions, ["--out=o"]),
-    "evaluate --suite=grid": (suite.SuiteOptions, ["--out=o"]),
+    "evaluate --suite=grid": (evaluate.EvaluateOptions, ["--out=o"]),
     "ablate": (ablate.AblateOptions, [str(PLAN), "--out=o"]),
     "identity": (ablate.IdentityOptions, ["--out=o"]),
     "plan propose": (plan.ProposeOptions, ["--of=optim4rl", "--out=o"]),
@@ -166,8 +169,7 @@ COMMANDS = {
 # What stands between the options and the work.
 WORK = [
     (train, "plan_execution"),
-    (evaluate, "evaluate"),
-    (suite, "run_benchmark"),
+    (evaluate, "run_benchmark"),
     (ablate, "run_study"),
     (identity, "identity_experiment"),
     (plan, "propose"),

@@ -170,7 +170,7 @@ def test_a_plan_is_shown(capsys):
         ("evaluate missing", ["'missing'"]),
         ("evaluate here,missing", ["'here'"]),
         ("evaluate --baselines", ["at least one optimizer"]),
-        ("evaluate --baselines adam adam", ["['adam', 'adam']"]),
+        ("evaluate --baselines adam adam", ["('adam', 'adam')"]),
         ("evaluate --task chess", ["'chess'", "catch"]),
         ("identity --task chess", ["'chess'", "catch"]),
     ],

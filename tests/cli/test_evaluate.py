@@ -1,29 +1,46 @@
-"""`optim4rl evaluate`: one row for each optimizer, honest where it diverged."""
+"""`optim4rl evaluate`: a task or a suite, one protocol, one page; it goes on, and refuses."""
 
 import json
 import os
 import shlex
 import signal
+import tempfile
+import typing
+from pathlib import Path
 
 import jax
-import numpy as np
 import polars as pl
 import pytest
 
-from optim4rl.benchmark.protocol import Evaluation
-from optim4rl.benchmark.tuning import Tuning
-from optim4rl.cli import evaluate as evaluate_command, main as cli
-from optim4rl.cli.evaluate import EvaluateOptions, contenders, summarise
-from optim4rl.cli.main import main
-from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.optimizers.weights import save_weights, untrained
-from optim4rl.study.cells import code_hash
-
-TINY = shlex.split(
-    "--width 8 --num-envs 4 --updates 12 --seeds 2 --tuning-seeds 1 "
-    "--classical-rates 0.001 0.01 --step-scales 1 --stress-scales 2 --stress-seeds 2 "
-    "--stress-updates 6 --baselines adam --json"
+from optim4rl.benchmark.contender import BASELINES
+from optim4rl.cli import main as cli
+from optim4rl.cli.evaluate import (
+    A2C_BASELINES,
+    PPO_BASELINES,
+    BaselineName,
+    EvaluateOptions,
+    lay_out,
+    make_suite,
 )
+from optim4rl.cli.main import main
+from optim4rl.jobs.provenance import code_hash
+from optim4rl.optimizers.weights import save_weights, untrained
+from toys import ALPHA, ToyPool, benchmark, save_rules
+
+TOY = shlex.split(
+    "--num-envs 2 --rollouts 5 --seeds 4 --tuning-seeds 2 --rates 0.001 0.01 0.1 "
+    "--step-scales 0.3 1 3 --stress-scales 1 2 --stress-seeds 4 --baselines adam rmsprop"
+)
+FILES = [
+    "SHA256SUMS",
+    "curves.svg",
+    "jobs",
+    "profile.svg",
+    "results.json",
+    "results.md",
+    "runs.parquet",
+    "weights",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -31,172 +48,252 @@ def _jax_as_it_is(monkeypatch):
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
 
 
-def weights(path, *, seed=0, preset="optim4rl-rlc", rate=3e-3):
-    save_weights(path, untrained(preset, rate, jax.random.key(seed)))
-    return str(path)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_rules(tmp_path_factory.mktemp("weights"), 3)
 
 
-def evaluation(level, *, runs=4, diverged=0):
-    """Runs that stay at a level, the first few of which diverged half-way."""
-    returns = np.full((runs, 40), level) + 0.001 * np.arange(runs)[:, None]
-    diverged_at = np.full(runs, HEALTHY)
-    returns[:diverged, 20:], diverged_at[:diverged] = np.nan, 20
-    curves = Curves(returns, diverged_at, np.arange(1, 41))
-    return Evaluation(Tuning(0.01, (0.001, 0.01), (0.1, 0.2)), curves, {2.0: curves})
+@pytest.fixture
+def pool():
+    with ToyPool().playing() as pool:
+        yield pool
 
 
-def learner(level, **options):
-    """Runs that start at -1 and reach the level at once."""
-    found = evaluation(level, **options)
-    returns = found.curves.returns.copy()
-    returns[:, 0] = -1.0
-    curves = Curves(returns, found.curves.diverged_at, found.curves.env_steps)
-    return Evaluation(found.tuning, curves, {2.0: curves})
+# What it does
 
 
-# The command
+def test_the_command_runs_evaluates_and_goes_on(weights, tmp_path, capsys):
+    """With real workers and agents; the second time there is nothing to run."""
+    command = shlex.split(
+        f"evaluate {weights[0]} --task=catch --width 8 --num-envs 2 --rollouts 2 --seeds 2 "
+        "--tuning-seeds 1 --rates 0.001 0.01 --step-scales 0.5 1 --baselines adam "
+        f"--stress-scales 2 --stress-seeds 2 --jobs 1 --json --out {tmp_path}"
+    )
+    main(command)
+    first = json.loads(capsys.readouterr().out)
+    assert first["suite"] == "catch"
+    assert first["optimizers"].keys() == {"rule-0", "rule-0 untrained", "adam"}
+    for found in first["optimizers"].values():
+        estimate = found["raw"]["catch"]["auc"]
+        assert -1 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+        assert (found["meta_seeds"], found["tuned"]["runs"], found["tuned"]["diverged"]) == (
+            1,
+            2,
+            0,
+        )
+        assert found["stuck"]["catch"].keys() == {"2"}
+    assert first["optimizers"]["adam"]["settings"][0]["at_edge"] == ["catch"]  # A grid of two.
+    assert [x.name for x in sorted(tmp_path.iterdir())] == FILES
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "jobs").iterdir()}
+    # Untrained on two kinds of seeds; tuning, reported and stress runs of three optimizers.
+    assert len(times) == 2 + 3 * 3
+    main(command)
+    assert json.loads(capsys.readouterr().out) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "jobs").iterdir()} == times
 
 
-def test_learned_untrained_and_classical_optimizers_have_rows(tmp_path, capsys):
-    name = weights(tmp_path / "w.safetensors", seed=3)
-    main(["evaluate", name, *TINY, "--out", str(tmp_path / "out")])
-    rows = {row["optimizer"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows.keys() == {name, f"{name} untrained", "adam"}
-    for row in rows.values():
-        assert (row["meta_seeds"], row["seeds"]) == (1, 2)
-        low, high = row["auc"][1:]
-        assert -1 <= low <= row["auc"][0] <= high <= 1
-        assert row["failure_rate"] == 0
-        assert row["stuck_rates"].keys() == {"2"}
-    assert rows["adam"]["rate_at_edge"]  # A grid of two has nothing but edges.
-    assert rows["adam"]["improvement_over"] is None
-    assert rows[name]["improvement_over"] == "adam"
-    assert rows[name]["rates"] == [3e-3]
-    assert not rows[name]["rate_at_edge"]
-    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert {row["optimizer"]: row for row in written} == rows
-    table = pl.read_parquet(tmp_path / "out" / "runs.parquet")
-    assert set(table["optimizer"]) == set(rows)
+def shape(values):
+    """A JSON document without its numbers and words."""
+    if isinstance(values, dict):
+        return {key: shape(value) for key, value in values.items() if key != "claims"}
+    return [shape(x) for x in values] if isinstance(values, list) else type(values).__name__
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as exit:
-        main(["evaluate", *TINY, "--out", str(tmp_path / "file")])
-    assert exit.value.code == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
+def test_a_task_is_a_suite_of_one(pool, weights, tmp_path, capsys):
+    """The same files, the same JSON, the same sections; the suite's task has its own settings."""
+    for words, name in (("--task catch", "task"), ("--suite grid --only catch", "suite")):
+        main(["evaluate", weights[0], *words.split(), *TOY, "--out", str(tmp_path / name)])
+        assert [x.name for x in sorted((tmp_path / name).iterdir())] == FILES
+    documents, pages, tables = (
+        [read(tmp_path / name / file) for name in ("task", "suite")]
+        for file, read in (
+            ("results.json", lambda path: json.loads(path.read_text())),
+            ("results.md", Path.read_text),
+            ("runs.parquet", pl.read_parquet),
+        )
+    )
+    assert shape(documents[0]) == shape(documents[1])
+    assert documents[0]["code"] == code_hash("optim4rl.benchmark.loop")
+    sections = [[x for x in page.splitlines() if x.startswith("## ")] for page in pages]
+    assert sections[0] == sections[1]
+    assert tables[0].schema == tables[1].schema
+    labels = ["optimizer", "role", "task", "purpose", "meta_seed", "setting", "seed"]
+    assert tables[0].select(labels).equals(tables[1].select(labels))
+    said = capsys.readouterr().out
+    for title in ("catch, tuned for each task", "grid, tuned for each task"):
+        assert title in said
+    assert "returns as they are" in said
+    assert str(tmp_path / "task" / "results.md") in said.replace("\n", "")
 
 
-# Contenders
+def test_without_a_folder_nothing_is_left_behind(pool, weights, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    (tmp_path / "scratch").mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    main(["evaluate", weights[0], *TOY, "--json"])
+    assert json.loads(capsys.readouterr().out)["optimizers"].keys() >= {"rule-0", "adam"}
+    made = len(pool.ran)
+    assert made > 0
+
+    def fail(count):
+        raise ValueError("no more")
+
+    pool.before = fail
+    with pytest.raises(SystemExit):
+        main(["evaluate", weights[0], *TOY, "--json"])
+    assert not pool.folder.exists()
+    assert not [*here.iterdir(), *(tmp_path / "scratch").iterdir()]
 
 
-def test_a_group_of_weights_is_one_optimizer_with_an_untrained_control(tmp_path):
-    paths = [weights(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1)]
-    group = ",".join(paths)
-    options = EvaluateOptions((group, paths[0]), baselines=("adam",))
-    found = {x.name: x for x in contenders(options)}
-    assert list(found) == [group, f"{group} untrained", paths[0], f"{paths[0]} untrained", "adam"]
-    assert len(found[group].parameters) == len(found[f"{group} untrained"].parameters) == 2
-    assert found[group].rates == tuple(3e-3 * x for x in options.settings.step_scales)
-    assert found["adam"].rates == options.settings.classical_rates
+def test_a_signal_stops_and_the_command_goes_on(weights, tmp_path, capsys):
+    """What was run is not run again, and the files are those of an undisturbed run."""
+    words = ["evaluate", weights[0], *TOY]
+    with ToyPool().playing() as whole:
+        main([*words, "--out", str(tmp_path / "whole")])
+    with ToyPool().playing() as pool:
+        pool.before = lambda count: count != 4 or os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit) as exit:
+            main([*words, "--out", str(tmp_path / "stopped")])
+        assert exit.value.code == 143
+        said = capsys.readouterr().err
+        command = shlex.join(["optim4rl", *words, "--out", str(tmp_path / "stopped")])
+        assert f"stopped by SIGTERM. What is finished is kept; go on with\n  {command}\n" in said
+        assert not (tmp_path / "stopped" / "SHA256SUMS").exists()
+        pool.before = lambda count: None
+        main([*words, "--out", str(tmp_path / "stopped")])
+    assert pool.ran == whole.ran
+    listed = [name for name in FILES if name not in ("SHA256SUMS", "jobs", "weights")]
+    for name in listed:
+        assert (tmp_path / "stopped" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
+    sums = (tmp_path / "stopped" / "SHA256SUMS").read_text()
+    assert [line.split()[1] for line in sums.splitlines()] == listed
+
+
+# What it compares
+
+
+def test_a_group_of_weights_is_one_optimizer_with_an_untrained_control(weights, tmp_path):
+    """The control's heads are zero, so that it is the same whatever its seed."""
+    group = ",".join(weights[:2])
+    b = benchmark(tmp_path, (group, weights[2]), baselines=("adam",))
+    found = {x.name: x for x in b.contenders}
+    assert list(found) == [
+        *("rule-0 +1", "rule-0 +1 untrained", "rule-2", "rule-2 untrained", "adam")
+    ]
+    assert [len(x.members) for x in b.contenders] == [2, 1, 1, 1, 1]
+    assert found["rule-0 +1"].control == "rule-0 +1 untrained"
+    assert [x.role for x in b.contenders] == [*["learned", "control"] * 2, "baseline"]
+    for contender in b.contenders:
+        learned = contender.role != "baseline"
+        assert contender.unit == (ALPHA if learned else 1.0)
+        assert contender.grid == (b.suite.step_scales if learned else b.suite.rates)
+    alone = benchmark(tmp_path, weights[:1], baselines=("adam",), controls=False)
+    assert [(x.name, x.control) for x in alone.contenders] == [("rule-0", None), ("adam", None)]
 
 
 @pytest.mark.parametrize("other", [{"preset": "anchored"}, {"rate": 1e-2}])
-def test_weights_of_two_recipes_are_no_group(other, tmp_path):
-    one = weights(tmp_path / "one.safetensors")
-    two = weights(tmp_path / "two.safetensors", **other)
-    with pytest.raises(ValueError, match="must share their spec"):
-        contenders(EvaluateOptions((f"{one},{two}",)))
+def test_weights_of_two_recipes_are_no_group(other, weights, tmp_path, capsys):
+    preset, rate = other.get("preset", "optim4rl-rlc"), other.get("rate", ALPHA)
+    save_weights(tmp_path / "two.safetensors", untrained(preset, rate, jax.random.key(0)))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        main(["evaluate", f"{weights[0]},{tmp_path / 'two.safetensors'}", "--out", str(out)])
+    assert "must share their spec" in capsys.readouterr().err
+    assert not out.exists()
 
 
-# The table
+def test_the_same_weights_twice_are_no_two_meta_seeds(weights, tmp_path, capsys):
+    copy, out = tmp_path / "copy.safetensors", tmp_path / "out"
+    copy.write_bytes(Path(weights[0]).read_bytes())
+    with pytest.raises(SystemExit):
+        main(["evaluate", f"{weights[0]},{copy}", "--out", str(out)])
+    assert "the same weights twice" in capsys.readouterr().err
+    assert not out.exists()
 
 
-def test_rows_come_best_first_and_diverged_ones_last():
-    results = {
-        "diverged": [evaluation(9.0, diverged=4)],
-        "worse": [evaluation(-0.5)],
-        "zero": [evaluation(0.0, runs=1)],
-        "adam": [learner(0.5)],
-    }
-    rows = summarise(results, ("adam",))
-    assert [row["optimizer"] for row in rows] == ["adam", "zero", "worse", "diverged"]
-    assert rows[1]["auc"][0] == 0.0
-    assert rows[-1]["auc"][0] is None
-    assert rows[-1]["auc_worst"] is None
-    assert rows[-1]["failure_rate"] == 1
-    json.dumps(rows, allow_nan=False)
-
-
-def test_a_better_optimizer_is_seen_to_be_better():
-    results = {"ours": [learner(0.9), learner(0.8)], "adam": [learner(0.5)]}
-    ours, adam = summarise(results, ("adam",))
-    assert (ours["optimizer"], ours["meta_seeds"], ours["seeds"]) == ("ours", 2, 4)
-    assert ours["probability_of_improvement"][0] == 1
-    assert ours["final"][0] == pytest.approx(0.8515)
-    assert ours["auc_worst"] == pytest.approx((0.8 * 39 - 1) / 40)
-    assert ours["stuck_rates"] == adam["stuck_rates"] == {"2": 0.0}
-
-
-def test_a_run_that_diverged_counts_as_failed_and_as_stuck():
-    results = {"ours": [learner(0.9, diverged=1)], "adam": [learner(0.5)]}
-    rows = {row["optimizer"]: row for row in summarise(results, ("adam",))}
-    assert rows["ours"]["failure_rate"] == 0.25
-    assert rows["ours"]["stuck_rates"] == {"2": 0.25}
-    assert rows["ours"]["auc_worst"] is None
+def test_names_are_short_unless_that_is_ambiguous(weights, tmp_path):
+    copy = tmp_path / "rule-0.safetensors"
+    save_weights(copy, untrained("optim4rl-rlc", ALPHA, jax.random.key(9)))
+    groups = (weights[0], str(copy))
+    contenders = benchmark(tmp_path, groups, controls=False).contenders
+    assert [x.name for x in contenders if x.role == "learned"] == list(groups)
 
 
 @pytest.mark.parametrize(
-    ("results", "baselines"),
+    ("options", "names"),
     [
-        ({"ours": [learner(0.9)]}, ()),
-        ({"ours": [learner(0.9)], "adam": [learner(-2.0)]}, ("adam",)),
-        ({"ours": [learner(0.9)], "adam": [learner(0.5, diverged=4)]}, ("adam",)),
+        ({"task": "catch"}, A2C_BASELINES),
+        ({"suite": "grid"}, (*A2C_BASELINES, "adam_raw_rewards")),
+        ({"task": "gymnax:CartPole-v1"}, PPO_BASELINES),
+        (
+            {"suite": "classic", "only": ("gymnax:CartPole-v1",)},
+            (*PPO_BASELINES, "adam_raw_rewards"),
+        ),
+        ({"task": "catch", "baselines": ("rmsprop", "adam")}, ("rmsprop", "adam")),
     ],
-    ids=["no baseline", "a baseline that unlearns", "a baseline that diverges"],
 )
-def test_nothing_is_called_stuck_where_no_baseline_learns(results, baselines):
-    rows = summarise(results, baselines)
-    assert [row["stuck_rates"] for row in rows] == [{"2": None}] * len(rows)
-    json.dumps(rows, allow_nan=False)
+def test_the_first_baseline_is_the_reference(options, names, tmp_path):
+    """By default Adam as the users of the task's learner run it."""
+    chosen = EvaluateOptions((), **options)
+    b = lay_out(chosen, make_suite(chosen), tmp_path)
+    assert tuple(x.name for x in b.contenders) == names
+    assert b.reference == names[0]
 
 
-# Stopping and going on
+def test_every_baseline_can_be_asked_for():
+    assert typing.get_args(BaselineName) == tuple(BASELINES)
 
 
-def table(out):
-    return (out / "evaluation.json").read_bytes(), (out / "runs.parquet").read_bytes()
+def test_a_task_has_its_defaults_and_takes_other_sizes():
+    (task,) = make_suite(EvaluateOptions(("w",))).tasks
+    assert (task.name, task.rollouts, task.stress_rollouts) == ("catch", 390, 60)
+    assert (task.config.width, task.config.num_envs) == (256, 64)
+    options = EvaluateOptions(("w",), width=8, num_envs=4, rollouts=12)
+    suite = make_suite(options)
+    assert (suite.tasks[0].rollouts, suite.tasks[0].stress_rollouts) == (12, 12)
+    assert (suite.tasks[0].config.width, suite.tasks[0].config.num_envs) == (8, 4)
+    assert make_suite(EvaluateOptions(("w",), stress_rollouts=6)).tasks[0].stress_rollouts == 6
 
 
-def test_a_signal_stops_after_an_evaluation_and_the_command_goes_on(tmp_path, monkeypatch, capsys):
-    """What was evaluated is not evaluated again, and the table is that of an undisturbed run."""
-    words = ["evaluate", *TINY, "--baselines", "adam", "sgd"]
-    main([*words, "--out", str(tmp_path / "whole")])
-    real, made = vars(evaluate_command)["evaluate"], []
+# What it refuses
 
-    def evaluate(task, family, *rest):
-        made.append(family.name)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(task, family, *rest)
 
-    monkeypatch.setattr(evaluate_command, "evaluate", evaluate)
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        ("--suite nothing", ["suites are grid"]),
+        ("--suite grid --only ctach", ["Did you mean 'catch'"]),
+        ("--suite grid --rates 0.1 0.2", ["the same budget"]),
+        ("--task catch --rates 0.1 0.2", ["the same budget"]),
+        ("--suite grid --seeds 0", ["seeds = 0"]),
+        ("--suite grid --stress-scales 2 1", ["stress_scales"]),
+        ("--task catch --suite grid", ["task = 'catch'", "suite = 'grid'"]),
+        ("--only catch", ["only = ('catch',)", "--suite"]),
+        ("--suite grid --width 8", ["width = 8", "--task"]),
+        ("--suite grid --stress-rollouts 8", ["stress_rollouts = 8", "--task"]),
+        ("--task catch --rollouts 0", ["rollouts = 0"]),
+        ("--baselines adam adam", ["baselines = ('adam', 'adam')", "once"]),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_started(words, messages, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        main([*words, "--out", str(tmp_path / "stopped")])
-    assert exit.value.code == 143
-    said = capsys.readouterr().err
-    command = shlex.join(["optim4rl", *words, "--out", str(tmp_path / "stopped")])
-    assert f"stopped by SIGTERM. What is finished is kept; go on with\n  {command}\n" in said
+        main(["evaluate", *shlex.split(words), "--out", str(tmp_path / "out")])
+    assert exit.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for message in messages:
+        assert message in said
+    assert not (tmp_path / "out").exists()
 
-    def note(task, family, *rest):
-        made.append(family.name)
-        return real(task, family, *rest)
 
-    monkeypatch.setattr(evaluate_command, "evaluate", note)
-    main([*words, "--out", str(tmp_path / "stopped")])
-    assert made == ["adam", "sgd"]
-    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
-    settings = json.loads((tmp_path / "whole" / "settings.json").read_text())
-    assert settings["code"] == code_hash()
-    sums = (tmp_path / "whole" / "SHA256SUMS").read_text()
-    names = {line.split()[1] for line in sums.splitlines()}
-    assert names == {"curves.svg", "evaluation.json", "runs.parquet", "settings.json"}
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(pool, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for task in (["--suite", "grid"], ["--task", "catch"]):
+        with pytest.raises(SystemExit) as exit:
+            main(["evaluate", *task, "--out", str(tmp_path / "file")])
+        assert exit.value.code == 2
+        assert str(tmp_path / "file") in capsys.readouterr().err
+    assert pool.ran == []

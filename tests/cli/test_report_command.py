@@ -8,6 +8,7 @@ import pytest
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
 from optim4rl.evaluation.curves import HEALTHY, Curves
+from toys import write_benchmark
 
 
 @pytest.fixture(autouse=True)
@@ -18,21 +19,16 @@ def _here(tmp_path, monkeypatch):
 
 def evaluation(folder, level, updates=40):
     """The folder of an evaluation of Adam on Catch."""
-    folder.mkdir()
     returns = level + 0.01 * np.arange(6)[:, None] + np.zeros(updates)
     curves = Curves(returns, np.full(6, HEALTHY), np.arange(1, updates + 1))
-    curves.to_table(optimizer="adam", meta_seed=0).write_parquet(folder / "runs.parquet")
-    (folder / "evaluation.json").write_text("[]")
-    settings = {"task": "catch", "settings": {"updates": updates}}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    return str(folder)
+    return str(write_benchmark(folder, {"adam": [curves]}, tuning_seeds=updates))
 
 
 def test_several_runs_are_compared(tmp_path, capsys):
     folders = [evaluation(tmp_path / "a", 0.1), evaluation(tmp_path / "b", 0.3, updates=20)]
     main(["report", *folders])
     said = capsys.readouterr().out
-    assert "settings that differ: settings.updates" in said
+    assert "settings that differ: tuning_seeds" in said
     assert "adam on catch: AUC" in said
     assert "2 runs side by side" in (tmp_path / "comparison.html").read_text("utf-8")
 

@@ -19,7 +19,6 @@ PLAN = str(Path(__file__).parents[2] / "plans" / "optim4rl.md")
 COMMANDS = {
     "train": ["train", "--out", "x"],
     "evaluate": ["evaluate", "anchored-catch", "--out", "x"],
-    "suite": ["evaluate", "anchored-catch", "--suite", "grid", "--out", "x"],
     "ablate": ["ablate", PLAN, "--out", "x"],
     "identity": ["identity", "--out", "x/y.json"],
 }
@@ -139,8 +138,8 @@ def test_progress_goes_to_the_bar_and_to_the_tracker():
     memory, shown = Memory(), []
     update = with_progress(lambda *x: shown.append(x), memory)
     update(0, 4)
-    update(1, 4, "a cell")
-    assert shown == [(0, 4), (1, 4, "a cell")]
+    update(1, 4, "a job")
+    assert shown == [(0, 4), (1, 4, "a job")]
     assert memory.logged == [(0, {"progress": 0.0}), (1, {"progress": 0.25})]
 
 

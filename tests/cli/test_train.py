@@ -26,11 +26,11 @@ from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.train import TrainOptions, build, per_task
 from optim4rl.files.folders import locked
 from optim4rl.files.sealed import check_seal
+from optim4rl.jobs.provenance import code_hash
 from optim4rl.meta.checkpoint import load_checkpoint
 from optim4rl.meta.trainer import Progress, init
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.weights import load_weights
-from optim4rl.study.cells import code_hash
 from optim4rl.tasks import PPOConfig, default_config
 from optim4rl.tasks.task import RolloutStats as Stats
 
@@ -93,7 +93,7 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     card = json.loads(check_seal(whole / "checkpoint.safetensors")["card"])
     assert card["config"] == weights.card["settings"]
     assert card["notes"]["versions"] == settings["versions"]
-    assert card["notes"]["code"] == settings["code"] == code_hash()
+    assert card["notes"]["code"] == settings["code"] == code_hash("optim4rl.meta.trainer")
     assert settings["meta"]["iterations"] == 4
     assert settings["width"] == [8]
     assert weights.card["tasks"] == ["catch"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fault_runs import PLAN
 
-from optim4rl.benchmark.contender import Maker, keep_weights, weights_path
+from optim4rl.benchmark.contender import Maker, keep_weights
 from optim4rl.benchmark.runs import Batch, job, read_batches
 from optim4rl.benchmark.table import write_runs
 from optim4rl.cli.progress_log import ProgressLog
@@ -174,7 +174,7 @@ def contender(folder, seed):
         family, parameters = Maker(None, address).family(folder, 1)
         return repr(family), parameters
 
-    return folder / weights_path(address), read
+    return folder / str(Maker(weights=address).file), read
 
 
 def log(folder, seed):

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from optim4rl.study.store import StoreError
 from test_report import HOSTILE, make_results
 
-from documented import columns
+from optim4rl.benchmark.table import read_runs
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.returns import area_under_curve, interquartile_mean
+from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights, untrained
 from optim4rl.pages.comparison import (
     Heading,
@@ -23,7 +23,7 @@ from optim4rl.pages.comparison import (
     short_names,
     write_comparison,
 )
-from optim4rl.study.runner import write_table
+from toys import write_benchmark, write_curves
 
 
 def training(folder, *, rate=0.01, returns=(-0.5, "", 0.5, 0.9), norms=(1, 2, 3, 4), done=True):
@@ -51,17 +51,12 @@ def curves(level, *, diverged=False):
 
 
 def evaluation(folder, levels, *, task="catch", diverged=False):
-    """The folder of an evaluation: optimizer -> the level of each meta-seed."""
-    folder.mkdir(parents=True)
-    tables = [
-        curves(level, diverged=diverged).to_table(optimizer=name, meta_seed=index)
+    """The folder of a benchmark: optimizer -> the level of each meta-seed."""
+    runs = {
+        name: [curves(level, diverged=diverged) for level in members]
         for name, members in levels.items()
-        for index, level in enumerate(members)
-    ]
-    pl.concat(tables).write_parquet(folder / "runs.parquet")
-    (folder / "evaluation.json").write_text("[]")
-    (folder / "settings.json").write_text(json.dumps({"task": task, "baselines": [*levels]}))
-    return folder
+    }
+    return write_benchmark(folder, runs, task=task)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +65,8 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison") / "study"
     folder.mkdir()
     results = make_results()
-    write_table(results, folder / "runs.parquet")
+    labels = {row.key: {"role": row.kind, "change": row.change} for row in results.rows}
+    write_curves(folder, {row.key: row.curves for row in results.rows}, labels=labels)
     record = {
         "scale": "quick",
         "settings": {"environment": "catch", "meta_seeds": 4},
@@ -210,7 +206,56 @@ def test_many_runs_have_lines_that_can_be_told_apart(tmp_path):
     assert len(styles) == 8
 
 
-def test_the_tables_have_the_columns_that_the_page_names(study):
-    assert pl.read_parquet(study[0] / "runs.parquet").columns == columns("ablate")
-    table = curves(0.0).to_table(optimizer="adam", meta_seed=0)
-    assert table.columns == columns("evaluate")
+# Folders of version 0.1.0
+
+
+@pytest.fixture
+def old_columns():
+    """What a table of 0.1.0 has in common: two runs of Adam."""
+    found = curves(0.2)
+    shared = {"meta_seed": 0, "diverged_at": HEALTHY, "env_steps": found.env_steps.tolist()}
+    areas = area_under_curve(found)
+    return [
+        shared
+        | {"optimizer": "adam", "auc": area, "final_return": 0.0, "returns": returns.tolist()}
+        for area, returns in zip(areas, found.returns, strict=True)
+    ]
+
+
+def test_a_study_of_0_1_0_is_read(old_columns, tmp_path):
+    labels = {"kind": "baseline", "change": "", "step_scale": 1.0}
+    rows = [
+        {**row, **labels, "run": run, "purpose": purpose}
+        for purpose in ("evaluation", "stress")
+        for run, row in enumerate(old_columns)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "runs.parquet")
+    record = {"scale": "quick", "settings": {"environment": "catch"}, "versions": {}}
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    run = read_run(tmp_path)
+    assert run.numbers["adam on catch: AUC"].value == pytest.approx(
+        interquartile_mean(area_under_curve(curves(0.2)))
+    )
+
+
+def test_a_suite_of_0_1_0_is_read(old_columns, tmp_path):
+    rows = [
+        {**row, "task": "catch", "purpose": purpose, "setting": 0.01, "seed": run}
+        for purpose in ("tuned", "untrained")
+        for run, row in enumerate(old_columns)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "runs.parquet")
+    record = {"suite": "grid", "seeds": 6, "tuning_seeds": 2, "tasks": {"catch": {}}}
+    (tmp_path / "results.json").write_text(json.dumps({**record, "versions": {}, "code": "c"}))
+    run = read_run(tmp_path)
+    assert list(run.numbers) == ["adam on catch: AUC", "adam on catch: final return"]
+    assert run.settings["suite"] == "grid"
+
+
+def test_an_evaluation_of_0_1_0_is_refused_with_what_to_do(tmp_path):
+    curves(0.2).to_table(optimizer="adam", meta_seed=0).write_parquet(tmp_path / "runs.parquet")
+    with pytest.raises(ValueError, match=r"no column role.*version 0\.1\.0.*run it again"):
+        read_runs(tmp_path / "runs.parquet")
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(StoreError, match="no finished run is there"):
+        read_run(tmp_path)

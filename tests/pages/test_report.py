@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optim4rl.evaluation.claims import holm
 from optim4rl.evaluation.curves import HEALTHY, Curves, stack
 from optim4rl.evaluation.returns import (
     Estimate,
@@ -22,7 +23,8 @@ from optim4rl.evaluation.returns import (
 from optim4rl.evaluation.stability import METRICS
 from optim4rl.pages import figures
 from optim4rl.pages.study import render_report, summary_table, write_report
-from optim4rl.pages.summary import OUTCOMES, interval, number, p_value, summarise
+from optim4rl.pages.summary import OUTCOMES, summarise
+from optim4rl.pages.words import interval, number, p_value
 from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.plan import Ablation, Plan
 from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
@@ -423,45 +425,85 @@ def scores_of(row: Row, score: Callable[[Curves], np.ndarray]) -> np.ndarray:
     return np.stack(runs + lost)[None]
 
 
-def test_every_verdict_is_that_of_compare(results: StudyResults) -> None:
+def test_every_verdict_is_that_of_compare_after_correction(results: StudyResults) -> None:
     for name, score in (("auc", area_under_curve), ("final", final_return)):
-        reference = scores_of(results.rows[0], score)
-        for row, told in zip(results.rows, summary_table(results), strict=True):
-            own = scores_of(row, score)
+        reference, *others = (scores_of(row, score) for row in results.rows)
+        first, *told = (row[name] for row in summary_table(results))
+        assert first["verdict"] == "reference"
+        found = [compare(own, reference, "x", "y") for own in others]
+        corrected = holm([each.test.p for each in found])
+        assert [x["p"] for x in told] == [each.test.p for each in found]
+        assert [x["p_corrected"] for x in told] == corrected
+        for own, each, p, x in zip(others, found, corrected, told, strict=True):
             value = interquartile_mean(own)
-            assert told[name]["iqm"]["value"] == (None if math.isnan(value) else value)
-            if row is results.rows[0]:
-                assert told[name]["verdict"] == "reference"
-                continue
-            found = compare(own, reference, "x", "y")
-            assert told[name]["p"] == found.test.p
-            words = told[name]["verdict"]
-            assert (words == "no clear difference") == (found.verdict == "not clear")
-            assert words.startswith("clearly") == (found.verdict == "clear")
-            if found.verdict != "not clear":
-                assert ("better" in words) == (found.improvement.value > 0.5)
+            assert x["iqm"]["value"] == (None if math.isnan(value) else value)
+            lost = any(each.diverged)
+            interval, null = (each.improvement, 0.5) if lost else (each.difference, 0.0)
+            excludes = interval.low > null or interval.high < null
+            too_coarse = each.test.at_floor and each.test.floor * len(found) > 0.05
+            words = x["verdict"]
+            assert words.startswith("clearly") == (excludes and p <= 0.05)
+            assert words.endswith("at this resolution") == (excludes and p > 0.05 and too_coarse)
+            if words == "no clear difference":
+                assert (x["smallest_effect"] is None) == lost
+            else:
+                assert ("better" in words) == (each.improvement.value > 0.5)
+
+
+def test_no_clear_difference_comes_with_what_these_seeds_can_find(
+    results: StudyResults, page: Page
+) -> None:
+    for entry in summarise(results).rows[1:]:
+        for score in (entry.auc, entry.final):
+            assert score.claim is not None
+            assert score.sentence in page.text
+            if score.outcome != "unclear":
+                assert "four times in five" not in score.sentence
+            elif score.claim.smallest_effect is None:
+                assert "not known, because a run diverged" in score.sentence
+            else:
+                effect = score.claim.smallest_effect
+                assert f"find a difference of {effect:.2g} four times in five" in score.sentence
+                assert f"would find ±{effect:.3f}" in page.text
 
 
 def test_finding_of_the_made_up_study(results: StudyResults, page: Page) -> None:
-    control, adam, plan, paper = summarise(results).findings
-    assert (control.headline, control.answer) == ("Meta-training helps.", "Yes")
+    """Four meta-seeds a side cannot reach 5 % once eight comparisons are corrected together."""
+    summary = summarise(results)
+    control, adam, plan, paper = summary.findings
+    assert control.headline == "Meta-training helps, at this resolution."
+    assert control.answer == "Yes, at this resolution"
     assert adam.headline == "The reference is itself beaten: Tuned Adam clearly beats it."
-    assert plan.headline == "Symmetric logarithm clearly beats the reference."
+    assert plan.headline == (
+        "Symmetric logarithm beats the reference, as clearly as 4 + 4 meta-seeds can show."
+    )
     assert plan.answer == "1 better, 1 worse, 2 unclear"
-    assert "No transformation is clearly worse than the reference" in plan.detail
+    assert "No transformation is worse than the reference, at this resolution" in plan.detail
     assert "Linear update function and Non-adaptive structure do not differ clearly" in plan.detail
-    assert (paper.answer, paper.tone) == ("Yes", "good")
+    assert (paper.answer, paper.tone) == ("Yes, at this resolution", "good")
     for finding in (control, adam, plan, paper):
         assert finding.headline in page.text
         assert finding.detail in page.text
+    (caveat,) = (x for x in summary.caveats if "can give is 0.029" in x)
+    assert "up to 0.23 after correction" in caveat
+
+
+def test_six_meta_seeds_make_the_same_difference_clear(small: StudyResults) -> None:
+    more = with_aucs(small, "reference", (0.90, 0.89, 0.91, 0.908, 0.905, 0.895))
+    more = with_aucs(more, "untrained", (0.72, 0.66, 0.738, 0.7, 0.71, 0.69))
+    control, _, plan, *_ = summarise(more).findings
+    assert (control.headline, control.answer) == ("Meta-training helps.", "Yes")
+    assert control.detail == "Trained, the reference clearly beats itself untrained."
+    assert plan.headline == "Symmetric logarithm clearly beats the reference."
+    assert "corrected p = 0.0" in control.evidence[0].figures
 
 
 @pytest.mark.parametrize(
     ("aucs", "headline", "tone"),
     [
-        ((0.60, 0.61, 0.62, 0.63), "Meta-training helps.", "good"),
+        ((0.60, 0.61, 0.62, 0.63), "Meta-training helps, at this resolution.", "good"),
         ((0.88, 0.90, 0.91, 0.92), "It is not clear that meta-training did anything.", "open"),
-        ((0.94, 0.95, 0.95, 0.96), "Meta-training hurts.", "bad"),
+        ((0.94, 0.95, 0.95, 0.96), "Meta-training hurts, at this resolution.", "bad"),
     ],
 )
 def test_control_decides_whether_meta_training_did_anything(
@@ -485,7 +527,11 @@ def test_adam_decides_whether_the_reference_is_worth_it(
     finding = summarise(with_aucs(small, "adam", (auc,))).findings[1]
     assert finding.answer == answer
     assert ("beaten" in finding.headline) == answer.startswith("No,")
-    assert ("p < 0.0001" in finding.evidence[0].figures) == (answer != "Not clear")
+    corrected = re.search(r"corrected p (?:= |< )([\d.]+)", finding.evidence[0].figures)
+    assert corrected is not None
+    assert (float(corrected[1]) < 0.001) == (answer != "Not clear")
+    told = "these seeds find a difference of" in finding.evidence[0].figures
+    assert told == (answer == "Not clear")
 
 
 def test_another_baseline_that_wins_is_named(small: StudyResults) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from neighbours import neighbours
-from optim4rl.benchmark.contender import weights_path
 from optim4rl.fields import to_json
 from optim4rl.jobs.job import Result
 from optim4rl.jobs.store import StoreError, get_result, put_result
@@ -126,7 +125,7 @@ def test_the_weights_of_finished_trainings_are_kept_for_workers(tmp_path):
     members, failures = keep_members(tmp_path, trainings)
     assert failures == {}
     for training, maker in zip(trainings, members, strict=True):
-        learned = load_weights(tmp_path / weights_path(maker.weights))
+        learned = load_weights(tmp_path / str(maker.file))
         assert (learned.spec, learned.learning_rate) == (TRAINING.spec, SMALL.learning_rate)
         arrays = get_result(tmp_path, training_job(training)).arrays
         for name, x in flatten(learned.meta_parameters).items():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -190,7 +189,8 @@ def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
 
     Raises:
         WeightsError: weights cannot be read.
-        ValueError: a group comes twice, or its members do not belong to one recipe.
+        ValueError: a group comes twice, its members do not belong to one recipe, or two of them
+            have the same weights.
     """
     if len(set(groups)) < len(groups):
         raise ValueError(f"weights = {groups!r}: give each optimizer once")
@@ -199,6 +199,8 @@ def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
         members = [load_weights(name) for name in group.split(",")]
         if len({(m.spec, m.learning_rate) for m in members}) != 1:
             raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
+        if len(set(map(weights_address, members))) < len(members):
+            raise ValueError(f"weights = {group!r}: the same weights twice are one meta-seed")
         # With zero heads an untrained rule is the same whatever its seed.
         controls = members[:1] if members[0].spec.zero_head else members
         found[group] = members
@@ -220,7 +222,7 @@ def learned_contenders(
 
     Raises:
         WeightsError: weights cannot be read.
-        ValueError: as `load_groups`, or the same weights come twice in a group.
+        ValueError: as `load_groups`.
     """
     names = _short_names(groups)
     contenders = []
@@ -230,8 +232,6 @@ def learned_contenders(
             continue
         addresses = [keep_weights(folder, optimizer) for optimizer in optimizers]
         members = tuple(Maker(weights=address) for address in dict.fromkeys(addresses))
-        if len(members) < len(optimizers) and not control:
-            raise ValueError(f"weights = {group!r}: the same weights twice are one meta-seed")
         name = names[group.removesuffix(CONTROL)]
         contenders.append(
             Contender(

@@ -80,9 +80,9 @@ def table_rows(
             whose |= labels.get(contender.name, {})
             for member, choice in enumerate(runs.choices[contender.name]):
                 named = {**whose, "meta_seed": member}
-                tuning = tuning_runs(b, task, contender, member)
-                for rate, curves in read_batches(b.folder, tuning).items():
-                    setting = rate / contender.unit
+                # By the grid's values, not rates over units, which floats do not give back.
+                tuning = read_batches(b.folder, tuning_runs(b, task, contender, member))
+                for setting, curves in zip(contender.grid, tuning.values(), strict=False):
                     row = {**named, "purpose": "tuning", "setting": setting}
                     yield from _rows(row, curves, b.protocol.tuning, with_curves=False)
                 for reading in b.readings:

@@ -13,10 +13,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from optim4rl.benchmark.contender import baseline, given_contender, learned_contenders
+from optim4rl.benchmark.contender import (
+    baseline,
+    given_contender,
+    learned_contenders,
+    load_groups,
+)
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import Protocol
-from optim4rl.benchmark.suites import Suite, load_suite, task_suite
+from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
 from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.cli.signals import stop_now
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
@@ -48,6 +53,8 @@ BaselineName = Literal[
 ]
 A2C_BASELINES: tuple[BaselineName, ...] = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
 PPO_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
+# Rollouts of a run on a single task.
+TASK_ROLLOUTS = 390
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ class EvaluateOptions:
         stress_scales: multiples of the tuned setting in the stress test.
         stress_seeds: stress runs at each of them.
         rollouts: rollouts of a run: of a task 390 by default, of a suite at most so many.
-        stress_rollouts: rollouts of a stress run on a single task.
+        stress_rollouts: rollouts of a stress run on a single task: 60 by default, no more than of a
+            run.
         num_envs: environments of each agent; the task's own by default.
         width: units of the agents' dense layer on a single task; the task's own by default.
         workers: who makes the runs.
@@ -106,7 +114,7 @@ class EvaluateOptions:
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_seeds: int = 16
     rollouts: int | None = None
-    stress_rollouts: int = 60
+    stress_rollouts: int | None = None
     num_envs: int | None = None
     width: int | None = None
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
@@ -116,19 +124,11 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         check_fields(self, rollouts=COUNT, stress_rollouts=COUNT, num_envs=COUNT, width=COUNT)
         _ = self.protocol
-        if self.task is not None and self.suite is not None:
-            raise ValueError(
-                f"task = {self.task!r}, suite = {self.suite!r}: give one of them; a suite has its "
-                "own tasks, and --only keeps some of them"
-            )
-        if self.only and self.suite is None:
-            raise ValueError(f"only = {self.only!r}: this is for --suite; --task names one task")
-        if self.width is not None and self.suite is not None:
-            raise ValueError(f"width = {self.width!r}: this is for --task; a suite has its own")
-        if not self.weights and self.baselines == ():
-            raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
-        if self.baselines is not None and len(set(self.baselines)) < len(self.baselines):
-            raise ValueError(f"baselines = {self.baselines!r}: give each optimizer once")
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Weights, without the optimizers of users' files."""
+        return tuple(name for name in self.weights if ".py:" not in name)
 
     @property
     def protocol(self) -> Protocol:
@@ -138,8 +138,10 @@ class EvaluateOptions:
 
 def run(options: EvaluateOptions) -> None:
     """The command."""
+    _refuse_contradictions(options)
     require_tracker(options.tracker, options.out)
     suite = make_suite(options)
+    load_groups(options.learned)  # Weights that cannot be read are named before a folder is made.
     with _results_folder(options.out) as folder:
         benchmark = lay_out(options, suite, folder)
         config = settings_json(options) | {"out": str(options.out)}
@@ -157,6 +159,26 @@ def run(options: EvaluateOptions) -> None:
         print(json.dumps(to_json(results)))
     else:
         print_summary(results, options.out)
+
+
+def _refuse_contradictions(options: EvaluateOptions) -> None:
+    """Name options that exclude each other, and optimizers that are none or come twice."""
+    if options.task is not None and options.suite is not None:
+        raise ValueError(
+            f"task = {options.task!r}, suite = {options.suite!r}: give one of them; a suite has "
+            "its own tasks, and --only keeps some of them"
+        )
+    if options.only and options.suite is None:
+        raise ValueError(f"only = {options.only!r}: this is for --suite; --task names one task")
+    for name in ("width", "stress_rollouts"):
+        if options.suite is not None and getattr(options, name) is not None:
+            raise ValueError(
+                f"{name} = {getattr(options, name)!r}: this is for --task; a suite has its own"
+            )
+    if not options.weights and options.baselines == ():
+        raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
+    if options.baselines is not None and len(set(options.baselines)) < len(options.baselines):
+        raise ValueError(f"baselines = {options.baselines!r}: give each optimizer once")
 
 
 @contextmanager
@@ -179,10 +201,11 @@ def make_suite(options: EvaluateOptions) -> Suite:
             same size.
     """
     if options.suite is None:
+        rollouts = options.rollouts or TASK_ROLLOUTS
         suite = task_suite(
             options.task or "catch",
-            rollouts=options.rollouts or 390,
-            stress_rollouts=options.stress_rollouts,
+            rollouts=rollouts,
+            stress_rollouts=options.stress_rollouts or min(STRESS_ROLLOUTS, rollouts),
             width=options.width,
             num_envs=options.num_envs,
         )
@@ -212,9 +235,10 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
         baselines = PPO_BASELINES if ppo else A2C_BASELINES
         if options.suite is not None:  # Suites normalise rewards.
             baselines += ("adam_raw_rewards",)
-    given = [x for x in options.weights if ".py:" in x]
-    weights = [x for x in options.weights if ".py:" not in x]
-    contenders = learned_contenders(weights, suite.step_scales, folder, controls=options.controls)
+    contenders = learned_contenders(
+        options.learned, suite.step_scales, folder, controls=options.controls
+    )
+    given = [name for name in options.weights if ".py:" in name]
     contenders += [given_contender(name, suite.rates, folder) for name in given]
     if options.companions:
         contenders += [x.accompanied() for x in contenders]

@@ -9,6 +9,7 @@ import numpy as np
 
 from optim4rl.benchmark.contender import Contender
 from optim4rl.benchmark.loop import Choice, Reading, Results
+from optim4rl.benchmark.protocol import Protocol
 from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Normalised, Scale, Standing
 from optim4rl.benchmark.table import table_rows, write_runs
 from optim4rl.benchmark.tuning import Tuning
@@ -27,7 +28,7 @@ from optim4rl.fields import to_json as settings_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.jobs.provenance import provenance
 from optim4rl.pages.plots import plot_profiles, plot_suite
-from optim4rl.pages.words import estimate_json, finite, p_value, with_interval
+from optim4rl.pages.words import estimate_json, finite, p_value, smallest_found, with_interval
 
 # Whose leads are judged.
 CLAIMING = ("learned", "given")
@@ -160,12 +161,7 @@ def describe_claim(each: LeadClaim) -> str:
         f"{with_interval(each.lead.mean_improvement)}"
     )
     if claim.verdict == "not clear":
-        power = ""
-        if claim.smallest_effect is not None:
-            power = (
-                f" These seeds find a difference of {claim.smallest_effect:.2g} four times in five."
-            )
-        return f"no clear difference to {other} ({figures}).{power}"
+        return f"no clear difference to {other} ({figures}); {smallest_found(claim)}."
     side = "above" if claim.is_higher else "below"
     resolution = "" if claim.verdict == "clear" else ", as far as so few meta-seeds can show"
     return f"clearly {side} {other}{resolution} ({figures})."
@@ -212,7 +208,8 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
             f"{'; '.join(found)}."
         )
     if protocol.seeds < FEW_SEEDS:
-        yield f"{protocol.seeds} seeds are few: intervals are too narrow."
+        are = "is" if protocol.seeds == 1 else "are"
+        yield f"{_count(protocol.seeds, 'seed')} {are} few: intervals are too narrow."
     few = [len(x.members) for x in results.benchmark.contenders if x.role == "learned"]
     if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
         yield (
@@ -379,12 +376,12 @@ def _stuck_table(results: Results) -> Table:
 def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
     """The report: first what can be claimed and what cannot."""
     suite, readings = results.benchmark.suite, results.benchmark.readings
-    tasks = f"{len(suite.tasks)} tasks" if len(suite.tasks) > 1 else "1 task"
-    parts = [f"# {suite.name}: {tasks}", ""]
+    parts = [f"# {suite.name}: {_count(len(suite.tasks), 'task')}", ""]
     parts += [f"- {claim}" for claim in claims(results)]
     parts += ["", "    " + record["command"], "", _protocol(results)]
+    whole = "All tasks" if len(suite.tasks) > 1 else _tasks(results)[0]
     for reading in readings:
-        parts += _section(f"All tasks, {TITLES[reading]}", summary_table(results, reading))
+        parts += _section(f"{whole}, {TITLES[reading]}", summary_table(results, reading))
     for reading in readings:
         parts += _reading_sections(results, reading)
     for index, task in enumerate(_tasks(results)):
@@ -424,23 +421,37 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
 
 def _protocol(results: Results) -> str:
     b = results.benchmark
-    grids = {x.role: x.grid for x in b.contenders if x.role != "control"}
-    shown = "; ".join(
-        f"{len(grid)} {'learning rates' if role == 'baseline' else 'step scales'}: "
-        f"{', '.join(f'{x:g}' for x in grid)}"
-        for role, grid in grids.items()
-    )
     one = ""
     if len(b.readings) > 1:
         one = " The one setting for all tasks has the best mean normalised AUC on the tuning seeds."
     return (
-        f"Every optimizer is tuned with {b.protocol.tuning_seeds} seeds on every task ({shown}) "
-        f"and reported on {b.protocol.seeds} others. The setting with the best AUC, the mean "
-        f"return over a run, is chosen.{one} 0 is the untrained policy: agents that never update. "
-        f"1 is the best of {', '.join(b.ceilings) or 'no baseline'}, tuned for the task. Intervals "
-        "are 95 % bootstrap intervals that resample seeds, with them the runs that 0 and 1 are "
-        "made of, and meta-seeds where there are several."
+        f"{_tuning(b.contenders, b.protocol)} 0 is the untrained policy: agents that never update. "
+        f"1 is the best of {', '.join(b.ceilings) or 'no baseline'}, tuned for the task.{one} "
+        "Intervals are 95 % bootstrap intervals that resample seeds, with them the runs that 0 and "
+        "1 are made of, and meta-seeds where there are several."
     )
+
+
+def _tuning(contenders: Sequence[Contender], protocol: Protocol) -> str:
+    """How settings are chosen."""
+    grids = {x.role: x.grid for x in contenders if x.role != "control"}
+    shown = "; ".join(
+        f"{_count(len(grid), 'learning rate' if role == 'baseline' else 'step scale')}: "
+        f"{', '.join(f'{x:g}' for x in grid)}"
+        for role, grid in grids.items()
+    )
+    reported = _count(protocol.seeds, "seed")
+    if all(len(grid) == 1 for grid in grids.values()):
+        return f"Nothing is tuned ({shown}). Every optimizer is reported on {reported}."
+    return (
+        f"Every optimizer is tuned with {_count(protocol.tuning_seeds, 'seed')} on every task "
+        f"({shown}) and reported on {reported} that chose nothing. The setting with the best AUC, "
+        "the mean return over a run, is chosen."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _section(title: str, table: Table) -> list[str]:
@@ -460,6 +471,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "suite": b.suite.name,
         "reference": b.reference,
         "claims": claims(results),
+        "comparisons": [_claim_values(x) for x in lead_claims(results)],
         "seeds": b.protocol.seeds,
         "tuning_seeds": b.protocol.tuning_seeds,
         "tasks": {
@@ -472,6 +484,20 @@ def to_json(results: Results) -> dict[str, Any]:
             for index, task in enumerate(b.suite.tasks)
         },
         "optimizers": {x.name: _contender_values(results, x) for x in b.contenders},
+    }
+
+
+def _claim_values(each: LeadClaim) -> dict[str, Any]:
+    return {
+        "contender": each.contender,
+        "other": each.other,
+        "reading": each.reading,
+        "difference": estimate_json(each.lead.auc.mean),
+        "improvement": estimate_json(each.lead.mean_improvement),
+        "p": each.claim.comparison.test.p,
+        "p_corrected": each.claim.p,
+        "verdict": each.claim.verdict,
+        "smallest_effect": each.claim.smallest_effect,
     }
 
 

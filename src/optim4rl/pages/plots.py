@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from optim4rl.benchmark.contender import CONTROL
 from optim4rl.benchmark.scale import PROFILE_POINTS, Profile
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.atomic import replacing
@@ -18,21 +19,6 @@ _T = TypeVar("_T")
 
 # Okabe and Ito's palette tells apart for every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-
-
-def plot_curves(title: str, curves: Mapping[str, Sequence[Curves]], path: Path) -> None:
-    """Learning curves as SVG: mean over all runs, and the range of the middle half of them.
-
-    Args:
-        title: above the picture.
-        curves: optimizer -> its curves, one for each meta-seed. An optimizer whose name ends in
-            "untrained" is drawn thin and dashed.
-        path: file to write.
-    """
-    with _figure(path, columns=1) as (axes,):
-        _draw_curves(axes, curves)
-        axes.set(title=title, xlabel="environment steps", ylabel="episode return")
-        axes.legend(frameon=False, loc="lower right")
 
 
 def plot_suite(
@@ -45,7 +31,8 @@ def plot_suite(
     """Learning curves of a suite as SVG: one small picture for each task, one legend.
 
     Args:
-        tasks: task -> optimizer -> its curves, as in `plot_curves`.
+        tasks: task -> optimizer -> its curves, one for each meta-seed. A line is the mean over all
+            runs, its band the middle half of them.
         floors: task -> the untrained policy's return, a dotted line.
         path: file to write.
         background: optimizers drawn thinner, behind the others.
@@ -83,6 +70,8 @@ def plot_profiles(
             for (name, profile), (line, band) in _with_looks(profiles, background):
                 axes.plot(PROFILE_POINTS, profile.share, label=name, **line)
                 axes.fill_between(PROFILE_POINTS, profile.low, profile.high, **band)
+            if not profiles:
+                axes.text(0.5, 0.5, "no task has a scale", ha="center", transform=axes.transAxes)
             axes.set(xlabel="normalised AUC", ylim=(-0.02, 1.02))
             axes.set_title(title, fontsize=11)
         panels[0].set_ylabel("share of runs above it")
@@ -115,12 +104,13 @@ _Look = dict[str, Any]
 def _with_looks(
     drawn: Mapping[str, _T], background: Collection[str]
 ) -> Iterator[tuple[tuple[str, _T], tuple[_Look, _Look]]]:
-    """What is drawn, by name, and how its line and its band are; a control is dashed and grey."""
-    colours = cycle(_COLOURS)
+    """What is drawn, by name, and its line and band; a control is dashed, in its rule's colour."""
+    colours, taken = cycle(_COLOURS), dict[str, str]()
     for index, (name, what) in enumerate(drawn.items()):
-        control = name.endswith("untrained")
+        control = name.endswith(CONTROL)
         behind = control or name in background
-        colour = "0.45" if control else next(colours)
+        colour = taken.get(name.removesuffix(CONTROL)) or next(colours)
+        taken[name] = colour
         line = {"color": colour, "lw": 1.2 if behind else 2.0, "ls": "--" if control else "-"}
         band = {"color": colour, "alpha": 0.05 if behind else 0.18, "lw": 0}
         order = {"zorder": (2 if behind else 3) - index / len(drawn)}

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from optim4rl.evaluation.claims import Claim, judge, smallest_effect
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (
+    SIGNIFICANCE,
     WELCH_META_SEEDS,
     Comparison,
     Estimate,
@@ -26,7 +27,7 @@ from optim4rl.evaluation.returns import (
     stuck_rate,
 )
 from optim4rl.evaluation.stability import Stability, stability
-from optim4rl.pages.words import estimate_json, finite, interval, number, p_value
+from optim4rl.pages.words import estimate_json, finite, interval, number, p_value, smallest_found
 from optim4rl.study.results import Row, RowKind, StudyResults
 
 # Against the reference. "at_resolution": as clear as so few meta-seeds can show.
@@ -290,9 +291,9 @@ def _claim_sentence(claim: Claim) -> str:
     """A comparison in words, its p corrected, and what these seeds can find if nothing is clear."""
     said = f"{claim.comparison.sentence} Corrected for all comparisons: p {_equals(claim.p)}"
     if claim.verdict != claim.comparison.verdict:
-        said += f", {claim.verdict}"
-    if claim.verdict == "not clear" and claim.smallest_effect is not None:
-        said += f"; these seeds find a difference of {claim.smallest_effect:.2g} four times in five"
+        said += f", so {claim.verdict}"
+    if claim.verdict == "not clear":
+        said += f"; {smallest_found(claim)}"
     return f"{said}."
 
 
@@ -349,11 +350,13 @@ def _against_control(control: RowSummary | None, decimals: int) -> Finding:
         case "worse":
             detail = f"Trained, the reference {_beats(control)} itself untrained{_as_far(control)}."
             answer = "Yes" + _reservation(control)
-            return Finding(question, answer, "good", "Meta-training helps.", detail, evidence)
+            headline = f"Meta-training helps{_reservation(control)}."
+            return Finding(question, answer, "good", headline, detail, evidence)
         case "better":
             detail = f"Untrained, the reference {_beats(control)} itself trained{_as_far(control)}."
             answer = "It made it worse" + _reservation(control)
-            return Finding(question, answer, "bad", "Meta-training hurts.", detail, evidence)
+            headline = f"Meta-training hurts{_reservation(control)}."
+            return Finding(question, answer, "bad", headline, detail, evidence)
     headline = "It is not clear that meta-training did anything."
     detail = "Trained and untrained, the reference does not differ clearly."
     return Finding(question, "Not clear", "open", headline, detail, evidence)
@@ -483,12 +486,12 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
             f"{number(comparison.difference.value, decimals, signed=True)} mean AUC "
             f"[{interval(comparison.difference, decimals, signed=True)}]"
         )
-    floor = ", its floor" if comparison.test.at_floor else ""
     assert entry.auc.claim is not None
-    figures = f"{shown}, p {_equals(entry.auc.claim.p)}{floor}"
-    if entry.auc.outcome == "unclear" and entry.auc.claim.smallest_effect is not None:
-        effect = number(entry.auc.claim.smallest_effect, decimals)
-        figures += f"; found four times in five: {effect}"
+    figures = f"{shown}, corrected p {_equals(entry.auc.claim.p)}"
+    if comparison.test.at_floor:
+        figures += f" (by itself {p_value(comparison.test.p)}, the smallest possible)"
+    if entry.auc.outcome == "unclear":
+        figures += f"; {smallest_found(entry.auc.claim)}"
     return Evidence(entry.auc.outcome, entry.row.label, figures)
 
 
@@ -558,11 +561,20 @@ def _sample_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
         if entry.auc.comparison and entry.auc.comparison.test.floor:
             floors[entry.auc.comparison.units] = entry.auc.comparison.test.floor
     for units, floor in floors.items():
-        if floor > 0.05:
-            sense = f"{p_value(floor)}, so no difference of these sizes can be significant at 5 %"
+        corrected = min(1.0, floor * (len(rows) - 1))
+        if floor > SIGNIFICANCE:
+            sense = ", so no difference of these sizes can be significant at 5 %"
+        elif corrected > SIGNIFICANCE:
+            sense = (
+                f", and up to {p_value(corrected)} after correction: the best that can be said of "
+                "such a difference is “at this resolution”"
+            )
         else:
-            sense = f"{p_value(floor)}, reached only where the two groups do not overlap"
-        yield f"The smallest p that a permutation test over {units} can give is {sense}."
+            sense = ", reached only where the two groups do not overlap"
+        yield (
+            f"The smallest p that a permutation test over {units} can give is "
+            f"{p_value(floor)}{sense}."
+        )
     yield (
         "“Not clear” is not “equal”: each comparison says how large a difference these seeds find "
         "four times in five. "

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from optim4rl.evaluation.claims import Claim
 from optim4rl.evaluation.returns import Estimate
 
 
@@ -27,6 +28,14 @@ def p_value(p: float) -> str:
     if p < 1e-4:
         return "< 0.0001"
     return f"{p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
+
+
+def smallest_found(claim: Claim) -> str:
+    """The smallest difference that these seeds find four times in five, as a clause."""
+    if claim.smallest_effect is not None:
+        return f"these seeds find a difference of {claim.smallest_effect:.2g} four times in five"
+    reason = "a run diverged" if any(claim.comparison.diverged) else "too few runs vary"
+    return f"how large a difference these seeds find is not known, because {reason}"
 
 
 def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:

@@ -80,7 +80,16 @@ class EvaluationSettings:
     stress_seeds: int = 8
 
     def __post_init__(self) -> None:
-        check_fields(self, width=COUNT, num_envs=COUNT, updates=COUNT, stress_updates=COUNT)
+        check_fields(
+            self,
+            width=COUNT,
+            num_envs=COUNT,
+            updates=COUNT,
+            stress_updates=COUNT,
+            classical_rates=POSITIVE,
+            step_scales=POSITIVE,
+            stress_scales=POSITIVE,
+        )
         for name in ("classical_rates", "step_scales"):
             require_grid(name, getattr(self, name))
         _ = self.protocol

@@ -1,0 +1,322 @@
+"""A benchmark's page: verdicts by one rule, honest words, tables that agree, all files."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from documented import columns, types
+from optim4rl.benchmark import loop, table as benchmark_table
+from optim4rl.benchmark.contender import weights_address
+from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
+from optim4rl.benchmark.table import read_runs
+from optim4rl.evaluation.claims import holm
+from optim4rl.optimizers.weights import load_weights
+from optim4rl.pages.benchmark import (
+    claims,
+    lead_claims,
+    raw_table,
+    stability_table,
+    summary_table,
+    to_json,
+    to_markdown,
+    write_report,
+)
+from optim4rl.pages.comparison import read_run
+from optim4rl.pages.words import p_value
+from toys import LEVELS, TASKS, ToyPool, benchmark, run_toys, save_rules, toy_level, toy_run
+
+TYPES = {
+    "text": pl.String,
+    "int": pl.Int64,
+    "float": pl.Float64,
+    "list of int": pl.List(pl.Int64),
+    "list of float": pl.List(pl.Float32),
+}
+RECORD = {"command": "optim4rl evaluate", "versions": {"jax": "0"}, "code": "c" * 64}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_rules(tmp_path_factory.mktemp("weights"), 3)
+
+
+def noisy(lead, weights, spread=0.05):
+    """A rule that is ahead of Adam by so much; every member has luck of its own in every run."""
+    members = [weights_address(load_weights(path)) for path in weights]
+
+    def level(batch, rate, seed):
+        if batch.maker.optimizer:
+            return toy_level(batch, rate, seed)
+        address = batch.maker.weights
+        member = members.index(address) if address in members else len(members)
+        luck = np.random.default_rng((seed, member)).standard_normal()
+        return toy_level(batch, rate, seed) - 0.2 + lead + spread * luck
+
+    return lambda batch: toy_run(batch, level)
+
+
+@pytest.fixture(scope="module")
+def recipe(weights, tmp_path_factory):
+    """Three meta-seeds of a recipe that is level with Adam, but for luck, in both readings."""
+    folder = tmp_path_factory.mktemp("recipe")
+    return run_toys(folder, [",".join(weights)], noisy(0.0, weights), baselines=("adam", "rmsprop"))
+
+
+@pytest.fixture(scope="module")
+def written(weights, tmp_path_factory):
+    """The folder of a benchmark of one rule, its results and what was run."""
+    folder, pool = tmp_path_factory.mktemp("written"), ToyPool()
+    with pool.playing():
+        results = loop.run(benchmark(folder, weights[:1]))
+        write_report(results, "optim4rl evaluate --suite grid")
+    return folder, results, pool.ran
+
+
+# What is claimed
+
+
+def verdict_of(found):
+    """The rule: an interval that excludes 0, and a corrected p of at most 5 %."""
+    interval = found["difference"]
+    excludes = interval["low"] > 0 or interval["high"] < 0
+    return "clear" if excludes and found["p_corrected"] <= 0.05 else "not clear"
+
+
+@pytest.mark.parametrize(
+    ("lead", "said"),
+    [
+        (0.3, "clearly above adam"),
+        (-0.3, "clearly below adam"),
+        (0.0, "no clear difference to adam"),
+    ],
+)
+def test_a_difference_is_claimed_by_interval_and_corrected_test(lead, said, weights, tmp_path):
+    results = run_toys(tmp_path, [",".join(weights)], noisy(lead, weights), baselines=("adam",))
+    found = to_json(results)["comparisons"]
+    assert [(x["contender"], x["other"], x["reading"]) for x in found] == [
+        (("rule-0 +2"), other, reading)
+        for reading in ("tuned", "one")
+        for other in ("adam", "rule-0 +2 untrained")
+    ]
+    assert [x["p_corrected"] for x in found] == holm([x["p"] for x in found])
+    assert [x["verdict"] for x in found] == [verdict_of(x) for x in found]
+    (sentence,) = (x for x in claims(results) if "tuned for each task: " + said in x)
+    first = found[0]
+    assert first["difference"]["value"] == pytest.approx(lead, abs=0.05)
+    for number in (first["difference"]["value"], first["improvement"]["value"]):
+        assert f"{number:.3f} (" in sentence
+    assert f"corrected p {p_value(first['p_corrected'])}" in sentence
+
+
+def test_a_test_alone_claims_nothing_once_it_is_corrected(weights, tmp_path):
+    """Some p is below 5 % by itself and its interval excludes 0, but not for four comparisons."""
+    results = run_toys(tmp_path, [",".join(weights)], noisy(0.04, weights), baselines=("adam",))
+    found = [x for x in to_json(results)["comparisons"] if x["p"] <= 0.05 < x["p_corrected"]]
+    assert found
+    for each in found:
+        assert each["difference"]["low"] > 0
+        assert each["verdict"] == "not clear"
+
+
+def test_no_clear_difference_comes_with_what_these_seeds_can_find(recipe):
+    found = to_json(recipe)["comparisons"]
+    said = [x for x in claims(recipe) if "no clear difference" in x]
+    assert len(said) == len(found) == 4
+    for each, sentence in zip(found, said, strict=True):
+        assert 0 < each["smallest_effect"] < 0.5
+        assert sentence.endswith(
+            f"these seeds find a difference of {each['smallest_effect']:.2g} four times in five."
+        )
+    assert any("Holm's correction for all 4 comparisons" in x for x in claims(recipe))
+
+
+def test_where_a_run_diverged_the_ranks_decide_and_no_size_is_told(weights, tmp_path):
+    def diverging(batch):
+        arrays = noisy(0.0, weights)(batch)
+        rule = batch.maker.weights is not None
+        lost = [rule and seed == EVALUATION_SEED + 3 for _, seed in batch.runs]
+        arrays["returns"][lost, 2:], arrays["diverged_at"][lost] = np.nan, 2
+        return arrays
+
+    results = run_toys(tmp_path, weights[:1], diverging, controls=False)
+    standing = results.standings["tuned"]["rule-0"]
+    assert (standing.diverged, standing.runs) == (2, 20)  # One on each task.
+    text = to_markdown(results, RECORD)
+    assert "difference in mean normalised AUC diverged" in text
+    assert "not known, because a run diverged" in text
+    assert "mean normalised AUC diverged, where 1 is" in text
+    assert "2 of 20 runs diverged" in text
+    document = to_json(results)
+    json.dumps(document, allow_nan=False)
+    assert document["optimizers"]["rule-0"]["tuned"]["auc"]["mean"]["value"] is None
+    assert [x["smallest_effect"] for x in document["comparisons"]] == [None, None]
+    header, rows = summary_table(results, "tuned")
+    assert rows[-1][0] == "rule-0"  # Diverged ones last.
+    assert rows[-1][header.index("normalised AUC")] == "diverged"
+    assert rows[-1][header.index("diverged")] == "2 of 20"
+
+
+def test_a_recipe_with_three_meta_seeds_has_a_claim(recipe):
+    said = claims(recipe)
+    assert not any("nothing can be claimed" in sentence for sentence in said)
+    assert any("covers the truth about 90 %" in sentence for sentence in said)
+
+
+def test_fewer_meta_seeds_say_nothing_about_the_recipe(weights, tmp_path):
+    results = run_toys(tmp_path, [",".join(weights[:2])], baselines=("adam",))
+    expected = (
+        "**rule-0 +1**: nothing can be claimed about the recipe: it takes 3 meta-seeds, and 2"
+    )
+    assert claims(results)[0].startswith(expected)
+    assert to_markdown(results, RECORD).splitlines()[2].startswith(f"- {expected}")
+
+
+def test_what_is_learned_is_said_where_the_control_was_run(weights, tmp_path):
+    """The toys of a rule do not ask for its weights: nothing is learned."""
+    results = run_toys(tmp_path, [",".join(weights)], baselines=("adam",))
+    (said,) = (x for x in claims(results) if "tuned for each task: no clear difference to" in x)
+    assert "no clear difference to rule-0 +2 untrained (difference in mean" in said
+    assert "0.000 (" in said
+    tuned = to_json(results)["optimizers"]["rule-0 +2"]["tuned"]
+    assert tuned["minus_untrained"]["mean"]["value"] == pytest.approx(0.0)
+    assert tuned["improvement_over_untrained"]["mean"]["value"] == pytest.approx(0.5)
+    alone = run_toys(tmp_path, weights, controls=False, baselines=("adam",))
+    assert not any("untrained (" in x for x in claims(alone))
+    assert alone.standings["tuned"]["adam"].learned is None
+
+
+def test_where_the_rule_stands_against_the_best_baseline_is_said(written):
+    (said,) = (x for x in claims(written[1]) if "tuned for each task: mean normalised AUC" in x)
+    assert "1.200 (" in said
+    assert "below 1 on no task, and above 1 on catch, small_dense_short" in said
+
+
+def test_the_page_says_how_settings_were_chosen(written, tmp_path):
+    text = to_markdown(written[1], RECORD)
+    assert "tuned with 2 seeds on every task (3 step scales: 0.3, 1, 3; 3 learning rates" in text
+    assert "reported on 10 seeds that chose nothing" in text
+    assert "## All tasks, one setting for all tasks" in text
+    fixed = {"rates": (0.1,), "step_scales": (1.0,), "seeds": 1, "baselines": ("adam",)}
+    results = run_toys(tmp_path, only=("catch",), **fixed)
+    text = to_markdown(results, RECORD)
+    assert "Nothing is tuned (1 learning rate: 0.1). Every optimizer is reported on 1 seed." in text
+    assert "1 seed is few" in text
+    assert "## catch, tuned for each task" in text
+    assert "edge of its grid" not in text
+
+
+def test_a_setting_at_the_edge_of_its_grid_is_said(tmp_path):
+    def rising(batch, rate, seed):
+        return rate * 10
+
+    results = run_toys(tmp_path, make_run=lambda batch: toy_run(batch, rising), baselines=("adam",))
+    (said,) = (x for x in claims(results) if "edge of its grid" in x)
+    assert said.endswith("adam (catch, small_dense_short, one setting).")
+    assert "| adam |" in to_markdown(results, RECORD)
+    assert "0.1*" in to_markdown(results, RECORD)
+
+
+def test_a_task_that_no_baseline_learns_is_named_and_left_out(weights, tmp_path):
+    def hopeless(batch, rate, seed):
+        learns = batch.config.environment != "catch" or not batch.maker.optimizer
+        return toy_level(batch, rate, seed) * learns
+
+    make_run = lambda batch: toy_run(batch, hopeless)  # noqa: E731
+    results = run_toys(tmp_path, weights[:1], make_run, baselines=("adam",))
+    assert any("untrained policy by AUC on catch" in x for x in claims(results))
+    write_report(results, "command")
+    assert json.loads((tmp_path / "results.json").read_text())["comparisons"]
+    # With no scale at all nothing is compared, and all files are there.
+    alone = run_toys(tmp_path, weights[:1], make_run, baselines=("adam",), only=("catch",))
+    assert lead_claims(alone) == []
+    write_report(alone, "command")
+    assert json.loads((tmp_path / "results.json").read_text())["comparisons"] == []
+    assert "no task has a scale" in (tmp_path / "profile.svg").read_text()
+
+
+# Tables and files
+
+
+def test_rows_come_best_first(written):
+    _, rows = summary_table(written[1], "tuned")
+    names = [row[0] for row in rows if row[0] in LEVELS]
+    assert names == ["muon", "adam", "rmsprop", "sign_sgd"]
+
+
+def test_a_task_has_its_returns_as_they_are(written):
+    """Mean, worst run and share of diverged runs, in the task's own unit."""
+    header, rows = raw_table(written[1], "tuned", TASKS.index("small_dense_short"))
+    (adam,) = (dict(zip(header, row, strict=True)) for row in rows if row[0] == "adam")
+    luck = np.sin(np.arange(EVALUATION_SEED, EVALUATION_SEED + 10))
+    assert float(adam["mean"]) == pytest.approx(10 + 0.1 * luck.mean(), abs=5e-3)
+    assert float(adam["worst run"]) == pytest.approx(10 + 0.1 * luck.min(), abs=5e-3)
+    assert adam["diverged"] == "0%"
+    header, rows = stability_table(written[1], 0)
+    assert [row[0] for row in rows] == [x.name for x in written[1].benchmark.contenders]
+    # Flat curves neither fall nor spread in time.
+    assert {row[1] for row in rows} == {"0.000"}
+
+
+def test_all_files_are_written_and_agree(written):
+    folder, results, _ = written
+    document = json.loads((folder / "results.json").read_text())
+    json.dumps(document, allow_nan=False)
+    assert document["command"] == "optim4rl evaluate --suite grid"
+    assert document["versions"]["jax"]
+    assert document["claims"] == claims(results)
+    assert document["optimizers"]["adam"]["tuned"]["auc"]["mean"]["value"] == pytest.approx(1.0)
+    assert document["optimizers"]["rule-0"]["settings"][0]["one"] == 1.0
+    run = read_run(folder)
+    assert run.kind == "benchmark"
+    assert run.numbers["adam on catch: AUC"].value == pytest.approx(1.0, abs=0.02)
+    assert run.numbers["adam on small_dense_short: AUC"].value == pytest.approx(10.0, abs=0.2)
+    text = (folder / "results.md").read_text()
+    assert "    optim4rl evaluate --suite grid" in text
+    for name in ("curves.svg", "profile.svg"):
+        assert f"]({name})" in text
+        assert "rule-0 untrained" in (folder / name).read_text()
+    for task in TASKS:
+        assert task in (folder / "curves.svg").read_text()
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle")]
+
+
+def test_every_run_is_a_row_and_every_row_a_run(written):
+    folder, results, ran = written
+    table = read_runs(folder / "runs.parquet")
+    assert table.columns == columns("runs.parquet")
+    assert table.schema == pl.read_parquet(folder / "runs.parquet").schema
+    assert table.schema == {name: TYPES[words] for name, words in types("runs.parquet").items()}
+    rows = re.findall(r"^\| (\w+) \| ([^|]+) \|", str(benchmark_table.__doc__), re.MULTILINE)
+    assert dict(rows[1:]) == types("runs.parquet")
+    first = {"tuning": TUNING_SEED, "tuned": EVALUATION_SEED, "stress": STRESS_SEED}
+    for purpose, seed in first.items():
+        seeds = table.filter(purpose=purpose)["seed"].unique().to_list()
+        assert sorted(seeds) == list(range(seed, seed + len(seeds)))
+    rows = table.filter(optimizer="rule-0", task="catch", purpose="tuned")
+    assert rows["seed"].to_list() == list(range(EVALUATION_SEED, EVALUATION_SEED + 10))
+    assert rows["auc"].mean() == pytest.approx(
+        results.standings["tuned"]["rule-0"].auc.mean.value, abs=0.02
+    )
+    assert table.filter(purpose="stress")["task"].unique().to_list() == ["catch"]
+    # Settings are values of the grids, to the last bit.
+    for contender in results.benchmark.contenders:
+        own = table.filter(optimizer=contender.name, purpose="tuning")
+        assert sorted(own["setting"].unique()) == list(contender.grid)
+    # What both readings show stands in the table for each; adam and adam_decay share stress runs.
+    made = sum(len(batch.runs) for batch in ran if any(rate for rate, _ in batch.runs))
+    counted = table.filter((pl.col("purpose") != "one") & (pl.col("role") != "untrained")).height
+    assert counted >= made
+
+
+def test_what_somebody_calls_a_file_breaks_no_table(weights, tmp_path):
+    name = tmp_path / "a|b.safetensors"
+    name.write_bytes(Path(weights[0]).read_bytes())
+    results = run_toys(tmp_path / "out", [str(name)], baselines=("adam",), only=("catch",))
+    text = to_markdown(results, RECORD)
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    for lines in (table.splitlines() for table in tables):
+        assert len({line.count("|") for line in lines}) == 1
