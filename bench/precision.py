@@ -17,14 +17,16 @@ WEIGHTS = ("anchored-catch", "grid-generalist", "optim4rl-catch", "optim4rl-rlc-
 def main(name: str = "catch") -> None:
     """Train with every shipped optimizer, twice."""
     configure_jax()
-    from optim4rl.benchmark.protocol import EvaluationSettings
     from optim4rl.evaluation.learning import Learned, learning_curves
     from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
     from optim4rl.optimizers.weights import load_weights
-    from optim4rl.study.cells import evaluation_task
+    from optim4rl.study.settings import EvaluationSettings
+    from optim4rl.tasks import make_task
 
-    task = evaluation_task(name, EvaluationSettings())
-    print(f"{name}, {len(SEEDS)} seeds, {EvaluationSettings().updates} updates")
+    settings = EvaluationSettings()
+    (suite_task,) = settings.suite(name).tasks
+    task = make_task(suite_task.config)
+    print(f"{name}, {len(SEEDS)} seeds, {settings.updates} updates")
     print("| weights | bytes | AUC | its change | final return | its change | time |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for weights in WEIGHTS:
@@ -38,7 +40,7 @@ def main(name: str = "catch") -> None:
                     learned.meta_parameters,
                     rates=[learned.learning_rate],
                     seeds=SEEDS,
-                    updates=EvaluationSettings().updates,
+                    updates=settings.updates,
                 )
                 seconds[dtype] = time.perf_counter() - started
         cells = []

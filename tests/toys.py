@@ -134,7 +134,7 @@ def write_curves(folder, runs, *, task="catch", labels=None):
             areas, finals = area_under_curve(curves), final_return(curves)
             for run, (area, final) in enumerate(zip(areas, finals, strict=True)):
                 row = {"optimizer": name, "role": "learned", "change": "", "task": task}
-                row |= labels.get(name, {})
+                row |= (labels or {}).get(name, {})
                 row |= {"purpose": "tuned", "meta_seed": meta_seed, "setting": 1.0}
                 row |= {"step_multiple": 1.0, "seed": run, "auc": area, "final_return": final}
                 row |= {"diverged_at": int(curves.diverged_at[run])}
