@@ -108,7 +108,10 @@ def test_parts(part: str, key: str | None) -> None:
     ("component", "text", "value"),
     [
         ("structure", "Linear update function", "linear"),
-        ("structure", "Linear update function: without the division", "linear"),
+        ("structure", "Linear update function: the gradient itself", "linear"),
+        ("structure", "Linear update function: without the division", None),
+        ("structure", "Linear, non-adaptive", None),
+        ("cell", "No cell, LSTM", None),
         ("structure", "A simple linear function", "linear"),
         ("structure", "Non-linear update function", None),
         ("structure", "Linear learning rate decay", None),

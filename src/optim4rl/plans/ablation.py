@@ -74,6 +74,7 @@ _SEVERAL: Final = re.compile(r"[;|\t]")
 _WORD: Final = re.compile(r"[a-z]+")
 _FIRST_WORD: Final = re.compile(r"[^A-Za-z]*+([A-Za-z]++)(\s*+(?:[/|,]|(?:or|and)\b))?")
 _SEPARATOR: Final = re.compile(r"[()]|;|,(?!\d)|\s(?:and|or|&)\s", re.IGNORECASE)
+_PARENTHESIS: Final = re.compile(r"[()]")
 _NOTHING: Final = frozenset({"", "none", "n/a", "na", "null", "nil", "tbd", "not applicable"})
 
 
@@ -152,14 +153,27 @@ def stated(value: str) -> list[str]:
 
 def split(text: str) -> Iterable[str]:
     """Splits an enumeration at commas, semicolons and 'and', but not inside parentheses."""
-    depth = start = 0
+    start, protected = 0, 0
+    closed = _closed_at(text)
     for separator in _SEPARATOR.finditer(text):
-        if separator[0] in "()":
-            depth = max(0, depth + (1 if separator[0] == "(" else -1))
-        elif depth == 0:
+        if separator[0] == "(":
+            protected = max(protected, closed.get(separator.start(), 0))
+        elif separator[0] != ")" and separator.start() >= protected:
             yield from stated(text[start : separator.start()])
             start = separator.end()
     yield from stated(text[start:])
+
+
+def _closed_at(text: str) -> dict[int, int]:
+    """Where each parenthesis that is closed opens, and where it is closed."""
+    opened: list[int] = []
+    closed: dict[int, int] = {}
+    for parenthesis in _PARENTHESIS.finditer(text):
+        if parenthesis[0] == "(":
+            opened.append(parenthesis.start())
+        elif opened:
+            closed[opened.pop()] = parenthesis.start()
+    return closed
 
 
 def lower_words(text: str) -> frozenset[str]:

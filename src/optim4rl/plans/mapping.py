@@ -2,8 +2,9 @@
 
 1. Words are brought to one spelling (`words.normalised_words`).
 2. A name is found where all the words of one of its phrases stand side by side.
-3. It is accepted if its phrases cover more than half of the words that matter, and more of them
-   than any other name's. So "optimizer structure of the vision backbone" names nothing known.
+3. It is accepted if its phrases cover more than half of the words that matter, and every word that
+   any other name's phrases cover. So "optimizer structure of the vision backbone" names nothing
+   known, and "no cell, LSTM" is not read as either.
 4. "Non-adaptive" does not name "adaptive": behind "no", "non" or "without" a phrase names only the
    removal of what it says.
 
@@ -224,7 +225,12 @@ def _find(text: str, names: Mapping[str, Sequence[str]]) -> Match:
     head = normalised_words((_HEAD.match(text) or [""])[0])
     clause = next((i for i, word in enumerate(head) if word in _CLAUSE), len(head))
     found = _find_in(head[:clause], text, names)
-    return found if found.key is not None else _find_in(whole, text, names)
+    if found.key is None:
+        return _find_in(whole, text, names)
+    explained = _find_in(whole[len(head) :], text, names).key
+    if explained not in (None, found.key):
+        return Match(text, None, f"it could mean {found.key} or {explained}")
+    return found
 
 
 def _find_in(words: Sequence[str], text: str, names: Mapping[str, Sequence[str]]) -> Match:
@@ -236,6 +242,9 @@ def _find_in(words: Sequence[str], text: str, names: Mapping[str, Sequence[str]]
     if len(best) > 1:
         return Match(text, None, f"it could mean {' or '.join(best)}")
     (name,) = best
+    others = [other for other, places in covered.items() if not places <= covered[name]]
+    if others:
+        return Match(text, None, f"it could mean {' or '.join((name, *others))}")
     found = " ".join(words[i] for i in sorted(covered[name]))
     any_name = frozenset[int]().union(*covered.values())
     matter = [i for i, word in enumerate(words) if word not in _NEUTRAL or i in any_name]

@@ -23,6 +23,7 @@ from optim4rl.plans.plan_text import words
 
 # --- Lines -------------------------------------------------------------------------------------
 
+_HEADING: Final = re.compile(r"#++\s*+(?:[\w*(]|$)")
 _BULLET: Final = re.compile(r"(?:[-+*–—]\s|[•‣▪◦·])\s*+")
 _NUMBER: Final = re.compile(r"\(?(?:[0-9]{1,3}|[A-Za-z])[.)]\s++")
 _WORD: Final = re.compile(r"[a-z]+")
@@ -47,11 +48,13 @@ def parse_line(raw: str) -> Line | None:
     """Takes one line apart; None for a blank one, a rule or a code fence."""
     expanded = raw.expandtabs(4)
     body = raw.strip().lstrip("> \t")
+    if body in ("-", "*", "+", "•"):  # its text is on the next line
+        return Line(len(expanded) - len(expanded.lstrip("> ")), "-", "", bold=False)
     if not body.strip("-=_*|#`~ ") or body.startswith(("```", "~~~")):
         return None
     indent = len(expanded) - len(expanded.lstrip("> "))
     marker: Literal["", "#", "-", "1"] = ""
-    if body.startswith("#"):
+    if _HEADING.match(body):
         marker, body = "#", body.strip("# ")
     elif bullet := _BULLET.match(body):
         marker, body = "-", body[bullet.end() :]
@@ -250,22 +253,18 @@ class _Field:
     item_indent: int = 0
 
     def takes(self, line: Line) -> bool:
-        """Whether a bullet is one of this field's items, or a detail below one of them."""
-        if not line.marker or (self.items and line.marker != self.marker and self._is_item(line)):
+        """Whether a bullet is one of this field's items."""
+        is_next = line.indent <= self.item_indent + 1
+        if not line.marker or (self.items and line.marker != self.marker and is_next):
             return False
         return line.indent > self.indent or (not self.inline and line.indent == self.indent)
 
-    def add(self, line: Line) -> _Text | None:
-        """Adds the item and returns its text; None for a detail, which is left out."""
-        if self.items and not self._is_item(line):
-            return None
+    def add(self, line: Line) -> _Text:
+        """Adds an item and returns its text, which the next lines may go on with."""
         if not self.items:
             self.marker, self.item_indent = line.marker, line.indent
         self.items.append([plain(line.text)])
         return self.items[-1]
-
-    def _is_item(self, line: Line) -> bool:
-        return line.indent <= self.item_indent + 1
 
     @property
     def is_empty(self) -> bool:
@@ -335,7 +334,7 @@ class _Reader:
         self._record: _Record | None = None
         self._heading = ""  # waits for the first field below it
         self._open: _Field | None = None  # takes the bullets that follow
-        self._tail: tuple[int, _Text] | None = None  # takes wrapped lines indented deeper than it
+        self._tail: tuple[int, _Text] | None = None  # takes wrapped lines
         self._passed: list[Line] = []  # lines since the last field that belong to no field
 
     def read(self, line: Line | None) -> None:
@@ -345,8 +344,9 @@ class _Reader:
             self._start_fields(fields, line)
         elif line.marker != "#" and self._open and self._open.takes(line):
             require_one_field(line.text, self._open.name)
-            text = self._open.add(line)
-            self._tail = (line.indent, text) if text else None
+            self._tail = (line.indent, self._open.add(line))
+        elif line.marker == "-" and not line.text:
+            self._tail = None
         elif line.is_heading:
             require_one_field(line.text, "other")
             self.finish()
@@ -389,7 +389,10 @@ class _Reader:
             if self._record is None:
                 self._record, self._heading = _Record(self._heading), ""
             self._take_passed(self._record)
-            self._record.fields.setdefault(name, []).append(entry)
+            entries = self._record.fields.setdefault(name, [])
+            if entries and entries[-1].is_empty:
+                entries.pop()
+            entries.append(entry)
         self._open, self._tail = entry, (line.indent, entry.inline)
 
     def _close(self) -> None:
@@ -402,7 +405,7 @@ class _Reader:
         """Adds lines that stand between two fields of a record to what of it was not read."""
         if record.fields:
             for line in self._passed:
-                if line.marker and not _LABEL.match(plain(line.text)):
+                if not _LABEL.match(plain(line.text)):
                     refuse(line.text, "it stands among the fields of an ablation, without a label")
             record.unread += [line.text for line in self._passed]
             self._heading = ""
@@ -413,14 +416,13 @@ class _Reader:
             self._passed.append(line)
 
     def _read_prose(self, line: Line) -> None:
-        if self._tail and line.indent > self._tail[0]:
-            require_one_field(line.text, self._open.name if self._open else "other")
-            self._tail[1].append(plain(line.text))
-        elif self._open and (self._open.is_empty or (self._tail and not self._open.inline)):
+        is_list = self._open and not self._open.inline and (self._tail or self._open.is_empty)
+        if self._open and is_list and not (self._tail and line.indent > self._tail[0]):
             require_one_field(line.text, self._open.name)  # a list without bullets
-            self._open.items.append([plain(line.text)])
-            self._open.item_indent = line.indent
-            self._tail = (line.indent, self._open.items[-1])
+            self._tail = (line.indent, self._open.add(line))
+        elif self._open and self._tail:  # a wrapped line, indented or not, as in Markdown
+            require_one_field(line.text, self._open.name)
+            self._tail[1].append(plain(line.text))
         elif not (self._open and self._open.name == "other"):
             require_one_field(line.text, "other")
             self._pass(line)

@@ -46,7 +46,7 @@ def cut_json(text: str) -> tuple[str, Plan | None]:
         except (ValueError, RecursionError) as error:
             if is_whole or (claims and claims[-1] >= begin):
                 raise _broken(text, begin, error) from None
-            value, end = None, begin + 1
+            break  # no plan follows, for nothing claims to be one
         claimed = is_whole or bisect_left(claims, end) > bisect_left(claims, begin)
         if claimed:
             _require_end_of_line(text, end)
@@ -141,26 +141,27 @@ def _ablation(entry: object, number: int) -> Ablation:
             found[name] = (key, value)
         elif name is None and key not in _TITLES and value not in (None, "", [], {}):
             unread.append(f"{key}: {_shown(value)}")
-    texts = {name: list(_texts(where, *found[name])) if name in found else [] for name in FIELDS}
-    part, action = (_one(where, found.get(name)) for name in ("part", "action"))
+    part, action = (_one(where, name, *found.get(name, ("", None))) for name in FIELDS[:2])
+    replacements, metrics = (
+        list(_several(where, name, *found.get(name, ("", None)))) for name in FIELDS[2:]
+    )
     title = _text(entry, _TITLES)
     if not part and not title:
         raise PlanError(f"{where}: it names no part; expected a text 'ablated_part'")
-    return make_ablation(
-        title, part, action, texts["replacements"], texts["metrics"], unread=unread
-    )
+    return make_ablation(title, part, action, replacements, metrics, unread=unread)
 
 
-def _one(where: str, given: tuple[str, object] | None) -> str:
+def _one(where: str, name: str, key: str, value: object) -> str:
     """The text of a field that has one; empty where it is null or missing."""
-    if given is None or given[1] is None:
+    if value is None:
         return ""
-    if not isinstance(given[1], str):
-        raise PlanError(f"{where}: {given[0]} = {_shown(given[1])}: expected a text")
-    return "" if is_nothing(given[1]) else given[1].strip()
+    if not isinstance(value, str):
+        raise PlanError(f"{where}: {key} = {_shown(value)}: expected a text")
+    require_one_field(value, name)
+    return "" if is_nothing(value) else value.strip()
 
 
-def _texts(where: str, key: str, value: object) -> Iterator[str]:
+def _several(where: str, name: str, key: str, value: object) -> Iterator[str]:
     """The texts of a field: the entries of a list as they are, or a text's enumeration."""
     if value is None:
         return
@@ -168,7 +169,7 @@ def _texts(where: str, key: str, value: object) -> Iterator[str]:
     for entry in entries:
         if not isinstance(entry, str):
             raise PlanError(f"{where}: {key} = {_shown(value)}: expected a list of texts")
-        require_one_field(entry, _field(key) or "")
+        require_one_field(entry, name)
         if isinstance(value, str):
             yield from split(entry)
         elif not is_nothing(entry):

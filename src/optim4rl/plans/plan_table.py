@@ -47,18 +47,21 @@ def cut_tables(lines: Sequence[str]) -> tuple[list[str], tuple[Ablation, ...]]:
     """
     rest: list[str] = []
     ablations: list[Ablation] = []
-    i = 0
-    while i < len(lines):
-        if not is_table_header(lines[i]):
-            rest.append(lines[i])
-            i += 1
-            continue
-        header, i = lines[i], i + 1
-        columns = _columns(header)
-        _check_columns(header, columns, lines[i] if i < len(lines) else "")
-        while (i := i + 1) < len(lines) and "|" in lines[i]:
-            ablations += _row(lines[i], columns, _cells(header))
-        rest.append("")
+    columns: list[str] = []  # of the last table
+    rows = iter([*lines, ""])
+    for line in rows:
+        if is_table_header(line):
+            columns = _columns(line)
+            _check_columns(line, columns, next(rows, ""))
+            for row in rows:
+                if "|" not in row:
+                    rest.append(row)
+                    break
+                ablations += _row(row, columns, _cells(line))
+        elif columns and len(_cells(line)) == len(columns):
+            refuse(line, "the row stands outside its table")
+        else:
+            rest.append(line)
     return rest, tuple(ablations)
 
 
