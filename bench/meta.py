@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from bench.measure import Table, peak_memory_gib, rounded
-from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.runtime import CompileClock
-from optim4rl.cli.train import TrainOptions, build, plan_execution
+from optim4rl.cli.train import TrainOptions, plan_execution
+from optim4rl.meta.recipe import build
+from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaConfig, init, train
 
-# Case: preset of `optim4rl train`, changes to it, iterations in one timing, timings.
+# Case: recipe of `optim4rl train`, changes to it, iterations in one timing, timings.
 CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "Catch, the paper's settings (64 agents x 1 environment, B)": ("release/catch", {}, 5, 5),
     "Catch, the recipe (8 agents x 64 environments, anchored)": ("zoo/anchored-catch", {}, 50, 5),
@@ -45,11 +46,11 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
 
 def tables(case: str) -> list[Table]:
     """One row for one case."""
-    preset, changes, iterations, timings = CASES[case]
-    options = dataclasses.replace(TrainOptions(Path("unused"), **PRESETS[preset]), **changes)
-    spec, tasks = build(options)
-    execution, plan = plan_execution(options, spec, tasks)
-    config = dataclasses.replace(options.meta, iterations=iterations * (timings + 1))
+    name, changes, iterations, timings = CASES[case]
+    recipe = dataclasses.replace(RECIPES[name], **changes)
+    spec, tasks = build(recipe)
+    execution, plan = plan_execution(TrainOptions(Path("unused"), recipe), spec, tasks)
+    config = dataclasses.replace(recipe.meta, iterations=iterations * (timings + 1))
     steps = sum(t.task.env_steps_per_rollout for t in tasks)  # type: ignore[attr-defined]
     steps *= config.agents * (config.inner_updates + 1) * iterations
     compiling = CompileClock()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optim4rl.cli import cluster, listing, main as cli, train
+from optim4rl.cli import listing, main as cli, train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -91,7 +91,7 @@ raise SystemExit(3)
 ```
 ```bash
 $ optim4rl list tasks --json | head  # what there is
-optim4rl train --preset zoo/anchored-catch \\
+optim4rl train --recipe zoo/anchored-catch \\
     --out runs/one
 pip install optim4rl
 ```
@@ -105,7 +105,7 @@ def test_blocks_and_commands_are_found():
     assert blocks(SAMPLE, "python") == ["raise SystemExit(3)\n"]
     assert list(commands(SAMPLE)) == [
         ["list", "tasks", "--json"],
-        ["train", "--preset", "zoo/anchored-catch", "--out", "runs/one"],
+        ["train", "--recipe", "zoo/anchored-catch", "--out", "runs/one"],
     ]
 
 

@@ -12,8 +12,8 @@ import pytest
 from optim4rl import __version__
 from optim4rl.cli import ablate, main as cli
 from optim4rl.cli.main import HELP, main
-from optim4rl.cli.recipes import PRESETS
 from optim4rl.cli.runtime import configure_jax
+from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
 from optim4rl.optimizers.weights import shipped_names
@@ -105,7 +105,7 @@ def test_weights_are_listed(capsys):
 
 
 def test_presets_are_listed(capsys):
-    assert [row["preset"] for row in listed(capsys, "presets")] == list(PRESETS)
+    assert [row["recipe"] for row in listed(capsys, "recipes")] == list(RECIPES)
 
 
 def test_kernels_are_listed_with_the_reason(capsys):
@@ -154,8 +154,9 @@ def test_a_plan_is_shown(capsys):
         ("plan show missing.md", ["missing.md"]),
         ("ablate missing.md --out x", ["missing.md"]),
         ("report missing", ["missing", "no finished run"]),
+        ("train --recipe zoo/none", ["'zoo/none'", "zoo/anchored-catch"]),
         ("train --preset zoo/none", ["'zoo/none'", "zoo/anchored-catch"]),
-        ("train --preset", ["preset = ''"]),
+        ("train --recipe", ["recipe = ''"]),
         ("train --out x --optimizer adamw", ["'adamw'", "optim4rl-rlc"]),
         ("train --out x --tasks chess", ["'chess'", "catch"]),
         ("train --out x --tasks", ["tasks = ()"]),

@@ -22,13 +22,13 @@ from documented import columns
 from optim4rl.cli import main as cli, train
 from optim4rl.cli.main import main
 from optim4rl.cli.progress_log import ProgressLog, task_labels
-from optim4rl.cli.recipes import PRESETS
-from optim4rl.cli.train import TrainOptions, build, per_task
 from optim4rl.files.folders import locked
 from optim4rl.files.sealed import check_seal
 from optim4rl.jobs.provenance import code_hash
 from optim4rl.meta.checkpoint import load_checkpoint
-from optim4rl.meta.trainer import Progress, init
+from optim4rl.meta.recipe import Recipe, build, per_task
+from optim4rl.meta.recipes import RECIPES
+from optim4rl.meta.trainer import MetaConfig, Progress, init
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.tasks import PPOConfig, default_config
@@ -277,11 +277,11 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     assert math.isfinite(norms[0])
     assert not math.isfinite(norms[1])
     settings = json.loads((out / "settings.json").read_text())
-    options = TrainOptions(
-        out, optimizer="optim4rl-rlc", width=(8,), envs_per_agent=2, meta=meta_config(settings)
+    recipe = Recipe(
+        optimizer="optim4rl-rlc", width=(8,), envs_per_agent=2, meta=meta_config(settings)
     )
-    spec, tasks = build(options)
-    like = init(spec, tasks, options.meta)
+    spec, tasks = build(recipe)
+    like = init(spec, tasks, recipe.meta)
     config = {name: x for name, x in settings.items() if name not in ("versions", "code")}
     state = load_checkpoint(out / "checkpoint.safetensors", like, config)
     assert int(state.iteration) == 1
@@ -290,15 +290,15 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
 
 
 def meta_config(settings):
-    return type(TrainOptions(Path()).meta)(**settings["meta"])
+    return MetaConfig(**settings["meta"])
 
 
 # Options
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_preset_builds(name):
-    options = TrainOptions(Path("unused"), **PRESETS[name])
+    options = RECIPES[name]
     spec, tasks = build(options)
     assert len(tasks) == len(options.tasks)
     assert spec.structure == learned_spec(options.optimizer).structure
@@ -307,17 +307,17 @@ def test_every_preset_builds(name):
 
 
 # Six large tasks take long to trace, over and over, until a chunk fits.
-SHOWN = [pytest.param(x, marks=pytest.mark.slow if x == "paper/six" else ()) for x in PRESETS]
+SHOWN = [pytest.param(x, marks=pytest.mark.slow if x == "paper/six" else ()) for x in RECIPES]
 
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_preset_can_be_shown_without_running(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["train", "--preset", name, "--dry-run", "--json", "--seed", "7"])
+    main(["train", "--recipe", name, "--dry-run", "--json", "--seed", "7"])
     settings = json.loads(capsys.readouterr().out)
-    assert settings["optimizer"] == PRESETS[name]["optimizer"]
+    assert settings["optimizer"] == RECIPES[name].optimizer
     assert settings["meta"]["seed"] == 7
-    assert settings["meta"]["iterations"] == PRESETS[name]["meta"].iterations
+    assert settings["meta"]["iterations"] == RECIPES[name].meta.iterations
     memory = settings["memory"]
     assert 0 <= memory["state_gib"] + memory["work_gib"] < memory["peak_gib"]
     assert memory["devices"] == 4
@@ -327,7 +327,7 @@ def test_every_preset_can_be_shown_without_running(name, tmp_path, monkeypatch, 
 def test_a_run_that_would_not_fit_says_so_before_it_starts(tmp_path, capsys):
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as exit:
-        main(["train", "--preset", "paper/big_dense_long", "--out", str(out), "--memory", "2"])
+        main(["train", "--recipe", "paper/big_dense_long", "--out", str(out), "--memory", "2"])
     said = capsys.readouterr().err
     assert exit.value.code == 2
     assert "agents = 512: one at a time still needs" in said
@@ -338,7 +338,7 @@ def test_a_run_that_would_not_fit_says_so_before_it_starts(tmp_path, capsys):
 def test_less_memory_means_smaller_chunks(tmp_path, capsys):
     plans = []
     for memory in ("4", "2.1"):
-        words = ["--preset=paper/big_dense_long", "--maps=rows", "--optimizer=optim4rl-rlc"]
+        words = ["--recipe=paper/big_dense_long", "--maps=rows", "--optimizer=optim4rl-rlc"]
         main(["train", *words, "--dry-run", "--json", "--devices=1", "--memory", memory])
         plans.append(json.loads(capsys.readouterr().out)["memory"])
     assert plans[0]["agents_per_chunk"] > plans[1]["agents_per_chunk"]
@@ -346,7 +346,7 @@ def test_less_memory_means_smaller_chunks(tmp_path, capsys):
 
 
 def test_the_paper_catch_preset_takes_half_a_million_steps():
-    options = TrainOptions(Path("unused"), **PRESETS["paper/catch"])
+    options = RECIPES["paper/catch"]
     task: Any
     _, (task,) = build(options)
     meta = options.meta
@@ -371,8 +371,7 @@ def test_a_task_that_comes_twice_has_a_column_for_each(tmp_path):
 
 
 def test_a_task_has_settings_of_its_own():
-    options = TrainOptions(
-        Path("unused"),
+    options = Recipe(
         tasks=("catch", "small_dense_long"),
         learning_rate=(1e-2, 1e-3),
         step_scale=(1.0, 3.0),
@@ -405,7 +404,7 @@ def test_a_task_has_settings_of_its_own():
 )
 def test_what_tasks_have_of_their_own_is_one_a_task(name, values):
     tasks = ("catch", "small_dense_long")
-    options = TrainOptions(Path("unused"), tasks=tasks, **{name: values})
+    options = Recipe(tasks=tasks, **{name: values})
     with pytest.raises(ValueError, match=rf"{name} = \(.*\): 2 are needed, one a task"):
         build(options)
 
@@ -413,7 +412,7 @@ def test_what_tasks_have_of_their_own_is_one_a_task(name, values):
 def test_a_task_takes_the_learner_that_is_asked_for():
     """One of its own kind keeps its settings; the weight of values is that of all."""
     tasks = ("catch", "big_dense_long", "gymnax:Reacher-misc")
-    options = TrainOptions(Path("unused"), tasks=tasks, learners=("ppo", "a2c", "ppo"))
+    options = Recipe(tasks=tasks, learners=("ppo", "a2c", "ppo"))
     usual: list[Any] = [default_config(name).learner for name in tasks]
     assert usual[2] != PPOConfig()
 
@@ -435,7 +434,7 @@ def test_a_task_takes_the_learner_that_is_asked_for():
 def test_a_task_sees_observations_as_it_is_asked_for():
     """By itself each sees its own; neither choice changes anything else."""
     tasks = ("catch", "gymnax:Pendulum-v1")
-    options = TrainOptions(Path("unused"), tasks=tasks)
+    options = Recipe(tasks=tasks)
 
     def configs(*observations):
         built: Any
@@ -460,14 +459,14 @@ def test_a_task_sees_observations_as_it_is_asked_for():
     ],
 )
 def test_settings_that_no_learner_has_are_refused(name, value):
-    options = TrainOptions(Path("unused"), tasks=("catch", "catch"), **{name: value})
+    options = Recipe(tasks=("catch", "catch"), **{name: value})
     with pytest.raises(ValueError, match=f"{name} = "):
         build(options)
 
 
 def test_a_window_of_no_update_is_refused():
     with pytest.raises(ValueError, match="window = 0"):
-        build(TrainOptions(Path("unused"), windows=(0,)))
+        build(Recipe(windows=(0,)))
 
 
 def config_of(options):
@@ -478,17 +477,17 @@ def config_of(options):
 
 
 def test_the_papers_own_network_is_width_zero():
-    wide = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(0,))
-    narrow = TrainOptions(Path("unused"), tasks=("big_dense_long",), width=(16,))
+    wide = Recipe(tasks=("big_dense_long",), width=(0,))
+    narrow = Recipe(tasks=("big_dense_long",), width=(16,))
     configs = [config_of(options) for options in (wide, narrow)]
     assert [(c.torso, c.width) for c in configs] == [("conv", 32), ("dense", 16)]
 
 
 def test_agents_may_come_in_several_widths():
-    options = TrainOptions(Path("unused"), tasks=("small_dense_long",), width=(8, 16))
+    options = Recipe(tasks=("small_dense_long",), width=(8, 16))
     assert config_of(options).width == (8, 16)
     with pytest.raises(ValueError, match=r"^width = \(\): at least one"):
-        build(TrainOptions(Path("unused"), width=()))
+        build(Recipe(width=()))
 
 
 def test_another_estimator_goes_on_from_given_weights(whole, tmp_path):

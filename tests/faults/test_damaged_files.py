@@ -10,7 +10,6 @@ import signal
 import zipfile
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +20,6 @@ from optim4rl.benchmark.contender import Maker, keep_weights
 from optim4rl.benchmark.runs import Batch, job, read_batches
 from optim4rl.benchmark.table import write_runs
 from optim4rl.cli.progress_log import ProgressLog
-from optim4rl.cli.train import TrainOptions, build
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.manifest import MANIFEST, write_manifest
 from optim4rl.jobs.job import Result
@@ -32,6 +30,7 @@ from optim4rl.meta.checkpoint import (
     resume_checkpoint,
     save_checkpoint,
 )
+from optim4rl.meta.recipe import Recipe, build
 from optim4rl.meta.trainer import MetaConfig, init
 from optim4rl.optimizers.weights import load_weights, save_weights, untrained
 from optim4rl.pages.comparison import read_run
@@ -132,7 +131,7 @@ def weights(folder, seed):
 def start():
     """A state of meta-training."""
     meta = MetaConfig(agents=2, inner_updates=2, reset_interval=2)
-    options = TrainOptions(Path(), "optim4rl-rlc", width=(4,), envs_per_agent=2, meta=meta)
+    options = Recipe("optim4rl-rlc", width=(4,), envs_per_agent=2, meta=meta)
     return init(*build(options), meta)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-
 from optim4rl.study.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
 
 PLANS = Path(__file__).parent / "plans"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-
 from optim4rl.study.components import COMPONENTS, METRICS
 from optim4rl.study.mapping import map_plan, plan_as_dict, require_mapped
 from optim4rl.study.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
+
 from optim4rl.study.planner.render import normalise, render_plan
 
 PUBLISHED = Path(__file__).parents[2] / "plans" / "optim4rl.md"

@@ -31,7 +31,7 @@ def parse(program: str, words: list[str]) -> ListOptions:
     parser.add_argument(
         "what",
         choices=LISTS,
-        help="tasks, optimizers, components (of an ablation study), weights, presets of train, or "
+        help="tasks, optimizers, components (of an ablation study), weights, recipes of train, or "
         "kernels (the implementation that runs each optimizer here, and the agents' convolution on "
         "grid worlds, and why)",
     )
@@ -135,16 +135,16 @@ def _weights() -> list[dict[str, Any]]:
     return rows
 
 
-def _presets() -> list[dict[str, Any]]:
-    from optim4rl.cli.recipes import PRESETS
+def _recipes() -> list[dict[str, Any]]:
+    from optim4rl.meta.recipes import RECIPES
 
     return [
         {
-            "preset": name,
-            "optimizer": preset["optimizer"],
-            "tasks": ", ".join(preset.get("tasks", ["catch"])),
+            "recipe": name,
+            "optimizer": recipe.optimizer,
+            "tasks": ", ".join(recipe.tasks),
         }
-        for name, preset in PRESETS.items()
+        for name, recipe in RECIPES.items()
     ]
 
 
@@ -177,6 +177,6 @@ LISTS = {
     "optimizers": _optimizers,
     "components": _components,
     "weights": _weights,
-    "presets": _presets,
+    "recipes": _recipes,
     "kernels": _kernels,
 }

@@ -5,7 +5,6 @@ bad input, one line that names it and nothing started; 130 or 143 stopped by SIG
 the command to go on.
 """
 
-import dataclasses
 import errno
 import os
 import re
@@ -21,7 +20,7 @@ from optim4rl.cli.signals import StoppedBySignalError
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
 
-  optim4rl train --out DIR           meta-train an optimizer        [--preset NAME]
+  optim4rl train --out DIR           meta-train an optimizer        [--recipe NAME]
   optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
   optim4rl evaluate WEIGHTS --suite NAME --out DIR    on all tasks of a benchmark
   optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
@@ -32,7 +31,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl report DIRS               finished runs side by side, or a study's report again
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
   optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
-  optim4rl list WHAT                 tasks, optimizers, components, weights, presets, kernels
+  optim4rl list WHAT                 tasks, optimizers, components, weights, recipes, kernels
 
 Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
 
@@ -136,7 +135,9 @@ def _parse(options: type[Any], command: str, rest: list[str], default: Any = Non
     import tyro
 
     chosen = {} if default is None else {"default": default}
-    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, **chosen)
+    # Options of parts have names of their own: --iterations, not --recipe.meta.iterations.
+    flat = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, config=flat, **chosen)
 
 
 def _parse_known(options: type[Any], command: str, rest: list[str]) -> Any:
@@ -149,30 +150,33 @@ def _parse_known(options: type[Any], command: str, rest: list[str]) -> Any:
 def _train(command: str, rest: list[str]) -> None:
     from pathlib import Path
 
-    from optim4rl.cli import cluster
+    from optim4rl.cli import processes
 
     if not {"-h", "--help"} & set(rest):
         # Processes must have met before anything of JAX runs; importing gymnax is enough for that.
-        cluster.join(_parse_known(cluster.ClusterOptions, command, rest))
-    from optim4rl.cli import recipes, train
+        processes.join(_parse_known(processes.ProcessOptions, command, rest))
+    from optim4rl.cli import train
+    from optim4rl.meta.recipes import RECIPES
 
     default = None
-    rest = [part for word in rest for part in _split_preset(word)]
-    if "--preset" in rest:
-        at = rest.index("--preset")
+    rest = [part for word in rest for part in _split_recipe(word)]
+    if "--recipe" in rest:
+        at = rest.index("--recipe")
         name = rest[at + 1] if at + 1 < len(rest) else ""
-        if name not in recipes.PRESETS:
-            raise UsageError(f"preset = {name!r}: known presets are {', '.join(recipes.PRESETS)}")
+        if name not in RECIPES:
+            raise UsageError(f"recipe = {name!r}: known recipes are {', '.join(RECIPES)}")
         del rest[at : at + 2]
-        folder = Path("runs") / name.replace("/", "-")
-        default = dataclasses.replace(train.TrainOptions(folder), **recipes.PRESETS[name])
-    with cluster.noticing_losses():
+        default = train.TrainOptions(Path("runs") / name.replace("/", "-"), RECIPES[name])
+    with processes.noticing_losses():
         train.run(_parse(train.TrainOptions, command, rest, default))
 
 
-def _split_preset(word: str) -> list[str]:
-    """`--preset=NAME` as two words."""
-    return word.split("=", 1) if word.startswith("--preset=") else [word]
+def _split_recipe(word: str) -> list[str]:
+    """`--recipe=NAME` as two words. In 0.1.0, and so in cards, the option is `--preset`."""
+    name, equals, value = word.partition("=")
+    if name not in ("--recipe", "--preset"):
+        return [word]
+    return ["--recipe", value] if equals else ["--recipe"]
 
 
 def _evaluate(command: str, rest: list[str]) -> None:

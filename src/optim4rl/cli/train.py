@@ -7,38 +7,36 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from jax.experimental import multihost_utils
 
-from optim4rl.cli.cluster import ClusterOptions
+from optim4rl.cli.processes import ProcessOptions
 from optim4rl.cli.progress_log import ProgressLog, task_labels
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
-from optim4rl.cli.signals import stop_in_order
-from optim4rl.cli.trackers import TrackerName, log_progress, require_tracker, tracking
-from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
+from optim4rl.cli.signals import StopRequest, stop_in_order
+from optim4rl.cli.trackers import Tracker, TrackerName, log_progress, require_tracker, tracking
+from optim4rl.fields import COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.jobs.provenance import provenance
-from optim4rl.meta.augmentation import Augmentation, augment
 from optim4rl.meta.checkpoint import (
     Resumed,
     has_checkpoint,
     resume_checkpoint,
     save_checkpoint,
 )
-from optim4rl.meta.config import EstimatorName
 from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
 from optim4rl.meta.population import Execution, agents_mesh
+from optim4rl.meta.recipe import Recipe, build, settings_of, starting_weights
 from optim4rl.meta.trainer import (
-    MetaConfig,
     MetaState,
     MetaTask,
     Progress,
@@ -47,11 +45,9 @@ from optim4rl.meta.trainer import (
     train,
 )
 from optim4rl.optimizers.kernels.interface import KernelName
-from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
-from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
+from optim4rl.optimizers.weights import LearnedOptimizer, save_weights
 from optim4rl.pages.plots import plot_training
-from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, default_config, make_task
 
 
 @dataclass(frozen=True)
@@ -77,14 +73,6 @@ class ExecutionOptions:
         )
 
 
-LearnerName = Literal["a2c", "ppo"]
-Observations = Literal["raw", "normalised"]
-_LEARNERS: dict[LearnerName, type[A2CConfig] | type[PPOConfig]] = {
-    "a2c": A2CConfig,
-    "ppo": PPOConfig,
-}
-
-
 @dataclass(frozen=True)
 class TrainOptions:
     """Meta-train a learned optimizer.
@@ -92,216 +80,30 @@ class TrainOptions:
     The agents of each task train side by side with the optimizer, are reset by the schedule, and
     after every K updates the optimizer is improved by one meta-gradient. Writes weights, a
     checkpoint, the progress as CSV and as a picture, and the settings into the output folder.
-    `--preset NAME` starts from a recipe (`optim4rl list presets`), whose options the others then
+    `--recipe NAME` starts from a recipe (`optim4rl list recipes`), whose options the others then
     change.
 
     Attributes:
         out: output folder.
-        optimizer: learned optimizer to train; `optim4rl list optimizers` names them.
-        tasks: tasks to train on, together; `optim4rl list tasks` names them.
-        learning_rate: inner learning rate alpha of each task; one value serves all.
-        step_scale: multiplies alpha, per task; one value serves all.
-        windows: K of each task; by default all have the inner updates below.
-        estimators: of each task's meta-gradient; by default all have the estimator below.
-        populations: agents M of each task; by default all have the agents below.
-        learners: of each task, "a2c" or "ppo" with their usual settings; by default its own.
-        minibatches: of each task's PPO; by default its own. A2C has 1.
-        observations: of each task, "raw" or "normalised" by each agent; by default its own.
-        value_weight: weight of the squared error of values in every learner's loss, and so in the
-            meta-objective; by default the learners' own.
-        reward_scale: multiplies each task's rewards as they usually are; one value serves all.
-        normalise_rewards: each agent scales its rewards by those that it has met.
-        width: units of the agents' dense layer; 0 is each task's own network. With several, every
-            fresh agent draws one of them. Separate networks (`mlp`) stay as they are.
-        maps: order of the observation's maps in a convolution, if not the task's own; "rows" on a
-            grid world is the paper's release.
-        envs_per_agent: environments of each agent.
-        clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
-        zero_head: whether the rule's heads start at zero; the optimizer's own choice by default.
-        start: weights to go on from, a shipped name or a file; "": fresh ones. The options must
-            describe their rule.
-        augmentation: random rescaling of the tasks, drawn for every life of an agent.
-        meta: the meta-training itself.
+        recipe: what is trained, on what, and how.
         chunk: meta-iterations between two checkpoints.
         resume: go on from the checkpoint in the output folder.
         execution: devices, memory, kernel.
-        cluster: several processes.
+        processes: several processes.
         tracker: send the progress to TensorBoard or Weights & Biases, too.
         dry_run: print what would be run and the memory that it would need, and stop.
         json: print the result as JSON.
     """
 
     out: Path
-    optimizer: str = "anchored"
-    tasks: tuple[str, ...] = ("catch",)
-    learning_rate: tuple[float, ...] = (1e-2,)
-    step_scale: tuple[float, ...] = (1.0,)
-    windows: tuple[int, ...] = ()
-    estimators: tuple[EstimatorName, ...] = ()
-    populations: tuple[int, ...] = ()
-    learners: tuple[LearnerName, ...] = ()
-    minibatches: tuple[int, ...] = ()
-    observations: tuple[Observations, ...] = ()
-    value_weight: float | None = None
-    reward_scale: tuple[float, ...] = (1.0,)
-    normalise_rewards: bool = False
-    width: tuple[int, ...] = (32,)
-    maps: MapOrder | None = None
-    envs_per_agent: int = 64
-    clip: float = 0.0
-    zero_head: bool | None = None
-    start: str = ""
-    augmentation: Annotated[Augmentation, tyro.conf.arg(name="")] = field(
-        default_factory=Augmentation
-    )
-    meta: Annotated[MetaConfig, tyro.conf.arg(name="")] = field(default_factory=MetaConfig)
+    recipe: Recipe = Recipe()
     chunk: int = 20
     resume: bool = False
-    execution: Annotated[ExecutionOptions, tyro.conf.arg(name="")] = field(
-        default_factory=ExecutionOptions
-    )
-    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = field(
-        default_factory=ClusterOptions
-    )
+    execution: ExecutionOptions = ExecutionOptions()
+    processes: ProcessOptions = ProcessOptions()
     tracker: TrackerName | None = None
     dry_run: bool = False
     json: bool = False
-
-
-def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tuple[float, ...]:
-    """One value for each task, from one value or one for each.
-
-    Raises:
-        ValueError: there are neither one nor as many as tasks, or one is not positive.
-    """
-    if len(values) not in (1, len(tasks)) or any(not 0 < x < float("inf") for x in values):
-        raise ValueError(
-            f"{name} = {values!r}: one positive number is needed, or {len(tasks)}, one a task"
-        )
-    return values * (len(tasks) // len(values))
-
-
-def build(options: TrainOptions) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
-    """The rule and the tasks that the options describe.
-
-    Raises:
-        ValueError: an option is wrong; the message names it.
-    """
-    check_fields(
-        options,
-        width=COUNT_OR_ZERO,
-        envs_per_agent=COUNT,
-        clip=NOT_NEGATIVE,
-        minibatches=COUNT,
-        value_weight=NOT_NEGATIVE,
-        chunk=COUNT,
-    )
-    own = learned_spec(options.optimizer)
-    zero_head = own.zero_head if options.zero_head is None else options.zero_head
-    spec = dataclasses.replace(own, clip=options.clip or None, zero_head=zero_head)
-    if not options.width:
-        raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
-    if not options.tasks:
-        raise ValueError("tasks = (): at least one task is needed")
-    rates = per_task("learning_rate", options.learning_rate, options.tasks)
-    scales = per_task("step_scale", options.step_scale, options.tasks)
-    rewards = per_task("reward_scale", options.reward_scale, options.tasks)
-    own_settings = _own_settings(options)
-    tasks = []
-    own_network = options.width == (0,)
-    width = options.width if len(options.width) > 1 else options.width[0]
-    for name, rate, scale, reward, its in zip(
-        options.tasks, rates, scales, rewards, own_settings, strict=True
-    ):
-        usual = default_config(name)
-        learner = _learner(
-            usual.learner,
-            its.pop("learner", None),
-            its.pop("minibatches", None),
-            options.value_weight,
-        )
-        observations = its.pop("observations", None)
-        config = dataclasses.replace(
-            usual,
-            num_envs=options.envs_per_agent,
-            maps=options.maps or usual.maps,
-            learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
-            normalise_rewards=options.normalise_rewards or usual.normalise_rewards,
-            normalise_observations=usual.normalise_observations
-            if observations is None
-            else observations == "normalised",
-        )
-        if not own_network and usual.torso != "mlp":
-            # A narrow dense network trains the rule as well as the paper's convolution does.
-            config = dataclasses.replace(config, width=width, torso="dense")
-        task = augment(make_task(config), options.augmentation)
-        tasks.append(MetaTask(task, rate * scale, **its))
-    return spec, tuple(tasks)
-
-
-def _learner(
-    learner: A2CConfig | PPOConfig,
-    name: LearnerName | None,
-    minibatches: int | None,
-    value_weight: float | None,
-) -> A2CConfig | PPOConfig:
-    """A task's usual learner, or the one of that name if it is of another kind, and its settings.
-
-    Raises:
-        ValueError: A2C is to have minibatches.
-    """
-    if name is not None and not isinstance(learner, _LEARNERS[name]):
-        learner = _LEARNERS[name](reward_scale=learner.reward_scale)
-    if isinstance(learner, PPOConfig):
-        learner = dataclasses.replace(learner, minibatches=minibatches or learner.minibatches)
-    elif minibatches not in (None, 1):
-        raise ValueError(f"minibatches = {minibatches!r}: A2C has 1; give the task the learner ppo")
-    if value_weight is None:
-        return learner
-    return dataclasses.replace(learner, value_weight=value_weight)
-
-
-def _own_settings(options: TrainOptions) -> list[dict[str, Any]]:
-    """What each task has of its own beside its rate.
-
-    Raises:
-        ValueError: there are not as many as tasks, or none.
-    """
-    own: list[dict[str, Any]] = [{} for _ in options.tasks]
-    for name, of_task in (
-        ("windows", "window"),
-        ("estimators", "estimator"),
-        ("populations", "agents"),
-        ("learners", "learner"),
-        ("minibatches", "minibatches"),
-        ("observations", "observations"),
-    ):
-        values = getattr(options, name)
-        if values and len(values) != len(own):
-            raise ValueError(f"{name} = {values!r}: {len(own)} are needed, one a task")
-        for settings, value in zip(own, values, strict=False):
-            settings[of_task] = value
-    return own
-
-
-def starting_weights(options: TrainOptions, spec: OptimizerSpec) -> MetaParameters | None:
-    """The meta-parameters that `--start` names.
-
-    Raises:
-        ValueError: there are no such weights, or they are those of another rule; the message says
-            where it differs.
-    """
-    if not options.start:
-        return None
-    weights = load_weights(options.start)
-    # What only decides fresh weights may differ.
-    there = dataclasses.replace(weights.spec, zero_head=spec.zero_head)
-    names = [field.name for field in dataclasses.fields(spec)]
-    values = [(name, getattr(there, name), getattr(spec, name)) for name in names]
-    differing = [f"{name} is {a!r} there and {b!r} here" for name, a, b in values if a != b]
-    if differing:
-        raise ValueError(f"start = {options.start!r}: another rule: {'; '.join(differing)}")
-    return weights.meta_parameters
 
 
 def run(options: TrainOptions) -> None:
@@ -309,9 +111,10 @@ def run(options: TrainOptions) -> None:
     require_tracker(options.tracker, options.out)
     compiling = CompileClock()
     first_process = jax.process_index() == 0
-    spec, tasks = build(options)
-    settings = _settings(options)
-    start = starting_weights(options, spec)
+    recipe = options.recipe
+    spec, tasks = build(recipe)
+    settings = settings_of(recipe)
+    start = starting_weights(recipe, spec)
     execution, plan = plan_execution(options, spec, tasks)
     if options.dry_run:
         if first_process:
@@ -342,7 +145,7 @@ def run(options: TrainOptions) -> None:
         print(json.dumps(summary))
     else:
         print_table("meta-training", ["", "value"], [[k, str(v)] for k, v in summary.items()])
-        print(f"next: optim4rl evaluate {weights} --task {options.tasks[0]}")
+        print(f"next: optim4rl evaluate {weights} --task {options.recipe.tasks[0]}")
 
 
 def _resumed(
@@ -361,13 +164,13 @@ def _resumed(
     """
     checkpoint = options.out / "checkpoint.safetensors"
     if not has_checkpoint(checkpoint):
-        return Resumed(init(spec, tasks, options.meta, start, execution), {})
+        return Resumed(init(spec, tasks, options.recipe.meta, start, execution), {})
     if not options.resume:
         raise ValueError(
             f"out = {str(options.out)!r}: a run is there already; --resume goes on with it, or "
             "choose another folder"
         )
-    like = jax.eval_shape(lambda: init(spec, tasks, options.meta, execution=execution))
+    like = jax.eval_shape(lambda: init(spec, tasks, options.recipe.meta, execution=execution))
     resumed = resume_checkpoint(checkpoint, like, settings, execution)
     if resumed.damage and jax.process_index() == 0:
         print(
@@ -391,66 +194,104 @@ def _meta_train(
     Raises:
         StoppedBySignalError: a signal has stopped it; the last chunk is saved.
     """
+    meta = options.recipe.meta
     first_process = jax.process_index() == 0
-    about, labels = provenance("optim4rl.meta.trainer"), task_labels(options.tasks)
     if first_process:
         remove_manifest(options.out)
-        written = json.dumps({**settings, **about}, indent=1).encode()
-        write_atomically(options.out / "settings.json", written)
-        log = ProgressLog(options.out / "progress.csv", labels, resumed.notes.get("log"))
+        written = json.dumps({**settings, **provenance("optim4rl.meta.trainer")}, indent=1)
+        write_atomically(options.out / "settings.json", written.encode())
     steps = sum(
-        t.settings(options.meta).agents
-        * make_estimator(spec, t, options.meta, execution).rollouts
+        t.settings(meta).agents
+        * make_estimator(spec, t, meta, execution).rollouts
         * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
         for t in tasks
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
-    # A damaged checkpoint is not to take the place of the good one before it.
-    done, since, best, rotate = first, started, 0.0, not resumed.damage
-    bar = progress_bar(f"meta-training {options.optimizer}", "iterations", silent=not first_process)
+    name = options.recipe.optimizer
+    bar = progress_bar(f"meta-training {name}", "iterations", silent=not first_process)
     chosen = options.tracker if first_process else None
     with (
         tracking(chosen, options.out, settings, first + 1) as tracker,
         bar as update,
         stop_in_order("the chunk is finished and saved") as stop,
     ):
-        update(first, options.meta.iterations)
-
-        def report(state: MetaState, progress: Progress) -> None:
-            nonlocal done, since, best, rotate
-            notes: dict[str, Any] = dict(about)
-            if first_process:
-                log.append(done, progress)
-                notes["log"] = log.extent
-            checkpoint = options.out / "checkpoint.safetensors"
-            save_checkpoint(checkpoint, state, settings, notes, rotate=rotate)
-            rotate, now = True, time.perf_counter()
-            rate = (int(state.iteration) - done) * steps / (now - since)
-            best = max(best, rate)
-            log_progress(tracker, done, progress, labels, rate)
-            done, since = int(state.iteration), now
-            note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
-            update(done, options.meta.iterations, note, f"{rate:,.0f} steps/s")
-            stop.number = _first_signal(stop.number)
-            if done < options.meta.iterations and not state.stopped:
-                stop.raise_if_asked()
-
+        update(first, meta.iterations)
+        keeper = _ChunkKeeper(options, settings, resumed, steps, tracker, update, stop)
         state, _ = train(
             spec,
             tasks,
-            options.meta,
+            meta,
             state=resumed.state,
             chunk=options.chunk,
-            report=report,
+            report=keeper.keep,
             execution=execution,
         )
     seconds = time.perf_counter() - started
     return state, {
         "seconds": round(seconds, 1),
         # Of the whole run, and of its fastest chunk, which had nothing to compile.
-        "env_steps_per_second": round((options.meta.iterations - first) * steps / seconds),
-        "env_steps_per_second_at_best": round(best),
+        "env_steps_per_second": round((meta.iterations - first) * steps / seconds),
+        "env_steps_per_second_at_best": round(keeper.best),
     }
+
+
+class _ChunkKeeper:
+    """Keeps every finished chunk: its log, its checkpoint, and what a terminal and a tracker show.
+
+    Args:
+        options: the command's.
+        settings: all that decides the result.
+        resumed: what the run goes on from.
+        steps: environment steps of an iteration.
+        tracker: where the progress goes, too.
+        update: of the progress bar.
+        stop: whether a signal has asked to stop.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        settings: dict[str, Any],
+        resumed: Resumed,
+        steps: int,
+        tracker: Tracker,
+        update: Callable[..., None],
+        stop: StopRequest,
+    ) -> None:
+        self._options, self._settings, self._steps = options, settings, steps
+        self._tracker, self._update, self._stop = tracker, update, stop
+        self._labels = task_labels(options.recipe.tasks)
+        self._log = None
+        if jax.process_index() == 0:
+            path = options.out / "progress.csv"
+            self._log = ProgressLog(path, self._labels, resumed.notes.get("log"))
+        # A damaged checkpoint is not to take the place of the good one before it.
+        self._rotate = not resumed.damage
+        self._done, self._since = int(resumed.state.iteration), time.perf_counter()
+        self.best = 0.0
+
+    def keep(self, state: MetaState, progress: Progress) -> None:
+        """Keep a chunk, and stop after it if a signal asked for that."""
+        notes = dict(provenance("optim4rl.meta.trainer"))
+        if self._log is not None:
+            self._log.append(self._done, progress)
+            notes["log"] = self._log.extent
+        checkpoint = self._options.out / "checkpoint.safetensors"
+        save_checkpoint(checkpoint, state, self._settings, notes, rotate=self._rotate)
+        now, done, iterations = (
+            time.perf_counter(),
+            int(state.iteration),
+            self._options.recipe.meta.iterations,
+        )
+        rate = (done - self._done) * self._steps / (now - self._since)
+        self.best = max(self.best, rate)
+        log_progress(self._tracker, self._done, progress, self._labels, rate)
+        self._rotate, self._done, self._since = True, done, now
+        note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
+        self._update(done, iterations, note, f"{rate:,.0f} steps/s")
+        self._stop.number = _first_signal(self._stop.number)
+        if done < iterations and not state.stopped:
+            self._stop.raise_if_asked()
 
 
 def _write_table(log: Path, path: Path) -> None:
@@ -481,11 +322,11 @@ def plan_execution(
             fit; the message says how to make it fit.
     """
     chosen = options.execution
-    shared = math.gcd(*(task.settings(options.meta).agents for task in tasks))
+    shared = math.gcd(*(task.settings(options.recipe.meta).agents for task in tasks))
     devices = chosen.devices or max(n for n in range(1, jax.device_count() + 1) if shared % n == 0)
     execution = Execution(agents_mesh(devices), chosen.agents_per_chunk or None, chosen.kernel)
     available = int(chosen.memory * 2**30) or available_bytes()
-    plan = choose_chunk(spec, tasks, options.meta, execution, available)
+    plan = choose_chunk(spec, tasks, options.recipe.meta, execution, available)
     # All processes run one program: that of the process with the least memory.
     chunk = int(np.min(multihost_utils.process_allgather(np.int32(plan.agents_per_chunk))))
     return dataclasses.replace(execution, agents_per_chunk=chunk), plan
@@ -516,15 +357,6 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def _settings(options: TrainOptions) -> dict[str, Any]:
-    """All that decides the result, as JSON values."""
-    values = dataclasses.asdict(options)
-    for name in ("out", "resume", "execution", "cluster", "tracker", "dry_run", "json", "chunk"):
-        del values[name]
-    settings: dict[str, Any] = json.loads(json.dumps(values))
-    return settings
-
-
 def _learned(
     options: TrainOptions,
     spec: OptimizerSpec,
@@ -534,8 +366,8 @@ def _learned(
     seconds: float,
 ) -> LearnedOptimizer:
     card = {
-        "tasks": list(options.tasks),
-        "seed": options.meta.seed,
+        "tasks": list(options.recipe.tasks),
+        "seed": options.recipe.meta.seed,
         "settings": settings,
         **provenance("optim4rl.meta.trainer"),
         "training_seconds": round(seconds, 1),

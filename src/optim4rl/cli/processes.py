@@ -21,7 +21,7 @@ COORDINATOR, PROCESSES, INDEX = (
 
 
 @dataclass(frozen=True)
-class ClusterOptions:
+class ProcessOptions:
     """Several processes that share one run; every one of them gets the same command line.
 
     Attributes:
@@ -50,7 +50,7 @@ class LostProcessError(RuntimeError):
     """A run that has lost one of its processes."""
 
 
-def join(options: ClusterOptions) -> None:
+def join(options: ProcessOptions) -> None:
     """Connect to the other processes, where there are to be others.
 
     The caller goes on in a child process; in its parent this ends with it.
@@ -105,7 +105,7 @@ def noticing_losses() -> Iterator[None]:
 
 
 def membership(
-    options: ClusterOptions, environment: Mapping[str, str]
+    options: ProcessOptions, environment: Mapping[str, str]
 ) -> tuple[str | None, int | None, int | None] | None:
     """Coordinator, number of processes and index; None where alone, Nones that JAX finds itself.
 

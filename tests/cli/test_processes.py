@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optim4rl.cli.cluster import ClusterOptions, membership
+from optim4rl.cli.processes import ProcessOptions, membership
 from optim4rl.optimizers.weights import load_weights
 
 TINY = [
@@ -166,7 +166,7 @@ JOB = {
     ],
 )
 def test_who_belongs_to_the_run(options, environment, expected):
-    assert membership(ClusterOptions(**options), environment) == expected
+    assert membership(ProcessOptions(**options), environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,4 @@ def test_who_belongs_to_the_run(options, environment, expected):
 )
 def test_what_is_missing_is_named(options, environment, message):
     with pytest.raises(ValueError, match=message):
-        membership(ClusterOptions(**options), environment)
+        membership(ProcessOptions(**options), environment)

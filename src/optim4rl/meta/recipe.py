@@ -1,0 +1,219 @@
+"""A recipe: what is meta-trained, on which tasks, and how."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
+from optim4rl.meta.augmentation import Augmentation, augment
+from optim4rl.meta.config import EstimatorName
+from optim4rl.meta.trainer import MetaConfig, MetaTask
+from optim4rl.optimizers.presets import learned_spec
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.optimizers.weights import load_weights
+from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, default_config, make_task
+
+LearnerName = Literal["a2c", "ppo"]
+Observations = Literal["raw", "normalised"]
+_LEARNERS: dict[LearnerName, type[A2CConfig] | type[PPOConfig]] = {
+    "a2c": A2CConfig,
+    "ppo": PPOConfig,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides which weights a meta-training gives.
+
+    Attributes:
+        optimizer: learned optimizer to train; `optim4rl list optimizers` names them.
+        tasks: tasks to train on, together; `optim4rl list tasks` names them.
+        learning_rate: inner learning rate alpha of each task; one value serves all.
+        step_scale: multiplies alpha, per task; one value serves all.
+        windows: K of each task; by default all have the inner updates below.
+        estimators: of each task's meta-gradient; by default all have the estimator below.
+        populations: agents M of each task; by default all have the agents below.
+        learners: of each task, "a2c" or "ppo" with their usual settings; by default its own.
+        minibatches: of each task's PPO; by default its own. A2C has 1.
+        observations: of each task, "raw" or "normalised" by each agent; by default its own.
+        value_weight: weight of the squared error of values in every learner's loss, and so in the
+            meta-objective; by default the learners' own.
+        reward_scale: multiplies each task's rewards as they usually are; one value serves all.
+        normalise_rewards: each agent scales its rewards by those that it has met.
+        width: units of the agents' dense layer; 0 is each task's own network. With several, every
+            fresh agent draws one of them. Separate networks (`mlp`) stay as they are.
+        maps: order of the observation's maps in a convolution, if not the task's own; "rows" on a
+            grid world is the paper's release.
+        envs_per_agent: environments of each agent.
+        clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
+        zero_head: whether the rule's heads start at zero; the optimizer's own choice by default.
+        start: weights to go on from, a shipped name or a file; "": fresh ones. The options must
+            describe their rule.
+        augmentation: random rescaling of the tasks, drawn for every life of an agent.
+        meta: the meta-training itself.
+    """
+
+    optimizer: str = "anchored"
+    tasks: tuple[str, ...] = ("catch",)
+    learning_rate: tuple[float, ...] = (1e-2,)
+    step_scale: tuple[float, ...] = (1.0,)
+    windows: tuple[int, ...] = ()
+    estimators: tuple[EstimatorName, ...] = ()
+    populations: tuple[int, ...] = ()
+    learners: tuple[LearnerName, ...] = ()
+    minibatches: tuple[int, ...] = ()
+    observations: tuple[Observations, ...] = ()
+    value_weight: float | None = None
+    reward_scale: tuple[float, ...] = (1.0,)
+    normalise_rewards: bool = False
+    width: tuple[int, ...] = (32,)
+    maps: MapOrder | None = None
+    envs_per_agent: int = 64
+    clip: float = 0.0
+    zero_head: bool | None = None
+    start: str = ""
+    augmentation: Augmentation = Augmentation()
+    meta: MetaConfig = MetaConfig()
+
+
+def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tuple[float, ...]:
+    """One value for each task, from one value or one for each.
+
+    Raises:
+        ValueError: there are neither one nor as many as tasks, or one is not positive.
+    """
+    if len(values) not in (1, len(tasks)) or any(not 0 < x < float("inf") for x in values):
+        raise ValueError(
+            f"{name} = {values!r}: one positive number is needed, or {len(tasks)}, one a task"
+        )
+    return values * (len(tasks) // len(values))
+
+
+def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
+    """The rule and the tasks that a recipe describes.
+
+    Raises:
+        ValueError: a field is wrong; the message names it.
+    """
+    check_fields(
+        recipe,
+        width=COUNT_OR_ZERO,
+        envs_per_agent=COUNT,
+        clip=NOT_NEGATIVE,
+        minibatches=COUNT,
+        value_weight=NOT_NEGATIVE,
+        chunk=COUNT,
+    )
+    own = learned_spec(recipe.optimizer)
+    zero_head = own.zero_head if recipe.zero_head is None else recipe.zero_head
+    spec = dataclasses.replace(own, clip=recipe.clip or None, zero_head=zero_head)
+    if not recipe.width:
+        raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
+    if not recipe.tasks:
+        raise ValueError("tasks = (): at least one task is needed")
+    rates = per_task("learning_rate", recipe.learning_rate, recipe.tasks)
+    scales = per_task("step_scale", recipe.step_scale, recipe.tasks)
+    rewards = per_task("reward_scale", recipe.reward_scale, recipe.tasks)
+    own_settings = _own_settings(recipe)
+    tasks = []
+    own_network = recipe.width == (0,)
+    width = recipe.width if len(recipe.width) > 1 else recipe.width[0]
+    for name, rate, scale, reward, its in zip(
+        recipe.tasks, rates, scales, rewards, own_settings, strict=True
+    ):
+        usual = default_config(name)
+        learner = _learner(
+            usual.learner,
+            its.pop("learner", None),
+            its.pop("minibatches", None),
+            recipe.value_weight,
+        )
+        observations = its.pop("observations", None)
+        config = dataclasses.replace(
+            usual,
+            num_envs=recipe.envs_per_agent,
+            maps=recipe.maps or usual.maps,
+            learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
+            normalise_rewards=recipe.normalise_rewards or usual.normalise_rewards,
+            normalise_observations=usual.normalise_observations
+            if observations is None
+            else observations == "normalised",
+        )
+        if not own_network and usual.torso != "mlp":
+            # A narrow dense network trains the rule as well as the paper's convolution does.
+            config = dataclasses.replace(config, width=width, torso="dense")
+        task = augment(make_task(config), recipe.augmentation)
+        tasks.append(MetaTask(task, rate * scale, **its))
+    return spec, tuple(tasks)
+
+
+def _learner(
+    learner: A2CConfig | PPOConfig,
+    name: LearnerName | None,
+    minibatches: int | None,
+    value_weight: float | None,
+) -> A2CConfig | PPOConfig:
+    """A task's usual learner, or the one of that name if it is of another kind, and its settings.
+
+    Raises:
+        ValueError: A2C is to have minibatches.
+    """
+    if name is not None and not isinstance(learner, _LEARNERS[name]):
+        learner = _LEARNERS[name](reward_scale=learner.reward_scale)
+    if isinstance(learner, PPOConfig):
+        learner = dataclasses.replace(learner, minibatches=minibatches or learner.minibatches)
+    elif minibatches not in (None, 1):
+        raise ValueError(f"minibatches = {minibatches!r}: A2C has 1; give the task the learner ppo")
+    if value_weight is None:
+        return learner
+    return dataclasses.replace(learner, value_weight=value_weight)
+
+
+def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
+    """What each task has of its own beside its rate.
+
+    Raises:
+        ValueError: there are not as many as tasks, or none.
+    """
+    own: list[dict[str, Any]] = [{} for _ in recipe.tasks]
+    for name, of_task in (
+        ("windows", "window"),
+        ("estimators", "estimator"),
+        ("populations", "agents"),
+        ("learners", "learner"),
+        ("minibatches", "minibatches"),
+        ("observations", "observations"),
+    ):
+        values = getattr(recipe, name)
+        if values and len(values) != len(own):
+            raise ValueError(f"{name} = {values!r}: {len(own)} are needed, one a task")
+        for settings, value in zip(own, values, strict=False):
+            settings[of_task] = value
+    return own
+
+
+def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> MetaParameters | None:
+    """The meta-parameters that `--start` names.
+
+    Raises:
+        ValueError: there are no such weights, or they are those of another rule; the message says
+            where it differs.
+    """
+    if not recipe.start:
+        return None
+    weights = load_weights(recipe.start)
+    # What only decides fresh weights may differ.
+    there = dataclasses.replace(weights.spec, zero_head=spec.zero_head)
+    names = [field.name for field in dataclasses.fields(spec)]
+    values = [(name, getattr(there, name), getattr(spec, name)) for name in names]
+    differing = [f"{name} is {a!r} there and {b!r} here" for name, a, b in values if a != b]
+    if differing:
+        raise ValueError(f"start = {recipe.start!r}: another rule: {'; '.join(differing)}")
+    return weights.meta_parameters
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """All that decides the result, as JSON values."""
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return settings
