@@ -93,7 +93,7 @@ def test_episodes_go_back_to_their_own_first_state(pendulum: Any) -> None:
 
 def test_names_are_the_packages_own() -> None:
     """Every body of ours is one of Brax's, every task of ours one of Playground's."""
-    make_brax("hopper")  # Imports it quietly.
+    make_brax("inverted_double_pendulum")  # Imports it quietly.
     make_playground("CartpoleBalance")
     from brax import envs
     from mujoco_playground import dm_control_suite
