@@ -28,6 +28,13 @@ from tally import BAD, GOOD, Tally, write_table  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Free the programs that a file compiled: files share few, and together they take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_addoption(parser):
     parser.addoption("--faults-table", metavar="FILE", help="write the counts of fault tests there")
 

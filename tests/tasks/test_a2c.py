@@ -236,12 +236,6 @@ def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return run()
 
 
-def test_probe_constant_reward() -> None:
-    """One step, reward 1: the value of the only observation is 1."""
-    _, values = learn(probe_task(Probe(lambda time, seen, action: (1.0, True))))
-    assert values[2] == pytest.approx(1.0, abs=0.1)
-
-
 def test_probe_delayed_reward() -> None:
     """Reward 1 on the second step: worth gamma at the first observation, 1 at the second."""
     _, values = learn(probe_task(Probe(lambda time, seen, action: (time == 1, time == 1))))

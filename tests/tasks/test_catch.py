@@ -1,12 +1,14 @@
 """Catch must be bsuite's game, move for move."""
 
 import itertools
+from typing import Any
 
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_a2c import quick_jit
 
 from optim4rl.tasks.environments.catch import Catch
 
@@ -23,15 +25,15 @@ def test_every_possible_game_equals_gymnax() -> None:
     actions = jnp.asarray(np.tile(plans, (catch.columns, 1)).T)
     key = jax.random.key(0)
 
-    _, ours = catch.reset_env(key, params)
+    _, ours = jax.jit(catch.reset_env)(key, params)
     ours = jax.tree.map(lambda leaf: jnp.full(len(columns), leaf), ours)
     ours = ours._replace(ball_column=jnp.asarray(columns))
-    _, theirs = reference.reset_env(key, reference_params)
+    _, theirs = jax.jit(reference.reset_env)(key, reference_params)
     theirs = jax.tree.map(lambda leaf: jnp.full(len(columns), leaf), theirs)
     theirs = theirs.replace(ball_x=jnp.asarray(columns))
 
-    @jax.jit
-    def differences(ours, theirs, action):
+    @quick_jit
+    def differences(ours, theirs, action):  # type: ignore[no-untyped-def]
         board, ours, reward, landed, _ = jax.vmap(catch.step_env, (None, 0, 0, None))(
             key, ours, action, params
         )
@@ -56,13 +58,18 @@ def test_every_possible_game_equals_gymnax() -> None:
     assert set(np.unique(reward)) == {-1.0, 1.0}
 
 
+def reset(environment: Any, keys: jax.Array, params: Any) -> Any:
+    """Of many games."""
+    return quick_jit(jax.vmap(environment.reset, (0, None)))(keys, params)
+
+
 def test_first_boards_equal_gymnax() -> None:
     """A reset shows the ball on top of a column and the paddle at the bottom's middle."""
     reference, reference_params = gymnax.make("Catch-bsuite")
     catch = Catch()
     keys = jax.random.split(jax.random.key(0), 200)
-    boards, states = jax.vmap(catch.reset, (0, None))(keys, catch.default_params)
-    theirs, their_states = jax.vmap(reference.reset, (0, None))(keys, reference_params)
+    boards, states = reset(catch, keys, catch.default_params)
+    theirs, their_states = reset(reference, keys, reference_params)
     for column in range(5):
         ours = np.unique(np.asarray(boards)[states.ball_column == column], axis=0)
         expected = np.unique(np.asarray(theirs)[their_states.ball_x == column], axis=0)
@@ -75,7 +82,7 @@ def test_the_ball_starts_in_each_column_alike() -> None:
     """Chi-square over 5 columns; 23.5 is its 0.9999 quantile at 4 degrees of freedom."""
     keys = jax.random.split(jax.random.key(1), 50_000)
     catch = Catch()
-    _, states = jax.vmap(catch.reset, (0, None))(keys, catch.default_params)
+    _, states = reset(catch, keys, catch.default_params)
     counts = np.bincount(np.asarray(states.ball_column), minlength=5)
     assert len(counts) == 5
     assert np.sum((counts - 10_000.0) ** 2 / 10_000.0) < 23.5

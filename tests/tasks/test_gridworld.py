@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from scipy import stats
+from test_a2c import quick_jit
 
 from optim4rl.tasks.environments.gridworld import (
     GRID_WORLDS,
@@ -45,12 +46,13 @@ def play(world: GridWorld, envs: int, steps: int, seed: int) -> dict[str, Any]:
         }
         return carried, record
 
-    first_key, run_key = jax.random.split(jax.random.key(seed))
-    _, states = jax.vmap(world.reset_env, (0, None))(jax.random.split(first_key, envs), params)
-    _, records = jax.jit(lambda s, k: jax.lax.scan(step, s, k))(
-        states, jax.random.split(run_key, steps)
-    )
-    recorded: dict[str, Any] = jax.tree.map(np.asarray, records)
+    @quick_jit
+    def run(key: jax.Array) -> Any:
+        first_key, run_key = jax.random.split(key)
+        _, states = jax.vmap(world.reset_env, (0, None))(jax.random.split(first_key, envs), params)
+        return jax.lax.scan(step, states, jax.random.split(run_key, steps))[1]
+
+    recorded: dict[str, Any] = jax.tree.map(np.asarray, run(jax.random.key(seed)))
     return recorded
 
 
@@ -133,7 +135,7 @@ def test_reset_is_uniform_over_arrangements() -> None:
     world = GridWorld(GridWorldConfig(2, 3, objects, max_steps=5))
     keys = jax.random.split(KEY, 60_000)
     params = world.default_params
-    states = jax.jit(lambda keys: jax.vmap(world.reset_env, (0, None))(keys, params)[1])(keys)
+    states = quick_jit(lambda keys: jax.vmap(world.reset_env, (0, None))(keys, params)[1])(keys)
     cells = np.column_stack([states.agent, states.objects])
     arrangements, counts = np.unique(cells, axis=0, return_counts=True)
     assert len(arrangements) == 6 * 5 * 4
@@ -147,7 +149,7 @@ def repeat_step(
     """Take one step from one state many times; return the objects' cells and the terminations."""
     state = GridWorldState(jnp.int32(0), jnp.int32(agent), jnp.asarray(objects, jnp.int32))
 
-    @jax.jit
+    @quick_jit
     def step(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, after, _, terminated, _ = jax.vmap(world.step_env, (0, None, None, None))(
             keys, state, action, world.default_params
@@ -238,9 +240,13 @@ def test_the_nine_actions() -> None:
     """From the middle of 3 x 3, action a leads to cell a."""
     world = GridWorld(GridWorldConfig(3, 3, (), max_steps=5))
     state = GridWorldState(jnp.int32(0), jnp.int32(4), jnp.zeros(0, jnp.int32))
-    _, after, reward, terminated, _ = jax.vmap(world.step_env, (None, None, 0, None))(
-        KEY, state, jnp.arange(world.num_actions, dtype=jnp.int32), world.default_params
-    )
+
+    @quick_jit
+    def every(actions: jax.Array) -> Any:
+        step = jax.vmap(world.step_env, (None, None, 0, None))
+        return step(KEY, state, actions, world.default_params)
+
+    _, after, reward, terminated, _ = every(jnp.arange(world.num_actions, dtype=jnp.int32))
     np.testing.assert_array_equal(after.agent, np.arange(9))
     assert not reward.any()
     assert not terminated.any()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import equinox as eqx
@@ -79,6 +79,12 @@ def test_equal_configs_share_one_task() -> None:
 
 def play(task: Task, key: int = 2) -> Any:
     """A fresh agent, its gradient and the recorded rollout of the same key."""
+    return player(task)(jax.random.key(key))
+
+
+@lru_cache
+def player(task: Task) -> Any:
+    """The program of `play`, compiled once for each task."""
 
     @quick_jit
     def run(key: jax.Array) -> Any:
@@ -86,7 +92,7 @@ def play(task: Task, key: int = 2) -> Any:
         actor = task.init_actor(jax.random.key(0))
         return params, learn(task, params, actor, key), task.transitions(params, actor, key)
 
-    return run(jax.random.key(key))
+    return run
 
 
 def learn(task: Task, params: Any, actor: Any, key: jax.Array) -> Any:

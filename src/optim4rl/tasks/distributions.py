@@ -63,7 +63,7 @@ class Categorical:
 
     @property
     def uniforms(self) -> int:
-        """One, where `jax.random.categorical` takes one for each logit."""
+        """One for each action; `jax.random.categorical` takes one for each logit."""
         return 1
 
     def sample(
@@ -77,7 +77,7 @@ class Categorical:
         return functools.reduce(jnp.add, steps, jnp.zeros(threshold.shape, jnp.int32))
 
     def squash(self, raw: Int[Array, "*batch E"]) -> Int[Array, "*batch E"]:
-        """They are what the environment takes."""
+        """Environments take discrete actions as they are."""
         return raw
 
     def log_prob(

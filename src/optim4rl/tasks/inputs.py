@@ -64,7 +64,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class DenseInputs:
-    """Observations `[batch, *shape]` of which nothing is known."""
+    """Observations `[batch, *shape]` of any floats."""
 
     shape: tuple[int, ...]
     maps: MapOrder
@@ -123,7 +123,7 @@ class DenseInputs:
 def shifted_images(
     images: Float[Array, "*batch height width channels"],
 ) -> Float[Array, "*batch height width shifted"]:
-    """Lay what the four taps of a 2 x 2 kernel see side by side, zeros beyond the far edges."""
+    """Concatenate the inputs of a 2 x 2 kernel's four taps; zeros beyond the far edges."""
     height, width = images.shape[-3:-1]
     padded = jnp.pad(images, [(0, 0)] * (images.ndim - 3) + [(0, 1), (0, 1), (0, 0)])
     shifts = [padded[..., i : i + height, j : j + width, :] for i in (0, 1) for j in (0, 1)]

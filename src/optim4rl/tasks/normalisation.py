@@ -1,4 +1,4 @@
-"""Running statistics that an agent keeps of what it meets, to bring it to a common scale."""
+"""Running statistics that normalise an agent's observations and rewards."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# A scaled reward never exceeds this: the first rewards of a sparse task meet a scale of zeros.
+# Scaled rewards are clipped to this: before the first rewards of a sparse task the scale is 0.
 REWARD_LIMIT = 10.0
-# So far from the mean, in deviations, an observation is held.
+# Observations are clipped this many standard deviations from the mean.
 OBSERVATION_LIMIT = 10.0
 _EPSILON = 1e-8
 
@@ -22,12 +22,12 @@ class Moments(NamedTuple):
 
 
 def init_moments(shape: tuple[int, ...]) -> Moments:
-    """Nothing seen."""
+    """Moments before anything is seen."""
     return Moments(jnp.float32(0.0), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
 def update_moments(moments: Moments, batch: Float[Array, "batch *shape"]) -> Moments:
-    """The moments of what was seen before and the batch together (Chan, Golub, LeVeque 1979)."""
+    """Add a batch to the moments (Chan, Golub, LeVeque 1979)."""
     size = jnp.float32(batch.shape[0])
     mean, variance = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
     seen = moments.seen + size
@@ -43,7 +43,7 @@ def update_moments(moments: Moments, batch: Float[Array, "batch *shape"]) -> Mom
 
 
 class RunningReturns(NamedTuple):
-    """What the scale of an agent's rewards comes from.
+    """Statistics of an agent's returns, which scale its rewards.
 
     Attributes:
         discounted: in each environment the discounted sum of the rewards so far,
@@ -56,7 +56,7 @@ class RunningReturns(NamedTuple):
 
 
 def init_returns(num_envs: int) -> RunningReturns:
-    """Nothing seen."""
+    """Statistics before anything is seen."""
     return RunningReturns(jnp.zeros(num_envs, jnp.float32), init_moments(()))
 
 
@@ -69,7 +69,7 @@ def scale_rewards(
     """Divide a rollout's rewards by the standard deviation of all discounted sums so far.
 
     As `NormalizeReward` of Gymnasium does, but once for a whole rollout; the scaled rewards are
-    held to `[-REWARD_LIMIT, REWARD_LIMIT]`.
+    clipped to `[-REWARD_LIMIT, REWARD_LIMIT]`.
     """
 
     def accumulate(total: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -84,10 +84,9 @@ def scale_rewards(
 
 
 def normalise(moments: Moments, x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Bring to mean 0 and variance 1 by what was seen before, within `OBSERVATION_LIMIT`.
+    """Bring to mean 0 and variance 1 by the moments, and clip to `OBSERVATION_LIMIT`.
 
-    The last axes of `x` are those of the moments. As long as nothing was seen, only the limit
-    applies.
+    The last axes of `x` are those of the moments. Before anything is seen, only clip.
     """
     scale = jnp.where(moments.seen > 0, jax.lax.rsqrt(moments.variance + _EPSILON), 1.0)
     lead = (1,) * (x.ndim - scale.ndim)

@@ -39,7 +39,7 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
 
     @property
     def default_params(self) -> EnvParams:
-        """Gymnax's own time limit, which no game lasts long enough to meet."""
+        """Gymnax's own time limit; every game ends before it."""
         return EnvParams(max_steps_in_episode=1000)
 
     @property
@@ -87,7 +87,7 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
     def step_from(
         self, uniforms: Float[Array, "0"], state: CatchState, action: Int[Array, ""] | int
     ) -> tuple[CatchState, Float[Array, ""], Bool[Array, ""]]:
-        """A step is free of chance."""
+        """A step is deterministic."""
         paddle = jnp.clip(state.paddle_column + action - 1, 0, self.columns - 1)
         state = CatchState(state.time + 1, state.ball_column, paddle)
         landed = state.time == self.rows - 1

@@ -1,4 +1,4 @@
-"""Many copies of one environment stepped side by side, with what a learner needs of each step."""
+"""Many copies of one environment, stepped together, and what a learner needs of each step."""
 
 import contextlib
 import math
@@ -74,9 +74,15 @@ class Vectorized(Protocol):
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], Any]:
-        """All randomness of so many steps, which are the leading axis of every leaf.
+        """Draw all random numbers of a rollout; steps are the leading axis of every leaf.
 
-        So many uniform numbers for each action to be sampled with, and the environments' chance.
+        Args:
+            key: source of the numbers.
+            steps: steps of the rollout.
+            numbers: uniform numbers that sampling one action takes.
+
+        Returns:
+            The numbers for the actions, and what the environments' steps take.
         """
 
     def step(
@@ -89,15 +95,15 @@ class Vectorized(Protocol):
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """At least so many steps separate two truncations; None if there never is one."""
+        """The least number of steps between two truncations; None if nothing is truncated."""
 
     def unpack(self, observation: Num[Array, "..."]) -> Float[Array, "env *observation"]:
-        """The observations of all environments as the environment itself writes them."""
+        """Observations in the form that the environment itself gives them."""
 
 
 @contextlib.contextmanager
 def numpys_rules() -> Iterator[None]:
-    """Types and ranks mix as in NumPy, as code that is not ours expects, whatever is forbidden."""
+    """Let types and ranks mix as in NumPy: code of other packages expects it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -112,7 +118,7 @@ class GymnaxVector:
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """Nothing is known about when a stranger truncates."""
+        """1: nothing is known about when a gymnax environment truncates."""
         return 1
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
@@ -127,7 +133,7 @@ class GymnaxVector:
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], Key[Array, "steps env"]]:
-        """The chance is a key for every step and environment."""
+        """Environments take one key for each step."""
         key_actions, key_steps = jax.random.split(key)
         actions = jax.random.uniform(key_actions, (steps, numbers, self.num_envs))
         return actions, jax.random.split(key_steps, (steps, self.num_envs))
@@ -155,15 +161,15 @@ class GymnaxVector:
         return VectorState(inner, observation.astype(jnp.float32), episode_return), result
 
     def unpack(self, observation: Float[Array, "..."]) -> Float[Array, "env *observation"]:
-        """They are as they should be."""
+        """Nothing to do."""
         return observation
 
 
 @dataclass(frozen=True)
 class SparseVector:
-    """A `SparseEnvironment`; environments are the last axis everywhere, observations `[ones, env]`.
+    """A `SparseEnvironment`. The last axis is the environments'; observations are `[ones, env]`.
 
-    Its operations, over the few things in a world, then run along contiguous memory.
+    So operations over the few things in a world run along contiguous memory.
     """
 
     environment: SparseEnvironment
@@ -173,7 +179,7 @@ class SparseVector:
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """The environment knows."""
+        """The environment tells."""
         return self.environment.steps_between_truncations(self.params)
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
@@ -185,7 +191,7 @@ class SparseVector:
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], Float[Array, "steps chance env"]]:
-        """The chance is the uniform numbers of a step and, after them, of a reset."""
+        """Environments take the uniform numbers of a step and, after them, of a reset."""
         total = numbers + self.environment.step_uniforms + self.environment.reset_uniforms
         drawn = uniforms(key, (steps, total, self.num_envs))
         return drawn[:, :numbers], drawn[:, numbers:]
@@ -230,6 +236,6 @@ class SparseVector:
 def running_returns(
     state: VectorState, reward: Float[Array, "env"], done: Bool[Array, "env"]
 ) -> tuple[Float[Array, "env"], Float[Array, "env"]]:
-    """The returns of the episodes that go on, and of those that ended; 0 where there is none."""
+    """Returns of the episodes that go on, and of those that ended; 0 elsewhere."""
     total = state.episode_return + reward
     return jnp.where(done, 0.0, total), jnp.where(done, total, 0.0)

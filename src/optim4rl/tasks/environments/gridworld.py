@@ -183,7 +183,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     def step_from(
         self, uniforms: Float[Array, "objects"], state: GridWorldState, action: Int[Array, ""]
     ) -> tuple[GridWorldState, Float[Array, ""], Bool[Array, ""]]:
-        """Where u < p, u / p is uniform again, so that a number serves for end, return and cell."""
+        """One number decides end, return and cell: given u < p, u / p is uniform again."""
         reward, end, respawn = np.asarray(self.config.objects, np.float32).reshape(-1, 3).T
         agent = self._move(state.agent, action)
         collected = state.objects == agent
@@ -209,7 +209,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         return jnp.where(cell < config.cells, where, len(maps) * size)
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
-        """Every episode has the whole time limit before it."""
+        """The time limit."""
         return time_limit(params)
 
     def get_obs(

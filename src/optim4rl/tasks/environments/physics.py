@@ -66,7 +66,7 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
 
     @property
     def name(self) -> str:
-        """As users write it."""
+        """The name that users write."""
         return self.label
 
     @property
@@ -86,7 +86,7 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
         self, key: PRNGKeyArray, params: EnvParams
     ) -> tuple[Float[Array, "size"], PhysicsState]:
         """The body at rest, with the simulator's own noise."""
-        with _its_own_ways():
+        with _permissive():
             state = self.simulator.reset(key)
         return state.obs, PhysicsState(state, jnp.int32(0))
 
@@ -99,8 +99,8 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
     ) -> tuple[
         Float[Array, "size"], PhysicsState, Float[Array, ""], Bool[Array, ""], dict[str, Any]
     ]:
-        """One step of the simulation, which takes no chance."""
-        with _its_own_ways():
+        """One step of the simulation, which is deterministic."""
+        with _permissive():
             after = self.simulator.step(state.simulator, action)
         following = PhysicsState(after, state.time + 1)
         reward = jnp.asarray(after.reward, jnp.float32)
@@ -117,9 +117,9 @@ class Replayed(NamedTuple):
 
 @dataclass(frozen=True)
 class PhysicsVector:
-    """Simulated bodies, each of which starts every episode from its own first state.
+    """Simulated bodies. Each starts all its episodes from its own first state.
 
-    So does Brax's own training: a reset is a copy.
+    A reset is then a copy, as in Brax's own training.
     """
 
     environment: Physics
@@ -141,13 +141,13 @@ class PhysicsVector:
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], None]:
-        """Bodies take no chance."""
+        """Simulators take no random numbers."""
         return jax.random.uniform(key, (steps, numbers, self.num_envs)), None
 
     def step(
         self, chance: None, state: VectorState, actions: Float[Array, "env actuators"]
     ) -> tuple[VectorState, StepResult]:
-        """Step all, and go back to the start where an episode ended."""
+        """Step all. Where an episode ended, go back to its first state."""
         episodes: Replayed = state.environment
         key = jax.random.key(0)  # Gymnax wants one; nothing is drawn from it.
         observation, after, reward, terminated, _ = jax.vmap(
@@ -165,13 +165,13 @@ class PhysicsVector:
         return VectorState(episodes._replace(state=following), seen, episode_return), result
 
     def unpack(self, observation: Float[Array, "env size"]) -> Float[Array, "env size"]:
-        """They are as they should be."""
+        """Nothing to do."""
         return observation
 
 
 @contextlib.contextmanager
-def _its_own_ways() -> Iterator[None]:
-    """Simulators mix types and ranks and use what is deprecated, whatever the program forbids."""
+def _permissive() -> Iterator[None]:
+    """Let simulators mix types and ranks and use deprecated names, silently."""
     with numpys_rules(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -221,10 +221,10 @@ def make_playground(name: str) -> Physics:
 
 @contextlib.contextmanager
 def _importing(name: str, extra: str) -> Iterator[None]:
-    """Import quietly what may not be installed.
+    """Import an optional package quietly.
 
-    Brax says at every import that it is no longer maintained, MJX what it could not find, and
-    MuJoCo writes a file into the working folder where a body's own description is out of date.
+    At every import Brax warns that it is not maintained, and MJX lists what it did not find. MuJoCo
+    writes a file into the working folder where a body's description is out of date.
     """
     try:
         with (

@@ -13,12 +13,12 @@ TimeLimit = Literal["terminal", "bootstrap"]
 
 @runtime_checkable
 class SparseEnvironment(Protocol):
-    """An environment of few ones among zeros, whose chance is a function of uniform numbers.
+    """An environment whose observations are few ones among zeros, and which takes uniform numbers.
 
     The numbers of a whole rollout are drawn at once, and networks look the ones up instead of
-    multiplying by the zeros. Its gymnax methods must obey the same law: `step_env` and `reset_env`
-    are `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All of the
-    methods are those of ONE environment; vmap over many.
+    multiplying by the zeros. The gymnax methods must give the same: `step_env` and `reset_env` are
+    `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All methods are for
+    ONE environment; vmap over many.
 
     Attributes:
         step_uniforms: how many numbers a step takes.
@@ -36,7 +36,7 @@ class SparseEnvironment(Protocol):
     def step_from(
         self, uniforms: Float[Array, "step_uniforms"], state: Any, action: Int[Array, ""]
     ) -> tuple[Any, Float[Array, ""], Bool[Array, ""]]:
-        """One step without a reset: the state after it, its reward, and whether that is the end."""
+        """One step without a reset: the next state, the reward, and whether the episode ended."""
 
     def is_truncated(self, state: Any, params: EnvParams) -> Bool[Array, "..."]:
         """Gymnax's: whether the time limit is reached, of one state or elementwise of many."""
@@ -45,13 +45,13 @@ class SparseEnvironment(Protocol):
         """Where the flattened observation is 1; its size stands for "nowhere"."""
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
-        """At least so many steps separate two truncations; None if there never is one."""
+        """The least number of steps between two truncations; None if nothing is truncated."""
 
 
 def is_sparse(environment: object) -> bool:
-    """Whether to trust the interface.
+    """Whether the environment offers the interface for itself.
 
-    A subclass that changes a gymnax method inherits the others, so it has to define `ones` anew.
+    A subclass may change gymnax's methods and inherit these, so it has to define `ones` anew.
     """
     return isinstance(environment, SparseEnvironment) and "ones" in vars(type(environment))
 
