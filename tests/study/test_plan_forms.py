@@ -313,7 +313,7 @@ TABLE = f"{HEADER}|---|---|---|---|\n| GRU | REPLACE | LSTM | return |\n"
         ('{"ablated_part": "GRU", "action": "REPLACE by LSTM"}', "REPLACE by LSTM"),
         ('{"ablated_part": "GRU", "action": "REPLACE; Replacement: LSTM"}', "Replacement"),
         ('{"a": ' * 5_000, "line 1"),
-        ("{}", "names no part"),
+        ("{}", "no list 'ablations'"),
         (ENTRY + "\n" + FIELDS, "fields or a table too"),
         (TABLE + "\n" + ENTRY, "fields or a table too"),
         (TABLE + "\n" + FIELDS, "labelled fields too"),

@@ -47,7 +47,7 @@ from optim4rl.study.comparison import (
     write_comparison,
 )
 from optim4rl.study.manifest import remove_manifest, write_manifest
-from optim4rl.study.plan import read_plan
+from optim4rl.study.mapping import MappedPlan
 from optim4rl.study.planner.text import one_line
 from optim4rl.study.pools import Workers
 from optim4rl.study.provenance import provenance
@@ -107,11 +107,9 @@ class AblateOptions:
 def ablate(options: AblateOptions) -> None:
     """The command `ablate`."""
     require_tracker(options.tracker, options.out)
-    read_plan(options.plan)  # A path that cannot be read is named before anything else.
+    plan = MappedPlan.read(options.plan)  # What cannot be read is named before anything else.
     settings = _settings(options)
-    study = lay_out(
-        options.plan.read_bytes(), options.scale, settings, skip_unmapped=options.skip_unmapped
-    )
+    study = lay_out(plan, options.scale, settings, skip_unmapped=options.skip_unmapped)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
     config = {"scale": options.scale, **dataclasses.asdict(settings)}
     with locked(options.out):

@@ -30,8 +30,8 @@ from optim4rl.study.cells import (
     unpack_identity,
 )
 from optim4rl.study.manifest import check_files
-from optim4rl.study.mapping import MappedAblation, map_plan, require_mapped
-from optim4rl.study.plan import Plan, PlanError, parse_plan
+from optim4rl.study.mapping import MappedAblation, MappedPlan, require_mapped
+from optim4rl.study.plan import Plan, PlanError
 from optim4rl.study.pool import Job, Pool
 from optim4rl.study.pools import Workers, open_pool
 from optim4rl.study.provenance import package_versions as package_versions, provenance
@@ -94,17 +94,21 @@ OnProgress = Callable[[int, int, str], None]
 
 
 def lay_out(
-    source: bytes, scale: str, settings: StudySettings, *, skip_unmapped: bool = False
+    plan: bytes | MappedPlan,
+    scale: str,
+    settings: StudySettings,
+    *,
+    skip_unmapped: bool = False,
 ) -> Study:
-    """Read a plan and decide what to run.
+    """Decide what to run of a plan, given as it was mapped or as bytes.
 
     Raises:
         PlanError: the plan cannot be read, or asks for something the study does not know, or for
             what the reference has at this scale.
     """
-    plan = parse_plan(source)
-    mapped = map_plan(plan)
-    runnable = require_mapped(mapped, skip_unmapped)
+    if isinstance(plan, bytes):
+        plan = MappedPlan.parse(plan)
+    runnable = require_mapped(plan.mapped, skip_unmapped)
     comparisons = {"reference": Comparison("reference", "Optim4RL", "reference", REFERENCE)}
     for comparison in _replacements(runnable):
         if _changes_something(comparison.variant, settings):
@@ -125,7 +129,9 @@ def lay_out(
     )
     identity = any("identity" in entry.metric_keys for entry in runnable)
     variants = tuple(comparisons.values())
-    return Study(source, plan, mapped, variants, identity, scale, settings, skip_unmapped)
+    return Study(
+        plan.source, plan.plan, plan.mapped, variants, identity, scale, settings, skip_unmapped
+    )
 
 
 def _replacements(ablations: Sequence[MappedAblation]) -> Iterator[Comparison]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from optim4rl.study.cells import Cell, ClassicalCell, IdentityCell, cell_to_dict
+from optim4rl.study.mapping import MappedPlan
 from optim4rl.study.planner.text import PlannerError
 from optim4rl.study.runner import Study, lay_out, report_cells, tuning_cells
 from optim4rl.study.settings import SCALES
@@ -60,11 +61,11 @@ class Cost:
     measured: int
 
 
-def predict(source: bytes, jobs: int, measured: Measured | None = None) -> list[Cost]:
+def predict(plan: bytes | MappedPlan, jobs: int, measured: Measured | None = None) -> list[Cost]:
     """The cost, at every scale, of all that a study can run of a plan.
 
     Args:
-        source: the plan's bytes.
+        plan: the plan, or its bytes.
         jobs: worker processes.
         measured: times of finished cells (`read_measured`), used where a cell does the same work.
 
@@ -74,8 +75,10 @@ def predict(source: bytes, jobs: int, measured: Measured | None = None) -> list[
     """
     if jobs < 1:
         raise PlannerError(f"jobs = {jobs!r}: at least one worker is needed")
+    if isinstance(plan, bytes):
+        plan = MappedPlan.parse(plan)
     return [
-        _predict(lay_out(source, scale, settings, skip_unmapped=True), jobs, measured or {})
+        _predict(lay_out(plan, scale, settings, skip_unmapped=True), jobs, measured or {})
         for scale, settings in SCALES.items()
     ]
 
