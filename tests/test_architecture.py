@@ -19,22 +19,19 @@ FLOORS = {
     "fields": set(),
     "files": set(),
     "optimizers": {"cpp", "fields", "files"},
-    "torch": {"optimizers"},
+    "torch": {"cpp", "optimizers"},
     "tasks": {"cpp", "fields"},
     "jobs": {"fields", "files"},
-    "plans": set(),
+    "plans": {"fields", "optimizers"},
     "meta": {"__init__", "fields", "files", "optimizers", "tasks"},
     "evaluation": {"__init__", "fields", "optimizers", "tasks"},
+    "benchmark": {"fields", "files", "optimizers", "tasks", "jobs", "evaluation"},
 }
-LOWER = set(FLOORS)
-FLOORS |= {
-    "benchmark": LOWER - {"torch", "plans", "meta"} | {"__init__", "study"},
-    "study": LOWER - {"torch"} | {"__init__", "benchmark"},
-    "pages": LOWER - {"torch"} | {"__init__", "benchmark", "study", "cli"},
-    "cli": LOWER - {"torch"} | {"__init__", "benchmark", "study", "pages"},
-    "__init__": {"optimizers"},
-    "__main__": {"cli"},
-}
+FLOORS["study"] = set(FLOORS) - {"cpp", "torch"}
+FLOORS["pages"] = FLOORS["study"] | {"study"}
+FLOORS["cli"] = FLOORS["pages"] | {"pages", "__init__"}
+FLOORS["__init__"] = {"optimizers"}
+FLOORS["__main__"] = {"cli"}
 CORE = ("__init__", "cpp", "fields", "files", "optimizers")
 CORE_DEPENDENCIES = {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
 TORCH_DEPENDENCIES = {"jaxtyping", "torch"}

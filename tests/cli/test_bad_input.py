@@ -29,8 +29,8 @@ from optim4rl.meta.trainer import MetaConfig
 from optim4rl.optimizers.rule import OptimizerSpec, spec_to_dict
 from optim4rl.optimizers.weight_files import WeightsError, weights_as_bytes
 from optim4rl.optimizers.weights import load_weights, untrained
+from optim4rl.plans.planner.propose import Limits
 from optim4rl.study import identity
-from optim4rl.study.planner.propose import Limits
 from optim4rl.study.settings import SMOKE, EvaluationSettings, StudySettings, TrainingSettings
 from optim4rl.tasks import TaskConfig
 from optim4rl.tasks.a2c import A2CConfig

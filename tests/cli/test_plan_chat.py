@@ -297,9 +297,9 @@ BAD_ANSWERS = {
     "thoughts alone": (says("<think>hm"), "empty"),
     "declined": (says("I'm sorry, I can't help with that."), "no ablation"),
     "no plan": (says('{"answer": 42}'), "no list 'ablations'"),
-    "no ablations": (says('{"ablations": []}'), "one or more"),
-    "numbers": (says('{"ablations": [1, 2]}'), "no object with a string 'part'"),
-    "nothing": (says(plan_of(ablation("", title=""))), "no ablation"),
+    "no ablations": (says('{"ablations": []}'), "list of ablations is empty"),
+    "numbers": (says('{"ablations": [1, 2]}'), "expected an object, not 1"),
+    "nothing": (says(plan_of(ablation("", title=""))), "names no part"),
     "too many": (says(plan_of(*[ablation(f"part {i}") for i in range(300)])), "300 ablations"),
     "surrogates": (says("\ud800 \udfff"), "no ablation"),
     "garbage": (says("lorem ipsum " * 40_000), "no ablation"),
@@ -497,7 +497,7 @@ def test_a_key_that_no_header_can_hold(monkeypatch, serve, capsys):
 
 
 def test_a_missing_client_library_is_named(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "optim4rl.study.planner.chat", raising=False)
+    monkeypatch.delitem(sys.modules, "optim4rl.plans.planner.chat", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)
     assert "optim4rl[planner]" in refused(capsys)
 

@@ -124,6 +124,28 @@ def test_words_from_a_plan_do_not_style_the_terminal(capsys):
     assert "[/red] [link=x]y[/]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "words", [["show", PLAN], ["show", PLAN, "--json"], ["score", PLAN, "--against", PLAN]]
+)
+def test_text_is_read_without_jax(words):
+    program = (
+        "import sys\nfrom optim4rl.cli.main import main\nmain(sys.argv[1:])\n"
+        "print([x for x in ('jax', 'optax', 'scipy', 'optim4rl.tasks') if x in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plan", *map(str, words)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_show_prints_as_json_is_a_plan(capsys):
+    shown, _ = told(capsys, "plan", "show", str(PLAN))
+    Path("p.json").write_text(json.dumps(shown))
+    assert read_plan("p.json") == read_plan(PLAN)
+    assert told(capsys, "plan", "show", "p.json")[0] == shown
+
+
 @pytest.mark.slow
 def test_a_proposed_plan_is_run_as_a_study():
     """From nothing but the install to a report, whatever words name a replacement."""

@@ -1,8 +1,16 @@
 """The registries of components and metrics agree with themselves."""
 
+import dataclasses
+
 import pytest
 
+from optim4rl.meta.meta_gradient import VALIDATIONS
+from optim4rl.meta.resets import RESET_SCHEDULES
+from optim4rl.optimizers.networks import CELL_KINDS
+from optim4rl.optimizers.processing import PROCESSINGS
+from optim4rl.optimizers.structures import STRUCTURES
 from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS
+from optim4rl.study.variant import REFERENCE
 
 BY_KEY = {component.key: component for component in COMPONENTS}
 
@@ -23,3 +31,17 @@ def test_registry_is_consistent() -> None:
 def test_unknown_choice() -> None:
     with pytest.raises(KeyError, match=r"cell.*tanh"):
         BY_KEY["cell"].choice("tanh")
+
+
+def test_the_registry_agrees_with_what_a_study_runs() -> None:
+    """It repeats names that stand beside JAX code, so that a plan is read without JAX."""
+    assert {c.field: c.study for c in COMPONENTS} == dataclasses.asdict(REFERENCE)
+    runs = {
+        "structure": STRUCTURES,
+        "processing": PROCESSINGS,
+        "cell": CELL_KINDS,
+        "resets": RESET_SCHEDULES,
+        "validation": VALIDATIONS,
+    }
+    for field, values in runs.items():
+        assert {choice.value for choice in BY_KEY[field].choices} <= {*values}

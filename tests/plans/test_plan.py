@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from optim4rl.study.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
+
+from optim4rl.plans.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
 
 PLANS = Path(__file__).parent / "plans"
 PUBLISHED = Path(__file__).parents[2] / "plans" / "optim4rl.md"
@@ -560,7 +561,7 @@ def test_mutations_of_the_published_plan(data: st.DataObject) -> None:
 # As users run it: without the suite's type checks, which cost more time than the reading.
 SECONDS = """
 import json, sys, time
-from optim4rl.study.plan import PlanError, parse_plan
+from optim4rl.plans.plan import PlanError, parse_plan
 
 def seconds(data):
     start = time.process_time()

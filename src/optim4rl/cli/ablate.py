@@ -46,11 +46,11 @@ from optim4rl.pages.comparison import (
 from optim4rl.pages.study import write_report
 from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
 from optim4rl.pages.words import interval, number
-from optim4rl.plans.plan import read_plan
+from optim4rl.plans.mapping import MappedPlan
+from optim4rl.plans.planner.text import one_line
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
 from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.layout import lay_out, load_study
-from optim4rl.study.planner.text import one_line
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, run_study
 from optim4rl.study.settings import SCALES, IdentityScale, StudySettings
@@ -105,11 +105,9 @@ class AblateOptions:
 def ablate(options: AblateOptions) -> None:
     """The command `ablate`."""
     require_tracker(options.tracker, options.out)
-    read_plan(options.plan)  # A path that cannot be read is named before anything else.
+    plan = MappedPlan.read(options.plan)  # What cannot be read is named before anything else.
     settings = _settings(options)
-    study = lay_out(
-        options.plan.read_bytes(), options.scale, settings, skip_unmapped=options.skip_unmapped
-    )
+    study = lay_out(plan, options.scale, settings, skip_unmapped=options.skip_unmapped)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
     config = {"scale": options.scale, **dataclasses.asdict(settings)}
     with locked(options.out):

@@ -1,27 +1,30 @@
-"""`optim4rl plan`: show, propose, score and lint ablation plans."""
+"""`optim4rl plan`: show, propose, score and lint ablation plans.
+
+Text is read without JAX: what needs it is imported where it is used.
+"""
 
 import json
 import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from optim4rl.cli.runtime import print_table, require_file_name
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
-from optim4rl.files.atomic import write_atomically
-from optim4rl.plans.mapping import MappedAblation, map_plan, plan_as_dict
-from optim4rl.plans.plan import Plan, read_plan
-from optim4rl.study.cost import Cost, Measured, predict, read_measured
+from optim4rl.plans.mapping import MappedAblation, MappedPlan, map_plan, plan_as_dict
+from optim4rl.plans.planner.catalogue import catalogue_plan
+from optim4rl.plans.planner.method import Method, method_of, read_method
+from optim4rl.plans.planner.propose import Chat, Limits, Proposal, Record, Usage, propose
+from optim4rl.plans.planner.render import normalise, render_plan, unmapped
+from optim4rl.plans.planner.score import Score, pairs, score_plan
+from optim4rl.plans.planner.text import PlannerError, one_line
 from optim4rl.study.lint import Finding, lint
-from optim4rl.study.planner.catalogue import catalogue_plan
-from optim4rl.study.planner.method import Method, method_of, read_method
-from optim4rl.study.planner.propose import Chat, Limits, Proposal, Record, Usage, propose
-from optim4rl.study.planner.render import normalise, render_plan, unmapped
-from optim4rl.study.planner.score import Score, pairs, score_plan
-from optim4rl.study.planner.text import PlannerError, one_line
+
+if TYPE_CHECKING:
+    from optim4rl.study.cost import Cost
 
 CATALOGUE = "catalogue"
 
@@ -41,13 +44,12 @@ class ShowOptions:
 
 def show(options: ShowOptions) -> None:
     """The command `plan show`."""
-    plan = read_plan(options.plan)
-    mapped = map_plan(plan)
+    read = MappedPlan.read(options.plan)
     if options.json:
-        print(json.dumps(plan_as_dict(plan, mapped), indent=1))
+        print(json.dumps(plan_as_dict(read.plan, read.mapped), indent=1))
         return
-    print(one_line(plan.title))
-    for entry in mapped:
+    print(one_line(read.plan.title))
+    for entry in read.mapped:
         _show_ablation(entry)
 
 
@@ -101,6 +103,8 @@ class ProposeOptions:
 
 def propose_plan(options: ProposeOptions) -> None:
     """The command `plan propose`."""
+    from optim4rl.files.atomic import write_atomically
+
     check_fields(options, timeout=POSITIVE, retries=COUNT_OR_ZERO)
     require_file_name("out", options.out)
     limits = Limits(
@@ -130,7 +134,7 @@ def _method(options: ProposeOptions) -> Method:
 
 def _chat(options: ProposeOptions) -> Chat:
     try:
-        from optim4rl.study.planner.chat import ChatModel
+        from optim4rl.plans.planner.chat import ChatModel
     except ModuleNotFoundError as error:
         raise PlannerError(
             f"model = {one_line(options.model)!r}: chat models need more packages "
@@ -195,8 +199,8 @@ def score(options: ScoreOptions) -> None:
     """The command `plan score`."""
     if not options.plans:
         raise PlannerError("plans: one or more plan files are needed")
-    reference = read_plan(options.against)
-    scores = {path: score_plan(read_plan(path), reference) for path in options.plans}
+    wanted = MappedPlan.read(options.against).mapped
+    scores = {path: score_plan(MappedPlan.read(path).mapped, wanted) for path in options.plans}
     if options.json:
         print(json.dumps([_score_values(path, entry) for path, entry in scores.items()], indent=1))
         return
@@ -263,12 +267,10 @@ class LintOptions:
 def lint_plan(options: LintOptions) -> None:
     """The command `plan lint`."""
     check_fields(options, jobs=COUNT)
-    plan = read_plan(options.plan)
-    measured: Measured = read_measured(options.measured) if options.measured else {}
-    mapped = map_plan(plan)
-    findings = lint(mapped)
+    plan = MappedPlan.read(options.plan)
+    findings = lint(plan.mapped)
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
-    costs = predict(options.plan.read_bytes(), jobs, measured) if pairs(mapped) else []
+    costs = _costs(plan, jobs, options.measured)
     if options.json:
         values = {"findings": list(map(asdict, findings)), "costs": list(map(asdict, costs))}
         print(json.dumps(values, indent=1))
@@ -278,11 +280,21 @@ def lint_plan(options: LintOptions) -> None:
         sys.exit(1)
 
 
-def _print_lint(plan: Plan, findings: tuple[Finding, ...], costs: list[Cost], jobs: int) -> None:
-    rows = [
-        [f"{f.ablation}. {plan.ablations[f.ablation - 1].part}", f.kind, f.message]
-        for f in findings
-    ]
+def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
+    """What a study of the plan costs at every scale; empty where it can run nothing of it."""
+    if measured is None and not pairs(plan.mapped):
+        return []
+    from optim4rl.study.cost import predict, read_measured
+
+    times = read_measured(measured) if measured else {}
+    return predict(plan, jobs, times) if pairs(plan.mapped) else []
+
+
+def _print_lint(
+    plan: MappedPlan, findings: tuple[Finding, ...], costs: "list[Cost]", jobs: int
+) -> None:
+    parts = [entry.ablation.part for entry in plan.mapped]
+    rows = [[f"{f.ablation}. {parts[f.ablation - 1]}", f.kind, f.message] for f in findings]
     if rows:
         _print_table("what is wrong", ["ablation", "kind", "what"], rows)
     else:

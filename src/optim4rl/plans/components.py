@@ -24,8 +24,9 @@ class Component:
     Attributes:
       key: its name in commands and reports.
       field: the field of a study's variant that it sets.
-      reference: the field's value in the published method; None where the study's own reference
-        variant decides.
+      reference: the field's value in the published method, which no plan can ask for as a
+        replacement; None where every value may be one.
+      study: the field's value in the study's own reference (`variant.REFERENCE`).
       phrases: what names the component in prose.
       description: what the method does there, in one sentence.
       choices: every value of the field that can be asked for, the reference included.
@@ -38,6 +39,7 @@ class Component:
     key: str
     field: str
     reference: str | None
+    study: str
     phrases: tuple[str, ...]
     description: str
     choices: tuple[Choice, ...]
@@ -56,6 +58,11 @@ class Component:
                 return choice
         raise KeyError(f"component {self.key!r} has no value {value!r}")
 
+    @property
+    def alternatives(self) -> tuple[Choice, ...]:
+        """The choices that differ from the study's reference."""
+        return tuple(choice for choice in self.choices if choice.value != self.study)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -71,6 +78,7 @@ COMPONENTS: Final = (
         key="structure",
         field="structure",
         reference="adaptive",
+        study="adaptive",
         phrases=(
             "optimizer structure",
             "optimizer architecture",
@@ -149,6 +157,7 @@ COMPONENTS: Final = (
         key="processing",
         field="processing",
         reference="sign_log",
+        study="sign_log",
         phrases=(
             "gradient processing",
             "processing of gradient",
@@ -233,6 +242,7 @@ COMPONENTS: Final = (
         key="resets",
         field="resets",
         reference="staggered",
+        study="staggered",
         phrases=(
             "pipeline training",
             "agent reset",
@@ -293,6 +303,7 @@ COMPONENTS: Final = (
         key="cell",
         field="cell",
         reference="gru",
+        study="gru",
         phrases=(
             "gru",
             "gru cell",
@@ -327,6 +338,7 @@ COMPONENTS: Final = (
         key="validation",
         field="validation",
         reference=None,
+        study="dense",
         phrases=(
             "validation rollout",
             "dense validation",
@@ -359,6 +371,7 @@ COMPONENTS: Final = (
         key="environments",
         field="environments",
         reference=None,
+        study="many",
         phrases=(
             "environments per agent",
             "number of environments",
@@ -397,6 +410,7 @@ COMPONENTS: Final = (
         key="width",
         field="width",
         reference=None,
+        study="narrow",
         phrases=("agent width", "width", "network width", "agent network", "agent network width"),
         description=(
             "The agents of meta-training have a dense layer of some width, which need not be that "
@@ -422,6 +436,7 @@ COMPONENTS: Final = (
         key="life",
         field="life",
         reference=None,
+        study="whole",
         phrases=("life length", "lifetime", "life", "lifespan", "life span"),
         description=(
             "How long an agent lives before its reset decides which ages the optimizer has seen: "

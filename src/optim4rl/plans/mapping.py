@@ -14,10 +14,11 @@ What is not recognised is reported with a reason, never guessed.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Component
-from optim4rl.plans.plan import Ablation, Action, Plan, PlanError
+from optim4rl.plans.plan import Ablation, Action, Plan, PlanError, parse_plan, read_plan_bytes
 from optim4rl.plans.words import covered_words, normalised_words
 
 _HEAD: Final = re.compile(r"[^(\[:]*")  # a name, before what explains it
@@ -77,6 +78,44 @@ class MappedAblation:
     def metric_keys(self) -> tuple[str, ...]:
         """The keys of the metrics to report, each once."""
         return tuple(dict.fromkeys(m.key for m in self.metrics if m.key is not None))
+
+
+@dataclass(frozen=True)
+class MappedPlan:
+    """A plan that was read and mapped once, for everything that is done with it.
+
+    Attributes:
+      source: the plan's bytes.
+      plan: what was read of them.
+      mapped: what each of its ablations names.
+    """
+
+    source: bytes
+    plan: Plan
+    mapped: tuple[MappedAblation, ...]
+
+    @classmethod
+    def parse(cls, source: bytes) -> "MappedPlan":
+        """Reads a plan from its bytes.
+
+        Raises:
+          PlanError: `parse_plan` refuses it.
+        """
+        plan = parse_plan(source)
+        return cls(source, plan, map_plan(plan))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "MappedPlan":
+        """Reads the plan file at `path`.
+
+        Raises:
+          PlanError: `read_plan` refuses it.
+        """
+        source = read_plan_bytes(path)
+        try:
+            return cls.parse(source)
+        except PlanError as error:
+            raise PlanError(f"plan {str(path)!r}: {error}") from None
 
 
 def map_plan(plan: Plan) -> tuple[MappedAblation, ...]:

@@ -104,6 +104,8 @@ def _plan(values: list[object]) -> Plan:
     if len(values) == 1 and isinstance(first, list):
         return _plan_of("", "", first)
     if not (isinstance(first, dict) and any(name in first for name in _LISTS)):
+        if isinstance(first, dict) and not any(_field(key) in FIELDS for key in first):
+            raise PlanError("its JSON has no list 'ablations', and is no ablation")
         return _plan_of("", "", values)
     if len(values) > 1:
         raise PlanError("it holds several JSON plans; expected one object with 'ablations'")

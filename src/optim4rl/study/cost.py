@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.store import finished_jobs
+from optim4rl.plans.mapping import MappedPlan
+from optim4rl.plans.planner.text import PlannerError
 from optim4rl.study.layout import Study, lay_out
-from optim4rl.study.planner.text import PlannerError
 from optim4rl.study.runner import expected_jobs
 from optim4rl.study.settings import SCALES
 
@@ -46,11 +47,11 @@ class Cost:
     measured: int
 
 
-def predict(source: bytes, jobs: int, measured: Measured | None = None) -> list[Cost]:
+def predict(plan: bytes | MappedPlan, jobs: int, measured: Measured | None = None) -> list[Cost]:
     """The cost, at every scale, of all that a study can run of a plan.
 
     Args:
-        source: the plan's bytes.
+        plan: the plan, or its bytes.
         jobs: worker processes.
         measured: times of finished jobs (`read_measured`), used where a job does the same work.
 
@@ -60,8 +61,10 @@ def predict(source: bytes, jobs: int, measured: Measured | None = None) -> list[
     """
     if jobs < 1:
         raise PlannerError(f"jobs = {jobs!r}: at least one worker is needed")
+    if isinstance(plan, bytes):
+        plan = MappedPlan.parse(plan)
     return [
-        _predict(lay_out(source, scale, settings, skip_unmapped=True), jobs, measured or {})
+        _predict(lay_out(plan, scale, settings, skip_unmapped=True), jobs, measured or {})
         for scale, settings in SCALES.items()
     ]
 

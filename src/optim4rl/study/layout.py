@@ -12,8 +12,8 @@ from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import StoreError
-from optim4rl.plans.mapping import MappedAblation, map_plan, require_mapped
-from optim4rl.plans.plan import Plan, PlanError, parse_plan
+from optim4rl.plans.mapping import MappedAblation, MappedPlan, require_mapped
+from optim4rl.plans.plan import Plan, PlanError
 from optim4rl.study.cells import Training, does_the_same
 from optim4rl.study.results import RowKind
 from optim4rl.study.settings import StudySettings
@@ -58,17 +58,21 @@ class Study:
 
 
 def lay_out(
-    source: bytes, scale: str, settings: StudySettings, *, skip_unmapped: bool = False
+    plan: bytes | MappedPlan,
+    scale: str,
+    settings: StudySettings,
+    *,
+    skip_unmapped: bool = False,
 ) -> Study:
-    """Read a plan and decide what to run.
+    """Decide what to run of a plan, given as it was mapped or as bytes.
 
     Raises:
         PlanError: the plan cannot be read, or asks for something the study does not know, or for
             what the reference has at this scale.
     """
-    plan = parse_plan(source)
-    mapped = map_plan(plan)
-    runnable = require_mapped(mapped, skip_unmapped)
+    if isinstance(plan, bytes):
+        plan = MappedPlan.parse(plan)
+    runnable = require_mapped(plan.mapped, skip_unmapped)
     candidates = {"reference": Candidate("reference", "Optim4RL", "reference", REFERENCE)}
     for candidate in _replacements(runnable):
         if _changes_something(candidate.variant, settings):
@@ -89,7 +93,9 @@ def lay_out(
     )
     identity = any("identity" in entry.metric_keys for entry in runnable)
     variants = tuple(candidates.values())
-    return Study(source, plan, mapped, variants, identity, scale, settings, skip_unmapped)
+    return Study(
+        plan.source, plan.plan, plan.mapped, variants, identity, scale, settings, skip_unmapped
+    )
 
 
 def _replacements(ablations: Sequence[MappedAblation]) -> Iterator[Candidate]:

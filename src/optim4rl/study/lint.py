@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from optim4rl.plans.mapping import MappedAblation
-from optim4rl.study.planner.render import unmapped
-from optim4rl.study.planner.score import pairs
-from optim4rl.study.planner.text import one_line
-from optim4rl.study.variant import REFERENCE
+from optim4rl.plans.planner.render import unmapped
+from optim4rl.plans.planner.score import pairs
+from optim4rl.plans.planner.text import one_line
 
 Kind = Literal["unmapped", "reference", "duplicate", "metric", "action", "replacement"]
 
@@ -54,8 +53,8 @@ def _references(entry: MappedAblation) -> list[str]:
     """Replacements, named by the plan, that leave the reference as it is."""
     if entry.component is None:
         return []
-    reference = getattr(REFERENCE, entry.component.field)
-    return [one_line(m.text, 80) for m in entry.replacements if m.text and m.key == reference]
+    study = entry.component.study
+    return [one_line(m.text, 80) for m in entry.replacements if m.text and m.key == study]
 
 
 def _missing(number: int, entry: MappedAblation) -> Iterator[Finding]:

@@ -9,14 +9,14 @@ from optim4rl.study.store import put_result
 
 from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.plan import Ablation, Plan, PlanError, read_plan
+from optim4rl.plans.planner.catalogue import catalogue_plan
+from optim4rl.plans.planner.method import method_of
+from optim4rl.plans.planner.render import normalise, render_plan
+from optim4rl.plans.planner.score import Score, score_plan
+from optim4rl.plans.planner.text import PlannerError
 from optim4rl.study.cells import CellResult, LearnedCell, cell_to_dict
 from optim4rl.study.cost import CELL_SECONDS, predict, read_measured
 from optim4rl.study.lint import lint
-from optim4rl.study.planner.catalogue import catalogue_plan
-from optim4rl.study.planner.method import method_of
-from optim4rl.study.planner.render import normalise, render_plan
-from optim4rl.study.planner.score import score_plan
-from optim4rl.study.planner.text import PlannerError
 from optim4rl.study.runner import lay_out, report_cells
 from optim4rl.study.settings import SCALES
 
@@ -31,19 +31,23 @@ def plan(*parts):
     return Plan("", "", tuple(ablations))
 
 
+def score_of(found: Plan, reference: Plan) -> Score:
+    return score_plan(map_plan(found), map_plan(reference))
+
+
 # Scores
 
 
 def test_the_catalogue_finds_both_ablations_of_the_published_plan():
     proposed = catalogue_plan(method_of("optim4rl"))
-    score = score_plan(proposed, REFERENCE)
+    score = score_of(proposed, REFERENCE)
     assert (score.complete, len(score.ablations)) == (2, 2)
     assert (score.hits, score.recall, score.unmapped) == (4, 1.0, 0)
     assert score.precision == 4 / len(proposed.ablations)
 
 
 def test_a_plan_finds_itself():
-    score = score_plan(REFERENCE, REFERENCE)
+    score = score_of(REFERENCE, REFERENCE)
     assert (score.precision, score.recall, score.f1, score.complete) == (1.0, 1.0, 1.0, 2)
 
 
@@ -55,7 +59,7 @@ def test_precision_recall_and_f1():
         ("cloud cover", ("rain",)),
         ("optimizer structure", ("linear update function",)),
     )
-    score = score_plan(found, REFERENCE)
+    score = score_of(found, REFERENCE)
     assert score.proposed == (
         ("structure", "linear"),
         ("structure", "star"),
@@ -73,13 +77,13 @@ def test_precision_recall_and_f1():
 
 @pytest.mark.parametrize("found", [plan(("rain", ())), plan(("validation rollout", ("dense",)))])
 def test_a_plan_that_proposes_nothing_has_no_precision(found):
-    score = score_plan(found, REFERENCE)
+    score = score_of(found, REFERENCE)
     assert (score.precision, score.recall, score.f1, score.complete) == (0.0, 0.0, 0.0, 0)
 
 
 def test_a_reference_of_nothing_known_is_refused():
     with pytest.raises(PlannerError, match="nothing of the reference"):
-        score_plan(REFERENCE, plan(("rain", ())))
+        score_of(REFERENCE, plan(("rain", ())))
 
 
 # Lint

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optim4rl.plans.mapping import MappedAblation, map_plan
-from optim4rl.plans.plan import Plan
-from optim4rl.study.planner.render import unmapped
-from optim4rl.study.planner.text import PlannerError
-from optim4rl.study.variant import REFERENCE
+from optim4rl.plans.mapping import MappedAblation
+from optim4rl.plans.planner.render import unmapped
+from optim4rl.plans.planner.text import PlannerError
 
 Pair = tuple[str, str]  # a component's key, and the value that replaces the reference's
 
@@ -69,13 +67,16 @@ class Score:
         return sum(entry.found == entry.wanted for entry in self.ablations)
 
 
-def score_plan(plan: Plan, reference: Plan) -> Score:
-    """Which of the reference's ablations the plan finds.
+def score_plan(mapped: Sequence[MappedAblation], wanted: Sequence[MappedAblation]) -> Score:
+    """Which of the reference's ablations a plan finds.
+
+    Args:
+        mapped: the plan's ablations, as `map_plan` gives them.
+        wanted: the reference plan's.
 
     Raises:
         PlannerError: a study can run nothing of the reference.
     """
-    mapped, wanted = map_plan(plan), map_plan(reference)
     proposed = pairs(mapped)
     ablations = tuple(
         Found(
@@ -98,6 +99,6 @@ def pairs(mapped: Sequence[MappedAblation]) -> tuple[Pair, ...]:
         for entry in mapped
         if entry.component is not None
         for value in entry.values
-        if value != getattr(REFERENCE, entry.component.field)
+        if value != entry.component.study
     )
     return tuple(dict.fromkeys(found))

@@ -7,7 +7,7 @@ from typing import Final
 
 from optim4rl.plans.mapping import MappedAblation, Match, map_plan
 from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan
-from optim4rl.study.planner.text import PlannerError, one_line
+from optim4rl.plans.planner.text import PlannerError, one_line
 
 MAX_ABLATIONS: Final = 200
 _MAX_VALUE: Final = 300  # characters of a part, a replacement or a metric

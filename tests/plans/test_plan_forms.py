@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from optim4rl.study.components import COMPONENTS, METRICS
-from optim4rl.study.mapping import map_plan, plan_as_dict, require_mapped
-from optim4rl.study.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
 
-from optim4rl.study.planner.render import normalise, render_plan
+from optim4rl.plans.components import COMPONENTS, METRICS
+from optim4rl.plans.mapping import map_plan, plan_as_dict, require_mapped
+from optim4rl.plans.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
+from optim4rl.plans.planner.render import normalise, render_plan
 
 PUBLISHED = Path(__file__).parents[2] / "plans" / "optim4rl.md"
 
@@ -313,7 +313,7 @@ TABLE = f"{HEADER}|---|---|---|---|\n| GRU | REPLACE | LSTM | return |\n"
         ('{"ablated_part": "GRU", "action": "REPLACE by LSTM"}', "REPLACE by LSTM"),
         ('{"ablated_part": "GRU", "action": "REPLACE; Replacement: LSTM"}', "Replacement"),
         ('{"a": ' * 5_000, "line 1"),
-        ("{}", "names no part"),
+        ("{}", "no list 'ablations'"),
         (ENTRY + "\n" + FIELDS, "fields or a table too"),
         (TABLE + "\n" + ENTRY, "fields or a table too"),
         (TABLE + "\n" + FIELDS, "labelled fields too"),

@@ -1,23 +1,21 @@
-"""What a plan is proposed for: a method's text, or one of the project's own variants."""
+"""What a plan is proposed for: a method's text, or the method that a study ablates."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from optim4rl.plans.components import COMPONENTS, Component
+from optim4rl.plans.components import COMPONENTS
 
 # The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
 from optim4rl.plans.plan_text import clean_text, decode_text, to_markdown
-from optim4rl.study.planner.text import PlannerError, one_line
-from optim4rl.study.variant import REFERENCE, Variant
+from optim4rl.plans.planner.text import PlannerError, one_line
 
 # Four times a long paper; what a chat model can read, and what one can pay for.
 MAX_CHARACTERS: Final = 200_000
 MAX_BYTES: Final = 4_000_000
 
-# The variants with a specification of their own: those that a study can take as its reference.
-VARIANTS: Final[Mapping[str, Variant]] = {"optim4rl": REFERENCE}
+# The methods that the registry describes: those that a study can take as its reference.
+OWN: Final = ("optim4rl",)
 
 _BINARY: Final = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "a gzip archive"}
 
@@ -29,12 +27,12 @@ class Method:
     Attributes:
         name: in titles.
         text: what is known of it, as plain Markdown.
-        variant: the variant that the text describes; None for a text from outside.
+        is_own: whether the registry describes it, and not a text from outside.
     """
 
     name: str
     text: str
-    variant: Variant | None = None
+    is_own: bool = False
 
 
 def read_method(path: Path) -> Method:
@@ -63,26 +61,18 @@ def read_method(path: Path) -> Method:
 
 
 def method_of(name: str) -> Method:
-    """One of the project's own variants, described by the registry.
+    """One of the project's own methods, described by the registry.
 
     Raises:
-        PlannerError: there is no such variant.
+        PlannerError: there is no such method.
     """
-    if name not in VARIANTS:
+    if name not in OWN:
         raise PlannerError(
-            f"of = {one_line(name)!r}: the methods that a study can ablate are "
-            f"{', '.join(VARIANTS)}"
+            f"of = {one_line(name)!r}: the methods that a study can ablate are {', '.join(OWN)}"
         )
-    variant = VARIANTS[name]
-    parts = [f"- {_title(c)}: {c.description} {_choice(c, variant)}" for c in COMPONENTS]
+    parts = [
+        f"- {c.phrases[0].capitalize()}: {c.description} Here: {c.choice(c.study).description}"
+        for c in COMPONENTS
+    ]
     text = "\n".join([f"# {name}", "", "A learned optimizer for reinforcement learning:", *parts])
-    return Method(name, text, variant)
-
-
-def _title(component: Component) -> str:
-    return component.phrases[0].capitalize()
-
-
-def _choice(component: Component, variant: Variant) -> str:
-    value = getattr(variant, component.field)
-    return f"Here: {component.choice(value).description}"
+    return Method(name, text, is_own=True)

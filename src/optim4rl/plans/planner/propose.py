@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, check_fields
 from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.plan import Plan
-from optim4rl.study.planner.answer import AnswerError, read_answer
-from optim4rl.study.planner.method import Method
-from optim4rl.study.planner.prompt import Message, first_messages, returned_messages
-from optim4rl.study.planner.render import unmapped
-from optim4rl.study.planner.text import PlannerError, one_line
+from optim4rl.plans.planner.answer import AnswerError, read_answer
+from optim4rl.plans.planner.method import Method
+from optim4rl.plans.planner.prompt import Message, first_messages, returned_messages
+from optim4rl.plans.planner.render import unmapped
+from optim4rl.plans.planner.text import PlannerError, one_line
 
 # Bytes to a token where nothing better is known; English text has about four.
 BYTES_PER_TOKEN = 3

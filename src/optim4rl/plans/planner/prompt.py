@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from optim4rl.study.planner.catalogue import catalogue_text
-from optim4rl.study.planner.method import Method
+from optim4rl.plans.planner.catalogue import catalogue_text
+from optim4rl.plans.planner.method import Method
 
 Message = dict[str, str]
 

@@ -9,11 +9,10 @@ from hypothesis import given, settings, strategies as st
 from optim4rl.plans.components import COMPONENTS, METRICS
 from optim4rl.plans.mapping import map_plan, require_mapped
 from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan, read_plan
-from optim4rl.study.planner.catalogue import candidates, catalogue_plan, catalogue_text
-from optim4rl.study.planner.method import MAX_CHARACTERS, Method, method_of, read_method
-from optim4rl.study.planner.render import MAX_ABLATIONS, normalise, render_plan, unmapped
-from optim4rl.study.planner.text import PlannerError, one_line
-from optim4rl.study.variant import REFERENCE
+from optim4rl.plans.planner.catalogue import candidates, catalogue_plan, catalogue_text
+from optim4rl.plans.planner.method import MAX_CHARACTERS, Method, method_of, read_method
+from optim4rl.plans.planner.render import MAX_ABLATIONS, normalise, render_plan, unmapped
+from optim4rl.plans.planner.text import PlannerError, one_line
 
 PUBLISHED = Path(__file__).parents[2] / "plans" / "optim4rl.md"
 OPTIM4RL = method_of("optim4rl")
@@ -21,7 +20,7 @@ CHOICES = {
     (component.key, choice.value)
     for component in COMPONENTS
     for choice in component.choices
-    if choice.value != getattr(REFERENCE, component.field)
+    if choice.value != component.study
 }
 
 
@@ -148,7 +147,7 @@ def test_a_missing_method_and_an_unknown_variant_are_refused_by_name(tmp_path):
 
 def test_the_variant_is_described_by_the_registry():
     for component in COMPONENTS:
-        value = getattr(REFERENCE, component.field)
+        value = component.study
         assert f"{component.description} Here: {component.choice(value).description}" in (
             OPTIM4RL.text
         )

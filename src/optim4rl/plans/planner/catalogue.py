@@ -11,14 +11,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Choice, Component
 from optim4rl.plans.plan import Ablation, Plan
+from optim4rl.plans.planner.method import Method
+from optim4rl.plans.planner.text import PlannerError
 from optim4rl.plans.words import covered_words, normalised_words
-from optim4rl.study.planner.method import Method
-from optim4rl.study.planner.text import PlannerError
-from optim4rl.study.variant import REFERENCE, Variant, replace_field, variant_spec
 
 # What is measured beside the default metrics: the identity experiment compares processings.
 FURTHER_METRICS: Final[Mapping[str, tuple[str, ...]]] = {"processing": ("identity",)}
@@ -30,10 +29,10 @@ def catalogue_text() -> str:
         {
             "part": component.phrases[0],
             "what the method does": component.description,
-            "reference": _choice_name(component, getattr(REFERENCE, component.field)),
+            "reference": component.choice(component.study).phrases[0],
             "replacements": [
                 {"name": choice.phrases[0], "meaning": choice.description}
-                for choice in _alternatives(component)
+                for choice in component.alternatives
             ],
         }
         for component in COMPONENTS
@@ -64,7 +63,7 @@ def candidates() -> tuple[Candidate, ...]:
     found = [
         Candidate(component, choice, *_touched(component.field, choice.value))
         for component in COMPONENTS
-        for choice in _alternatives(component)
+        for choice in component.alternatives
     ]
     return tuple(sorted(found, key=lambda entry: -entry.touched / entry.weights))
 
@@ -106,7 +105,7 @@ def catalogue_plan(method: Method) -> Plan:
 def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) -> Iterator[str]:
     for component in COMPONENTS:
         if component.key in named:
-            found = "" if method.variant else f" The text names it: '{named[component.key]}'."
+            found = "" if method.is_own else f" The text names it: '{named[component.key]}'."
             yield f"- {component.phrases[0]}: {component.description}{found}"
         else:
             yield f"- {component.phrases[0]}: left out, for the text does not name it."
@@ -122,7 +121,7 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
 
 def _named_components(method: Method) -> dict[str, str]:
     """The components that the method has, each with the phrase of the registry that names it."""
-    if method.variant is not None:
+    if method.is_own:
         return {component.key: component.phrases[0] for component in COMPONENTS}
     named = {}
     sentences = [normalised_words(sentence) for sentence in _sentences(method.text)]
@@ -152,23 +151,18 @@ def _sentences(text: str) -> Iterator[str]:
             yield " ".join(words[start : start + _PIECE])
 
 
-def _alternatives(component: Component) -> list[Choice]:
-    reference = getattr(REFERENCE, component.field)
-    return [choice for choice in component.choices if choice.value != reference]
-
-
-def _choice_name(component: Component, value: str) -> str:
-    return component.choice(value).phrases[0]
-
-
 def _reference_name() -> str:
-    names = [_choice_name(c, getattr(REFERENCE, c.field)) for c in COMPONENTS]
+    names = [component.choice(component.study).phrases[0] for component in COMPONENTS]
     return f"the study's reference ({', '.join(names)})"
 
 
 def _touched(field: str, value: str) -> tuple[int, int]:
     """Weights that differ under a choice, and weights in all."""
-    old, new = _weights(REFERENCE), _weights(replace_field(REFERENCE, field, value))
+    reference = {c.field: c.study for c in COMPONENTS}
+    old, new = (
+        _weights(rule["structure"], rule["processing"], rule["cell"])
+        for rule in (reference, {**reference, field: value})
+    )
     sizes = {
         name: max(math.prod(old.get(name, (0,))), math.prod(new.get(name, (0,))))
         for name in {**old, **new}
@@ -178,13 +172,17 @@ def _touched(field: str, value: str) -> tuple[int, int]:
 
 
 @cache
-def _weights(variant: Variant) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every weight of the variant's rule; nothing is computed."""
+def _weights(structure: str, processing: str, cell: Any) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every weight of a rule; nothing is computed."""
     import jax
 
-    from optim4rl.optimizers.rule import init_meta_parameters
+    from optim4rl.optimizers.processing import PROCESSINGS
+    from optim4rl.optimizers.rule import OptimizerSpec, init_meta_parameters
+    from optim4rl.optimizers.structures import STRUCTURES
 
-    spec = variant_spec(variant, clip=1.0)
+    spec = OptimizerSpec(
+        processing=PROCESSINGS[processing](), structure=STRUCTURES[structure](), cell=cell
+    )
     shapes = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
     return {
         f"{network}.{name}": array.shape

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from optim4rl.study.planner.answer import ANSWER_SCHEMA
-from optim4rl.study.planner.prompt import Message
-from optim4rl.study.planner.propose import Answer, ChatError, Usage
-from optim4rl.study.planner.text import PlannerError, one_line
+from optim4rl.plans.planner.answer import ANSWER_SCHEMA
+from optim4rl.plans.planner.prompt import Message
+from optim4rl.plans.planner.propose import Answer, ChatError, Usage
+from optim4rl.plans.planner.text import PlannerError, one_line
 
 KEY_VARIABLE: Final = "OPENAI_API_KEY"
 URL_VARIABLE: Final = "OPENAI_BASE_URL"

@@ -1,0 +1,59 @@
+"""Reading a model's answer: data, from whatever was sent, to a plan or to a reason why not."""
+
+from typing import Any, Final
+
+from optim4rl.plans.plan import Plan, PlanError, parse_plan
+from optim4rl.plans.planner.render import normalise
+from optim4rl.plans.planner.text import PlannerError
+
+# What an answer holds, for endpoints that can be told so.
+ANSWER_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "reasoning": {"type": "string"},
+        "ablations": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "title": {"type": "string"},
+                    "part": {"type": "string"},
+                    "action": {"type": "string", "enum": ["ADD", "REMOVE", "REPLACE"]},
+                    "replacements": {"type": "array", "items": {"type": "string"}},
+                    "metrics": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["title", "part", "action", "replacements", "metrics"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["reasoning", "ablations"],
+    "additionalProperties": False,
+}
+
+
+class AnswerError(ValueError):
+    """An answer that holds no plan; the message can be sent back to the model."""
+
+
+def read_answer(text: str, title: str) -> Plan:
+    """The plan in an answer: JSON, fenced or not, or a plan as Markdown.
+
+    Raises:
+        AnswerError: there is none.
+    """
+    text = _without_thoughts(text).strip()
+    if not text:
+        raise AnswerError("the answer is empty")
+    try:
+        plan = parse_plan(text)
+        return normalise(Plan(title, plan.reasoning, plan.ablations))
+    except (PlanError, PlannerError) as error:
+        raise AnswerError(f"the answer holds no plan: {error}") from error
+
+
+def _without_thoughts(text: str) -> str:
+    """The answer without what some local models think aloud before it."""
+    if text.lstrip().startswith("<think>"):
+        return text.partition("</think>")[2]
+    return text
