@@ -491,7 +491,7 @@ def test_finding_of_the_made_up_study(results: StudyResults, page: Page) -> None
 def test_six_meta_seeds_make_the_same_difference_clear(small: StudyResults) -> None:
     more = with_aucs(small, "reference", (0.90, 0.89, 0.91, 0.908, 0.905, 0.895))
     more = with_aucs(more, "untrained", (0.72, 0.66, 0.738, 0.7, 0.71, 0.69))
-    control, adam, plan, *_ = summarise(more).findings
+    control, _, plan, *_ = summarise(more).findings
     assert (control.headline, control.answer) == ("Meta-training helps.", "Yes")
     assert control.detail == "Trained, the reference clearly beats itself untrained."
     assert plan.headline == "Symmetric logarithm clearly beats the reference."
