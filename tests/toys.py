@@ -6,6 +6,7 @@ Every test that asks what the loop does with runs, or what a page says of them, 
 import dataclasses
 import json
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -15,12 +16,11 @@ from optim4rl.benchmark import loop, scale
 from optim4rl.benchmark.runs import Batch
 from optim4rl.benchmark.table import write_runs
 from optim4rl.cli.evaluate import EvaluateOptions, lay_out, make_suite
-from optim4rl.evaluation.curves import HEALTHY
 from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.fields import from_json
 from optim4rl.jobs.job import Result
-from optim4rl.jobs.store import has_result, put_result
 from optim4rl.optimizers.weights import save_weights, untrained
+from pretended import PretendedPool, curves
 
 RATES, SCALES = (0.001, 0.01, 0.1), (0.3, 1.0, 3.0)
 TASKS = ("catch", "small_dense_short")
@@ -64,54 +64,33 @@ def toy_level(batch, rate, seed):
 
 
 def toy_run(batch, level=toy_level):
-    """Flat curves."""
-    levels = [unit(batch) * level(batch, rate, seed) for rate, seed in batch.runs]
-    return {
-        "returns": np.tile(np.array(levels)[:, None], batch.rollouts),
-        "diverged_at": np.full(len(levels), HEALTHY),
-        "env_steps": np.arange(1, batch.rollouts + 1),
-    }
+    """Flat curves, as the arrays of a result."""
+    return dict(curves(batch, lambda *run: unit(batch) * level(*run)).arrays)
 
 
-class ToyPool:
-    """Makes toy runs in this process.
+def batch_of(job):
+    """The runs that a job asks for."""
+    return from_json(Batch, job.arguments)
 
-    Attributes:
-        ran: the batches that were run, in order.
+
+@contextmanager
+def playing(make_run=toy_run, before=lambda count: None):
+    """The loop has its runs made up in this process, and resamples seldom.
+
+    Args:
         make_run: what makes the arrays of a batch.
-        before: called with the number of batches that were run, before each one.
+        before: called with the number of jobs that were done, before each one.
     """
 
-    def __init__(self, make_run=toy_run):
-        self.ran, self.make_run, self.before = [], make_run, lambda count: None
+    def answer(folder, job):
+        before(len(pool.ran))
+        return Result(make_run(batch_of(job)), {})
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def run(self, jobs, on_job=lambda done, what: None):
-        for done, job in enumerate(jobs, 1):
-            assert not has_result(self.folder, job)
-            self.before(len(self.ran))
-            batch = from_json(Batch, job.arguments)
-            self.ran.append(batch)
-            put_result(self.folder, job, Result(self.make_run(batch), {"seconds": 1.0}))
-            on_job(done, job.what)
-
-    @contextmanager
-    def playing(self):
-        """The loop has its runs made here, and resamples seldom."""
-
-        def open_pool(folder, workers):
-            self.folder = folder
-            return self
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "open_pool", open_pool)
-            patch.setattr(scale, "RESAMPLES", 200)
-            yield self
+    pool = PretendedPool(answer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "open_pool", pool.open)
+        patch.setattr(scale, "RESAMPLES", 200)
+        yield pool
 
 
 def benchmark(folder, groups=(), **changes):
@@ -122,24 +101,24 @@ def benchmark(folder, groups=(), **changes):
 
 def run_toys(folder, groups=(), make_run=toy_run, **changes):
     """The results of a benchmark of toys."""
-    with ToyPool(make_run).playing():
+    with playing(make_run):
         return loop.run(benchmark(folder, groups, **changes))
 
 
-def write_curves(folder, runs, *, task="catch", labels=None):
+def write_curves(folder, runs, *, task="catch", labels=MappingProxyType({})):
     """The table of a finished command: optimizer -> the reported curves of each meta-seed."""
     rows = []
     for name, members in runs.items():
-        for meta_seed, curves in enumerate(members):
-            areas, finals = area_under_curve(curves), final_return(curves)
+        for meta_seed, found in enumerate(members):
+            areas, finals = area_under_curve(found), final_return(found)
             for run, (area, final) in enumerate(zip(areas, finals, strict=True)):
                 row = {"optimizer": name, "role": "learned", "change": "", "task": task}
-                row |= (labels or {}).get(name, {})
+                row |= labels.get(name, {})
                 row |= {"purpose": "tuned", "meta_seed": meta_seed, "setting": 1.0}
                 row |= {"step_multiple": 1.0, "seed": run, "auc": area, "final_return": final}
-                row |= {"diverged_at": int(curves.diverged_at[run])}
-                row |= {"env_steps": curves.env_steps.tolist()}
-                rows.append(row | {"returns": curves.returns[run].tolist()})
+                row |= {"diverged_at": int(found.diverged_at[run])}
+                row |= {"env_steps": found.env_steps.tolist()}
+                rows.append(row | {"returns": found.returns[run].tolist()})
     write_runs(iter(rows), folder / "runs.parquet")
 
 

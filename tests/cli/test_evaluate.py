@@ -1,4 +1,4 @@
-"""`optim4rl evaluate`: a task or a suite, one protocol, one page; it goes on, and refuses."""
+"""`optim4rl evaluate`: a task or a suite, one page; it stops, goes on, and refuses."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from optim4rl.cli.evaluate import (
 from optim4rl.cli.main import main
 from optim4rl.jobs.provenance import code_hash
 from optim4rl.optimizers.weights import save_weights, untrained
-from toys import ALPHA, ToyPool, benchmark, save_rules
+from toys import ALPHA, benchmark, playing, save_rules
 
 TOY = shlex.split(
     "--num-envs 2 --rollouts 5 --seeds 4 --tuning-seeds 2 --rates 0.001 0.01 0.1 "
@@ -51,12 +51,6 @@ def _jax_as_it_is(monkeypatch):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return save_rules(tmp_path_factory.mktemp("weights"), 3)
-
-
-@pytest.fixture
-def pool():
-    with ToyPool().playing() as pool:
-        yield pool
 
 
 # What it does
@@ -99,10 +93,11 @@ def shape(values):
     return [shape(x) for x in values] if isinstance(values, list) else type(values).__name__
 
 
-def test_a_task_is_a_suite_of_one(pool, weights, tmp_path, capsys):
+def test_a_task_is_a_suite_of_one(weights, tmp_path, capsys):
     """The same files, the same JSON, the same sections; the suite's task has its own settings."""
     for words, name in (("--task catch", "task"), ("--suite grid --only catch", "suite")):
-        main(["evaluate", weights[0], *words.split(), *TOY, "--out", str(tmp_path / name)])
+        with playing():
+            main(["evaluate", weights[0], *words.split(), *TOY, "--out", str(tmp_path / name)])
         assert [x.name for x in sorted((tmp_path / name).iterdir())] == FILES
     documents, pages, tables = (
         [read(tmp_path / name / file) for name in ("task", "suite")]
@@ -126,49 +121,51 @@ def test_a_task_is_a_suite_of_one(pool, weights, tmp_path, capsys):
     assert str(tmp_path / "task" / "results.md") in said.replace("\n", "")
 
 
-def test_without_a_folder_nothing_is_left_behind(pool, weights, tmp_path, monkeypatch, capsys):
-    here = tmp_path / "here"
-    (tmp_path / "scratch").mkdir()
+def test_without_a_folder_nothing_is_left_behind(weights, tmp_path, monkeypatch, capsys):
+    here, scratch = tmp_path / "here", tmp_path / "scratch"
     here.mkdir()
+    scratch.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    main(["evaluate", weights[0], *TOY, "--json"])
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with playing() as pool:
+        main(["evaluate", weights[0], *TOY, "--json"])
     assert json.loads(capsys.readouterr().out)["optimizers"].keys() >= {"rule-0", "adam"}
-    made = len(pool.ran)
-    assert made > 0
+    assert pool.folder.parent == scratch
 
     def fail(count):
         raise ValueError("no more")
 
-    pool.before = fail
-    with pytest.raises(SystemExit):
+    with playing(before=fail) as pool, pytest.raises(SystemExit):
         main(["evaluate", weights[0], *TOY, "--json"])
-    assert not pool.folder.exists()
-    assert not [*here.iterdir(), *(tmp_path / "scratch").iterdir()]
+    assert pool.folder.parent == scratch
+    assert not [*here.iterdir(), *scratch.iterdir()]
 
 
 def test_a_signal_stops_and_the_command_goes_on(weights, tmp_path, capsys):
     """What was run is not run again, and the files are those of an undisturbed run."""
     words = ["evaluate", weights[0], *TOY]
-    with ToyPool().playing() as whole:
+    with playing() as whole:
         main([*words, "--out", str(tmp_path / "whole")])
-    with ToyPool().playing() as pool:
-        pool.before = lambda count: count != 4 or os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(SystemExit) as exit:
-            main([*words, "--out", str(tmp_path / "stopped")])
-        assert exit.value.code == 143
-        said = capsys.readouterr().err
-        command = shlex.join(["optim4rl", *words, "--out", str(tmp_path / "stopped")])
-        assert f"stopped by SIGTERM. What is finished is kept; go on with\n  {command}\n" in said
-        assert not (tmp_path / "stopped" / "SHA256SUMS").exists()
-        pool.before = lambda count: None
+
+    def stop(count):
+        if count == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with playing(before=stop) as first, pytest.raises(SystemExit) as exit:
         main([*words, "--out", str(tmp_path / "stopped")])
-    assert pool.ran == whole.ran
+    assert exit.value.code == 143
+    said = capsys.readouterr().err
+    command = shlex.join(["optim4rl", *words, "--out", str(tmp_path / "stopped")])
+    assert f"stopped by SIGTERM. What is finished is kept; go on with\n  {command}\n" in said
+    assert not (tmp_path / "stopped" / "SHA256SUMS").exists()
+    with playing() as rest:
+        main([*words, "--out", str(tmp_path / "stopped")])
+    made = [*first.ran, *rest.ran]
+    assert [job.question for job in made] == [job.question for job in whole.ran]
     listed = [name for name in FILES if name not in ("SHA256SUMS", "jobs", "weights")]
     for name in listed:
-        assert (tmp_path / "stopped" / name).read_bytes() == (
-            tmp_path / "whole" / name
-        ).read_bytes()
+        stopped, undisturbed = (tmp_path / folder / name for folder in ("stopped", "whole"))
+        assert stopped.read_bytes() == undisturbed.read_bytes()
     sums = (tmp_path / "stopped" / "SHA256SUMS").read_text()
     assert [line.split()[1] for line in sums.splitlines()] == listed
 
@@ -289,11 +286,11 @@ def test_bad_input_is_named_and_nothing_is_started(words, messages, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_the_work(pool, tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, capsys):
     (tmp_path / "file").touch()
     for task in (["--suite", "grid"], ["--task", "catch"]):
-        with pytest.raises(SystemExit) as exit:
+        with playing() as pool, pytest.raises(SystemExit) as exit:
             main(["evaluate", *task, "--out", str(tmp_path / "file")])
         assert exit.value.code == 2
         assert str(tmp_path / "file") in capsys.readouterr().err
-    assert pool.ran == []
+        assert pool.ran == []

@@ -27,7 +27,17 @@ from optim4rl.pages.benchmark import (
 )
 from optim4rl.pages.comparison import read_run
 from optim4rl.pages.words import p_value
-from toys import LEVELS, TASKS, ToyPool, benchmark, run_toys, save_rules, toy_level, toy_run
+from toys import (
+    LEVELS,
+    TASKS,
+    batch_of,
+    benchmark,
+    playing,
+    run_toys,
+    save_rules,
+    toy_level,
+    toy_run,
+)
 
 TYPES = {
     "text": pl.String,
@@ -69,11 +79,11 @@ def recipe(weights, tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(weights, tmp_path_factory):
     """The folder of a benchmark of one rule, its results and what was run."""
-    folder, pool = tmp_path_factory.mktemp("written"), ToyPool()
-    with pool.playing():
+    folder = tmp_path_factory.mktemp("written")
+    with playing() as pool:
         results = loop.run(benchmark(folder, weights[:1]))
         write_report(results, "optim4rl evaluate --suite grid")
-    return folder, results, pool.ran
+    return folder, results, [batch_of(job) for job in pool.ran]
 
 
 # What is claimed

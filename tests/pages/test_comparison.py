@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +9,6 @@ import polars as pl
 import pytest
 from test_report import HOSTILE, make_results
 
-from documented import columns
-from optim4rl.benchmark.table import curves_of, read_runs
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.returns import area_under_curve, interquartile_mean
 from optim4rl.jobs.store import StoreError
@@ -254,26 +251,8 @@ def test_a_suite_of_0_1_0_is_read(old_columns, tmp_path):
     assert run.settings["suite"] == "grid"
 
 
-DOCS = Path(__file__).parents[2] / "docs"
-PUBLISHED = sorted((DOCS / "results").glob("*/*.parquet")) + sorted(
-    (DOCS / "studies").glob("*/*.parquet")
-)
-
-
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: str(path.relative_to(DOCS)))
-def test_published_tables_are_read(path):
-    """They are all of version 0.1.0: studies and suites."""
-    table = read_runs(path, "catch")
-    assert table.columns == columns("runs.parquet")
-    reported = table.filter((pl.col("purpose") == "tuned") & (pl.col("role") != "untrained"))
-    adam = curves_of(reported.filter(optimizer="adam", meta_seed=0, task=reported["task"][0]))
-    assert adam.returns.shape[1] == adam.env_steps.size > 1
-
-
-def test_an_evaluation_of_0_1_0_is_refused_with_what_to_do(tmp_path):
+def test_an_evaluation_of_0_1_0_is_no_finished_run(tmp_path):
     curves(0.2).to_table(optimizer="adam", meta_seed=0).write_parquet(tmp_path / "runs.parquet")
-    with pytest.raises(ValueError, match=r"no column role.*version 0\.1\.0.*run it again"):
-        read_runs(tmp_path / "runs.parquet")
     (tmp_path / "evaluation.json").write_text("[]")
     with pytest.raises(StoreError, match="no finished run is there"):
         read_run(tmp_path)

@@ -165,8 +165,8 @@ def _refuse_contradictions(options: EvaluateOptions) -> None:
     """Name options that exclude each other, and optimizers that are none or come twice."""
     if options.task is not None and options.suite is not None:
         raise ValueError(
-            f"task = {options.task!r}, suite = {options.suite!r}: give one of them; a suite has "
-            "its own tasks, and --only keeps some of them"
+            f"task = {options.task!r}, suite = {options.suite!r}: give one of them; --only keeps "
+            "some tasks of a suite"
         )
     if options.only and options.suite is None:
         raise ValueError(f"only = {options.only!r}: this is for --suite; --task names one task")

@@ -1,4 +1,4 @@
-"""The loop of every comparison: settings from tuning seeds, nothing run twice, toys read right."""
+"""The loop on toys: read as they were made, settings from tuning seeds, nothing run twice."""
 
 import json
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from optim4rl.benchmark import loop
-from optim4rl.benchmark.loop import expected_jobs
 from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
 from optim4rl.pages.benchmark import to_json, to_markdown
-from toys import ALPHA, RATES, ToyPool, benchmark, run_toys, save_rules, toy_level, toy_run
+from toys import RATES, batch_of, benchmark, playing, run_toys, save_rules, toy_level, toy_run
 
 RECORD = {"command": "optim4rl evaluate", "versions": {"jax": "0"}, "code": "c" * 64}
 
@@ -21,12 +20,10 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def played(weights, tmp_path_factory):
-    """A benchmark of one rule, its results, and what was run for them."""
-    folder, pool, seen = tmp_path_factory.mktemp("loop"), ToyPool(), []
-    with pool.playing():
-        b = benchmark(folder, weights[:1])
-        results = loop.run(b, update=lambda done, total, what: seen.append((done, total)))
-    return results, pool.ran, seen
+    """The results of a benchmark of one rule, and the batches that were run for them."""
+    with playing() as pool:
+        results = loop.run(benchmark(tmp_path_factory.mktemp("loop"), weights[:1]))
+    return results, [batch_of(job) for job in pool.ran]
 
 
 def test_toys_are_read_as_they_were_made(weights, tmp_path):
@@ -81,47 +78,27 @@ def test_every_seed_has_one_use_and_no_run_is_made_twice(played):
     assert len(counts) == 2 * 8
 
 
-def test_a_grid_of_one_value_is_not_tuned(weights, tmp_path):
-    pool = ToyPool()
-    with pool.playing():
-        alone = {"rates": (0.1,), "step_scales": (3.0,), "baselines": ("adam",)}
-        results = loop.run(benchmark(tmp_path, weights[:1], controls=False, **alone))
-    assert {c.one.rate for c in results.runs.choices["adam"]} == {0.1}
-    assert {rate for batch in pool.ran for rate, seed in batch.runs if seed >= TUNING_SEED} <= {
-        *(0.0, 0.1, 0.2, 0.4),  # no rate, and the stress test's
-        *(3 * ALPHA * scale for scale in (1.0, 2.0, 4.0)),
-    }
-    tuned = [seed for batch in pool.ran for rate, seed in batch.runs if rate]
-    assert not any(TUNING_SEED <= seed < STRESS_SEED for seed in tuned)
-
-
 def test_a_stopped_run_goes_on_and_comes_to_the_same(played, weights, tmp_path):
-    whole, made, _ = played
-    pool = ToyPool()
+    whole, made = played
+    parts = []
 
-    def stop_at(limit):
+    def stop_after(limit):
         def stop(count):
             if count >= limit:
                 raise KeyboardInterrupt
 
-        pool.before = stop
+        return stop
 
-    with pool.playing():
-        for limit in (7, len(made) - 4):
-            stop_at(limit)
-            with pytest.raises(KeyboardInterrupt):
-                loop.run(benchmark(tmp_path, weights[:1]))
-        stop_at(len(made))
-        parts = loop.run(benchmark(tmp_path, weights[:1]))
-    assert len(pool.ran) == len(made)
-    assert json.dumps(to_json(parts)) == json.dumps(to_json(whole))
-    assert to_markdown(parts, RECORD) == to_markdown(whole, RECORD)
-
-
-def test_progress_ends_at_its_total(played):
-    results, made, seen = played
-    assert seen[-1] == (len(made), len(made))
-    assert seen[0][1] == len(expected_jobs(results.benchmark)) >= len(made)
+    for limit in (7, len(made) - 11):
+        with playing(before=stop_after(limit)) as pool, pytest.raises(KeyboardInterrupt):
+            loop.run(benchmark(tmp_path, weights[:1]))
+        parts += pool.ran
+    with playing() as pool:
+        results = loop.run(benchmark(tmp_path, weights[:1]))
+    parts += pool.ran
+    assert sorted(map(str, map(batch_of, parts))) == sorted(map(str, made))
+    assert json.dumps(to_json(results)) == json.dumps(to_json(whole))
+    assert to_markdown(results, RECORD) == to_markdown(whole, RECORD)
 
 
 def test_one_setting_is_chosen_by_the_mean_over_tasks(tmp_path):
