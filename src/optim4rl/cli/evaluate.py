@@ -324,7 +324,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def estimate_values(estimate: Estimate) -> list[float | None]:
-    """Value, low and high as JSON values; None where diverged runs leave none."""
+    """Value, low and high as JSON values; None where diverged runs leave none, or one run does."""
     values = (estimate.value, estimate.low, estimate.high)
     return [float(x) if np.isfinite(x) else None for x in values]
 
@@ -334,6 +334,8 @@ def _print(rows: list[dict[str, Any]], options: EvaluateOptions) -> None:
         if values is None:
             return ""
         texts = ["diverged" if x is None else f"{x:.3f}" for x in values]
+        if values[1:] == [None, None]:
+            return f"{texts[0]} (no interval)"
         return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
     table = [

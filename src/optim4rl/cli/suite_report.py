@@ -162,7 +162,9 @@ def _caveats(results: Results) -> list[str]:
             "The best setting is at an edge of its grid, so that these may be better than shown: "
             f"{'; '.join(edges)}."
         )
-    if results.benchmark.seeds < FEW_SEEDS:
+    if results.benchmark.seeds == 1:
+        said.append("One seed shows no spread: there are no intervals, and nothing is certain.")
+    elif results.benchmark.seeds < FEW_SEEDS:
         said.append(f"{results.benchmark.seeds} seeds are few: intervals are too narrow.")
     few = [len(entry.members) for entry in results.benchmark.entries if entry.role == "learned"]
     if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
@@ -199,6 +201,8 @@ def interval(estimate: Estimate | None) -> str:
         return "-"
     if np.isnan(estimate.value):
         return "diverged"
+    if not estimate.has_interval:
+        return f"{estimate.value:.3f} (no interval)"
     low, high = ("-inf" if np.isnan(x) else f"{x:.2f}" for x in (estimate.low, estimate.high))
     return f"{estimate.value:.3f} ({low} to {high})"
 

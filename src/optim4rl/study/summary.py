@@ -204,7 +204,9 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def interval(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
-    """The 95 % interval of an estimate, "0.91 to 0.97"."""
+    """The 95 % interval of an estimate, "0.91 to 0.97", or "no interval"."""
+    if not estimate.has_interval:
+        return "no interval"
     low = number(estimate.low, decimals, signed=signed)
     return f"{low} to {number(estimate.high, decimals, signed=signed)}"
 
