@@ -14,13 +14,27 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["optim4rl.plans.plan", "optim4rl.plans.mapping", "optim4rl.plans.words"]
+    include=[
+        f"optim4rl.plans.{name}"
+        for name in (
+            *("plan", "plan_text", "plan_fields", "plan_table", "plan_json"),
+            *("ablation", "mapping", "words"),
+        )
+    ]
 ):
     from optim4rl.plans.mapping import map_plan, plan_as_dict
     from optim4rl.plans.plan import PlanError, parse_plan
 
 ROOT = Path(__file__).parents[1]
 SEEDS = [ROOT / "plans" / "optim4rl.md", *sorted((ROOT / "tests" / "plans" / "plans").iterdir())]
+# The same plan in the other forms.
+FORMS = {
+    "fields": b"- **Ablated Part**: GRU cell; **Action**: REPLACE; **Replacement**: no cell\n",
+    "table": b"| Ablated part | Action | Replacement |\n|---|---|---|\n| GRU | REPLACE | no cell |\n",
+    "lines": b'{"ablated_part": "GRU", "action": "REPLACE", "replacement": ["no cell"]}\n',
+    "answer": b'{"reasoning": "", "ablations": [{"part": "GRU", "action": "REMOVE"}]}\n',
+    "fence": b'# T\n\n```json\n[{"part": "GRU", "replacements": "LSTM; no cell"}]\n```\n',
+}
 WORDS = [
     "<!--",
     "-->",
@@ -52,6 +66,15 @@ WORDS = [
     "none",
     "#",
     "Plan",
+    "|---|",
+    "<br>",
+    "; ",
+    "[{",
+    "}]",
+    '\\"part\\":',
+    '\\"ablations\\":',
+    '\\"action\\":',
+    "\\\\|",
 ]
 LONGEST = 2_000  # bytes of an input
 # Seconds that an input may take: some, and so many for each byte, with the fuzzer looking on.
@@ -84,6 +107,8 @@ def main() -> None:
     corpus.mkdir()
     for seed in SEEDS:
         (corpus / seed.name).write_bytes(seed.read_bytes()[:LONGEST])
+    for name, text in FORMS.items():
+        (corpus / name).write_bytes(text)
     words.write_text("".join(f'"{word}"\n' for word in WORDS))
     options = {
         "max_total_time": chosen.seconds,

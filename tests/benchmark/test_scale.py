@@ -233,3 +233,12 @@ def test_what_is_learned_is_the_lead_over_the_control():
     assert standing.lead.auc.mean.value == pytest.approx(0.5)
     assert standing.learned.auc.mean.value == pytest.approx(0.75)
     assert standing.learned.mean_improvement == Estimate(1.0, 1.0, 1.0)
+
+
+def test_one_seed_has_a_scale_and_no_interval():
+    untrained, adam = np.zeros((2, 1)), np.full((2, 1), 2.0)
+    scale = make_scale({"adam": adam}, untrained)
+    assert scale.resolved.tolist() == [True, True]
+    found = normalise_scores(np.full((2, 3, 1), 1.0), scale)
+    assert [x.value for x in (*found.tasks, found.mean)] == [0.5, 0.5, 0.5]
+    assert not any(x.has_interval for x in (*found.tasks, found.mean))

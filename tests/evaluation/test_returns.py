@@ -409,6 +409,25 @@ def test_two_single_optimizers_are_compared_over_evaluation_seeds():
     assert compare(x[..., :1], y[..., :1], "RMSProp", "Adam").verdict == "not clear"
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_one_run_has_no_interval_and_is_no_evidence(tasks):
+    one, many = np.full((tasks, 1, 1), 0.9), np.full((tasks, 4, 6), 0.1)
+    assert bootstrap_interval(one).value == 0.9
+    assert not bootstrap_interval(one).has_interval
+    assert not bootstrap_interval(np.full((tasks, 1, 1), NAN)).has_interval
+    for x, y in ((one, one - 0.8), (one, many), (many, one)):
+        better, result = probability_of_improvement(x, y), compare(x, y, "X", "Y")
+        assert better.value in (0.0, 1.0)
+        assert not better.has_interval
+        assert not result.difference.has_interval
+        assert result.verdict == "not clear"
+        assert "(no interval from one run; " in result.sentence
+        assert "one run shows no spread" in result.sentence
+    for two in (many[:, :2, :1], many[:, :1, :2]):
+        assert bootstrap_interval(two).has_interval
+        assert compare(two, many, "X", "Y").improvement.has_interval
+
+
 def test_divergence_is_reported_and_judged_by_ranks():
     x, y = scores([0.7, 0.72, 0.74, 0.73]), scores([0.9, 0.91, 0.88, 0.89])
     x[0, 2, 3] = NAN

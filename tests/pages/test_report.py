@@ -678,6 +678,7 @@ def test_numbers_in_words() -> None:
     assert number(0.5, 1, signed=True) == "+0.5"
     assert number(math.nan, 3) == "diverged"
     assert interval(Estimate(0.5, math.nan, 0.61), 1) == "diverged to 0.6"
+    assert interval(Estimate(0.5, math.nan, math.nan), 1) == "no interval"
     assert [p_value(p) for p in (1.0, 0.2, 2 / 70, 0.00049, 1e-6)] == [
         *("1.00", "0.20", "0.029", "0.00049", "< 0.0001")
     ]

@@ -79,8 +79,13 @@ def make_scale(baselines: Mapping[str, TaskRuns], untrained: TaskRuns) -> Scale:
     chosen = worst_first(every.mean(axis=2)).argmax(axis=0)
     high = every[chosen, np.arange(len(chosen))]
     gaps = (high - untrained)[:, None, None, :]
-    resolved = [bootstrap_interval(gap, statistic="mean").low > 0 for gap in gaps]
+    resolved = [_is_above_zero(bootstrap_interval(gap, statistic="mean")) for gap in gaps]
     return Scale(untrained, high, tuple(names[i] for i in chosen), np.array(resolved))
+
+
+def _is_above_zero(gap: Estimate) -> bool:
+    """By the interval, or by the value where there is none: one run must do for a scale."""
+    return bool((gap.low if gap.has_interval else gap.value) > 0)
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,12 @@ def normalise_scores(
         )
     )
     resolved = [task for task in range(tasks) if scale.resolved[task]]
-    per_task = {t: percentile_estimate(value[t], resampled[:, t]) for t in resolved}
+    # The scale has one run for each seed.
+    per_task = {t: percentile_estimate(value[t], resampled[:, t], runs=seeds) for t in resolved}
     mean = None
     if resolved:
-        mean = percentile_estimate(value[resolved].mean(), resampled[:, resolved].mean(axis=1))
+        means = resampled[:, resolved].mean(axis=1)
+        mean = percentile_estimate(value[resolved].mean(), means, runs=seeds)
     return Normalised(tuple(per_task.get(t) for t in range(tasks)), mean)
 
 

@@ -44,12 +44,17 @@ class Estimate:
     """A value and its 95 % interval.
 
     NaN means "worse than any number": a NaN ``low`` says that diverged runs leave the value
-    unbounded below.
+    unbounded below. NaN at both ends says that there is no interval: one run shows no spread.
     """
 
     value: float
     low: float
     high: float
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether anything is known of the spread."""
+        return not (math.isnan(self.low) and math.isnan(self.high))
 
 
 # Scores of single runs
@@ -167,7 +172,8 @@ def bootstrap_interval(
     interval speaks of that one optimizer and says nothing about repeating its meta-training.
     With a handful of meta-seeds any percentile bootstrap is too narrow (on normal scores with 4
     meta-seeds and 6 seeds this one covers the truth about 90 % of the time, one that draws seeds
-    afresh 64 to 86 %), which is why `compare` asks for a permutation test as well.
+    afresh 64 to 86 %), which is why `compare` asks for a permutation test as well. One run on each
+    task has no interval.
 
     Args:
         scores: Normalised if there are several tasks; NaN for a diverged run.
@@ -186,7 +192,9 @@ def bootstrap_interval(
         meta_draw[:, None, :, None],
         seed_draw[:, :, None, :],
     ]
-    return percentile_estimate(apply(scores.ravel()), apply(resampled.reshape(resamples, -1)))
+    return percentile_estimate(
+        apply(scores.ravel()), apply(resampled.reshape(resamples, -1)), runs=scores[0].size
+    )
 
 
 def probability_of_improvement(
@@ -202,7 +210,7 @@ def probability_of_improvement(
     section 4.3); a diverged run loses against any number and draws against a diverged run.
     Resampling as in `bootstrap_interval`; if X and Y have equally many evaluation seeds, these are
     drawn jointly, which is right where the two share their seeds and does no harm where they
-    do not.
+    do not. Where X or Y has one run on each task there is no interval.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
@@ -214,7 +222,7 @@ def probability_of_improvement(
     wins = (x_runs > y_runs) + 0.5 * (x_runs == y_runs)
     x_counts, y_counts = _pair_counts(x.shape, y.shape, resamples, seed)
     won = np.einsum("tbj,tbj->b", x_counts @ wins, y_counts)
-    return percentile_estimate(float(wins.mean()), won / wins.size)
+    return percentile_estimate(float(wins.mean()), won / wins.size, runs=_fewest_runs(x, y))
 
 
 # Tests
@@ -399,7 +407,8 @@ def compare(
     - "clear": the interval excludes 0 and p <= 0.05;
     - "clear at this resolution": the interval excludes 0 and p is at its floor, but the floor
       itself is above 0.05 (though at most 0.2), so that these counts cannot reach 5 %;
-    - "not clear": anything else.
+    - "not clear": anything else. One run on a side shows no spread: there is no interval then, and
+      nothing is clear.
 
     If a run diverged, means do not exist and ranks take their place: the interval is that of the
     probability of improvement and must exclude 0.5, and the permutation test compares the units'
@@ -434,9 +443,9 @@ def compare(
         finding = _describe_difference(difference.value, name_x, name_y, metric)
     excludes = interval.low > null or interval.high < null
     verdict = _verdict(excludes, test)
-    reasons = _reasons(excludes, null, test)
+    reasons = _reasons(interval, null, test)
     sentence = (
-        f"{finding} (95 % interval {_number(interval.low)} to {_number(interval.high)}; "
+        f"{finding} ({_describe_interval(interval)}; "
         f"{_describe_test(test, units, on_ranks=any(diverged))}): "
         f"{'; '.join([_describe_verdict(verdict, units), *reasons])}."
     )
@@ -469,7 +478,14 @@ def _difference(x: np.ndarray, y: np.ndarray, resamples: int, seed: int) -> Esti
     tasks = x.shape[0]
     x_means = np.einsum("tbi,ti->b", x_counts, x.reshape(tasks, -1)) / x.size
     y_means = np.einsum("tbi,ti->b", y_counts, y.reshape(tasks, -1)) / y.size
-    return percentile_estimate(float(x.mean() - y.mean()), x_means - y_means)
+    return percentile_estimate(
+        float(x.mean() - y.mean()), x_means - y_means, runs=_fewest_runs(x, y)
+    )
+
+
+def _fewest_runs(x: np.ndarray, y: np.ndarray) -> int:
+    """Runs on a task, of the side that has fewer."""
+    return min(x[0].size, y[0].size)
 
 
 def _mid_ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -496,6 +512,12 @@ def _describe_difference(difference: float, name_x: str, name_y: str, metric: st
     return f"{name_x} is {direction} than {name_y} by {_number(abs(difference))} {metric}"
 
 
+def _describe_interval(interval: Estimate) -> str:
+    if not interval.has_interval:
+        return "no interval from one run"
+    return f"95 % interval {_number(interval.low)} to {_number(interval.high)}"
+
+
 def _number(value: float) -> str:
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
 
@@ -517,9 +539,11 @@ def _describe_verdict(verdict: Verdict, units: str) -> str:
     return words
 
 
-def _reasons(excludes: bool, null: float, test: PermutationTest | WelchTest) -> list[str]:
+def _reasons(interval: Estimate, null: float, test: PermutationTest | WelchTest) -> list[str]:
     reasons = []
-    if not excludes:
+    if not interval.has_interval:
+        reasons.append("one run shows no spread")
+    elif not (interval.low > null or interval.high < null):
         reasons.append(f"the interval includes {null:g}")
     if test.floor > SIGNIFICANCE:
         reasons.append(
@@ -562,11 +586,19 @@ def crossed(meta: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return counts.reshape(*seeds.shape[:2], -1)
 
 
-def percentile_estimate(value: Any, resampled: np.ndarray) -> Estimate:
+def percentile_estimate(value: Any, resampled: np.ndarray, *, runs: int) -> Estimate:
     """Returns the value with the 95 % percentile interval of its resamples.
 
     Order statistics are taken without interpolation, since -inf cannot be interpolated.
+
+    Args:
+        value: The estimate itself.
+        resampled: The same of each resample.
+        runs: Number of runs on each task, of the side that has fewest. One run shows no spread, so
+            there is no interval.
     """
+    if runs < 2:
+        return Estimate(float(value), float("nan"), float("nan"))
     ordered = np.sort(worst_first(resampled))
     tail = (1 - 0.95) / 2 * (ordered.size - 1)
     low, high = ordered[math.floor(tail)], ordered[ordered.size - 1 - math.floor(tail)]

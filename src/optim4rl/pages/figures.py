@@ -85,10 +85,14 @@ def interval_strip(
     """A mark at the estimate's value on its 95 % interval, across vertical guide lines.
 
     What diverged runs leave unbounded below reaches the left edge; a value that diverged is a cross
-    there.
+    there. Without an interval there is the mark alone.
     """
     lost = math.isnan(estimate.value)
-    ends = [0.0 if math.isnan(end) else scale.share(end) for end in (estimate.low, estimate.high)]
+    place = 0.0 if lost else scale.share(estimate.value)
+    ends = [place, place]
+    if estimate.has_interval:
+        low, high = estimate.low, estimate.high
+        ends = [0.0 if math.isnan(end) else scale.share(end) for end in (low, high)]
     shape = "diverged" if lost else mark
     return _strip(
         label,
@@ -101,7 +105,7 @@ def interval_strip(
             y2="50%",
             class_=f"bar {mark}",
         ),
-        _mark(0.0 if lost else scale.share(estimate.value), shape, f"mark {mark}"),
+        _mark(place, shape, f"mark {mark}"),
     )
 
 
@@ -167,7 +171,7 @@ class Series:
         x: ascending.
         y: NaN where there is no value; the line breaks there.
         low: lower edge of a band around it, NaN where it is unbounded; None for no band.
-        high: upper edge.
+        high: upper edge, NaN where one run has no band.
         dots: whether the points are marked.
     """
 
@@ -249,7 +253,8 @@ def _grid(frame: Frame, x: Axis, y: Axis, x_label: str) -> Iterable[Markup]:
 
 def _series(frame: Frame, x: Axis, y: Axis, series: Series) -> Iterable[Markup]:
     for part in _finite_parts(series.y):
-        if series.low is not None and series.high is not None:
+        has_band = series.high is not None and not np.isnan(series.high[part]).any()
+        if series.low is not None and series.high is not None and has_band:
             low = np.where(np.isnan(series.low), y.low, series.low)
             there = _points(frame, x, y, series.x[part], series.high[part])
             back = _points(frame, x, y, series.x[part][::-1], low[part][::-1])

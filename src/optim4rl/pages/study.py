@@ -165,7 +165,8 @@ def _score_view(summary: Summary, scores: Sequence[Score]) -> _ScoreView:
 
 def _strip_label(score: Score, summary: Summary) -> str:
     shown = number(score.iqm.value, summary.decimals)
-    return f"{score.name} {shown}, 95 % interval {interval(score.iqm, summary.decimals)}"
+    ends = interval(score.iqm, summary.decimals)
+    return f"{score.name} {shown}, {'95 % interval ' if score.iqm.has_interval else ''}{ends}"
 
 
 def _badge(outcome: str) -> Markup:

@@ -18,7 +18,9 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def interval(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
-    """The 95 % interval of an estimate, "0.91 to 0.97"."""
+    """The 95 % interval of an estimate, "0.91 to 0.97", or "no interval"."""
+    if not estimate.has_interval:
+        return "no interval"
     low = number(estimate.low, decimals, signed=signed)
     return f"{low} to {number(estimate.high, decimals, signed=signed)}"
 
@@ -44,6 +46,8 @@ def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:
         return "-"
     if math.isnan(estimate.value):
         return "diverged"
+    if not estimate.has_interval:
+        return f"{estimate.value:.{decimals}f} (no interval)"
     ends = (estimate.low, estimate.high)
     low, high = ("-inf" if math.isnan(x) else f"{x:.{decimals - 1}f}" for x in ends)
     return f"{estimate.value:.{decimals}f} ({low} to {high})"
