@@ -207,9 +207,10 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
             "The best setting is at an edge of its grid, so these may be better than shown: "
             f"{'; '.join(found)}."
         )
-    if protocol.seeds < FEW_SEEDS:
-        are = "is" if protocol.seeds == 1 else "are"
-        yield f"{_count(protocol.seeds, 'seed')} {are} few: intervals are too narrow."
+    if protocol.seeds == 1:
+        yield "One seed shows no spread: there are no intervals, and nothing is certain."
+    elif protocol.seeds < FEW_SEEDS:
+        yield f"{protocol.seeds} seeds are few: intervals are too narrow."
     few = [len(x.members) for x in results.benchmark.contenders if x.role == "learned"]
     if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
         yield (
