@@ -11,7 +11,7 @@ from optim4rl.benchmark.suites import SUITES
 from optim4rl.optimizers import LEARNED
 from optim4rl.optimizers.kernels.select import KERNELS
 from optim4rl.optimizers.processing import Raw
-from test_readme import PAGES, ROOT, blocks, commands, run_program
+from test_readme import PAGES, ROOT, blocks, commands, run_program, run_together
 
 # The programs of a page are run as one, after what the page takes for granted.
 CONTEXT = {
@@ -47,14 +47,8 @@ RUN = [page for page in NAMES if page not in OWN_TESTS and programs(page)]
 
 
 def test_programs_run_as_printed(tmp_path):
-    """In one process, which imports and compiles once what they share."""
-    for page in set(RUN) - SLOW:
-        path = tmp_path / f"{page.replace('/', '-')}.py"
-        path.write_text("\n".join(programs(page)), "utf-8")
-    together = (
-        "import glob, runpy\nfor path in sorted(glob.glob('*.py')):\n    runpy.run_path(path)"
-    )
-    result = run_program(together, tmp_path)
+    sources = {page.replace("/", "-"): "\n".join(programs(page)) for page in set(RUN) - SLOW}
+    result = run_together(sources, tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -41,6 +41,16 @@ def run_program(source, folder):
     )
 
 
+def run_together(sources, folder):
+    """Run programs by name, in one process, which imports and compiles once what they share."""
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source, "utf-8")
+    together = (
+        "import glob, runpy\nfor path in sorted(glob.glob('*.py')):\n    runpy.run_path(path)"
+    )
+    return run_program(together, folder)
+
+
 @pytest.fixture
 def dispatched(monkeypatch):
     """Commands are read, and nothing else; what was read."""
@@ -69,11 +79,8 @@ def exit_code(words):
 
 
 def test_every_program_runs_as_printed(tmp_path):
-    for index, source in enumerate(blocks(README, "python")):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        result = run_program(source, folder)
-        assert result.returncode == 0, f"{source}\n{result.stderr}"
+    result = run_together(dict(enumerate(blocks(README, "python"))), tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -69,7 +69,7 @@ class AblateOptions:
 
     Attributes:
         plan: the plan file.
-        out: output folder: report.html, runs.parquet, and the finished cells.
+        out: output folder: report.html, runs.parquet, and the finished jobs.
         scale: smoke takes a minute and shows nothing but that all parts run; quick takes minutes,
             standard half an hour, paper days on a laptop.
         task: what agents learn, in meta-training and in evaluation.
@@ -81,7 +81,7 @@ class AblateOptions:
             own by default.
         step_scales: multiples of alpha of which each meta-seed has the best in evaluation; the
             scale's own by default.
-        workers: who runs the cells.
+        workers: who does the jobs.
         skip_unmapped: leave out what the study does not know of, instead of refusing the plan.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too.
         json: print the summary as JSON.
@@ -161,8 +161,8 @@ class ReportOptions:
     """Write the page of finished runs: a study's report again, or any runs side by side.
 
     The folder of a study alone gives its report. Otherwise the page compares the runs: settings
-    that differ, final numbers, curves. Folders of `train`, `evaluate --out`, `evaluate --suite` and
-    `ablate` can stand side by side.
+    that differ, final numbers, curves. Folders of `train`, `evaluate --out` and `ablate` can stand
+    side by side.
 
     Attributes:
         folders: output folders of finished runs.

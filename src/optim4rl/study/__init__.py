@@ -1,1 +1,1 @@
-"""Ablation studies: from a plan to components, variants, cells, results and a report."""
+"""Ablation studies: from a plan to variants, jobs and results."""
