@@ -19,13 +19,15 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "results" / "verdicts.md"
 HEAD = """# Published results, judged anew
 
-Version 0.1.0 called a difference in a suite clear when its interval excluded 0, and a difference in a study when a test
-agreed as well, without correction. Today one rule holds for both: the interval excludes 0, **and** a test with meta-seeds as
-luck has a p of at most 0.05 after Holm's correction for all comparisons of a table. Where nothing is clear, the last
-column says which difference these seeds would find four times in five.
+Version 0.1.0 called a difference in a suite clear when its interval excluded 0, and a difference
+in a study when a test agreed as well, without correction. Today one rule holds for both: the
+interval excludes 0, **and** a test with meta-seeds as luck has a p of at most 0.05 after Holm's
+correction for all comparisons of a table. Where nothing is clear, the last column says which
+difference these seeds would find four times in five.
 
-These tables are made from the committed runs by `python docs/verdicts.py`; a test holds them to that. Differences are in mean
-AUC: of studies in units of return, of suites on the scale from the untrained policy (0) to tuned Adam (1).
+These tables are made from the committed runs by `python docs/verdicts.py`; a test holds them to
+that. Differences are in mean AUC: of studies in units of return, of suites on the scale from the
+untrained policy (0) to tuned Adam (1).
 """
 # Title, table of runs, its page, what is compared with what.
 SUITES = (
