@@ -89,8 +89,10 @@ def test_an_upgrade_starts_all_jobs_anew(command, jobs, upgrade, tmp_path, capsy
     upgrade("optax")
     main(words)
     assert jobs() == 2 * in_all
-    folder = out if command != "identity" else tmp_path / "out.json.parts"
+    folder, record = {
+        "ablate": (out, out / "study.json"),
+        "identity": (tmp_path / "out.json.parts", tmp_path / "out.json"),
+    }.get(command, (out, out / "results.json"))
     assert len(list(finished_jobs(folder))) == 2 * in_all
-    record = {"ablate": "study.json", "identity": "../out.json"}.get(command, "results.json")
-    assert json.loads((out / record).read_text())["versions"]["optax"] == "99"
+    assert json.loads(record.read_text())["versions"]["optax"] == "99"
     capsys.readouterr()

@@ -56,12 +56,13 @@ def pretend(folder, question):
     (folder / "made" / question["name"]).write_text(json.dumps([question["name"], *read]))
     return {"done": True}
 """
-# What Python runs as it starts: the answers are in the worker's place.
+# What Python runs as it starts: the answers are in the worker's place, but in local workers.
 IN_ITS_PLACE = """
 import sys
 import pretended_answers
 
-sys.modules["optim4rl.jobs.worker"] = pretended_answers
+if "optim4rl.jobs.worker" not in sys.orig_argv:
+    sys.modules["optim4rl.jobs.worker"] = pretended_answers
 """
 MACHINES = """
 import sys
