@@ -6,14 +6,20 @@ stay as they were.
 """
 
 import os
+from importlib import metadata
 from pathlib import Path
 
-# Tests spend their time compiling small programs, not running them: optimize less.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-)
+# Tests spend their time compiling small programs, not running them: optimize less, with the older
+# emitters where there is a choice (as the command does), and keep programs for other processes,
+# for files that come later and for the next run.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+if metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+PROGRAMS = Path(__file__).parent.parent / ".cache" / "xla"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from jaxtyping import install_import_hook
 
@@ -26,6 +32,13 @@ import pytest  # noqa: E402
 from tally import BAD, GOOD, Tally, write_table  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """A file's programs are its own: together those of all files take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_addoption(parser):
