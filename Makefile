@@ -72,4 +72,4 @@ $(LAB) $(DEV) $(FUZZ): pyproject.toml constraints.txt hatch_build.py $(VERSION) 
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .cache runs

@@ -6,16 +6,22 @@ stay as they were.
 """
 
 import os
+from importlib import metadata
 from pathlib import Path
 
-# Tests spend their time compiling small programs, not running them: optimize less.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-)
+# Tests spend their time compiling small programs, not running them: optimize less, with the older
+# emitters where there is a choice (as the command does), and keep programs for other processes,
+# for files that come later and for the next run.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+if metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+PROGRAMS = Path(__file__).parent.parent / ".cache" / "xla"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotated shape in the package is checked while the tests run, and only then.
 install_import_hook("optim4rl", "beartype.beartype")
@@ -30,7 +36,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Free the programs that a file compiled: files share few, and together they take gigabytes."""
+    """A file's programs are its own: together those of all files take gigabytes."""
     yield
     jax.clear_caches()
 
