@@ -58,7 +58,7 @@ class OneParameter(Episodes):
         return jnp.ones(1)
 
 
-def multiply(spec, meta_parameters, gradient, state, extras, *, layout):
+def multiply(spec, meta_parameters, gradient, state, *, layout):
     """A step of the rule with one meta-parameter."""
     return meta_parameters["network0"]["factor"] * gradient, state
 
@@ -274,7 +274,7 @@ def test_training_goes_on_from_a_checkpoint_on_other_devices(name, tmp_path):
     half, _ = train(SPEC, tasks, shorter, state=start(shorter), chunk=4)
     save_checkpoint(tmp_path / "file", half, {})
     two = Execution(agents_mesh(2), agents_per_chunk=2)
-    state = load_checkpoint(tmp_path / "file", half, {}, two)
+    state = load_checkpoint(tmp_path / "file", half, {}, two).state
     state, _ = train(SPEC, tasks, config, state=state, chunk=4, execution=two)
     assert_close(state, whole)
 
