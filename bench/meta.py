@@ -50,7 +50,7 @@ def tables(case: str) -> list[Table]:
     spec, tasks = build(options)
     execution, plan = plan_execution(options, spec, tasks)
     config = dataclasses.replace(options.meta, iterations=iterations * (timings + 1))
-    steps = sum(t.task.env_steps_per_rollout for t in tasks)  # type: ignore[attr-defined]
+    steps = sum(t.task.env_steps_per_rollout for t in tasks)
     steps *= config.agents * (config.inner_updates + 1) * iterations
     compiling = CompileClock()
     state = init(spec, tasks, config, execution=execution)

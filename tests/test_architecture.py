@@ -18,7 +18,7 @@ FLOORS = {
     "cpp": set(),
     "fields": set(),
     "optimizers": {"cpp", "fields"},
-    "torch": {"optimizers"},
+    "torch": {"fields", "optimizers"},
     "tasks": {"cpp", "fields"},
     "meta": {"__init__", "fields", "optimizers", "tasks"},
     "evaluation": {"__init__", "fields", "optimizers", "tasks"},

@@ -49,7 +49,7 @@ class Descent:
         noise = self.noise * jax.random.normal(key, (2,))
         return noise, actor + 1, Stats(-loss, jnp.ones((), jnp.int32))
 
-    def gradient(self, params: Any, batch: Any, index: Any) -> Any:
+    def gradient(self, params: Any, batch: Any) -> Any:
         """Noisy."""
         return {"x": params["x"] + batch}
 

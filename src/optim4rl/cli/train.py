@@ -401,7 +401,7 @@ def _meta_train(
     steps = sum(
         t.settings(options.meta).agents
         * make_estimator(spec, t, options.meta, execution).rollouts
-        * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
+        * t.task.env_steps_per_rollout
         for t in tasks
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)

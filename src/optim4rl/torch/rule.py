@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optim4rl.fields import check_values
+from optim4rl.optimizers.ranges import RANGES, check_choice
 from optim4rl.optimizers.tensors import (
     EPSILON,
     INPUT_NAMES,
@@ -96,6 +98,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> Spec:
     for name, known in (("cell", CELL_KINDS), ("normalise", NORMALISATIONS)):
         if name in values and values[name] not in known:
             raise ValueError(f"{name} = {values[name]!r}: known are {', '.join(known)}")
+    check_values(Spec, {name: values[name] for name in ("clip", "step_scale")}, **RANGES)
     inputs = tuple(values.get("inputs", ()))
     if not set(inputs) <= set(INPUT_NAMES):
         raise ValueError(f"inputs = {inputs!r}: known are {', '.join(INPUT_NAMES)}")
@@ -116,6 +119,7 @@ def _build(field: str, registry: Mapping[str, type[Any]], values: Mapping[str, A
     if name not in registry:
         raise ValueError(f"{field} = {name!r}: in PyTorch there are {', '.join(registry)}")
     try:
+        check_choice(field, registry[name], settings)
         return registry[name](**settings)
     except TypeError as error:
         raise ValueError(f"{field} = {values!r}: {error}") from error
