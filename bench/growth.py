@@ -57,7 +57,7 @@ def _measure(quantity: str, value: int) -> dict[str, float]:
         execution=Execution(agents_mesh(devices)),
     )
     seconds = float(np.median(np.diff(marks)[1:])) / ITERATIONS
-    steps = tasks[0].task.env_steps_per_rollout * config.agents * (config.inner_updates + 1)  # type: ignore[attr-defined]
+    steps = tasks[0].task.env_steps_per_rollout * config.agents * (config.inner_updates + 1)
     return {
         "ms an iteration": rounded(seconds * 1e3),
         "env steps a second": round(steps / seconds, -2),

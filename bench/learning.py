@@ -80,7 +80,7 @@ def _gradient(task: Task) -> Any:
     @jax.jit
     def gradient(params: Any, actor: Any, key: Any) -> Any:
         batch, actor, _ = task.rollout(params, actor, key)
-        return task.gradient(params, batch, None), actor
+        return task.gradient(params, batch), actor
 
     return partial(gradient, params, actor, key)
 

@@ -51,7 +51,7 @@ def tables(case: str) -> list[Table]:
     spec, tasks = build(recipe)
     execution, plan = plan_execution(TrainOptions(Path("unused"), recipe), spec, tasks)
     config = dataclasses.replace(recipe.meta, iterations=iterations * (timings + 1))
-    steps = sum(t.task.env_steps_per_rollout for t in tasks)  # type: ignore[attr-defined]
+    steps = sum(t.task.env_steps_per_rollout for t in tasks)
     steps *= config.agents * (config.inner_updates + 1) * iterations
     compiling = CompileClock()
     state = init(spec, tasks, config, execution=execution)

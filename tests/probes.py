@@ -40,7 +40,7 @@ class Descent:
         noise = self.noise * jax.random.normal(key, (2,))
         return noise, actor + 1, Stats(-loss, jnp.ones((), jnp.int32))
 
-    def gradient(self, params: Any, batch: Any, index: Any) -> Any:
+    def gradient(self, params: Any, batch: Any) -> Any:
         """Noisy."""
         return {"x": params["x"] + batch}
 
@@ -71,7 +71,7 @@ class LongEpisodes:
         count = jnp.where(actor == 0, 1, jnp.where(actor == 1, 0, 2))
         return (), actor + 1, Stats(sums, count)
 
-    def gradient(self, params: Any, batch: Any, index: Any) -> Any:
+    def gradient(self, params: Any, batch: Any) -> Any:
         """Always uphill."""
         return jax.tree.map(lambda x: -jnp.ones_like(x), params)
 

@@ -19,7 +19,7 @@ FLOORS = {
     "fields": set(),
     "files": set(),
     "optimizers": {"cpp", "fields", "files"},
-    "torch": {"cpp", "optimizers"},
+    "torch": {"cpp", "fields", "optimizers"},
     "tasks": {"cpp", "fields"},
     "jobs": {"fields", "files"},
     "plans": {"fields", "optimizers"},

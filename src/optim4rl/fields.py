@@ -1,14 +1,17 @@
 """The fields of settings: of the type that they declare, finite, and in their range.
 
 Every settings class says in its `__post_init__` which of its fields have a range:
-`check_fields(self, rollout=COUNT, gamma=SHARE)`. Types are those of the annotations.
+`check_fields(self, rollout=COUNT, gamma=SHARE)`. Types are those of the annotations. A number that
+is declared a float must be in its range as it is and as float32 has it, which devices compute in:
+there 1e308 is infinite, 1e-50 is zero, and 1 - 1e-12 is 1.
 """
 
+import ctypes
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -30,6 +33,8 @@ SHARE = Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
 DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
 # Devices count in 32 bits.
 _LARGEST = 2**31 - 1
+# Float32 numbers nearer to zero than this one are zero on most devices.
+_SMALLEST_FLOAT32 = 2.0**-126
 # Characters of a value that a message shows.
 _SHOWN = 100
 
@@ -44,16 +49,44 @@ def check_fields(settings: Any, **ranges: Range) -> None:
     Raises:
         ValueError: the message names the field, its value, and what would be right.
     """
-    for name, declared in _declared(type(settings)).items():
-        value, wanted = getattr(settings, name), ranges.get(name)
+    values = {name: getattr(settings, name) for name in _declared(type(settings))}
+    check_values(type(settings), values, **ranges)
+
+
+def check_values(cls: type[Any], values: Mapping[str, Any], **ranges: Range) -> None:
+    """Refuse values of fields of a settings class, before one is made of them.
+
+    Raises:
+        ValueError: as `check_fields`.
+    """
+    declared_fields = _declared(cls)
+    for name, value in values.items():
+        if name not in declared_fields:
+            known = ", ".join(declared_fields) or "none"
+            raise ValueError(f"{name} = {shown(value)}: known settings are {known}")
+        declared, wanted = declared_fields[name], ranges.get(name)
         numbers = _numbers(value)
         if not _fits(value, declared) or (wanted and not all(map(wanted.holds, numbers))):
             right = _describe(declared, wanted)
         elif any(isinstance(x, int) and abs(x) > _LARGEST for x in numbers):
             right = "a whole number below 2**31 is needed"
+        elif wrong := [x for x in numbers if not _holds_in_float32(x, wanted)]:
+            rounded = float32(wrong[0])
+            right = f"{_describe(declared, wanted)}, in float32 too: there it is {rounded}"
         else:
             continue
         raise ValueError(f"{name} = {shown(value)}: {right}")
+
+
+def float32(number: int | float) -> float:
+    """The number as devices compute with it."""
+    rounded = ctypes.c_float(number).value
+    return rounded if abs(rounded) >= _SMALLEST_FLOAT32 else 0.0
+
+
+def _holds_in_float32(number: int | float, wanted: Range | None) -> bool:
+    rounded = float32(number)
+    return math.isfinite(rounded) and (wanted is None or wanted.holds(rounded))
 
 
 def shown(value: object) -> str:

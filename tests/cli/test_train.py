@@ -283,7 +283,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     spec, tasks = build(recipe)
     like = init(spec, tasks, recipe.meta)
     config = {name: x for name, x in settings.items() if name not in ("versions", "code")}
-    state = load_checkpoint(out / "checkpoint.safetensors", like, config)
+    state = load_checkpoint(out / "checkpoint.safetensors", like, config).state
     assert int(state.iteration) == 1
     for network in state.meta_parameters.values():
         assert all(np.isfinite(tensor).all() for tensor in network.values())

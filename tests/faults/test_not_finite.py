@@ -59,8 +59,8 @@ class Poisoned(Environment):
 class PoisonedGradient(Task):
     """A task, one in ten of whose gradients is NaN."""
 
-    def gradient(self, params, batch, index):
-        gradient = super().gradient(params, batch, index)
+    def gradient(self, params, batch):
+        gradient = super().gradient(params, batch)
         bad = jnp.sum(batch.uniforms) % 1.0 < 0.1
         return jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), gradient)
 

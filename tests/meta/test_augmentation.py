@@ -1,5 +1,6 @@
 """Task augmentation: the same loss in other variables, at scales drawn for every life."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ class Rewarded(Quadratic):
     factor: Any = field(default=1.0, compare=False)
 
     def with_reward_factor(self, factor):
-        return Rewarded(self.curvatures, self.updates_per_rollout, factor)
+        return dataclasses.replace(self, factor=factor)
 
     def rollout(self, params, actor, key):
         _, actor, stats = super().rollout(params, actor, key)
@@ -47,7 +48,7 @@ def test_with_scale_one_everything_is_identical():
         this: Any = Augmented(task, Augmentation()) if wrapped else task
         params, actor = this.init_params(KEYS[0]), this.init_actor(KEYS[0])
         batch, after, stats = this.rollout(params, actor, KEYS[1])
-        return params, actor, batch, after, stats, this.gradient(params, batch, None)
+        return params, actor, batch, after, stats, this.gradient(params, batch)
 
     params, actor, batch, after, stats, gradient = life(True)
     scales = actor.scales
@@ -79,7 +80,7 @@ def test_the_loss_is_the_same_function_in_other_variables(tensors):
             true = jax.tree.map(jnp.multiply, params, scales.parameters)
             return scales.gradients * task.loss(true)
 
-        found = augmented.gradient(params, batch, None)
+        found = augmented.gradient(params, batch)
         own = task.init_params(KEYS[0])
         return params, scales, batch, after, stats, found, jax.grad(loss)(params), own
 

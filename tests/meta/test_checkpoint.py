@@ -65,7 +65,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(resets, tmp_path):
 
     train(SPEC, TASKS, config, chunk=3, report=report)
     like = jax.eval_shape(lambda: init(SPEC, TASKS, config))
-    state = load_checkpoint(str(path).format(3), like, CONFIG)
+    state = load_checkpoint(str(path).format(3), like, CONFIG).state
     assert int(state.iteration) == 3
     assert_identical(state, whole[0][0])
     assert_identical(train(SPEC, TASKS, config, chunk=3, state=state), whole[1])
@@ -74,7 +74,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(resets, tmp_path):
 def test_what_was_saved_is_what_is_loaded(start, saved):
     """Bit for bit, with the same types, from a state or from its shapes alone."""
     for like in (start, jax.eval_shape(lambda: start)):
-        loaded = load_checkpoint(saved, like, CONFIG)
+        loaded = load_checkpoint(saved, like, CONFIG).state
         assert_identical(loaded, start)
         assert jax.tree.map(jax.typeof, loaded) == jax.tree.map(jax.typeof, start)
     assert loaded.key.dtype == start.key.dtype
@@ -91,7 +91,7 @@ def test_arrays_are_saved_as_they_read_not_as_they_lie(start, tmp_path):
         key=jax.random.key(1, impl="rbg"),
     )
     save_checkpoint(tmp_path / "file", state, CONFIG)
-    loaded = load_checkpoint(tmp_path / "file", state, CONFIG)
+    loaded = load_checkpoint(tmp_path / "file", state, CONFIG).state
     assert_identical(loaded, state)
     assert np.signbit(loaded.meta_optimizer[1][1])
     assert jax.random.key_impl(loaded.key) == "rbg"
@@ -159,7 +159,7 @@ def test_the_last_two_are_kept(start, two):
     """And the newest one is taken, with what was noted in it."""
     before = previous_checkpoint(two)
     assert sorted(path.name for path in two.parent.iterdir()) == sorted([before.name, two.name])
-    assert int(load_checkpoint(before, start, CONFIG).iteration) == 2
+    assert int(load_checkpoint(before, start, CONFIG).state.iteration) == 2
     resumed = resume_checkpoint(two, start, CONFIG)
     assert (int(resumed.state.iteration), resumed.notes, resumed.damage) == (
         3,
@@ -232,9 +232,9 @@ def test_a_run_may_go_on_for_longer_unless_its_rate_decays(start, saved):
     def with_meta(**changes):
         return {**CONFIG, "meta": {**CONFIG["meta"], **changes}}
 
-    assert_identical(load_checkpoint(saved, start, with_meta(iterations=60)), start)
+    assert_identical(load_checkpoint(saved, start, with_meta(iterations=60)).state, start)
     save_checkpoint(saved, start, with_meta(cosine_to=0.1))
-    assert_identical(load_checkpoint(saved, start, with_meta(cosine_to=0.1)), start)
+    assert_identical(load_checkpoint(saved, start, with_meta(cosine_to=0.1)).state, start)
     with pytest.raises(CheckpointError, match=r"meta\.iterations is 6 there and 60 here"):
         load_checkpoint(saved, start, with_meta(cosine_to=0.1, iterations=60))
 

@@ -19,6 +19,7 @@ from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, make_estimator, train
 from optim4rl.optimizers import rule
 from optim4rl.optimizers.kernels.select import KERNELS, choose
+from optim4rl.optimizers.layout import Tensor
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.rule import init_meta_parameters, init_state
 
@@ -58,7 +59,7 @@ class OneParameter(Episodes):
         return jnp.ones(1)
 
 
-def multiply(spec, meta_parameters, gradient, state, extras=None, *, layout=()):
+def multiply(spec, meta_parameters, gradient, state, *, layout):
     """A step of the rule with one meta-parameter."""
     return meta_parameters["network0"]["factor"] * gradient, state
 
@@ -205,7 +206,8 @@ def test_pairs_share_everything_but_the_perturbation():
 def test_kernels_step_agents_that_have_a_rule_each(kernel):
     """Batched over rules as well as agents, as one at a time."""
     spec = LEARNED["anchored"]
-    step = jax.vmap(partial(choose(spec, kernel).step, spec))
+    layout = (Tensor((70,), "bias", 0.0),)
+    step = jax.vmap(partial(choose(spec, kernel).step, spec, layout=layout))
 
     @quick_jit
     def both():
@@ -274,7 +276,7 @@ def test_training_goes_on_from_a_checkpoint_on_other_devices(name, tmp_path):
     half, _ = train(SPEC, tasks, shorter, state=start(shorter), chunk=4)
     save_checkpoint(tmp_path / "file", half, {})
     two = Execution(agents_mesh(2), agents_per_chunk=2)
-    state = load_checkpoint(tmp_path / "file", half, {}, two)
+    state = load_checkpoint(tmp_path / "file", half, {}, two).state
     state, _ = train(SPEC, tasks, config, state=state, chunk=4, execution=two)
     assert_close(state, whole)
 

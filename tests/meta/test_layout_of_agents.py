@@ -10,9 +10,9 @@ from jax.flatten_util import ravel_pytree
 
 from optim4rl.meta.agents import NOISE, init_agents
 from optim4rl.meta.meta_gradient import truncated_meta_gradient
-from optim4rl.optimizers import KINDS, LEARNED, infer_layout, rule, scale_by_learned_rule
+from optim4rl.optimizers import LEARNED, infer_layout, rule, scale_by_learned_rule
 from optim4rl.optimizers.kernels.select import choose
-from optim4rl.tasks.networks import make_mlps, make_network, parameter_kinds
+from optim4rl.tasks.networks import make_mlps, make_network
 
 ALPHA = 0.01
 WEIGHTS = {"dense": (2, 3), "policy": (3, 2), "value": (3, 1)}
@@ -23,6 +23,7 @@ class Quadratic:
 
     def __init__(self, updates_per_rollout):
         self.updates_per_rollout = updates_per_rollout
+        self.env_steps_per_rollout = 1
 
     def init_params(self, key):
         keys = jax.random.split(key, len(WEIGHTS))
@@ -39,8 +40,11 @@ class Quadratic:
         batch = jax.tree.map(lambda x, like: x.reshape(like.shape), targets, params)
         return batch, actor, actor
 
-    def gradient(self, params, batch, index):
+    def gradient(self, params, batch):
         return jax.tree.map(jnp.subtract, params, batch)
+
+    def minibatch_gradient(self, params, batch, index):
+        return self.gradient(params, batch)
 
 
 @pytest.mark.parametrize("torso", ["dense", "conv"])
@@ -48,9 +52,9 @@ def test_the_inferred_kinds_of_our_agents_are_those_of_their_networks(torso):
     make = partial(make_network, torso, (3, 4, 5), 6, width=7)
     network = jax.eval_shape(lambda: make(key=jax.random.key(0)))
     layout = infer_layout(network)
-    assert [KINDS.index(tensor.kind) for tensor in layout] == jax.tree.leaves(
-        parameter_kinds(network)
-    )
+    torso_kinds = ["weight", "bias"] * (2 if torso == "conv" else 1)
+    heads = ["policy_head"] * 2 + ["value_head"] * 2
+    assert [tensor.kind for tensor in layout] == torso_kinds + heads
     assert [tensor.depth for tensor in layout][-6:] == pytest.approx(
         [0.5 if torso == "conv" else 0.0] * 2 + [1.0] * 4
     )
@@ -60,9 +64,9 @@ def test_the_inferred_kinds_of_separate_networks_are_theirs():
     make = partial(make_mlps, 5, 3, (8, 8), (8,), "tanh")
     networks = jax.eval_shape(lambda: make(key=jax.random.key(0)))
     layout = infer_layout(networks)
-    assert [KINDS.index(tensor.kind) for tensor in layout] == jax.tree.leaves(
-        parameter_kinds(networks)
-    )
+    policy, value = (["weight", "bias"] * n for n in (2, 1))
+    heads = (["policy_head"] * 2, ["value_head"] * 2)
+    assert [tensor.kind for tensor in layout] == [*policy, *heads[0], *value, *heads[1]]
     assert [tensor.actor for tensor in layout] == [True] * 6 + [False] * 4
 
 
@@ -95,7 +99,7 @@ def test_the_meta_gradient_is_that_of_the_optax_form(preset, kernel, updates):
             now = jax.lax.stop_gradient(params)
             noise_key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
             direction, state = tx.update(
-                task.gradient(now, target, None), state, now, noise_key=noise_key
+                task.gradient(now, target), state, now, noise_key=noise_key
             )
             params = jax.tree.map(lambda p, d: p - ALPHA * d, params, direction)
         error = ravel_pytree(jax.tree.map(jnp.subtract, params, target))[0]

@@ -29,6 +29,7 @@ class Quadratic:
 
     curvatures: tuple[float, ...] = CURVATURES
     updates_per_rollout: int = 1
+    env_steps_per_rollout: int = 1
 
     def init_params(self, key):
         n = len(self.curvatures)
@@ -44,7 +45,7 @@ class Quadratic:
     def rollout(self, params, actor, key):
         return None, actor + 1, {"loss": self.loss(params), "age": actor}
 
-    def gradient(self, params, batch, index):
+    def gradient(self, params, batch):
         return jax.grad(self.loss)(params)
 
     def rollout_loss(self, params, actor, key):
@@ -60,6 +61,7 @@ class DifferentiableCatch:
         self.init_params, self.init_actor = self.task.init_params, self.task.init_actor
         self.rollout, self.gradient = self.task.rollout, self.task.gradient
         self.updates_per_rollout = 1
+        self.env_steps_per_rollout = self.task.env_steps_per_rollout
 
     def rollout_loss(self, params, actor, key):
         """The A2C loss; the rollout's data are constants."""
@@ -118,7 +120,7 @@ def meta_loss(spec, weights, task, agents, key, inner_updates, validation):
     def update(agent, keys):
         params, state, actor = agent
         batch, after, _ = task.rollout(unravel(params), actor, keys[0])
-        gradient = task.gradient(unravel(params), batch, None)
+        gradient = task.gradient(unravel(params), batch)
         gradient, actor = jax.lax.stop_gradient((ravel_pytree(gradient)[0], after))
         direction, state = rule.step(spec, weights, gradient, state)
         params = params - ALPHA * direction
@@ -309,10 +311,8 @@ class Minibatches(Quadratic):
 
     updates_per_rollout: int = 2
 
-    def gradient(self, params, batch, index):
-        flat, unravel = ravel_pytree(super().gradient(params, batch, index))
-        if index is None:
-            return unravel(flat)
+    def minibatch_gradient(self, params, batch, index):
+        flat, unravel = ravel_pytree(self.gradient(params, batch))
         return unravel(jnp.where(jnp.arange(flat.size) % 2 == index, flat, 0.0))
 
 
@@ -328,8 +328,8 @@ def test_a_rollout_may_serve_several_updates(validation):
         losses = []
         for _ in range(3):
             for index in range(2):
-                gradient = ravel_pytree(task.gradient(unravel(agent.params), None, index))[0]
-                gradient = jax.lax.stop_gradient(gradient)
+                gradient = task.minibatch_gradient(unravel(agent.params), None, index)
+                gradient = jax.lax.stop_gradient(ravel_pytree(gradient)[0])
                 direction, state = rule.step(spec, weights, gradient, agent.rule)
                 agent = agent._replace(params=agent.params - ALPHA * direction, rule=state)
             losses.append(task.loss(unravel(agent.params)))

@@ -73,7 +73,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(alone, tmp_path):
     )
     save_checkpoint(path, state, {})
     like = jax.eval_shape(lambda: init(SPEC, TASKS, CONFIG))
-    state = load_checkpoint(path, like, {}, two)
+    state = load_checkpoint(path, like, {}, two).state
     assert state.estimators[0].agents.params.sharding.num_devices == 2
     state, _ = train(SPEC, TASKS, CONFIG, chunk=3, state=state, execution=two)
     assert_close(state, alone[0])

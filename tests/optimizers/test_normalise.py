@@ -64,7 +64,7 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
 
         expected, directions = jax.grad(total, has_aux=True)(weights)
         first, _ = used.step(spec, weights, gradients[0], state, layout=LAYOUT)
-        found = used.replay_vjp(spec, weights, gradients, state, cotangents, layout=LAYOUT)
+        found = used.replay_vjp(spec, weights, gradients, state, cotangents, *extras, layout=LAYOUT)
         leafwise = directions_of(spec, weights, gradients[:1], kernel)
         return (first, leafwise[0], found), (directions[0], directions[0], expected)
 
@@ -73,11 +73,13 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), found, expected
     )
-    plain, _ = used.step(raw(spec), weights, gradients[0], state, layout=LAYOUT)
+    unscaled, _ = used.step(raw(spec), weights, gradients[0], state, layout=LAYOUT)
     scales = {"b": 0.25, "w": 0.25, "wide": 0.25, "weight": 0.25, "conv": 0.25, "policy": 32 / 50}
     inputs = {"wide": 0, "weight": 1}
     for (path, tensor), direction in zip(
-        jax.tree.leaves_with_path(unravel(found[0])), jax.tree.leaves(unravel(plain)), strict=True
+        jax.tree.leaves_with_path(unravel(found[0])),
+        jax.tree.leaves(unravel(unscaled)),
+        strict=True,
     ):
         if tensor.size and spec.normalise == "rms":
             rms = np.sqrt(np.mean(np.square(tensor)))

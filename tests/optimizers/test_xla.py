@@ -1,8 +1,7 @@
-"""Streaming over blocks, and the replay's VJP against plain autodiff."""
+"""Streaming over blocks and steps tensor by tensor, and their replays against autodiff."""
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,14 @@ from test_rule import EVERY_SPEC, SPECS, every_spec_slowly, extras_of, random_we
 
 from optim4rl.optimizers import LEARNED, RuleState, init_state, step
 from optim4rl.optimizers.inputs import tensor_rows
+from optim4rl.optimizers.kernels import plain
+from optim4rl.optimizers.kernels.interface import Met
+from optim4rl.optimizers.kernels.normalise import raw
 from optim4rl.optimizers.kernels.xla import replay_vjp, stream_step, unroll
 from optim4rl.optimizers.layout import Tensor, pieces
 from optim4rl.optimizers.tensors import Kind
 
+N = 13
 PLAIN_FILE = Path(__file__).parents[2] / "bench" / "plain.py"
 
 
@@ -53,6 +56,25 @@ def unroll_by_tensor(spec, weights, gradients, state):
     return jnp.stack(directions), state
 
 
+def flat_step(spec, weights, gradient, state):
+    """In blocks of 8 coordinates, or in plain JAX where whole tensors are read."""
+    options = {"layout": layout_of(gradient.size)}
+    if not spec.structure.tensorwise:
+        return stream_step(spec, weights, gradient, state, block=8, **options)
+    met = Met(gradient, extras_of(spec, gradient.shape))
+    return plain.step(raw(spec), weights, met, state, **options)
+
+
+def flat_replay(spec, weights, gradients, state, cotangents):
+    """In blocks of 5 coordinates, or in plain JAX."""
+    options = {"layout": layout_of(N)}
+    if not spec.structure.tensorwise:
+        return replay_vjp(spec, weights, gradients, state, cotangents, block=5, **options)
+    extras = jax.tree.map(lambda x: jnp.tile(x, (len(gradients), 1)), extras_of(spec, (N,)))
+    met = Met(gradients, extras)
+    return plain.replay_vjp(raw(spec), weights, met, state, cotangents, **options)
+
+
 def warm_state(spec, weights, n):
     gradients = jax.random.normal(jax.random.key(9), (2, n))
     start = init_state(spec, (n,))
@@ -61,22 +83,14 @@ def warm_state(spec, weights, n):
 
 @pytest.mark.parametrize("n", [1, 9, 30])
 @pytest.mark.parametrize("name", LEARNED)
-def test_streaming_changes_nothing(name, n):
+def test_streaming_and_flattening_change_nothing(name, n):
     spec = LEARNED[name]
     weights = random_weights(spec)
     state = warm_state(spec, weights, n)
     gradient = jax.random.normal(jax.random.key(0), (n,))
     blocks, whole = jax.jit(
         lambda: (
-            stream_step(
-                spec,
-                weights,
-                gradient,
-                state,
-                extras_of(spec, (n,)),
-                block=8,
-                layout=layout_of(n),
-            ),
+            flat_step(spec, weights, gradient, state),
             step_by_tensor(spec, weights, gradient, state),
         )
     )()
@@ -85,10 +99,10 @@ def test_streaming_changes_nothing(name, n):
 
 @pytest.mark.parametrize("name", every_spec_slowly())
 def test_the_replay_is_the_gradient_of_the_unrolled_steps(name):
-    spec, n, K = {**EVERY_SPEC, **SPECS}[name], 13, 3
+    spec, K = {**EVERY_SPEC, **SPECS}[name], 3
     weights = random_weights(spec)
-    state = warm_state(spec, weights, n)
-    gradients, cotangents = jax.random.normal(jax.random.key(1), (2, K, n))
+    state = warm_state(spec, weights, N)
+    gradients, cotangents = jax.random.normal(jax.random.key(1), (2, K, N))
 
     @jax.jit
     def both(weights):
@@ -96,10 +110,7 @@ def test_the_replay_is_the_gradient_of_the_unrolled_steps(name):
             directions, _ = unroll_by_tensor(spec, weights, gradients, state)
             return jnp.sum(directions * cotangents)
 
-        extras = jax.tree.map(lambda x: jnp.tile(x, (K, 1)), extras_of(spec, (n,)))
-        found = replay_vjp(
-            spec, weights, gradients, state, cotangents, extras, block=5, layout=layout_of(n)
-        )
+        found = flat_replay(spec, weights, gradients, state, cotangents)
         return found, jax.grad(total)(weights)
 
     found, expected = both(weights)
@@ -143,9 +154,9 @@ def test_replay_memory_does_not_grow_with_the_parameters():
 
 @pytest.mark.parametrize("name", ["optim4rl", "optim4rl-rlc"])
 def test_the_baseline_of_the_benchmark_is_the_same_rule(name):
-    module: Any = importlib.util.spec_from_file_location("plain", PLAIN_FILE)
-    plain = importlib.util.module_from_spec(module)
-    module.loader.exec_module(plain)
+    module = importlib.util.spec_from_file_location("plain", PLAIN_FILE)
+    baseline = importlib.util.module_from_spec(module)
+    module.loader.exec_module(baseline)
     spec, n = LEARNED[name], 11
     weights = random_weights(spec)
     state = warm_state(spec, weights, n)
@@ -153,8 +164,8 @@ def test_the_baseline_of_the_benchmark_is_the_same_rule(name):
     hidden = tuple(h.T for (h,) in state.carries)
     found = jax.jit(
         lambda: (
-            plain.unroll(spec, weights, gradients, hidden)[0],
-            plain.replay_vjp(spec, weights, gradients, hidden, cotangents),
+            baseline.unroll(spec, weights, gradients, hidden)[0],
+            baseline.replay_vjp(spec, weights, gradients, hidden, cotangents),
         )
     )()
     expected = jax.jit(

@@ -50,6 +50,7 @@ class NoisyQuadratic:
     """A task whose gradient is `params - noise`; the actor counts."""
 
     updates_per_rollout = 1
+    env_steps_per_rollout = 1
 
     def init_params(self, key):
         return {"a": jax.random.normal(key, (9, 4)), "b": jnp.zeros(4)}
@@ -61,7 +62,7 @@ class NoisyQuadratic:
         noise = jax.random.normal(key, (4,))
         return (actor, noise), actor + 1.0, jnp.sum(noise)
 
-    def gradient(self, params, batch, index):
+    def gradient(self, params, batch):
         count, noise = batch
         return {"a": params["a"] + count, "b": params["b"] - noise}
 
@@ -298,7 +299,7 @@ def test_recording_equals_a_loop_by_hand():
     state, expected = transformation.init(params), []
     for key in jax.random.split(key_updates, 6):
         batch, actor, _ = task.rollout(params, actor, key)
-        gradient = task.gradient(params, batch, None)
+        gradient = task.gradient(params, batch)
         expected.append(np.concatenate([np.ravel(gradient["a"]), gradient["b"]])[::3])
         steps, state = transformation.update(gradient, state, params)
         params = optax.apply_updates(params, steps)
@@ -326,7 +327,7 @@ def test_supervised_gradients_come_from_a_network_of_the_size_asked_for_that_lea
     @jax.jit
     def learn(params, means, key):
         batch, means, loss = clusters.rollout(params, means, key)
-        return clusters.gradient(params, batch, None), means, loss
+        return clusters.gradient(params, batch), means, loss
 
     losses = []
     for step in range(40):

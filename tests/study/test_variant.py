@@ -7,7 +7,6 @@ from typing import get_args
 import jax
 import pytest
 
-from optim4rl.meta.meta_gradient import VALIDATIONS
 from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS
@@ -70,7 +69,7 @@ def test_the_registry_of_a_plan_knows_every_field_and_every_value():
         "processing": PROCESSINGS,
         "cell": CELL_KINDS,
         "resets": RESET_SCHEDULES,
-        "validation": VALIDATIONS,
+        "validation": get_args(Validation),
         "environments": get_args(Environments),
         "width": get_args(Width),
         "life": get_args(Life),

@@ -222,7 +222,7 @@ def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
         def update(carry: Any, key: jax.Array) -> Any:
             params, state, actor = carry
             batch, actor, _ = task.rollout(params, actor, key)
-            gradient = task.gradient(params, batch, None)
+            gradient = task.gradient(params, batch)
             steps, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, steps), state, actor), None
 

@@ -16,7 +16,6 @@ from optim4rl.tasks.networks import (
     Dense,
     make_mlps,
     make_network,
-    parameter_kinds,
 )
 
 KEY = jax.random.key(0)
@@ -130,18 +129,8 @@ def test_initialisation(layer: type[Dense] | type[Conv2x2], fan_in: int) -> None
     assert not jnp.any(bias)
 
 
-def test_parameter_kinds(networks: ActorCritic) -> None:
-    """One label per leaf: torso kernels 0, torso biases 1, policy head 2, value head 3."""
-    kinds = parameter_kinds(jax.tree.map(lambda leaf: leaf[0], networks))
-    assert all(type(kind) is int for kind in jax.tree.leaves(kinds))
-    assert (kinds.conv.kernel, kinds.conv.bias) == (0, 1)
-    assert (kinds.dense.kernel, kinds.dense.bias) == (0, 1)
-    assert (kinds.policy.kernel, kinds.policy.bias) == (2, 2)
-    assert (kinds.value.kernel, kinds.value.bias) == (3, 3)
-
-
 def test_separate_networks() -> None:
-    """Brax's sizes, values by the formula, and heads that are the last layers."""
+    """Brax's sizes, and values by the formula."""
     rng = np.random.default_rng(0)
     paper = eqx.filter_eval_shape(make_mlps, 27, 16, (32,) * 4, (64,) * 5, "swish", key=KEY)
     policy = 28 * 32 + 3 * 33 * 32 + 33 * 16
@@ -161,9 +150,6 @@ def test_separate_networks() -> None:
     outputs, value = jax.jit(lambda network, x: network(x))(network, x)
     np.testing.assert_allclose(outputs, by_formula(network.policy), rtol=1e-5)
     np.testing.assert_allclose(value, by_formula(network.value)[0], rtol=1e-5)
-    kinds = parameter_kinds(network)
-    assert [(layer.kernel, layer.bias) for layer in kinds.policy] == [(0, 1), (2, 2)]
-    assert [(layer.kernel, layer.bias) for layer in kinds.value] == [(0, 1), (0, 1), (3, 3)]
 
 
 def test_separate_networks_start_as_flax_s() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,7 +180,8 @@ def test_playground_is_learned_from() -> None:
         params, actor = task.init_params(key), task.init_actor(key)
         batch, actor, _ = task.rollout(params, actor, key)
         updates = jnp.arange(4, dtype=jnp.int32)
-        return actor, jax.lax.map(lambda index: task.gradient(params, batch, index), updates)
+        each = partial(task.minibatch_gradient, params, batch)
+        return actor, jax.lax.map(each, updates)
 
     actor, gradients = run()
     assert np.all((actor.episodes.episode_return > 0) & (actor.episodes.episode_return <= 3))

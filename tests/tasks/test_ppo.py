@@ -24,6 +24,7 @@ from optim4rl.tasks import (
 )
 from optim4rl.tasks.a2c import lambda_returns
 from optim4rl.tasks.distributions import Categorical, TanhNormal
+from optim4rl.tasks.interface import update_gradient
 from optim4rl.tasks.ppo import PPOBatch, Samples, ppo_loss
 
 CONFIG = PPOConfig(
@@ -133,8 +134,8 @@ def played(request: pytest.FixtureRequest) -> Any:
         _, transitions, _ = task.transitions(params, actor, key)
         other = jax.tree.map(lambda leaf: leaf + 0.05, params)
         updates = jnp.arange(task.updates_per_rollout, dtype=jnp.int32)
-        each = jax.lax.map(lambda index: task.gradient(other, batch, index), updates)
-        return other, batch, transitions, each, task.gradient(other, batch, None)
+        each = jax.lax.map(lambda index: task.minibatch_gradient(other, batch, index), updates)
+        return other, batch, transitions, each, task.gradient(other, batch)
 
     return task, run(jax.random.key(0))
 
@@ -241,7 +242,7 @@ def learn(environment: Probe, learner: str, updates: int = 300, **changes: Any) 
     def run() -> Any:
         def update(carry: Any, index: jax.Array) -> Any:
             params, state, batch = carry
-            gradient = task.gradient(params, batch, index)
+            gradient = update_gradient(task, params, batch, index)
             steps, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, steps), state, batch), None
 
@@ -330,7 +331,7 @@ def train(task: Task, rollouts: int, rate: float) -> np.ndarray:
 
             def update(carry: Any, index: jax.Array) -> Any:
                 params, state = carry
-                steps, state = optimizer.update(task.gradient(params, batch, index), state)
+                steps, state = optimizer.update(update_gradient(task, params, batch, index), state)
                 return (optax.apply_updates(params, steps), state), None
 
             indices = jnp.arange(task.updates_per_rollout, dtype=jnp.int32)

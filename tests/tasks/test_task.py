@@ -98,7 +98,7 @@ def player(task: Task) -> Any:
 def learn(task: Task, params: Any, actor: Any, key: jax.Array) -> Any:
     """A rollout's gradient, the actor after it and its stats."""
     batch, actor, stats = task.rollout(params, actor, key)
-    return task.gradient(params, batch, None), actor, stats
+    return task.gradient(params, batch), actor, stats
 
 
 @pytest.fixture(scope="module")

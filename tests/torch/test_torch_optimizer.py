@@ -145,7 +145,7 @@ def test_a_run_of_catch_leaves_the_parameters_of_jax(weights):
         def body(carry, key):
             params, actor, state = carry
             batch, actor, _ = task.rollout(params, actor, key)
-            gradient = task.gradient(params, batch, None)
+            gradient = task.gradient(params, batch)
             updates, state = tx.update(gradient, state, params)
             params = jax.tree.map(jnp.add, params, updates)
             return (params, actor, state), (gradient, params)

@@ -149,13 +149,13 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _kernels() -> list[dict[str, Any]]:
-    from optim4rl.optimizers.kernels.select import KERNELS, choose
+    from optim4rl.optimizers.kernels.select import AUTOMATIC, choose
     from optim4rl.optimizers.presets import LEARNED
 
     rows = []
     for name, spec in LEARNED.items():
         used = choose(spec)
-        faster = KERNELS[: KERNELS.index(used)]
+        faster = AUTOMATIC[: AUTOMATIC.index(used)]
         reasons = [f"not {kernel.name}: {kernel.refusal(spec)}" for kernel in faster]
         why = "; ".join([used.status(), *reversed(reasons)])
         rows.append({"what": name, "kernel": used.name, "why": why})

@@ -198,12 +198,12 @@ def _meta_train(
     first_process = jax.process_index() == 0
     if first_process:
         remove_manifest(options.out)
-        written = json.dumps({**settings, **provenance("optim4rl.meta.trainer")}, indent=1)
+        written = json.dumps({**settings, **provenance("optim4rl.meta.recipe")}, indent=1)
         write_atomically(options.out / "settings.json", written.encode())
     steps = sum(
         t.settings(meta).agents
         * make_estimator(spec, t, meta, execution).rollouts
-        * t.task.env_steps_per_rollout  # type: ignore[attr-defined]
+        * t.task.env_steps_per_rollout
         for t in tasks
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
@@ -272,7 +272,7 @@ class _ChunkKeeper:
 
     def keep(self, state: MetaState, progress: Progress) -> None:
         """Keep a chunk, and stop after it if a signal asked for that."""
-        notes = dict(provenance("optim4rl.meta.trainer"))
+        notes = dict(provenance("optim4rl.meta.recipe"))
         if self._log is not None:
             self._log.append(self._done, progress)
             notes["log"] = self._log.extent
@@ -369,7 +369,7 @@ def _learned(
         "tasks": list(options.recipe.tasks),
         "seed": options.recipe.meta.seed,
         "settings": settings,
-        **provenance("optim4rl.meta.trainer"),
+        **provenance("optim4rl.meta.recipe"),
         "training_seconds": round(seconds, 1),
         "results": {},
     }

@@ -16,7 +16,7 @@ from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import ScalarOrSchedule, classical
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
-from optim4rl.tasks.interface import EvaluationTask
+from optim4rl.tasks.interface import EvaluationTask, update_gradient
 
 
 @runtime_checkable
@@ -238,7 +238,7 @@ def _learn(
 
     def learn_once(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry
-        gradient = task.gradient(params, batch, index)
+        gradient = update_gradient(task, params, batch, index)
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), None
 

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from optim4rl.optimizers.transform import LeafState, LearnedRuleState, scale_by_learned_rule
+from optim4rl.optimizers.transform import LearnedRuleState, scale_by_learned_rule
 from optim4rl.optimizers.weights import LearnedOptimizer
 
 # Updates that each stream lasts.
@@ -247,7 +246,6 @@ def _jacobians(
     """The derivative of a coordinate's state by the one before it."""
     around, params = map(jnp.asarray, surroundings(tensor))
     probed = (0,) * len(tensor)
-    column = (slice(None), *probed)
 
     def of_gradient(gradient: Float[Array, ""]) -> Float[Array, "state state"]:
         shown = around.at[probed].set(gradient)
@@ -256,14 +254,15 @@ def _jacobians(
             return tx.update(shown, state, params)[1]
 
         settled = jax.lax.fori_loop(0, LIFE, lambda _, s: advance(s), tx.init(params))
-        own, restore = ravel_pytree(jax.tree.map(lambda x: x[column], settled.leaves))
+        # The tensor is the only leaf, so that the memory is one array for each number.
+        own = jnp.stack([row[probed] for row in settled.memory])
 
         def following(own: Float[Array, " state"]) -> Float[Array, " state"]:
-            leaves: LeafState = jax.tree.map(
-                lambda x, new: x.at[column].set(new), settled.leaves, restore(own)
+            memory = tuple(
+                row.at[probed].set(new) for row, new in zip(settled.memory, own, strict=True)
             )
-            after = advance(LearnedRuleState(settled.count, leaves))
-            return ravel_pytree(jax.tree.map(lambda x: x[column], after.leaves))[0]
+            after = advance(LearnedRuleState(settled.count, memory))
+            return jnp.stack([row[probed] for row in after.memory])
 
         return jax.jacrev(following)(own)
 

@@ -1,17 +1,20 @@
 """Agents of one task, side by side: fresh ones, their rollouts and their gradients."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from optim4rl.optimizers.inputs import flat_extras
-from optim4rl.optimizers.layout import Layout
+from optim4rl.optimizers.kernels.interface import Met
+from optim4rl.optimizers.layout import Layout, infer_layout
 from optim4rl.optimizers.rule import OptimizerSpec, RuleState, init_state
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.tasks.interface import InnerTask
+from optim4rl.tasks.interface import InnerTask, update_gradient
 
 # Folded into an agent's key for the noise of its updates; rollouts fold in small numbers.
 NOISE = 2**31 - 1
@@ -55,22 +58,25 @@ def num_rollouts(task: InnerTask, inner_updates: int) -> int:
     return inner_updates // task.updates_per_rollout
 
 
-def param_shapes(task: InnerTask) -> Any:
-    """The task's parameters without their values."""
-    return jax.eval_shape(task.init_params, jax.random.key(0))
+@lru_cache(maxsize=64)
+def _parameters(task: InnerTask) -> tuple[Layout, Callable[[Float[Array, " n"]], Any]]:
+    """The layout of the task's parameters, and the way from flattened ones to the task's."""
+    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    with jax.ensure_compile_time_eval():
+        return infer_layout(shapes), ravel_pytree(zeros)[1]
 
 
-def _unravel(task: InnerTask) -> Any:
-    """From flattened parameters to the task's."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), param_shapes(task))
-    return ravel_pytree(zeros)[1]
+def layout_of(task: InnerTask) -> Layout:
+    """What each of the task's parameters belongs to."""
+    return _parameters(task)[0]
 
 
 def play(
     task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
 ) -> tuple[Any, Any, Any]:
     """Rollout number `index` of every agent: batches, actors, stats."""
-    unravel = _unravel(task)
+    _, unravel = _parameters(task)
 
     def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
         return task.rollout(unravel(params), actor, jax.random.fold_in(key, index))
@@ -79,13 +85,15 @@ def play(
 
 
 def gradients_of(
-    task: InnerTask, params: Float[Array, "M n"], batches: Any, index: Array | None
+    task: InnerTask, params: Float[Array, "M n"], batches: Any, index: Array | None = None
 ) -> Float[Array, "M n"]:
-    """Flattened gradients of every agent."""
-    unravel = _unravel(task)
+    """Flattened gradients of every agent: of update number `index`, or of the whole loss."""
+    _, unravel = _parameters(task)
 
     def one(params: Array, batch: Any) -> Array:
-        return ravel_pytree(task.gradient(unravel(params), batch, index))[0]
+        if index is None:
+            return ravel_pytree(task.gradient(unravel(params), batch))[0]
+        return ravel_pytree(update_gradient(task, unravel(params), batch, index))[0]
 
     return jax.vmap(one)(params, batches)
 
@@ -103,3 +111,8 @@ def extras_of(
         return flat_extras(reads, layout, params, key)
 
     return jax.vmap(one)(agents.params, agents.rule.age, keys)
+
+
+def met(gradients: Array, extras: Extras) -> Array | Met:
+    """What a kernel is given: the gradients alone where nothing else is read."""
+    return gradients if not jax.tree.leaves(extras) else Met(gradients, extras)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from optim4rl.fields import AT_LEAST_1, check_fields
-from optim4rl.tasks.interface import InnerTask
+from optim4rl.tasks.interface import InnerTask, update_gradient
 
 # What an agent's key is folded with for its scales; the task itself folds it with small numbers.
 _STREAM = 2**31 - 1
@@ -109,8 +109,8 @@ class Augmented:
 
     @property
     def env_steps_per_rollout(self) -> int:
-        """Those of the task, if it is an `EvaluationTask`."""
-        return self.task.env_steps_per_rollout  # type: ignore[attr-defined]
+        """Those of the task."""
+        return self.task.env_steps_per_rollout
 
     def scales(self, key: PRNGKeyArray) -> Scales:
         """The scales of the agent whose key it is."""
@@ -149,15 +149,26 @@ class Augmented:
         batch, inner, stats = task.rollout(_scaled(params, scales), inner, key)
         return (batch, scales), AugmentedActor(inner, scales), stats
 
-    def gradient(self, params: Any, batch: tuple[Any, Scales], index: Int[Array, ""] | None) -> Any:
+    def gradient(self, params: Any, batch: tuple[Any, Scales]) -> Any:
         """By the chain rule, that of the task times the scales."""
         batch, scales = batch
-        gradient = self.task.gradient(_scaled(params, scales), batch, index)
-        return jax.tree.map(lambda g, s: scales.gradients * s * g, gradient, scales.parameters)
+        return _rescaled(self.task.gradient(_scaled(params, scales), batch), scales)
+
+    def minibatch_gradient(
+        self, params: Any, batch: tuple[Any, Scales], index: Int[Array, ""]
+    ) -> Any:
+        """Likewise, of one update."""
+        batch, scales = batch
+        gradient = update_gradient(self.task, _scaled(params, scales), batch, index)
+        return _rescaled(gradient, scales)
 
 
 def _scaled(params: Any, scales: Scales) -> Any:
     return jax.tree.map(jnp.multiply, params, scales.parameters)
+
+
+def _rescaled(gradient: Any, scales: Scales) -> Any:
+    return jax.tree.map(lambda g, s: scales.gradients * s * g, gradient, scales.parameters)
 
 
 def _log_uniform(key: PRNGKeyArray, factor: float, shape: tuple[int, ...] = ()) -> Array:

@@ -115,11 +115,12 @@ def resume_checkpoint(
     """
     before = previous_checkpoint(path)
     try:
-        return _load(path, like, config, execution)
+        return load_checkpoint(path, like, config, execution)
     except DamagedCheckpointError as error:
         if not before.exists():
             raise
-        return _load(before, like, config, execution)._replace(damage=str(error))
+        resumed = load_checkpoint(before, like, config, execution)
+        return resumed._replace(damage=str(error))
 
 
 def load_checkpoint(
@@ -127,8 +128,8 @@ def load_checkpoint(
     like: MetaState,
     config: Mapping[str, Any],
     execution: Execution = Execution(),
-) -> MetaState:
-    """Read a state that `save_checkpoint` wrote.
+) -> Resumed:
+    """Read what `save_checkpoint` wrote.
 
     Args:
         path: the file.
@@ -141,12 +142,9 @@ def load_checkpoint(
         CheckpointError: the file is missing, damaged or not a checkpoint, or is that of a run with
             another config or a state of another shape.
     """
-    return _load(Path(path), like, config, execution).state
-
-
-def _load(path: Path, like: MetaState, config: Mapping[str, Any], execution: Execution) -> Resumed:
     from safetensors import safe_open
 
+    path = Path(path)
     card = _card(path)
     _check_config(path, card["config"], _as_json("config", config))
     wanted = _named_leaves(jax.eval_shape(_data_tree, like))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from optim4rl.fields import COUNT, POSITIVE, SHARE, check_fields
 from optim4rl.meta.meta_gradient import Validation
@@ -10,11 +10,8 @@ from optim4rl.meta.resets import ResetSchedule
 from optim4rl.tasks.interface import InnerTask
 
 TaskClip = Literal["value", "norm", "normalise", "none"]
-MetaClip = TaskClip | Literal["running"]
-META_CLIPS: tuple[MetaClip, ...] = ("value", "norm", "normalise", "none", "running")
-
+MetaClip = Literal["value", "norm", "normalise", "none", "running"]
 EstimatorName = Literal["truncated", "es", "pes"]
-ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 
 @dataclass(frozen=True)

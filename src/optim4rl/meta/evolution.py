@@ -8,13 +8,12 @@ their first parameters, their environments and every random number.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
@@ -23,8 +22,9 @@ from optim4rl.meta.agents import (
     extras_of,
     gradients_of,
     init_agents,
+    layout_of,
+    met,
     num_rollouts,
-    param_shapes,
     play,
 )
 from optim4rl.meta.config import MetaConfig, MetaTask
@@ -33,9 +33,8 @@ from optim4rl.meta.population import Execution, reset_agents, share_out
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.kernels.select import choose
-from optim4rl.optimizers.layout import infer_layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
-from optim4rl.tasks.interface import EvaluationTask, InnerTask
+from optim4rl.tasks.interface import InnerTask
 
 
 class Learners(NamedTuple):
@@ -74,13 +73,13 @@ def live(
         its parameters have become so; and the task's stats, summed over rollouts and agents.
     """
     updates = task.updates_per_rollout
-    layout = infer_layout(param_shapes(task))
+    layout = layout_of(task)
     step = jax.vmap(partial(kernel.step, spec, layout=layout))
 
     def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
-        gradients = gradients_of(task, agents.params, batch, None if updates == 1 else index)
+        gradients = gradients_of(task, agents.params, batch, index)
         extras = extras_of(spec, layout, agents, keys)
-        directions, rule = step(rules, gradients, agents.rule, extras)
+        directions, rule = step(rules, met(gradients, extras), agents.rule)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), None
 
@@ -101,7 +100,7 @@ def live(
 
 @dataclass(frozen=True)
 class EvolutionStrategies:
-    """Evolution strategies over whole lives (Salimans et al. 2017), as evosax has them.
+    """Evolution strategies over whole lives (Salimans et al. 2017, arXiv 1703.03864).
 
     In each estimate every agent starts afresh and lives `reset_interval` times K inner updates
     under one perturbed rule. Only the perturbation differs between the two of a pair.
@@ -130,21 +129,23 @@ class EvolutionStrategies:
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
-        """Ask evosax for perturbed rules, let an agent live with each, and tell it the losses."""
-        key_ask, key_agents = jax.random.split(key)
-        # evosax relies on NumPy's rules of broadcasting, which a user may have restricted.
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            strategy = _open_es(self.config, meta_parameters)
-            distribution = strategy.init(key_ask, meta_parameters, strategy.default_params)
-            rules, distribution = strategy.ask(key_ask, distribution, strategy.default_params)
-        losses = jnp.zeros(self.config.agents)
-        keys = _paired(jax.random.split(key_agents, self.config.agents // 2))
-        stats, losses = share_out(self._lives, (), losses, (rules, keys), self.execution)
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            distribution, _ = strategy.tell(
-                key_ask, rules, losses, distribution, strategy.default_params
-            )
-        gradient = ravel_pytree(meta_parameters)[1](distribution.opt_state)
+        """The mean over agents of loss times perturbation, over sigma squared."""
+        config, (mean, unravel) = self.config, ravel_pytree(meta_parameters)
+        key_draw, key_agents = jax.random.split(key)
+        pairs = config.agents // 2
+        drawn = jax.random.normal(key_draw, (pairs, mean.size))
+        rules = mean[None] + config.sigma * jnp.concatenate([drawn, -drawn])
+        keys = _paired(jax.random.split(key_agents, pairs))
+        stats, losses = share_out(
+            self._lives,
+            (),
+            jnp.zeros(config.agents),
+            (jax.vmap(unravel)(rules), keys),
+            self.execution,
+        )
+        # Of the perturbations as float32 has them beside the rule.
+        perturbations = (rules - mean[None]) / config.sigma
+        gradient = unravel(losses @ perturbations / (config.agents * config.sigma))
         return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats)
 
     def _lives(
@@ -169,23 +170,6 @@ class EvolutionStrategies:
             kernel=choose(self.spec, self.execution.kernel),
         )
         return stats, losses
-
-
-def _open_es(config: MetaConfig, meta_parameters: MetaParameters) -> Any:
-    """A strategy whose optimizer moves nothing and remembers the gradient that it was given."""
-    from evosax.algorithms import Open_ES
-    from evosax.core.fitness_shaping import identity_fitness_shaping_fn
-
-    remember = optax.GradientTransformation(
-        jnp.zeros_like, lambda gradient, state, params=None: (jnp.zeros_like(gradient), gradient)
-    )
-    return Open_ES(
-        config.agents,
-        meta_parameters,
-        optimizer=remember,
-        std_schedule=optax.constant_schedule(config.sigma),
-        fitness_shaping_fn=identity_fitness_shaping_fn,
-    )
 
 
 class Persistent(NamedTuple):
@@ -289,8 +273,19 @@ def _paired(x: Any) -> Any:
     return jnp.concatenate([x, x])
 
 
+@lru_cache(maxsize=64)
+def _reports_returns(task: InnerTask) -> bool:
+    """Whether a rollout's stats hold returns (`tasks.interface.EvaluationTask`)."""
+
+    def stats(key: PRNGKeyArray) -> Any:
+        return task.rollout(task.init_params(key), task.init_actor(key), key)[2]
+
+    reported = jax.eval_shape(stats, jax.random.key(0))
+    return all(hasattr(reported, name) for name in ("return_sum", "episode_count"))
+
+
 def _require_returns(task: InnerTask, config: MetaConfig) -> None:
-    if not isinstance(task, EvaluationTask):
+    if not _reports_returns(task):
         raise ValueError(
             f"estimator = {config.estimator!r}: it needs returns, so a task whose rollouts report "
             "return_sum and episode_count (tasks.interface.EvaluationTask)"

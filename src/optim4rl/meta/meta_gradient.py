@@ -9,6 +9,7 @@ directions only: `theta_K = theta_0 - alpha * sum_k d_k(phi)`. Hence
 and no rollout is ever differentiated with respect to the meta-parameters.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,19 +17,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from optim4rl.meta.agents import Agents, extras_of, gradients_of, num_rollouts, param_shapes, play
+from optim4rl.meta.agents import (
+    Agents,
+    extras_of,
+    gradients_of,
+    layout_of,
+    met,
+    num_rollouts,
+    play,
+)
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.layout import infer_layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.structures import Extras
 from optim4rl.tasks.interface import InnerTask
 
 Validation = Literal["last", "dense"]
-VALIDATIONS: tuple[Validation, ...] = ("last", "dense")
 
-# The gradients that updates were made with, where they are not those of whole rollouts, and what
-# the structure read beside them.
-_Met = tuple[Array | None, Extras]
+
+# The gradients and extras of a rollout's updates.
+_Kept = tuple[Array | None, Extras]
 
 
 class MetaGradient(NamedTuple):
@@ -67,61 +74,99 @@ def truncated_meta_gradient(
             the mean of the losses after each rollout's updates; the gradient of every later rollout
             is the validation gradient of the updates before it, so with one update to a rollout it
             costs nothing.
-        kernel: the implementation of the rule.
+        kernel: the implementation of the rule (`kernels.select.choose`).
 
     Raises:
         ValueError: K is no multiple of the inner updates that a rollout of the task serves.
     """
-    rollouts, updates = num_rollouts(task, inner_updates), task.updates_per_rollout
-    before = agents.rule
-    layout = infer_layout(param_shapes(task))
-    step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0, 0))
+    before, layout = agents.rule, layout_of(task)
+    step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0))
 
     def update(agents: Agents, gradients: Array) -> tuple[Agents, Extras]:
         extras = extras_of(spec, layout, agents, keys)
-        directions, rule = step(meta_parameters, gradients, agents.rule, extras)
+        directions, rule = step(meta_parameters, met(gradients, extras), agents.rule)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), extras
 
-    def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Met]:
-        """All updates that a rollout serves, and their gradients where `whole` is not the one."""
+    life = _live(update, task, agents, keys, num_rollouts(task, inner_updates))
+    after = _validation_gradients(life.wholes, validation)
+    replay = jax.vmap(partial(kernel.replay_vjp, spec, layout=layout), in_axes=(None, 1, 0, 1))
+    by_agent = replay(
+        meta_parameters,
+        met(life.gradients, life.extras),
+        before,
+        -learning_rate * jnp.repeat(after, task.updates_per_rollout, axis=0),
+    )
+    gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
+    return MetaGradient(gradient, life.agents, life.stats)
+
+
+class _Life(NamedTuple):
+    """K updates of every agent, and a look at one more rollout.
+
+    Attributes:
+        agents: the agents after it.
+        gradients: those that the updates were made with.
+        extras: what the structure read beside them.
+        wholes: every rollout's gradient of the whole loss, the last look's included.
+        stats: of every rollout.
+    """
+
+    agents: Agents
+    gradients: Float[Array, "K M n"]
+    extras: Extras
+    wholes: Float[Array, "rollouts M n"]
+    stats: Any
+
+
+def _live(
+    update: Callable[[Agents, Array], tuple[Agents, Extras]],
+    task: InnerTask,
+    agents: Agents,
+    keys: Key[Array, " M"],
+    rollouts: int,
+) -> _Life:
+    """Let the agents learn from so many rollouts, and look at one more.
+
+    Of gradients with which updates were made, only those are kept that are not a whole rollout's.
+    """
+    updates = task.updates_per_rollout
+
+    def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Kept]:
+        """All updates that a rollout serves."""
         if updates == 1:
             agents, extras = update(agents, whole)
             return agents, (None, jax.tree.map(lambda x: x[None], extras))
 
-        def learn_once(agents: Agents, index: Array) -> tuple[Agents, _Met]:
+        def learn_once(agents: Agents, index: Array) -> tuple[Agents, _Kept]:
             gradients = gradients_of(task, agents.params, batch, index)
             agents, extras = update(agents, gradients)
             return agents, (gradients, extras)
 
         return jax.lax.scan(learn_once, agents, jnp.arange(updates))
 
-    def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Met]:
+    def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Kept]:
         """No update."""
         del batch
-        met = (None if updates == 1 else whole, extras_of(spec, layout, agents, keys))
-        return agents, jax.tree.map(lambda x: jnp.zeros((updates, *x.shape)), met)
+        kept = (None if updates == 1 else whole, jax.eval_shape(update, agents, whole)[1])
+        return agents, jax.tree.map(lambda x: jnp.zeros((updates, *x.shape), x.dtype), kept)
 
     def play_and_learn(agents: Agents, index: Array) -> tuple[Agents, tuple[Any, Array, Any]]:
         batch, actor, stats = play(task, agents, keys, index)
         agents = agents._replace(actor=actor)
-        whole = gradients_of(task, agents.params, batch, None)
+        whole = gradients_of(task, agents.params, batch)
         # The last rollout is the validation: a gradient like the others, but no update.
-        agents, met = jax.lax.cond(index < rollouts, learn, look, agents, batch, whole)
-        return agents, (met, whole, stats)
+        agents, kept = jax.lax.cond(index < rollouts, learn, look, agents, batch, whole)
+        return agents, (kept, whole, stats)
 
     agents, ((gradients, extras), wholes, stats) = jax.lax.scan(
         play_and_learn, agents, jnp.arange(rollouts + 1)
     )
     gradients = wholes[:, None] if updates == 1 else gradients
     gradients, extras = jax.tree.map(
-        lambda x: x[:-1].reshape(inner_updates, *wholes.shape[1:]), (gradients, extras)
+        lambda x: x[:-1].reshape(rollouts * updates, *wholes.shape[1:]), (gradients, extras)
     )
-    after = jnp.repeat(_validation_gradients(wholes, validation), updates, axis=0)
-    replay = jax.vmap(partial(kernel.replay_vjp, spec, layout=layout), in_axes=(None, 1, 0, 1, 1))
-    by_agent = replay(meta_parameters, gradients, before, -learning_rate * after, extras)
-    gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), by_agent)
-    return MetaGradient(gradient, agents, stats)
+    return _Life(agents, gradients, extras, wholes, stats)
 
 
 def _validation_gradients(

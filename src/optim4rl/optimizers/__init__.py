@@ -39,41 +39,15 @@ if TYPE_CHECKING:
     )
 
 _NAMES = {
-    "layout": (
-        "KINDS",
-        "Kind",
-        "Layout",
-        "infer_layout",
-    ),
-    "presets": (
-        "CLASSICAL",
-        "LEARNED",
-        "classical",
-        "learned_spec",
-        "optimizer_names",
-    ),
-    "rule": (
-        "OptimizerSpec",
-        "RuleState",
-        "init_meta_parameters",
-        "init_state",
-        "step",
-    ),
-    "transform": (
-        "learned_optimizer",
-        "scale_by_learned_rule",
-    ),
+    "layout": "KINDS Kind Layout infer_layout",
+    "presets": "CLASSICAL LEARNED classical learned_spec optimizer_names",
+    "rule": "OptimizerSpec RuleState init_meta_parameters init_state step",
+    "transform": "learned_optimizer scale_by_learned_rule",
     "weights": (
-        "LearnedOptimizer",
-        "WeightsError",
-        "load",
-        "load_weights",
-        "save_weights",
-        "shipped_names",
-        "untrained",
+        "LearnedOptimizer WeightsError load load_weights save_weights shipped_names untrained"
     ),
 }
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

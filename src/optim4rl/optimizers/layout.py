@@ -52,7 +52,7 @@ def _chosen(params: Any, kinds: Kinds, inferred: list[Kind]) -> Sequence[Any]:
     """The user's kinds where there are any."""
     if kinds is None:
         return inferred
-    if callable(kinds):
+    if _is_function(kinds):
         return [
             kinds(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) or kind
             for (path, leaf), kind in zip(
@@ -63,6 +63,12 @@ def _chosen(params: Any, kinds: Kinds, inferred: list[Kind]) -> Sequence[Any]:
         return jax.tree.leaves(jax.tree.broadcast(kinds, params))
     except ValueError as error:
         raise ValueError(f"kinds = {kinds!r}: not a tree like the parameters'") from error
+
+
+def _is_function(kinds: Kinds) -> bool:
+    """Whether kinds are a function: a module can be called, too, but is a tree with leaves."""
+    whole = all(leaf is kinds for leaf in jax.tree.leaves(kinds))
+    return callable(kinds) and (whole or isinstance(kinds, jax.tree_util.Partial))
 
 
 def _paths(key_paths: list[tuple[Any, ...]]) -> list[Path]:

@@ -83,8 +83,15 @@ def step(
     Infinite gradients are clipped where the spec clips; a NaN stays in its own coordinate.
     """
     features, reading = read(spec, gradient, state.moments, state.age, rows, extras)
-    direction, carries = run(spec, meta_parameters, features, reading, state.carries)
-    return direction, RuleState(carries, reading.moments, state.age + 1)
+    outputs, carries = zip(
+        *(
+            apply_network(meta_parameters[f"network{index}"], spec.cell, x, carry)
+            for index, (x, carry) in enumerate(zip(features, state.carries, strict=True))
+        ),
+        strict=True,
+    )
+    after = RuleState(carries, reading.moments, state.age + 1)
+    return write(spec, reading, outputs), after
 
 
 def read(
@@ -103,24 +110,6 @@ def read(
     if rows is not None:
         features = tuple(jnp.concatenate([x, rows]) for x in features)
     return features, reading
-
-
-def run(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    features: Features,
-    reading: Reading,
-    carries: tuple[Carry, ...],
-) -> tuple[Float[Array, "*shape"], tuple[Carry, ...]]:
-    """The direction, and what the networks carry on."""
-    outputs, carries = zip(
-        *(
-            apply_network(meta_parameters[f"network{index}"], spec.cell, x, carry)
-            for index, (x, carry) in enumerate(zip(features, carries, strict=True))
-        ),
-        strict=True,
-    )
-    return write(spec, reading, outputs), carries
 
 
 def write(spec: OptimizerSpec, reading: Reading, outputs: Outputs) -> Float[Array, "*shape"]:

@@ -1,17 +1,16 @@
 """The description of a learned rule, and its form in files; JAX and PyTorch share it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.fields import COUNT, POSITIVE, check_fields, shown
-from optim4rl.optimizers.cells import CELL_KINDS, CellKind, carry_floats, weight_shapes
+from optim4rl.fields import check_fields, check_values, shown
+from optim4rl.optimizers.cells import CellKind, carry_floats, weight_shapes
 from optim4rl.optimizers.processing import PROCESSINGS, Processing, SignLog
+from optim4rl.optimizers.ranges import RANGES, check_choice
 from optim4rl.optimizers.structures import STRUCTURES, Adaptive, NetworkShape, Structure
 from optim4rl.optimizers.tensors import (
-    INPUT_NAMES,
-    NORMALISATIONS,
     WHOLE_TENSOR,
     InputName,
     Normalisation,
@@ -53,11 +52,13 @@ class OptimizerSpec:
     normalise: Normalisation = "none"
 
     def __post_init__(self) -> None:
-        check_fields(self, hidden_size=COUNT, head_sizes=COUNT, clip=POSITIVE, step_scale=POSITIVE)
-        _require_inputs(self.inputs)
-        for choice in (self.processing, self.structure):
-            if hasattr(choice, "__dataclass_fields__"):
-                check_fields(choice)
+        check_fields(self, **RANGES)
+        if len(set(self.inputs)) != len(self.inputs):
+            raise ValueError(f"inputs = {self.inputs!r}: each at most once")
+        for field in ("processing", "structure"):
+            choice = getattr(self, field)
+            if dataclasses.is_dataclass(choice):
+                check_choice(field, type(choice), vars(choice))
 
     @property
     def networks(self) -> tuple[NetworkShape, ...]:
@@ -93,12 +94,9 @@ def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
         field: {"name": choice.name, **dataclasses.asdict(choice)}  # type: ignore[call-overload]
         for field, choice in (("processing", spec.processing), ("structure", spec.structure))
     }
-    plain = {
-        field.name: getattr(spec, field.name)
-        for field in dataclasses.fields(spec)
-        if field.name not in named
-    }
-    return {**named, **plain, **{name: list(plain[name]) for name in _LISTS}}
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    lists = {name: list(x) for name, x in values.items() if isinstance(x, tuple)}
+    return {**values, **lists, **named}
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
@@ -111,77 +109,27 @@ def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
     wrong = sorted((set(values) ^ fields) - _ADDED)
     if wrong:
         raise ValueError(f"optimizer spec: fields {wrong} are missing or unknown")
-    _require_types(values)
-    built = {
-        field: _build(field, registry, values[field])
-        for field, registry in (("processing", PROCESSINGS), ("structure", STRUCTURES))
+    choices = {
+        "processing": _build("processing", PROCESSINGS, values["processing"]),
+        "structure": _build("structure", STRUCTURES, values["structure"]),
     }
-    lists = {field: tuple(values[field]) for field in _LISTS if field in values}
-    return OptimizerSpec(**{**values, **built, **lists})
+    plain: dict[str, Any] = {
+        name: tuple(x) if isinstance(x, list) else x
+        for name, x in values.items()
+        if name not in choices
+    }
+    check_values(OptimizerSpec, plain, **RANGES)
+    return OptimizerSpec(**choices, **plain)
 
 
 # What the files of older releases lack.
 _ADDED = {"inputs", "normalise"}
-_NUMBER = (int, float)
-_LISTS: dict[str, tuple[type, ...]] = {"head_sizes": (int,), "inputs": (str,)}
-_PLAIN: dict[str, tuple[type, ...]] = {
-    "cell": (str,),
-    "hidden_size": (int,),
-    "zero_head": (bool,),
-    "clip": (*_NUMBER, type(None)),
-    "step_scale": _NUMBER,
-    "normalise": (str,),
-}
-
-
-def _require_types(values: Mapping[str, Any]) -> None:
-    entries = [(name, values[name], kind) for name, kind in _PLAIN.items() if name in values]
-    for name, kind in _LISTS.items():
-        listed = values.get(name, ())
-        if not isinstance(listed, (list, tuple)):
-            raise ValueError(f"{name} = {listed!r}: a list is needed")
-        entries += [(name, entry, kind) for entry in listed]
-    for name, value, kind in entries:
-        if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
-            wanted = " or ".join(t.__name__ for t in kind)
-            raise ValueError(f"{name} = {value!r}: {wanted} is needed")
-    _require_cell(values["cell"])
-    _require_inputs(values.get("inputs", ()))
-    _require_normalisation(values.get("normalise", "none"))
-
-
-def _require_cell(cell: str) -> None:
-    if cell not in CELL_KINDS:
-        raise ValueError(f"cell = {cell!r}: known cells are {', '.join(CELL_KINDS)}")
-
-
-def _require_inputs(inputs: Sequence[str]) -> None:
-    if not set(inputs) <= set(INPUT_NAMES) or len(set(inputs)) != len(inputs):
-        raise ValueError(
-            f"inputs = {inputs!r}: each is one of {', '.join(INPUT_NAMES)}, at most once"
-        )
-
-
-def _require_normalisation(normalise: str) -> None:
-    if normalise not in NORMALISATIONS:
-        raise ValueError(f"normalise = {normalise!r}: known are {', '.join(NORMALISATIONS)}")
 
 
 def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:
-    named = isinstance(values, Mapping) and isinstance(values.get("name"), str)
-    if not named or values["name"] not in registry:
+    settings = dict(values) if isinstance(values, Mapping) else {}
+    name = settings.pop("name", None)
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{field} = {shown(values)}: known names are {', '.join(registry)}")
-    cls = registry[values["name"]]
-    settings = {key: value for key, value in values.items() if key != "name"}
-    defaults = {setting.name: setting.default for setting in dataclasses.fields(cls)}
-    for name, value in settings.items():
-        default = defaults.get(name)
-        wanted = bool if isinstance(default, bool) else (int, float)
-        if (
-            default is None
-            or not isinstance(value, wanted)
-            or isinstance(value, bool) != (wanted is bool)
-        ):
-            known = ", ".join(f"{n} (default {d})" for n, d in defaults.items()) or "no settings"
-            raise ValueError(f"{field}.{name} = {value!r}: {values['name']} takes {known}")
-    return cls(**settings)
+    check_choice(field, registry[name], settings)
+    return registry[name](**settings)

@@ -4,7 +4,7 @@
 with `optax.scale_by_learning_rate`, as optax's own aliases do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,28 +15,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 from optax._src import base as optax_base
 
-from optim4rl.optimizers.inputs import draw_noise, tensor_rows
-from optim4rl.optimizers.kernels.interface import Kernel, KernelName
-from optim4rl.optimizers.kernels.normalise import normalise, raw
+from optim4rl.fields import float32
+from optim4rl.optimizers.inputs import draw_noise
+from optim4rl.optimizers.kernels import plain
+from optim4rl.optimizers.kernels.interface import Kernel, KernelName, Step
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.layout import Kinds, Layout, Tensor, infer_layout
-from optim4rl.optimizers.networks import Carry
 from optim4rl.optimizers.presets import ScalarOrSchedule
-from optim4rl.optimizers.rule import (
-    MetaParameters,
-    OptimizerSpec,
-    RuleState,
-    init_state,
-    step,
-)
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-
-
-class LeafState(NamedTuple):
-    """What the rule remembers of one leaf: `RuleState` without the count that all leaves share."""
-
-    carries: tuple[Carry, ...]
-    moments: Float[Array, "moments *shape"]
 
 
 class LearnedRuleState(NamedTuple):
@@ -44,12 +31,13 @@ class LearnedRuleState(NamedTuple):
 
     Attributes:
         count: updates made so far.
-        leaves: a tree like the parameters' with a `LeafState` in place of each leaf:
-            `spec.state_floats` numbers for each parameter.
+        memory: `spec.state_floats` trees, each like the parameters: what the rule remembers of
+            each parameter, the carries of its networks first, then the moments. So the state is
+            sharded and saved as the moments of Adam are.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # optax's own name for it
-    leaves: Any
+    memory: tuple[Any, ...]
 
 
 def scale_by_learned_rule(
@@ -63,48 +51,32 @@ def scale_by_learned_rule(
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
     Args:
-        spec: the rule.
-        meta_parameters: its weights, shared by all coordinates and never copied into the state.
-        kernel: the implementation of the rule, by name (`kernels.select`). None is plain JAX, which
-            keeps the sharding of each leaf and can be differentiated. "auto" is the fastest that
-            runs the rule here, and None where there are several devices to shard over.
+        meta_parameters: the rule's weights, which all coordinates share and no state copies.
+        kernel: the implementation of the rule, by name (`kernels.select`). None, like "plain", is
+            plain JAX, which keeps the sharding of each leaf. "auto" is the fastest that runs the
+            rule here, and None where there are several devices to shard over. All can be
+            differentiated in reverse mode, and have the derivative of plain JAX.
         kinds: what each parameter is for, where the rule reads it: a tree of kinds or a function of
-            path and leaf (`layout.infer_layout`). None: inferred from the names and shapes of the
-            gradients that the rule is given.
-        state_dtype: what the state is kept in between updates: float32, or bfloat16 at half the
-            memory. Rounding to bfloat16 is stochastic, so that it is right in the mean: rounded to
-            the nearest, a moment that decays by 0.999 would stand still.
+            path and leaf. None: inferred from names and shapes (`layout.infer_layout`).
+        state_dtype: of the state between updates: float32, or bfloat16 at half the memory, with
+            stochastic rounding: to the nearest, a moment that decays by 0.999 would stand still.
 
     Raises:
         ValueError: the kernel is unknown, or cannot run the rule here; the message says why. Or the
             state cannot be kept in that dtype. On update: a gradient is complex.
 
-    A structure may read more than gradients (`Structure.reads`): `params`; `dormancy`, a tree like
-    the updates'; `noise_key` for its noise, drawn from the update's number where there is none.
+    A structure may read more (`Structure.reads`): `params`; `dormancy`, a tree like the updates;
+    `noise_key` for its noise, which is drawn from the update's number where there is none.
 
-    All arithmetic is float32; updates come back in each gradient's own dtype. An infinite gradient
-    is clipped where the spec clips. A NaN stays in its own coordinate, for good; wrap with
-    `optax.apply_if_finite` to skip such steps instead.
+    All arithmetic is float32; updates come back in each gradient's own dtype. A NaN stays in its
+    own coordinate, for good; wrap with `optax.apply_if_finite` to skip such steps instead.
     """
-    if kernel is None or (kernel == "auto" and jax.device_count() > 1):
-        step_leaf = _step_plain
-    else:
-        step_leaf = partial(_step_flat, choose(spec, kernel))
-
-    kept = _state_dtype(state_dtype)
-    blank = jax.eval_shape(lambda: init_state(spec, ()))
-    memory = jax.tree.structure(LeafState(blank.carries, blank.moments))
+    step, kept = _step(spec, kernel), _state_dtype(state_dtype)
 
     def init(params: optax.Params) -> LearnedRuleState:
-        def init_leaf(leaf: Any) -> LeafState:
-            # The zeros of `init_state`, made from the leaf's own so that they keep its sharding.
-            zeros = jnp.zeros_like(leaf, kept)
-            state = jax.eval_shape(lambda: init_state(spec, zeros.shape))
-            return jax.tree.map(
-                lambda x: jnp.broadcast_to(zeros, x.shape), LeafState(state.carries, state.moments)
-            )
-
-        return LearnedRuleState(jnp.zeros((), jnp.int32), jax.tree.map(init_leaf, params))
+        zeros = partial(jax.tree.map, partial(jnp.zeros_like, dtype=kept), params)
+        memory = tuple(zeros() for _ in range(spec.state_floats))
+        return LearnedRuleState(jnp.zeros((), jnp.int32), memory)
 
     def update(
         updates: optax.Updates,
@@ -112,39 +84,30 @@ def scale_by_learned_rule(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, LearnedRuleState]:
-        layout = infer_layout(updates, kinds)
-        extras = _extras(spec, layout, updates, state.count, params, extra)
-
-        def update_leaf(
-            gradient: Any, leaf: Any, index: int, tensor: Tensor, extras: Extras
-        ) -> tuple[Array, LeafState]:
-            gradient = jnp.asarray(gradient)
-            if jnp.iscomplexobj(gradient):
-                raise ValueError(
-                    f"updates: a gradient is {gradient.dtype}; the rule reads real ones"
-                )
-            # Flax nnx brings dicts back in place of the tuples that it was given.
-            known = [x.astype(jnp.float32) for x in jax.tree.leaves(leaf)]
-            carries, moments = jax.tree.unflatten(memory, known)
-            before = RuleState(carries, moments, state.count)
-            exact = gradient.astype(jnp.float32)
-            direction, after = step_leaf(spec, meta_parameters, exact, before, tensor, extras)
-            remembered = LeafState(after.carries, after.moments)
-            if kept != jnp.float32:
-                remembered = _in_half(remembered, gradient.shape, state.count, index)
-            return direction.astype(gradient.dtype), remembered
-
-        structure = jax.tree.structure(updates)
-        indices, tensors, told = (
-            jax.tree.unflatten(structure, x) for x in (range(len(layout)), layout, extras)
-        )
-        results = jax.tree.map(update_leaf, updates, state.leaves, indices, tensors, told)
-        directions, leaves = (
-            jax.tree.map(lambda _, result, i=i: result[i], updates, results) for i in (0, 1)
-        )
-        return directions, LearnedRuleState(optax.safe_increment(state.count), leaves)
+        layout, count = infer_layout(updates, kinds), state.count
+        extras = _extras(spec, layout, updates, count, params, extra)
+        # By their order: Flax nnx brings dicts back in place of the tuples that it was given.
+        known, memory = jax.tree.leaves(state.memory), []
+        directions, structure = jax.tree.flatten(updates)
+        for index, (given, tensor) in enumerate(zip(directions, layout, strict=True)):
+            gradient = _real(given)
+            before = _rule_state(spec, known[index :: len(layout)], count, gradient.shape)
+            direction, after = step(
+                meta_parameters, gradient.astype(jnp.float32), before, extras[index], tensor=tensor
+            )
+            directions[index] = direction.astype(gradient.dtype)
+            memory.append(_memory(after, kept, index))
+        rows = [[leaf[row] for leaf in memory] for row in range(spec.state_floats)]
+        trees = (jax.tree.unflatten(structure, leaves) for leaves in (directions, *rows))
+        return next(trees), LearnedRuleState(optax.safe_increment(count), tuple(trees))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _real(gradient: Any) -> Array:
+    if jnp.iscomplexobj(gradient):
+        raise ValueError(f"updates: a gradient is {gradient.dtype}; the rule reads real ones")
+    return jnp.asarray(gradient)
 
 
 def _state_dtype(dtype: DTypeLike) -> Any:
@@ -154,28 +117,44 @@ def _state_dtype(dtype: DTypeLike) -> Any:
     return kept
 
 
-def _in_half(
-    state: LeafState, shape: tuple[int, ...], count: Int[Array, ""], index: int
-) -> LeafState:
-    """A leaf's state in bfloat16. The numbers of one coordinate share their chance."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), count), index)
-    dither = jax.random.bits(key, shape, jnp.uint32) >> 16
-    return jax.tree.map(partial(stochastic_round, dither=dither), state)
+def _rule_state(
+    spec: OptimizerSpec, rows: Sequence[Array], count: Int[Array, ""], shape: tuple[int, ...]
+) -> RuleState:
+    """The rule's state of a leaf, of its rows in `LearnedRuleState.memory`."""
+    remaining = iter(rows)
+
+    def stack(like: Any) -> Array:
+        taken = [next(remaining).astype(jnp.float32) for _ in range(like.shape[0])]
+        return jnp.stack(taken) if taken else jnp.zeros((0, *shape), jnp.float32)
+
+    blank = jax.eval_shape(lambda: init_state(spec, shape))
+    carries, moments = jax.tree.map(stack, (blank.carries, blank.moments))
+    return RuleState(carries, moments, count)
+
+
+def _memory(state: RuleState, kept: Any, index: int) -> list[Array]:
+    """The rows of a leaf, number `index` of the tree; in bfloat16 they share their chance."""
+    rows = [row for array in (*jax.tree.leaves(state.carries), state.moments) for row in array]
+    if kept == jnp.float32 or not rows:
+        return rows
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), state.age - 1), index)
+    dither = jax.random.bits(key, rows[0].shape, jnp.uint32) >> 16
+    return [stochastic_round(row, dither) for row in rows]
 
 
 @jax.custom_jvp
 def stochastic_round(
-    x: Float[Array, "rows *shape"], dither: UInt32[Array, "*shape"]
-) -> Float[Array, "rows *shape"]:
+    x: Float[Array, "*shape"], dither: UInt32[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """`x` in bfloat16, rounded up as often as it is close to the larger of its neighbours.
 
     Zamirai et al. 2020, "Revisiting BFloat16 Training" (arXiv 2010.06192). Its derivative is 1.
 
     Args:
         x: the numbers. Infinities and NaN stay what they are.
-        dither: random numbers from 0 to 65,535; rows share them.
+        dither: random numbers from 0 to 65,535.
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + dither[None]
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + dither
     rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
@@ -215,49 +194,57 @@ def _extras(
     ]
 
 
-def _step_plain(
-    spec: OptimizerSpec,
-    meta_parameters: MetaParameters,
-    gradient: Float[Array, "*shape"],
-    state: RuleState,
-    tensor: Tensor,
-    extras: Extras,
-) -> tuple[Float[Array, "*shape"], RuleState]:
-    """The rule's step on a leaf, whose shape is kept."""
-    rows = tensor_rows(spec.inputs, tensor)
-    if rows is not None:
-        rows = rows + jnp.zeros_like(gradient)[None]  # sharded as the gradient is
-    if spec.normalise == "none":
-        return step(spec, meta_parameters, gradient, state, rows, extras)
-    direction, after = step(raw(spec), meta_parameters, gradient, state, rows, extras)
-    return spec.step_scale * normalise(spec, tensor, direction), after
+def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:
+    """The rule's step on a leaf of any shape, `(weights, gradient, state, extras, *, tensor)`."""
+    step_plain = partial(plain.step_tensor, spec)
+    if kernel is None or (kernel == "auto" and jax.device_count() > 1):
+        return step_plain
+    chosen = choose(spec, kernel)
+    if chosen.name == "plain":
+        return step_plain
+
+    def step_fused(
+        meta_parameters: MetaParameters,
+        gradient: Float[Array, "*shape"],
+        state: RuleState,
+        extras: Extras,
+        *,
+        tensor: Tensor,
+    ) -> tuple[Float[Array, "*shape"], RuleState]:
+        fused = jax.custom_vjp(partial(_step_flat, chosen, spec, tensor))
+
+        def oracle(*given: Any) -> Any:
+            # Numbers that nothing depends on come as NumPy's.
+            weights, gradient, state = jax.tree.map(jnp.asarray, given)
+            return step_plain(weights, gradient, state, extras, tensor=tensor)
+
+        # Kernels have no derivative of their own by gradients and states.
+        fused.defvjp(
+            lambda *given: (fused(*given), given),
+            lambda given, cotangents: jax.vjp(oracle, *given)[1](cotangents),
+        )
+        return fused(meta_parameters, gradient, state)
+
+    return step_fused
 
 
 def _step_flat(
     kernel: Kernel,
     spec: OptimizerSpec,
+    tensor: Tensor,
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
-    tensor: Tensor,
-    extras: Extras,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """A kernel's step on a leaf of any shape."""
     if gradient.size == 0:
-        return gradient, state
-
-    def flatten(x: Array) -> Array:
-        return x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size)
-
-    carries, moments = jax.tree.map(flatten, (state.carries, state.moments))
-    flat = RuleState(carries, moments, state.age)
-    gradient_flat, extras = jax.tree.map(lambda x: x.reshape(-1), (gradient, extras))
-    direction, after = kernel.step(
-        spec, meta_parameters, gradient_flat, flat, extras, layout=(tensor,)
+        return gradient, state._replace(age=state.age + 1)
+    rows = jax.tree.map(
+        lambda x: x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size) if x.ndim else x,
+        state,
     )
-    return jax.tree.map(
-        lambda x, like: x.reshape(like.shape), (direction, after), (gradient, state)
-    )
+    found = kernel.step(spec, meta_parameters, gradient.reshape(-1), rows, layout=(tensor,))
+    return jax.tree.map(lambda x, like: x.reshape(like.shape), found, (gradient, state))
 
 
 def learned_optimizer(
@@ -282,19 +269,37 @@ def learned_optimizer(
         scale_by_learned_rule(
             spec, meta_parameters, kernel=kernel, kinds=kinds, state_dtype=state_dtype
         ),
-        optax.scale_by_learning_rate(_product(learning_rate, step_scale)),
+        _scale_by_product(learning_rate, step_scale),
     )
 
 
-def _product(learning_rate: ScalarOrSchedule, step_scale: ScalarOrSchedule) -> ScalarOrSchedule:
-    if isinstance(step_scale, int | float) and not 0 < step_scale < float("inf"):
+def _scale_by_product(
+    learning_rate: ScalarOrSchedule, step_scale: ScalarOrSchedule
+) -> optax.GradientTransformation:
+    if isinstance(step_scale, int | float) and not 0 < float32(step_scale) < float("inf"):
         raise ValueError(f"step_scale = {step_scale!r}: a positive finite number is needed")
     factors = (learning_rate, step_scale)
-    if not any(map(callable, factors)):
-        return learning_rate * step_scale
+    if any(map(callable, factors)):
 
-    def schedule(count: Int[Array, ""]) -> Any:
-        rate, scale = (x(count) if callable(x) else x for x in factors)
-        return rate * scale
+        def schedule(count: Int[Array, ""]) -> Any:
+            rate, scale = (x(count) if callable(x) else x for x in factors)
+            return rate * scale
 
-    return schedule
+        return optax.scale_by_learning_rate(schedule)
+    return optax.stateless(lambda updates, _: _descend(learning_rate * step_scale, updates))
+
+
+def _descend(rate: Any, updates: optax.Updates) -> optax.Updates:
+    """Updates times minus the rate, each in its own dtype and shape, whatever the rate's."""
+
+    def scale(update: Array) -> Array:
+        # Not `rate * update`: an array of float32 would promote an update of bfloat16.
+        factor = jnp.asarray(rate, update.dtype)
+        if factor.size != 1 and factor.shape != update.shape:
+            raise ValueError(
+                f"learning_rate: an array of shape {factor.shape}; one number is needed, or an "
+                f"array like the update of shape {update.shape}"
+            )
+        return -(factor.reshape(()) if factor.size == 1 else factor) * update
+
+    return jax.tree.map(scale, updates)

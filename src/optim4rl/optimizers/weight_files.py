@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from optim4rl.fields import float32
+
 FORMAT = "optim4rl-weights"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
@@ -57,8 +59,8 @@ def read_weights(weights: str | Path) -> WeightFile:
     try:
         spec = _mapping(card.get("spec"), "spec")
         learning_rate = card.get("learning_rate")
-        if not (isinstance(learning_rate, float) and 0 < learning_rate < float("inf")):
-            raise ValueError(f"learning_rate = {learning_rate!r}: a positive float is needed")
+        if not (isinstance(learning_rate, float) and 0 < float32(learning_rate) < float("inf")):
+            raise ValueError(f"learning_rate = {learning_rate!r}: a positive float32 is needed")
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     rest = {key: value for key, value in card.items() if key not in reserved}

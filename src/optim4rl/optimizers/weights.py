@@ -25,6 +25,7 @@ from optim4rl.optimizers.rule import (
 )
 from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.optimizers.weight_files import (
+    DEFAULT_WEIGHTS,
     WeightFile,
     WeightsError as WeightsError,
     read_weights,
@@ -108,19 +109,23 @@ def load_weights(weights: str | Path) -> LearnedOptimizer:
 
 
 def load(
-    weights: str | Path,
+    weights: str | Path = DEFAULT_WEIGHTS,
     learning_rate: ScalarOrSchedule | None = None,
     *,
     step_scale: ScalarOrSchedule = 1.0,
+    kernel: KernelName | None = "auto",
     kinds: Kinds = None,
     state_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """A pretrained learned optimizer as a drop-in optax optimizer.
 
     Args:
-        weights: a shipped name (`optim4rl list weights`) or the path of a weights file.
+        weights: a shipped name (`optim4rl list weights`) or the path of a weights file. Without
+            one, the weights that we recommend for RL.
         learning_rate: a float or an optax schedule; None for the rate it was trained with.
         step_scale: multiplies every update; tune it like a learning rate. It too may be a schedule.
+        kernel: the implementation of the rule: "auto", "native", "xla", "plain" or "pallas"; None
+            is "plain" (`transform.scale_by_learned_rule`).
         kinds: what each parameter is for, for weights that read it: a tree of "weight", "bias",
             "policy_head" and "value_head", or a function of a leaf's path and the leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
@@ -128,10 +133,14 @@ def load(
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
+        ValueError: another argument is wrong; the message names it.
     """
-    optimizer = load_weights(weights)
-    return optimizer.transformation(
-        learning_rate, step_scale=step_scale, kinds=kinds, state_dtype=state_dtype
+    return load_weights(weights).transformation(
+        learning_rate,
+        step_scale=step_scale,
+        kernel=kernel,
+        kinds=kinds,
+        state_dtype=state_dtype,
     )
 
 

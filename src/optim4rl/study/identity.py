@@ -293,7 +293,7 @@ def _record(
     def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
         params, actor, state = agent
         batch, actor, _ = task.rollout(params, actor, key)
-        gradient = task.gradient(params, batch, None)
+        gradient = task.gradient(params, batch)
         steps, state = transformation.update(gradient, state, params)
         agent = (optax.apply_updates(params, steps), actor, state)
         return agent, ravel_pytree(gradient)[0][::every]
@@ -344,6 +344,11 @@ class GaussianClusters:
         """A minibatch is used once."""
         return 1
 
+    @property
+    def env_steps_per_rollout(self) -> int:
+        """There is no environment."""
+        return 0
+
     def rollout(
         self, params: dict[str, Array], actor: Float[Array, "classes inputs"], key: PRNGKeyArray
     ) -> tuple[tuple[Array, Array], Float[Array, "classes inputs"], Float[Array, ""]]:
@@ -353,11 +358,8 @@ class GaussianClusters:
         x = actor[label] + 2.0 * jax.random.normal(key_noise, (self.batch, self.inputs))
         return (x, label), actor, self._loss(params, (x, label))
 
-    def gradient(
-        self, params: dict[str, Array], batch: tuple[Array, Array], index: Int[Array, ""] | None
-    ) -> dict[str, Array]:
+    def gradient(self, params: dict[str, Array], batch: tuple[Array, Array]) -> dict[str, Array]:
         """The gradient of the cross-entropy."""
-        del index
         return jax.grad(self._loss)(params, batch)
 
     def _loss(self, params: dict[str, Array], batch: tuple[Array, Array]) -> Array:

@@ -134,7 +134,7 @@ class A2C:
         """All of it."""
         return rollout
 
-    def gradient(self, params: Any, batch: Rollout, index: Int[Array, ""] | None) -> Any:
+    def gradient(self, params: Any, batch: Rollout) -> Any:
         """The gradient of the whole loss, by the parameters that the rollout was made with."""
         cotangents = jax.grad(a2c_loss, argnums=(2, 3))(
             self.distribution,
@@ -143,3 +143,7 @@ class A2C:
         )
         prepared = self.network.prepare(params, batch.live)
         return self.network.backward(prepared, batch.observation, batch.cache, *cotangents)
+
+    def minibatch_gradient(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> Any:
+        """The gradient of the whole loss: there is one update."""
+        return self.gradient(params, batch)

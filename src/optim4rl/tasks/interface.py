@@ -2,19 +2,20 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 @runtime_checkable
 class InnerTask(Protocol):
-    """An agent to start, its rollouts, and the gradients of the agent's loss on them.
-
-    A rollout serves `updates_per_rollout` inner updates, each with a gradient of its own; the
-    gradient of the whole loss on a fresh rollout is that of the meta-objective.
+    """An agent to start, its rollouts, and the gradient of the agent's loss on them.
 
     `init_params` and `init_actor` are given the SAME key, the agent's, because the two parts of an
     agent must agree, for example on its width. Each folds the key for the draws of its own.
+
+    Programs are compiled for a task, so it can be hashed and does not change.
     """
+
+    def __hash__(self) -> int: ...
 
     def init_params(self, key: PRNGKeyArray) -> Any:
         """Fresh agent parameters, a pytree of float32 arrays."""
@@ -24,7 +25,14 @@ class InnerTask(Protocol):
 
     @property
     def updates_per_rollout(self) -> int:
-        """Inner updates that one rollout serves: 1 with A2C, epochs x minibatches with PPO."""
+        """Inner updates that one rollout serves: 1 with A2C, epochs x minibatches with PPO.
+
+        With more than 1 the task is a `MinibatchTask`.
+        """
+
+    @property
+    def env_steps_per_rollout(self) -> int:
+        """Environment steps that one rollout takes."""
 
     def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
         """One rollout: (batch, the actor after it, stats).
@@ -33,17 +41,54 @@ class InnerTask(Protocol):
         parameters; `stats` is a pytree of numbers to report.
         """
 
-    def gradient(self, params: Any, batch: Any, index: Int[Array, ""] | None) -> Any:
-        """The gradient, like `params`, of the rollout's inner update number `index`.
+    def gradient(self, params: Any, batch: Any) -> Any:
+        """The gradient, like `params`, of the whole loss on a rollout made with these parameters.
 
-        None: the gradient of the whole loss on the whole rollout, made with these parameters.
+        It is the gradient of the meta-objective and, where a rollout serves one update, that
+        update's.
         """
 
 
 @runtime_checkable
-class EvaluationTask(InnerTask, Protocol):
-    """A task whose stats hold `return_sum` and `episode_count` of the episodes that ended."""
+class MinibatchTask(InnerTask, Protocol):
+    """A task whose rollouts serve several inner updates."""
+
+    def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
+        """The gradient, like `params`, of the rollout's inner update number `index`."""
+
+
+def update_gradient(task: InnerTask, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
+    """The gradient of a rollout's inner update number `index`.
+
+    Raises:
+        ValueError: a rollout serves several updates, and the task has no gradient for each.
+    """
+    if task.updates_per_rollout == 1:
+        return task.gradient(params, batch)
+    if not isinstance(task, MinibatchTask):
+        raise ValueError(
+            f"updates_per_rollout = {task.updates_per_rollout}: a task with minibatch_gradient is "
+            f"needed (tasks.interface.MinibatchTask), and {type(task).__name__} has none"
+        )
+    return task.minibatch_gradient(params, batch, index)
+
+
+@runtime_checkable
+class Returns(Protocol):
+    """What stats say of the episodes that ended in a rollout."""
 
     @property
-    def env_steps_per_rollout(self) -> int:
-        """Environment steps that one rollout takes."""
+    def return_sum(self) -> Float[Array, ""]:
+        """The sum of their returns, undiscounted."""
+
+    @property
+    def episode_count(self) -> Int[Array, ""]:
+        """How many ended."""
+
+
+@runtime_checkable
+class EvaluationTask(InnerTask, Protocol):
+    """A task whose stats hold returns."""
+
+    def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Returns]:
+        """One rollout: (batch, the actor after it, stats)."""

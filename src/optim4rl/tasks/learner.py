@@ -40,5 +40,8 @@ class Learner(Protocol):
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Any:
         """All that the gradients of the rollout are computed from besides parameters."""
 
-    def gradient(self, params: Any, batch: Any, index: Int[Array, ""] | None) -> Any:
-        """The gradient of the rollout's update number `index`; None: of the whole loss."""
+    def gradient(self, params: Any, batch: Any) -> Any:
+        """The gradient of the whole loss, by the parameters that the rollout was made with."""
+
+    def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
+        """The gradient of the rollout's update number `index`."""

@@ -3,12 +3,12 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from optim4rl.tasks.inputs import MapOrder, shifted_images
 
@@ -227,20 +227,3 @@ def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
         ],
     )
     return network
-
-
-def parameter_kinds(network: ActorCritic | SeparateMLPs) -> PyTree[int]:
-    """Label every parameter: 0 torso kernel, 1 torso bias, 2 policy head, 3 value head.
-
-    The heads of separate networks are their last layers.
-    """
-
-    def heads(tree: Any) -> tuple[Any, Any]:
-        if isinstance(tree, SeparateMLPs):
-            return tree.policy[-1], tree.value[-1]
-        return tree.policy, tree.value
-
-    kinds = jax.tree.map(lambda leaf: 0 if leaf.ndim > 1 else 1, network)
-    policy, value = heads(network)
-    labels = jax.tree.map(lambda _: 2, policy), jax.tree.map(lambda _: 3, value)
-    return eqx.tree_at(heads, kinds, labels)

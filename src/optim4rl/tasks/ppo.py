@@ -135,13 +135,16 @@ class PPO:
         bits = jax.random.bits(key, (self.config.epochs, len(rollout.value)), jnp.uint32)
         return PPOBatch(samples, jnp.argsort(bits, axis=1), rollout.live)
 
-    def gradient(self, params: Any, batch: PPOBatch, index: Int[Array, ""] | None) -> Any:
-        """The gradient on minibatch `index % minibatches` of epoch `index // minibatches`.
+    def gradient(self, params: Any, batch: PPOBatch) -> Any:
+        """The gradient of the loss on all samples."""
+        return self._gradient(params, batch.samples, batch.live)
 
-        None: of the whole loss on all samples.
-        """
-        samples = batch.samples if index is None else self._minibatch(batch, index)
-        prepared = self.network.prepare(params, batch.live)
+    def minibatch_gradient(self, params: Any, batch: PPOBatch, index: Int[Array, ""]) -> Any:
+        """The gradient on minibatch `index % minibatches` of epoch `index // minibatches`."""
+        return self._gradient(params, self._minibatch(batch, index), batch.live)
+
+    def _gradient(self, params: Any, samples: Samples, live: Float[Array, "width"] | None) -> Any:
+        prepared = self.network.prepare(params, live)
         outputs, value, cache = self.network.forward(prepared, samples.observation)
         cotangents = jax.grad(ppo_loss, argnums=(2, 3))(
             self.distribution, self.config, outputs, value, samples

@@ -277,12 +277,13 @@ class Task:
         )
         return self.learner.batch(rollout, jax.random.fold_in(key, 1)), after, _stats(steps)
 
-    def gradient(self, params: Any, batch: Any, index: Int[Array, ""] | None) -> Any:
-        """The gradient of the rollout's update number `index`; None: of the whole loss on it.
+    def gradient(self, params: Any, batch: Any) -> Any:
+        """The gradient of the whole loss, by the parameters that the rollout was made with."""
+        return self.learner.gradient(params, batch)
 
-        A2C takes the parameters to be those that the rollout was made with.
-        """
-        return self.learner.gradient(params, batch, index)
+    def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
+        """The gradient of the rollout's update number `index`."""
+        return self.learner.minibatch_gradient(params, batch, index)
 
     def transitions(
         self, params: Any, actor: Actor, key: PRNGKeyArray

@@ -2,70 +2,49 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, NamedTuple, get_args
 
 from jaxtyping import Array, Float
 
-from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import NO_EXTRAS, Extras
+from optim4rl.optimizers.structures import Extras
 
-KernelName = Literal["auto", "native", "pallas", "xla"]
+KernelName = Literal["auto", "native", "xla", "plain", "pallas"]
 KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 
-@runtime_checkable
-class Step(Protocol):
-    """`rule.step` on the coordinates of a layout."""
+class Met(NamedTuple):
+    """What a rule meets that reads more than gradients; only `plain` runs such rules.
 
-    def __call__(
-        self,
-        spec: OptimizerSpec,
-        meta_parameters: MetaParameters,
-        gradient: Float[Array, " n"],
-        state: RuleState,
-        extras: Extras = NO_EXTRAS,
-        /,
-        *,
-        layout: Layout = (),
-    ) -> tuple[Float[Array, " n"], RuleState]:
-        """The direction and the new state."""
+    Attributes:
+        gradient: the gradient, or K of them.
+        extras: what the structure reads besides, in the same shape.
+    """
+
+    gradient: Float[Array, "*K n"]
+    extras: Extras
 
 
-@runtime_checkable
-class ReplayVjp(Protocol):
-    """The VJP of K steps on the coordinates of a layout."""
-
-    def __call__(
-        self,
-        spec: OptimizerSpec,
-        meta_parameters: MetaParameters,
-        gradients: Float[Array, "K n"],
-        state: RuleState,
-        cotangents: Float[Array, "K n"],
-        extras: Extras = NO_EXTRAS,
-        /,
-        *,
-        layout: Layout = (),
-    ) -> MetaParameters:
-        """The meta-gradient of `sum(cotangents * directions)`."""
+# `(spec, meta_parameters, gradient, state, *, layout=())`: a gradient is `[n]`, or a `Met`.
+Step = Callable[..., tuple[Float[Array, " n"], RuleState]]
+# `(spec, meta_parameters, gradients, state, cotangents, *, layout=())`, both `[K, n]`.
+ReplayVjp = Callable[..., MetaParameters]
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One implementation of the rule on flattened coordinates.
 
-    On CPUs it streams over them in constant memory; a replay on a GPU keeps K steps' activations.
-    The functions are unbatched; `jax.vmap` over agents is efficient in all of them. Gradients,
-    state and cotangents are constants: the only derivative is the one that `replay_vjp` gives.
-    `layout` says what the coordinates belong to; a rule that reads each by itself needs none.
-    `extras` hold what a structure reads beside gradients, `[n]` for a step and `[K, n]` for a
-    replay.
+    On CPUs it streams over them in constant memory; a replay on a GPU keeps the activations of K
+    steps. The functions are unbatched, and `jax.vmap` over agents is efficient in all of them.
+    Gradients, state and cotangents are constants: the only derivative is the one that `replay_vjp`
+    gives. `layout` says which tensors the coordinates belong to. A rule without further inputs and
+    without normalisation that reads single coordinates needs none.
 
     Attributes:
         name: its name as an option.
         refusal: why it cannot run a rule on this machine, in one line; None where it can.
-        step: `rule.step` on gradients `[n]`.
+        step: `rule.step` on a gradient `[n]`: the direction and the new state.
         replay_vjp: the meta-gradient of `sum(cotangents * directions)`, all `[K, n]`, where the
             directions are K steps over recorded gradients from the state before them.
         status: what it is on this machine, in one line.
@@ -76,3 +55,11 @@ class Kernel:
     step: Step
     replay_vjp: ReplayVjp
     status: Callable[[], str]
+
+
+def structure_refusal(spec: OptimizerSpec) -> str | None:
+    """Why only `plain` can run the rule's structure, in one line; None if others can."""
+    structure = spec.structure
+    if structure.tensorwise or structure.reads:
+        return f"structure = {structure.name!r}: only those that read single coordinates"
+    return None

@@ -22,7 +22,7 @@ from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.processing import RawAndSquare, SignLog
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import NO_EXTRAS, Adaptive, Anchored, Extras, Mirrored
+from optim4rl.optimizers.structures import Adaptive, Anchored, Mirrored
 
 MAX_LAYERS = 8
 # In the order of the enumerations in rule.h.
@@ -50,12 +50,10 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
-    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`; the state is updated in place where XLA finds that it can be."""
-    del extras  # no structure that runs here reads any
     hidden = [carry[0] for carry in state.carries]
     rows = (*hidden, state.moments)
     call = jax.ffi.ffi_call(
@@ -76,12 +74,10 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
-    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
 ) -> MetaParameters:
     """The meta-gradient of `sum(cotangents * directions)`, as `xla.replay_vjp` has it."""
-    del extras
     weights = _pack(spec, meta_parameters)
     call = jax.ffi.ffi_call(
         LIBRARY.target(_REPLAY),

@@ -6,12 +6,14 @@ float32 over the networks' matrices, padded with zeros to powers of two of at le
 kernel reads the carries that the forward kernel left after each step and recomputes the rest; each
 program sums the weights' gradients of its blocks, and those sums are added in a fixed order.
 
-What the networks read and the formula of the update are elementwise and left to XLA, so that every
-structure, processing and cell runs here. They pass through the GPU's memory, as do the directions'
-K cotangents: a replay keeps `K * (hidden + features + outputs)` floats for each coordinate.
+What the networks read and the formula of the update are elementwise and left to XLA. So every
+processing and every structure that reads single coordinates runs here, with a GRU or an LSTM. They
+pass through the GPU's memory, as do the K cotangents of the directions: a replay keeps
+`K * (hidden + features + outputs)` floats for each coordinate.
 
-Written without a GPU: the interpreter agrees with the XLA kernel and the lowering to Triton is
-tested, while its speed, its block size and its number of warps are not measured yet.
+Written without a GPU: tests compare the interpreter with the XLA kernel and lower the kernels to
+Triton, but nobody has measured speed, block size and number of warps. So "auto" does not choose
+this kernel; ask for it with `kernel="pallas"`.
 """
 
 from functools import partial
@@ -25,7 +27,7 @@ from jaxtyping import Array, Float
 
 from optim4rl.optimizers import rule
 from optim4rl.optimizers.inputs import rows_at, segments
-from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.kernels.interface import Kernel, structure_refusal
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.networks import (
     Carry,
@@ -38,7 +40,7 @@ from optim4rl.optimizers.networks import (
     num_layers,
 )
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import NO_EXTRAS, Extras, Reading
+from optim4rl.optimizers.structures import Reading
 
 # Coordinates held by one program: a tile of 16 features is 8 registers of each of 128 threads.
 BLOCK = 64
@@ -75,13 +77,11 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
-    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
     interpret: bool = False,
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`, the networks fused."""
-    del extras  # no structure that runs here reads any
     features, readings = _read(spec, gradient[None], state, layout)
     outputs, carries = zip(
         *(
@@ -101,7 +101,6 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
-    extras: Extras = NO_EXTRAS,
     *,
     layout: Layout = (),
     interpret: bool = False,
@@ -111,7 +110,6 @@ def replay_vjp(
     Args:
         interpret: run the kernels in Pallas' interpreter, on any platform.
     """
-    del extras
     features, readings = _read(spec, gradients, state, layout)
     tiles, pullbacks, outputs, carries = [], [], [], []
     for weights, x, carry in _each(meta_parameters, features, state):
@@ -400,8 +398,8 @@ def _tile(ref: Any, rows: int, columns: Array, step: tuple[Array, ...]) -> tuple
 def _refusal(spec: OptimizerSpec) -> str | None:
     if spec.cell not in _READS_HIDDEN:
         return f"cell = {spec.cell!r}: only {', '.join(_READS_HIDDEN)}"
-    if spec.structure.tensorwise:
-        return f"structure = {spec.structure.name!r}: only those that read coordinates one by one"
+    if reason := structure_refusal(spec):
+        return reason
     platform = jax.default_backend()
     return None if platform == "gpu" else f"it needs a GPU, and JAX runs on {platform} here"
 

@@ -1,4 +1,4 @@
-"""The rule in XLA: every rule on every machine, and the oracle of the other kernels.
+"""The rule in XLA, on every machine; the oracle of the other kernels.
 
 The gradient enters a rule as a constant, so the meta-gradient through K inner updates needs no
 rollout: it is one VJP through K coordinate-wise steps, independent for each coordinate. Both passes
@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
-from optim4rl.optimizers.inputs import rows_at, segments, tensor_rows
-from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.layout import Layout, Tensor, pieces
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, read, run, step
-from optim4rl.optimizers.structures import NO_EXTRAS, Extras, Features, Reading
+from optim4rl.optimizers.inputs import rows_at, segments
+from optim4rl.optimizers.kernels.interface import Kernel, structure_refusal
+from optim4rl.optimizers.layout import Layout
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
 
 # Coordinates in one block: few enough for the working set to stay in cache, which for a replay
 # holds the activations of all its steps.
@@ -31,7 +30,6 @@ def stream_step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, " n"],
     state: RuleState,
-    extras: Extras = NO_EXTRAS,
     *,
     block: int = BLOCK,
     layout: Layout = (),
@@ -39,11 +37,10 @@ def stream_step(
     """`rule.step`, one block of coordinates at a time."""
     n = gradient.shape[0]
     block = _even(n, block)
-    first = jax.tree.map(lambda x: x[None], extras)
-    reader = _Reader(spec, layout, gradient[None], state, first, block)
+    directions = _directions(spec, layout, gradient[None], state, block)
 
     def result(start: Array) -> tuple[Array, RuleState]:
-        (direction,), after = reader.directions(meta_parameters, start)
+        (direction,), after = directions(meta_parameters, start)
         return direction, after
 
     if n == block:
@@ -88,7 +85,6 @@ def replay_vjp(
     gradients: Float[Array, "K n"],
     state: RuleState,
     cotangents: Float[Array, "K n"],
-    extras: Extras = NO_EXTRAS,
     *,
     block: int = REPLAY_BLOCK,
     layout: Layout = (),
@@ -99,19 +95,18 @@ def replay_vjp(
         gradients: the K gradients that the agent met, constants.
         state: the rule's state before the first of them, a constant.
         cotangents: what one unit of each direction does to the meta-objective.
-        extras: what the structure read beside each gradient, constants.
         block: coordinates held in memory at a time.
         layout: what the coordinates belong to.
     """
     n = gradients.shape[-1]
     block = _even(n, block)
-    reader = _Reader(spec, layout, gradients, state, extras, block)
+    directions = _directions(spec, layout, gradients, state, block)
 
     def accumulate(total: MetaParameters, index: Array) -> tuple[MetaParameters, None]:
         start = _start(index, block, n)
         # The last block overlaps the one before it: what that one has counted is not counted again.
         fresh = start + jnp.arange(block) >= index * block
-        _, pullback = jax.vjp(lambda w: reader.directions(w, start)[0], meta_parameters)
+        _, pullback = jax.vjp(lambda w: directions(w, start)[0], meta_parameters)
         part = jnp.where(fresh[None], _slice(cotangents, start, block), 0.0)
         (gradient,) = pullback(part)
         return jax.tree.map(jnp.add, total, gradient), None
@@ -121,84 +116,26 @@ def replay_vjp(
     return total
 
 
-class _Reader:
-    """K steps of the rule over recorded gradients, for one block of coordinates at a time."""
-
-    def __init__(
-        self,
-        spec: OptimizerSpec,
-        layout: Layout,
-        gradients: Float[Array, "K n"],
-        state: RuleState,
-        extras: Extras,
-        block: int,
-    ) -> None:
-        self.spec, self.state, self.block, self.gradients = spec, state, block, gradients
-        n = gradients.shape[-1]
-        self.segments = segments(spec.inputs, layout, n)
-        # Statistics of a tensor need all of it, so what depends on them is made once.
-        self.readings = None
-        if spec.structure.tensorwise:
-            self.readings = _read_tensors(spec, layout, gradients, state, extras)
-
-    def directions(
-        self, meta_parameters: MetaParameters, start: Int[Array, ""]
-    ) -> tuple[Float[Array, "K block"], RuleState]:
-        """The directions of the block that starts at a coordinate, and its state after them."""
-        state = _slice_state(self.state, start, self.block)
-        gradients = _slice(self.gradients, start, self.block)
-        if self.readings is None:
-            return unroll(self.spec, meta_parameters, gradients, state, self._rows(start))
-
-        def body(state: RuleState, read: _TensorReading) -> tuple[RuleState, Array]:
-            features, gradient, moments, extras = read
-            reading = Reading(gradient, moments, state.age, extras)
-            direction, carries = run(self.spec, meta_parameters, features, reading, state.carries)
-            return RuleState(carries, moments, state.age + 1), direction
-
-        readings = jax.tree.map(lambda x: _slice(x, start, self.block), self.readings)
-        state, directions = jax.lax.scan(body, state, readings)
-        return directions, state
-
-    def _rows(self, start: Int[Array, ""]) -> Float[Array, "rows block"] | None:
-        """The further inputs of the block, made where they are read."""
-        if not self.spec.inputs:
-            return None
-        return rows_at(self.segments, start + jnp.arange(self.block, dtype=jnp.int32))
-
-
-# The networks' inputs, the clipped gradient, the moments after it, the extras.
-_TensorReading = tuple[Features, Array, Array, Extras]
-
-
-def _read_tensors(
+def _directions(
     spec: OptimizerSpec,
     layout: Layout,
     gradients: Float[Array, "K n"],
     state: RuleState,
-    extras: Extras,
-) -> _TensorReading:
-    """What K steps read; every array has a leading axis of size K."""
+    block: int,
+) -> Callable[[MetaParameters, Int[Array, ""]], tuple[Float[Array, "K block"], RuleState]]:
+    """K steps over the block that starts at a coordinate, as a function of weights and start."""
+    runs = segments(spec.inputs, layout, gradients.shape[-1])
 
-    def body(state: RuleState, met: tuple[Array, Extras]) -> tuple[RuleState, _TensorReading]:
-        parts = []
-        for tensor, where in pieces(layout, met[0].shape[0]):
+    def unroll_block(
+        meta_parameters: MetaParameters, start: Int[Array, ""]
+    ) -> tuple[Float[Array, "K block"], RuleState]:
+        rows = None
+        if spec.inputs:
+            rows = rows_at(runs, start + jnp.arange(block, dtype=jnp.int32))
+        before = jax.tree.map(lambda x: _slice(x, start, block) if x.ndim else x, state)
+        return unroll(spec, meta_parameters, _slice(gradients, start, block), before, rows)
 
-            def whole(x: Array, where: slice = where, tensor: Tensor = tensor) -> Array:
-                return x[..., where].reshape(*x.shape[:-1], *tensor.shape)
-
-            def flat(x: Array, tensor: Tensor = tensor) -> Array:
-                return x.reshape(*x.shape[: x.ndim - len(tensor.shape)], -1)
-
-            gradient, extras = jax.tree.map(whole, met)
-            rows = tensor_rows(spec.inputs, tensor)
-            features, reading = read(spec, gradient, whole(state.moments), state.age, rows, extras)
-            parts.append(jax.tree.map(flat, (features, reading.gradient, reading.moments, extras)))
-        result: _TensorReading = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
-        return state._replace(moments=result[2], age=state.age + 1), result
-
-    readings: _TensorReading = jax.lax.scan(body, state, (gradients, extras))[1]
-    return readings
+    return unroll_block
 
 
 def _num_blocks(n: int, block: int) -> int:
@@ -220,14 +157,10 @@ def _slice(x: Array, start: Array, block: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, start, block, axis=-1)
 
 
-def _slice_state(state: RuleState, start: Array, block: int) -> RuleState:
-    return jax.tree.map(lambda x: _slice(x, start, block) if x.ndim else x, state)
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` runs it for one agent after the other.
 
-
-def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Batched by `jax.vmap`, one agent after the other.
-
-    Side by side, the blocks of all of them would not fit into the cache.
+    Side by side, the blocks of all agents would not fit into the cache.
     """
 
     def run(spec: OptimizerSpec, *arrays: Any, layout: Layout = ()) -> Any:
@@ -238,8 +171,8 @@ def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
 
 KERNEL = Kernel(
     name="xla",
-    refusal=lambda spec: None,
-    step=_one_by_one(stream_step),
-    replay_vjp=_one_by_one(replay_vjp),
-    status=lambda: "runs every rule everywhere",
+    refusal=structure_refusal,
+    step=one_by_one(stream_step),
+    replay_vjp=one_by_one(replay_vjp),
+    status=lambda: "runs everywhere",
 )

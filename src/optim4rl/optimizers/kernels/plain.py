@@ -1,0 +1,99 @@
+"""The rule in plain JAX, tensor by tensor: every rule, sharded as its tensors are.
+
+Rules that read whole tensors, parameters or noise run here alone.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from optim4rl.optimizers import rule
+from optim4rl.optimizers.inputs import tensor_rows
+from optim4rl.optimizers.kernels.interface import Kernel, Met
+from optim4rl.optimizers.kernels.normalise import normalise, raw
+from optim4rl.optimizers.kernels.xla import one_by_one
+from optim4rl.optimizers.layout import Layout, Tensor, pieces
+from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
+from optim4rl.optimizers.structures import NO_EXTRAS, Extras
+
+
+def step_tensor(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradient: Float[Array, "*shape"],
+    state: RuleState,
+    extras: Extras,
+    *,
+    tensor: Tensor,
+) -> tuple[Float[Array, "*shape"], RuleState]:
+    """One step on a tensor in its own shape: the normalised direction and the new state."""
+    rows = tensor_rows(spec.inputs, tensor)
+    if rows is not None:
+        rows = rows + jnp.zeros_like(gradient)[None]  # sharded as the gradient is
+    if spec.normalise == "none":
+        return rule.step(spec, meta_parameters, gradient, state, rows, extras)
+    direction, after = rule.step(raw(spec), meta_parameters, gradient, state, rows, extras)
+    return normalise(spec, tensor, direction), after
+
+
+def step(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradient: Float[Array, " n"] | Met,
+    state: RuleState,
+    *,
+    layout: Layout,
+) -> tuple[Float[Array, " n"], RuleState]:
+    """One step on all tensors of a layout, flattened one after the other."""
+    met = gradient if isinstance(gradient, Met) else Met(gradient, NO_EXTRAS)
+    parts = []
+    for tensor, where in pieces(layout, met.gradient.shape[0]):
+
+        def shaped(x: Array, where: slice = where, tensor: Tensor = tensor) -> Array:
+            return x[..., where].reshape(*x.shape[:-1], *tensor.shape) if x.ndim else x
+
+        (own, extras), before = jax.tree.map(shaped, (met, state))
+        found = step_tensor(spec, meta_parameters, own, before, extras, tensor=tensor)
+        axes = len(tensor.shape)
+        parts.append(
+            jax.tree.map(lambda x, axes=axes: x.reshape(*x.shape[: x.ndim - axes], -1), found)
+        )
+    direction, after = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+    return direction, after._replace(age=state.age + 1)
+
+
+def replay_vjp(
+    spec: OptimizerSpec,
+    meta_parameters: MetaParameters,
+    gradients: Float[Array, "K n"] | Met,
+    state: RuleState,
+    cotangents: Float[Array, "K n"],
+    *,
+    layout: Layout,
+) -> MetaParameters:
+    """The meta-gradient of `sum(cotangents * directions)`; the directions are K steps.
+
+    It keeps K states, and the activations of one step: those of the others are made again.
+    """
+
+    def unroll(meta_parameters: MetaParameters) -> Float[Array, "K n"]:
+        @jax.checkpoint
+        def body(state: RuleState, met: Any) -> tuple[RuleState, Array]:
+            return step(spec, meta_parameters, met, state, layout=layout)[::-1]
+
+        return jax.lax.scan(body, state, gradients)[1]
+
+    _, pullback = jax.vjp(unroll, meta_parameters)
+    gradient: MetaParameters = pullback(cotangents)[0]
+    return gradient
+
+
+KERNEL = Kernel(
+    name="plain",
+    refusal=lambda spec: None,
+    step=one_by_one(step),
+    replay_vjp=one_by_one(replay_vjp),
+    status=lambda: "runs every rule everywhere",
+)
