@@ -30,7 +30,7 @@ SEEDS = [ROOT / "plans" / "optim4rl.md", *sorted((ROOT / "tests" / "study" / "pl
 # The same plan in the other forms.
 FORMS = {
     "fields": b"- **Ablated Part**: GRU cell; **Action**: REPLACE; **Replacement**: no cell\n",
-    "table": b"| Ablated part | Action | Replacement |\n|---|---|---|\n| GRU | REPLACE | no cell |\n",
+    "table": b"| Part | Action | Replacement |\n|---|---|---|\n| GRU | REPLACE | no cell |\n",
     "lines": b'{"ablated_part": "GRU", "action": "REPLACE", "replacement": ["no cell"]}\n',
     "answer": b'{"reasoning": "", "ablations": [{"part": "GRU", "action": "REMOVE"}]}\n',
     "fence": b'# T\n\n```json\n[{"part": "GRU", "replacements": "LSTM; no cell"}]\n```\n',

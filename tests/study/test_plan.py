@@ -325,6 +325,8 @@ CLAIMS = {
     "in the part, unknown": "### Two\n- Ablated Part: GRU cell; Use: no cell\n",
     "twice on a line": "- Action: REPLACE; Action: REMOVE\n",
     "twice": "- Action: REPLACE\n- Action: REMOVE\n",
+    "a damaged label": "- Action: REMOVE\n- **Metricsreturn\n",
+    "below a label that is indented": "  - no cell\n\t- Metrics:\n  - return\n",
     "metrics of all": "### For all\n- Metrics: identity\n",
 }
 

@@ -198,7 +198,7 @@ def _require_same_study_with_added(form: str, steps: range) -> None:
     text = FORMS[form](PLAN)
     asked = _asked(text)
     start = text.find("First")
-    for i in range(start, len(text), 1 + len(text) // 300 if len(steps) == 1 else 1):
+    for i in range(start, len(text), 1 + len(text) // 300):
         for step in steps:
             damaged = text[:i] + ADDED[(i + step) % len(ADDED)] + text[i:]
             assert _asked(damaged) in (asked, None), damaged[max(start, i - 40) : i + 40]
