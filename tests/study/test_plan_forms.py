@@ -341,7 +341,7 @@ def test_a_plan_has_a_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "p.md"
     with path.open("wb") as file:
         file.truncate(50_000_000)
-    with pytest.raises(PlanError, match=r"p\.md.*longer than 4,000,000 bytes"):
+    with pytest.raises(PlanError, match=r"p\.md.*longer than 1,000,000 bytes"):
         read_plan(path)
     with pytest.raises(PlanError, match="longer than"):
         parse_plan("x" * (MAX_BYTES + 1))

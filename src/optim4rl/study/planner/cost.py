@@ -1,4 +1,4 @@
-"""What a plan would cost to run: the study's own cells, and what such cells have taken."""
+"""Predicts what a plan costs to run, from the study's cells and from the times of such cells."""
 
 import json
 import statistics
@@ -49,9 +49,9 @@ class Cost:
     Attributes:
         scale: its name.
         cells: independent pieces of work.
-        trained: optimizers that are meta-trained: the reference, the plan's and the paper's own.
-        seconds: predicted, with that many workers, nothing having been compiled before.
-        measured: how many of the cells' times rest on finished cells, and not on the table.
+        trained: number of optimizers that are meta-trained: the reference, the plan's, the paper's.
+        seconds: predicted, with that many workers and an empty compilation cache.
+        measured: number of cells whose time comes from finished cells and not from the table.
     """
 
     scale: str

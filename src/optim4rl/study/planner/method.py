@@ -6,7 +6,6 @@ from typing import Final
 
 from optim4rl.study.components import COMPONENTS
 
-# The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
 from optim4rl.study.plan_text import clean_text, decode_text, to_markdown
 from optim4rl.study.planner.text import PlannerError, one_line
 
