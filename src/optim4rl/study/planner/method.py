@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Final
 
 from optim4rl.study.components import COMPONENTS
-
 from optim4rl.study.plan_text import clean_text, decode_text, to_markdown
 from optim4rl.study.planner.text import PlannerError, one_line
 
