@@ -43,11 +43,11 @@ def test_fuzzing_finds_neither_crash_nor_slowness(tally):
 
 
 def test_long_files_of_anything_are_read_in_linear_time(tally, tmp_path):
-    row = tally("plans fuzzed", "files of 0.4 and 3.9 MB made to be slow")
+    row = tally("plans fuzzed", "files of 0.1 and 1 MB made to be slow")
     head = b"# T\n- Ablated Part: x\n- Replacement:\n  - z\n"
     paths = []
     for index, unit in enumerate(UNITS):
-        for size in (390_000, 3_900_000):
+        for size in (97_000, 970_000):
             path = tmp_path / f"{index}-{size}.md"
             path.write_bytes(head + unit.encode() * (size // len(unit.encode())))
             paths.append(str(path))

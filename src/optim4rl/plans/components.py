@@ -73,23 +73,20 @@ class Metric:
     description: str
 
 
+def _phrases(text: str) -> tuple[str, ...]:
+    return tuple(text.split("; "))
+
+
 COMPONENTS: Final = (
     Component(
         key="structure",
         field="structure",
         reference="adaptive",
         study="adaptive",
-        phrases=(
-            "optimizer structure",
-            "optimizer architecture",
-            "structure of optimizer",
-            "adaptive structure",
-            "update structure",
-            "update rule",
-            "update function",
-            "parameter update",
-            "inductive bias",
-            "adaptive inductive bias",
+        phrases=_phrases(
+            "optimizer structure; optimizer architecture; structure of optimizer; adaptive "
+            "structure; update structure; update rule; update function; parameter update; "
+            "inductive bias; adaptive inductive bias"
         ),
         description=(
             "The update divides a learned first moment by the root of a learned second one, "
@@ -158,16 +155,10 @@ COMPONENTS: Final = (
         field="processing",
         reference="sign_log",
         study="sign_log",
-        phrases=(
-            "gradient processing",
-            "processing of gradient",
-            "agent gradient processing",
-            "processing of agent gradient",
-            "gradient transformation",
-            "transformation of gradient",
-            "gradient processing transformation",
-            "input processing",
-            "input transformation",
+        phrases=_phrases(
+            "gradient processing; processing of gradient; agent gradient processing; processing of "
+            "agent gradient; gradient transformation; transformation of gradient; gradient "
+            "processing transformation; input processing; input transformation"
         ),
         description=(
             "The networks see a gradient as its sign and the logarithm of its size, "
@@ -243,14 +234,9 @@ COMPONENTS: Final = (
         field="resets",
         reference="staggered",
         study="staggered",
-        phrases=(
-            "pipeline training",
-            "agent reset",
-            "reset of agent",
-            "reset schedule",
-            "reset interval",
-            "periodic reset",
-            "staggered reset",
+        phrases=_phrases(
+            "pipeline training; agent reset; reset of agent; reset schedule; reset interval; "
+            "periodic reset; staggered reset"
         ),
         description=(
             "Pipeline training re-initialises the agents at evenly spaced times, so that the "
@@ -304,17 +290,9 @@ COMPONENTS: Final = (
         field="cell",
         reference="gru",
         study="gru",
-        phrases=(
-            "gru",
-            "gru cell",
-            "recurrent cell",
-            "recurrent unit",
-            "recurrent network",
-            "recurrent neural network",
-            "recurrent architecture",
-            "gated recurrent unit",
-            "rnn cell",
-            "rnn architecture",
+        phrases=_phrases(
+            "gru; gru cell; recurrent cell; recurrent unit; recurrent network; recurrent neural "
+            "network; recurrent architecture; gated recurrent unit; rnn cell; rnn architecture"
         ),
         description="A gated recurrent unit (GRU) keeps the memory of each agent parameter.",
         choices=(
@@ -463,75 +441,32 @@ COMPONENTS: Final = (
 METRICS: Final = (
     Metric(
         "return",
-        (
-            "return",
-            "reward",
-            "performance",
-            "score",
-            "cumulative reward",
-            "cumulative return",
-            "average return",
-            "average reward",
-            "mean return",
-            "mean reward",
-            "episode return",
-            "episode reward",
-            "episodic return",
-            "episodic reward",
-            "total return",
-            "total reward",
-            "final return",
-            "final performance",
-            "sample efficiency",
-            "data efficiency",
-            "learning efficiency",
-            "learning curve",
-            "learning speed",
-            "auc",
-            "area under curve",
-            "area under learning curve",
+        _phrases(
+            "return; reward; performance; score; cumulative reward; cumulative return; average "
+            "return; average reward; mean return; mean reward; episode return; episode reward; "
+            "episodic return; episodic reward; total return; total reward; final return; final "
+            "performance; sample efficiency; data efficiency; learning efficiency; learning curve; "
+            "learning speed; auc; area under curve; area under learning curve"
         ),
         "Final return, and the area under the learning curve, which also shows learning speed.",
     ),
     Metric(
         "stability",
-        (
-            "stability",
-            "training stability",
-            "learning stability",
-            "performance stability",
-            "return stability",
-            "convergence",
-            "convergence speed",
-            "convergence rate",
-            "variance",
-            "return variance",
-            "reward variance",
-            "performance variance",
-            "variance of return",
-            "variance of reward",
-            "variance of performance",
-            "robustness",
-            "reliability",
-            "divergence",
-            "divergence rate",
-            "failure rate",
-            "stuck rate",
+        _phrases(
+            "stability; training stability; learning stability; performance stability; return "
+            "stability; convergence; convergence speed; convergence rate; variance; return "
+            "variance; reward variance; performance variance; variance of return; variance of "
+            "reward; variance of performance; robustness; reliability; divergence; divergence "
+            "rate; failure rate; stuck rate"
         ),
         "Dispersion and risk of learning curves (Chan et al. 2020), failure rate and stuck rate.",
     ),
     Metric(
         "identity",
-        (
-            "identity function",
-            "identity function approximation",
-            "approximation of identity function",
-            "identity approximation",
-            "rnn accuracy",
-            "accuracy of rnn",
-            "rnn approximation",
-            "rnn approximation accuracy",
-            "identity function accuracy",
+        _phrases(
+            "identity function; identity function approximation; approximation of identity "
+            "function; identity approximation; rnn accuracy; accuracy of rnn; rnn approximation; "
+            "rnn approximation accuracy; identity function accuracy"
         ),
         "How well a recurrent network approximates the identity on recorded agent-gradients.",
     ),

@@ -1,4 +1,4 @@
-"""How a plan's words name components, choices and metrics of the registries.
+"""Maps a plan's words to the components, choices and metrics of the registries.
 
 1. Words are brought to one spelling (`words.normalised_words`).
 2. A name is found where all the words of one of its phrases stand side by side.
@@ -8,7 +8,7 @@
 4. "Non-adaptive" does not name "adaptive": behind "no", "non" or "without" a phrase names only the
    removal of what it says.
 
-What is not recognised is reported with a reason, never guessed.
+Words that are not recognised are reported with a reason, never guessed.
 """
 
 import re

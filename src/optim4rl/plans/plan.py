@@ -23,7 +23,7 @@ from optim4rl.plans.plan_text import clean_text, decode_text, to_markdown, words
 
 __all__ = ["MAX_BYTES", "Ablation", "Action", "Plan", "PlanError", "parse_plan", "read_plan"]
 
-MAX_BYTES: Final = 4_000_000  # a thousand times a published plan
+MAX_BYTES: Final = 1_000_000  # 250 times a published plan; seconds to read at worst
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -361,7 +361,9 @@ class _Reader:
     def finish(self) -> None:
         """Ends the record that is being read, if any."""
         if self._record:
-            self._record.unread += [x.text for x in self._passed if _LABEL.match(plain(x.text))]
+            self._record.unread += [
+                line.text for line in self._passed if line.marker or _LABEL.match(plain(line.text))
+            ]
             if ablation := self._record.ablation():
                 self.ablations.append(ablation)
             else:

@@ -1,4 +1,4 @@
-"""What is wrong with a plan, before any of it is run."""
+"""Finds what is wrong with a plan before a study runs it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Reading a model's answer: data, from whatever was sent, to a plan or to a reason why not."""
+"""Reads a model's answer: it is data, and becomes a plan or an error that says why not."""
 
 from typing import Any, Final
 

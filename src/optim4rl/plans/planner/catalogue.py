@@ -1,8 +1,7 @@
-"""What a study can ablate, as data for a prompt, and the planner that needs nothing else.
+"""Lists what a study can ablate for a prompt, and proposes plans from that list alone.
 
-The catalogue's planner is deterministic. It proposes one ablation for each choice that the registry
-knows, and the choices that touch most of the method come first: those under which most of the
-learned rule's weights are added, dropped or of another shape.
+The catalogue's planner is deterministic. It proposes one ablation for each choice in the registry.
+Choices that change more of the learned rule's weights come first.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A plan as a file: what the reader of plans reads back as the same plan."""
+"""Writes a plan as a file that the plan reader reads back as the same plan."""
 
 import dataclasses
 import html

@@ -1,4 +1,4 @@
-"""How much of a reference plan another plan finds."""
+"""Scores a plan by how much of a reference plan it finds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Score:
         ablations: one entry for each ablation of the reference that a study can run.
         proposed: the pairs that the plan proposes, each once.
         wanted: the pairs of the reference, each once.
-        unmapped: how much of the plan maps to nothing; it counts neither for it nor against it.
+        unmapped: number of the plan's phrases that map to nothing; they do not count.
     """
 
     ablations: tuple[Found, ...]

@@ -1,4 +1,4 @@
-"""What comes from outside is data: how it is cut, cleaned and shown."""
+"""Cuts and cleans text from outside, so that it can be shown."""
 
 import unicodedata
 
