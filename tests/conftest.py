@@ -10,16 +10,13 @@ from importlib import metadata
 from pathlib import Path
 
 # Tests spend their time compiling small programs, not running them: optimize less, with the older
-# emitters where there is a choice (as the command does), and keep programs for other processes,
-# for files that come later and for the next run.
+# emitters where there is a choice (as the command does). Programs are not kept on disk: processes
+# side by side would read what another has half written.
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
-PROGRAMS = Path(__file__).parent.parent / ".cache" / "xla"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from jaxtyping import install_import_hook  # noqa: E402
 

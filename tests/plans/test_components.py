@@ -1,10 +1,11 @@
 """The registries of components and metrics agree with themselves."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
-from optim4rl.meta.meta_gradient import VALIDATIONS
+from optim4rl.meta.meta_gradient import Validation
 from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS
@@ -41,7 +42,7 @@ def test_the_registry_agrees_with_what_a_study_runs() -> None:
         "processing": PROCESSINGS,
         "cell": CELL_KINDS,
         "resets": RESET_SCHEDULES,
-        "validation": VALIDATIONS,
+        "validation": get_args(Validation),
     }
     for field, values in runs.items():
         assert {choice.value for choice in BY_KEY[field].choices} <= {*values}

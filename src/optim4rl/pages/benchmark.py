@@ -1,6 +1,5 @@
 """A benchmark's results for people and programs: what can be claimed, tables, runs, pictures."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,16 +9,14 @@ import numpy as np
 from optim4rl.benchmark.contender import Contender
 from optim4rl.benchmark.loop import Choice, Reading, Results
 from optim4rl.benchmark.protocol import Protocol
-from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Normalised, Scale, Standing
+from optim4rl.benchmark.scale import Lead, Normalised, Scale, Standing
 from optim4rl.benchmark.table import table_rows, write_runs
 from optim4rl.benchmark.tuning import Tuning
-from optim4rl.evaluation.claims import Claim, judge, smallest_effect
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (
     Estimate,
     area_under_curve,
     bootstrap_interval,
-    compare,
     failure_rate,
     final_return,
 )
@@ -27,18 +24,16 @@ from optim4rl.evaluation.stability import METRICS, stability
 from optim4rl.fields import to_json as settings_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.jobs.provenance import provenance
+from optim4rl.pages.claims import (
+    TITLES as TITLES,
+    LeadClaim,
+    claims as claims,
+    counted,
+    lead_claims as lead_claims,
+    task_names,
+)
 from optim4rl.pages.plots import plot_profiles, plot_suite
-from optim4rl.pages.words import estimate_json, finite, p_value, smallest_found, with_interval
-
-# Whose leads are judged.
-CLAIMING = ("learned", "given")
-# Below these, the report says that intervals are too narrow.
-FEW_SEEDS = 10
-FEW_META_SEEDS = 6
-TITLES: dict[Reading, str] = {
-    "tuned": "tuned for each task",
-    "one": "one setting for all tasks",
-}
+from optim4rl.pages.words import estimate_json, finite, with_interval
 
 
 def write_report(results: Results, command: str) -> None:
@@ -49,7 +44,7 @@ def write_report(results: Results, command: str) -> None:
     write_atomically(folder / "results.json", json.dumps(document, indent=1).encode())
     write_atomically(folder / "results.md", to_markdown(results, record).encode())
     write_runs(table_rows(results.runs), folder / "runs.parquet")
-    names = _tasks(results)
+    names = task_names(results)
     curves = results.runs.curves["tuned"]
     panels = {
         task: {name: found[index] for name, found in curves.items()}
@@ -64,176 +59,6 @@ def write_report(results: Results, command: str) -> None:
         for reading, found in results.standings.items()
     }
     plot_profiles(profiles, folder / "profile.svg", background=behind)
-
-
-def _tasks(results: Results) -> list[str]:
-    return [task.name for task in results.benchmark.suite.tasks]
-
-
-# Claims
-
-
-@dataclasses.dataclass(frozen=True)
-class LeadClaim:
-    """What can be said about a learned contender against another, in one reading."""
-
-    contender: str
-    other: str
-    reading: Reading
-    lead: Lead
-    claim: Claim
-
-
-def lead_claims(results: Results) -> list[LeadClaim]:
-    """Every learned contender against the reference and against itself untrained.
-
-    All of them are judged together; the difference is that of mean normalised AUC, whose interval
-    holds the luck of the scale as well.
-    """
-    reference = results.benchmark.reference
-    pairs: list[tuple[Contender, str, Reading, Lead]] = []
-    for contender in results.benchmark.contenders:
-        for reading in results.benchmark.readings:
-            standing = results.standings[reading][contender.name]
-            for lead, other in (
-                (standing.lead, reference),
-                (standing.learned, contender.control),
-            ):
-                if contender.role in CLAIMING and lead is not None and lead.auc.mean is not None:
-                    pairs.append((contender, str(other), reading, lead))
-    comparisons, effects = [], []
-    for contender, other, reading, _ in pairs:
-        x, y = (_on_scale(results, reading, name) for name in (contender.name, other))
-        comparisons.append(compare(x, y, contender.name, other, metric="normalised AUC"))
-        effects.append(smallest_effect(x, y))
-    intervals = [lead.auc.mean for *_, lead in pairs if lead.auc.mean is not None]
-    return [
-        LeadClaim(contender.name, other, reading, lead, claim)
-        for (contender, other, reading, lead), claim in zip(
-            pairs, judge(comparisons, effects, intervals), strict=True
-        )
-    ]
-
-
-def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
-    """Normalised AUC of a contender's runs on the tasks that have a scale."""
-    curves = results.runs.curves[reading][name]
-    areas = np.stack([[area_under_curve(member) for member in task] for task in curves])
-    return results.auc_scale.apply(areas)[results.auc_scale.resolved]
-
-
-def claims(results: Results) -> list[str]:
-    """What these runs show and what they cannot, one sentence each, the most important first."""
-    said: list[str] = []
-    found = lead_claims(results)
-    for contender in results.benchmark.contenders:
-        if contender.role in CLAIMING:
-            said += _claims_about(results, contender, found)
-    return [*said, *_caveats(results, len(found))]
-
-
-def _claims_about(
-    results: Results, contender: Contender, found: Sequence[LeadClaim]
-) -> Iterable[str]:
-    name, count = f"**{contender.name}**", len(contender.members)
-    if contender.role == "learned" and count < MIN_META_SEEDS:
-        are = "is" if count == 1 else "are"
-        yield (
-            f"{name}: nothing can be claimed about the recipe: it takes {MIN_META_SEEDS} "
-            f"meta-seeds, and {count} {are} there. The figures are about these weights alone."
-        )
-    for each in found:
-        if each.contender == contender.name:
-            yield f"{name}, {TITLES[each.reading]}: {describe_claim(each)}"
-    for reading in results.benchmark.readings:
-        standing = results.standings[reading][contender.name]
-        if standing.auc.mean is not None:
-            yield f"{name}, {TITLES[reading]}: {_against_one(results, standing)}"
-        yield (f"{name}, {TITLES[reading]}: {standing.diverged} of {standing.runs} runs diverged.")
-
-
-def describe_claim(each: LeadClaim) -> str:
-    """A verdict in a sentence, by the one rule of `evaluation.claims`."""
-    claim, other = each.claim, each.other
-    figures = (
-        f"difference in mean normalised AUC {with_interval(each.lead.auc.mean)}, corrected p "
-        f"{p_value(claim.p)}; a run of it beats one of {other} with probability "
-        f"{with_interval(each.lead.mean_improvement)}"
-    )
-    if claim.verdict == "not clear":
-        return f"no clear difference to {other} ({figures}); {smallest_found(claim)}."
-    side = "above" if claim.is_higher else "below"
-    resolution = "" if claim.verdict == "clear" else ", as far as so few meta-seeds can show"
-    return f"clearly {side} {other}{resolution} ({figures})."
-
-
-def _against_one(results: Results, standing: Standing) -> str:
-    """Where a standing is against the best baseline of each task."""
-    below, above = (
-        [
-            task
-            for task, x in zip(_tasks(results), standing.auc.tasks, strict=True)
-            if x and _side_of_one(x) == side
-        ]
-        for side in ("below", "above")
-    )
-    return (
-        f"mean normalised AUC {with_interval(standing.auc.mean)}, where 1 is the best baseline of "
-        f"each task; final return {with_interval(standing.final.mean)}. The interval of AUC lies "
-        f"below 1 on {', '.join(below) or 'no task'}, and above 1 on "
-        f"{', '.join(above) or 'no task'}."
-    )
-
-
-def _side_of_one(estimate: Estimate) -> str:
-    if estimate.low > 1:
-        return "above"
-    # A diverged run leaves neither a mean nor an upper end: it is below any number.
-    return "below" if estimate.high < 1 or np.isnan(estimate.value) else ""
-
-
-def _caveats(results: Results, comparisons: int) -> Iterable[str]:
-    protocol = results.benchmark.protocol
-    for scale, score in ((results.auc_scale, "AUC"), (results.final_scale, "final return")):
-        resolved = zip(_tasks(results), scale.resolved, strict=True)
-        if lost := [task for task, ok in resolved if not ok]:
-            yield (
-                f"No baseline is clearly better than the untrained policy by {score} on "
-                f"{', '.join(lost)}: there is no scale there, and no mean includes these tasks."
-            )
-    edges = {x.name: _edges(results, x) for x in results.benchmark.contenders}
-    if found := [f"{name} ({', '.join(tasks)})" for name, tasks in edges.items() if tasks]:
-        yield (
-            "The best setting is at an edge of its grid, so these may be better than shown: "
-            f"{'; '.join(found)}."
-        )
-    if protocol.seeds == 1:
-        yield "One seed shows no spread: there are no intervals, and nothing is certain."
-    elif protocol.seeds < FEW_SEEDS:
-        yield f"{protocol.seeds} seeds are few: intervals are too narrow."
-    few = [len(x.members) for x in results.benchmark.contenders if x.role == "learned"]
-    if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
-        yield (
-            "With so few meta-seeds a bootstrap interval is somewhat too narrow (with four it "
-            "covers the truth about 90 % of the time): look at each meta-seed, too."
-        )
-    if comparisons:
-        yield (
-            "A difference is called clear if its interval excludes 0 and a test with meta-seeds as "
-            f"luck has p <= 0.05 after Holm's correction for all {comparisons} comparisons here. "
-            "Intervals of single tasks are not corrected."
-        )
-
-
-def _edges(results: Results, contender: Contender) -> list[str]:
-    choices = results.runs.choices[contender.name]
-    found = [
-        task
-        for index, task in enumerate(_tasks(results))
-        if any(choice.each[index].at_edge for choice in choices)
-    ]
-    several = len(results.benchmark.readings) > 1
-    return found + ["one setting"] * (several and any(choice.one.at_edge for choice in choices))
 
 
 # Tables
@@ -326,7 +151,7 @@ def stability_table(results: Results, task: int) -> Table:
 
 def _task_table(results: Results, columns: Mapping[str, Sequence[str]]) -> Table:
     """One row for each task, one column for each contender."""
-    rows = [list(row) for row in zip(_tasks(results), *columns.values(), strict=True)]
+    rows = [list(row) for row in zip(task_names(results), *columns.values(), strict=True)]
     return ["task", *columns], rows
 
 
@@ -350,7 +175,7 @@ def _settings_table(results: Results) -> Table:
 
 def _scale_table(results: Results) -> Table:
     rows = []
-    for index, task in enumerate(_tasks(results)):
+    for index, task in enumerate(task_names(results)):
         row = [task, f"{results.runs.untrained[index].env_steps[-1]:,}"]
         for scale in (results.auc_scale, results.final_scale):
             low, high = (float(end[index]) for end in scale.ends)
@@ -377,15 +202,15 @@ def _stuck_table(results: Results) -> Table:
 def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
     """The report: first what can be claimed and what cannot."""
     suite, readings = results.benchmark.suite, results.benchmark.readings
-    parts = [f"# {suite.name}: {_count(len(suite.tasks), 'task')}", ""]
+    parts = [f"# {suite.name}: {counted(len(suite.tasks), 'task')}", ""]
     parts += [f"- {claim}" for claim in claims(results)]
     parts += ["", "    " + record["command"], "", _protocol(results)]
-    whole = "All tasks" if len(suite.tasks) > 1 else _tasks(results)[0]
+    whole = "All tasks" if len(suite.tasks) > 1 else task_names(results)[0]
     for reading in readings:
         parts += _section(f"{whole}, {TITLES[reading]}", summary_table(results, reading))
     for reading in readings:
         parts += _reading_sections(results, reading)
-    for index, task in enumerate(_tasks(results)):
+    for index, task in enumerate(task_names(results)):
         title = f"{task}: stability (Chan et al. 2020), {TITLES['tuned']}"
         parts += _section(title, stability_table(results, index))
     title = "Settings, one for each meta-seed (* an edge of the grid)"
@@ -414,7 +239,7 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
         texts = {name: [with_interval(x) for x in found] for name, found in columns.items()}
         if columns:
             parts += _section(f"{title}, {TITLES[reading]}", _task_table(results, texts))
-    for index, task in enumerate(_tasks(results)):
+    for index, task in enumerate(task_names(results)):
         title = f"{task}: returns as they are, {TITLES[reading]}"
         parts += _section(title, raw_table(results, reading, index))
     return parts
@@ -437,22 +262,18 @@ def _tuning(contenders: Sequence[Contender], protocol: Protocol) -> str:
     """How settings are chosen."""
     grids = {x.role: x.grid for x in contenders if x.role != "control"}
     shown = "; ".join(
-        f"{_count(len(grid), 'learning rate' if role == 'baseline' else 'step scale')}: "
+        f"{counted(len(grid), 'learning rate' if role == 'baseline' else 'step scale')}: "
         f"{', '.join(f'{x:g}' for x in grid)}"
         for role, grid in grids.items()
     )
-    reported = _count(protocol.seeds, "seed")
+    reported = counted(protocol.seeds, "seed")
     if all(len(grid) == 1 for grid in grids.values()):
         return f"Nothing is tuned ({shown}). Every optimizer is reported on {reported}."
     return (
-        f"Every optimizer is tuned with {_count(protocol.tuning_seeds, 'seed')} on every task "
+        f"Every optimizer is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
         f"({shown}) and reported on {reported} that chose nothing. The setting with the best AUC, "
         "the mean return over a run, is chosen."
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _section(title: str, table: Table) -> list[str]:
@@ -503,7 +324,7 @@ def _claim_values(each: LeadClaim) -> dict[str, Any]:
 
 
 def _contender_values(results: Results, contender: Contender) -> dict[str, Any]:
-    tasks = _tasks(results)
+    tasks = task_names(results)
     name, b = contender.name, results.benchmark
     return {
         "role": contender.role,

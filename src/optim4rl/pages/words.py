@@ -1,6 +1,7 @@
 """Numbers in words, the same on every page, in every table and in JSON."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optim4rl.evaluation.claims import Claim
@@ -63,3 +64,46 @@ def estimate_json(estimate: Estimate | None) -> dict[str, float | None] | None:
 def finite(value: Any) -> float | None:
     """A number as JSON; None where it is not finite."""
     return float(value) if math.isfinite(value) else None
+
+
+def percent(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    shown = f"{100 * value:.0f}"
+    # Never round what is not all, or not nothing, to all or nothing.
+    if shown in ("0", "100") and value not in (0.0, 1.0):
+        shown = f"{100 * value:.1f}"
+    return f"{shown} %"
+
+
+def percent_range(low: float, high: float) -> str:
+    return f"{percent(low).removesuffix(' %')} to {percent(high)}"
+
+
+def plain(value: Any) -> str:
+    """A setting in words."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}".replace("-", "−") if abs(value) < 1 else f"{value:g}"
+        case str() | int():
+            return str(value)
+        case None:
+            return "–"
+        case Mapping():
+            return ", ".join(
+                f"{str(key).replace('_', ' ')} {plain(entry)}" for key, entry in value.items()
+            )
+        case Iterable():
+            return ", ".join(plain(entry) for entry in value)
+        case _:
+            return str(value)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

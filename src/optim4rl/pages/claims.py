@@ -1,0 +1,199 @@
+"""What a benchmark's runs show and what they cannot, in sentences, by the one rule."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optim4rl.benchmark.contender import Contender
+from optim4rl.benchmark.loop import Reading, Results
+from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing
+from optim4rl.evaluation.claims import Claim, judge, smallest_effect
+from optim4rl.evaluation.returns import (
+    Estimate,
+    area_under_curve,
+    compare,
+)
+from optim4rl.pages.words import p_value, smallest_found, with_interval
+
+# Whose leads are judged.
+CLAIMING = ("learned", "given")
+# Below these, the report says that intervals are too narrow.
+FEW_SEEDS = 10
+FEW_META_SEEDS = 6
+TITLES: dict[Reading, str] = {
+    "tuned": "tuned for each task",
+    "one": "one setting for all tasks",
+}
+
+
+def task_names(results: Results) -> list[str]:
+    """The names of a benchmark's tasks."""
+    return [task.name for task in results.benchmark.suite.tasks]
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
+@dataclass(frozen=True)
+class LeadClaim:
+    """What can be said about a learned contender against another, in one reading."""
+
+    contender: str
+    other: str
+    reading: Reading
+    lead: Lead
+    claim: Claim
+
+
+def lead_claims(results: Results) -> list[LeadClaim]:
+    """Every learned contender against the reference and against itself untrained.
+
+    All of them are judged together; the difference is that of mean normalised AUC, whose interval
+    holds the luck of the scale as well.
+    """
+    reference = results.benchmark.reference
+    pairs: list[tuple[Contender, str, Reading, Lead]] = []
+    for contender in results.benchmark.contenders:
+        for reading in results.benchmark.readings:
+            standing = results.standings[reading][contender.name]
+            for lead, other in (
+                (standing.lead, reference),
+                (standing.learned, contender.control),
+            ):
+                if contender.role in CLAIMING and lead is not None and lead.auc.mean is not None:
+                    pairs.append((contender, str(other), reading, lead))
+    comparisons, effects = [], []
+    for contender, other, reading, _ in pairs:
+        x, y = (_on_scale(results, reading, name) for name in (contender.name, other))
+        comparisons.append(compare(x, y, contender.name, other, metric="normalised AUC"))
+        effects.append(smallest_effect(x, y))
+    intervals = [lead.auc.mean for *_, lead in pairs if lead.auc.mean is not None]
+    return [
+        LeadClaim(contender.name, other, reading, lead, claim)
+        for (contender, other, reading, lead), claim in zip(
+            pairs, judge(comparisons, effects, intervals), strict=True
+        )
+    ]
+
+
+def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
+    """Normalised AUC of a contender's runs on the tasks that have a scale."""
+    curves = results.runs.curves[reading][name]
+    areas = np.stack([[area_under_curve(member) for member in task] for task in curves])
+    return results.auc_scale.apply(areas)[results.auc_scale.resolved]
+
+
+def claims(results: Results) -> list[str]:
+    """What these runs show and what they cannot, one sentence each, the most important first."""
+    said: list[str] = []
+    found = lead_claims(results)
+    for contender in results.benchmark.contenders:
+        if contender.role in CLAIMING:
+            said += _claims_about(results, contender, found)
+    return [*said, *_caveats(results, len(found))]
+
+
+def _claims_about(
+    results: Results, contender: Contender, found: Sequence[LeadClaim]
+) -> Iterable[str]:
+    name, count = f"**{contender.name}**", len(contender.members)
+    if contender.role == "learned" and count < MIN_META_SEEDS:
+        are = "is" if count == 1 else "are"
+        yield (
+            f"{name}: nothing can be claimed about the recipe: it takes {MIN_META_SEEDS} "
+            f"meta-seeds, and {count} {are} there. The figures are about these weights alone."
+        )
+    for each in found:
+        if each.contender == contender.name:
+            yield f"{name}, {TITLES[each.reading]}: {describe_claim(each)}"
+    for reading in results.benchmark.readings:
+        standing = results.standings[reading][contender.name]
+        if standing.auc.mean is not None:
+            yield f"{name}, {TITLES[reading]}: {_against_one(results, standing)}"
+        yield (f"{name}, {TITLES[reading]}: {standing.diverged} of {standing.runs} runs diverged.")
+
+
+def describe_claim(each: LeadClaim) -> str:
+    """A verdict in a sentence, by the one rule of `evaluation.claims`."""
+    claim, other = each.claim, each.other
+    figures = (
+        f"difference in mean normalised AUC {with_interval(each.lead.auc.mean)}, corrected p "
+        f"{p_value(claim.p)}; a run of it beats one of {other} with probability "
+        f"{with_interval(each.lead.mean_improvement)}"
+    )
+    if claim.verdict == "not clear":
+        return f"no clear difference to {other} ({figures}); {smallest_found(claim)}."
+    side = "above" if claim.is_higher else "below"
+    resolution = "" if claim.verdict == "clear" else ", as far as so few meta-seeds can show"
+    return f"clearly {side} {other}{resolution} ({figures})."
+
+
+def _against_one(results: Results, standing: Standing) -> str:
+    """Where a standing is against the best baseline of each task."""
+    below, above = (
+        [
+            task
+            for task, x in zip(task_names(results), standing.auc.tasks, strict=True)
+            if x and _side_of_one(x) == side
+        ]
+        for side in ("below", "above")
+    )
+    return (
+        f"mean normalised AUC {with_interval(standing.auc.mean)}, where 1 is the best baseline of "
+        f"each task; final return {with_interval(standing.final.mean)}. The interval of AUC lies "
+        f"below 1 on {', '.join(below) or 'no task'}, and above 1 on "
+        f"{', '.join(above) or 'no task'}."
+    )
+
+
+def _side_of_one(estimate: Estimate) -> str:
+    if estimate.low > 1:
+        return "above"
+    # A diverged run leaves neither a mean nor an upper end: it is below any number.
+    return "below" if estimate.high < 1 or np.isnan(estimate.value) else ""
+
+
+def _caveats(results: Results, comparisons: int) -> Iterable[str]:
+    protocol = results.benchmark.protocol
+    for scale, score in ((results.auc_scale, "AUC"), (results.final_scale, "final return")):
+        resolved = zip(task_names(results), scale.resolved, strict=True)
+        if lost := [task for task, ok in resolved if not ok]:
+            yield (
+                f"No baseline is clearly better than the untrained policy by {score} on "
+                f"{', '.join(lost)}: there is no scale there, and no mean includes these tasks."
+            )
+    edges = {x.name: _edges(results, x) for x in results.benchmark.contenders}
+    if found := [f"{name} ({', '.join(tasks)})" for name, tasks in edges.items() if tasks]:
+        yield (
+            "The best setting is at an edge of its grid, so these may be better than shown: "
+            f"{'; '.join(found)}."
+        )
+    if protocol.seeds == 1:
+        yield "One seed shows no spread: there are no intervals, and nothing is certain."
+    elif protocol.seeds < FEW_SEEDS:
+        yield f"{protocol.seeds} seeds are few: intervals are too narrow."
+    few = [len(x.members) for x in results.benchmark.contenders if x.role == "learned"]
+    if any(MIN_META_SEEDS <= count < FEW_META_SEEDS for count in few):
+        yield (
+            "With so few meta-seeds a bootstrap interval is somewhat too narrow (with four it "
+            "covers the truth about 90 % of the time): look at each meta-seed, too."
+        )
+    if comparisons:
+        yield (
+            "A difference is called clear if its interval excludes 0 and a test with meta-seeds as "
+            f"luck has p <= 0.05 after Holm's correction for all {comparisons} comparisons here. "
+            "Intervals of single tasks are not corrected."
+        )
+
+
+def _edges(results: Results, contender: Contender) -> list[str]:
+    choices = results.runs.choices[contender.name]
+    found = [
+        task
+        for index, task in enumerate(task_names(results))
+        if any(choice.each[index].at_edge for choice in choices)
+    ]
+    several = len(results.benchmark.readings) > 1
+    return found + ["one setting"] * (several and any(choice.one.at_edge for choice in choices))

@@ -1,0 +1,331 @@
+"""A study's findings and caveats in sentences: every one is put together from verdicts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from optim4rl.evaluation.returns import (
+    SIGNIFICANCE,
+    WELCH_META_SEEDS,
+)
+from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, Side, Tone, equals
+from optim4rl.pages.words import interval, number, p_value, smallest_found
+from optim4rl.study.results import RowKind, StudyResults
+
+
+class Evidence(NamedTuple):
+    """One row behind a finding: its outcome against the reference, and maybe its figures."""
+
+    outcome: Outcome
+    label: str
+    figures: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question that a reader brings along.
+
+    Attributes:
+        question: in plain words.
+        answer: in a few words.
+        tone: how the answer is to be taken, for its colour.
+        headline: the finding in one sentence.
+        detail: what else belongs to it; may be empty.
+        evidence: the rows behind it, each with its figures.
+    """
+
+    question: str
+    answer: str
+    tone: Tone
+    headline: str
+    detail: str
+    evidence: tuple[Evidence, ...]
+
+
+def findings(
+    rows: Sequence[RowSummary],
+    adam: RowSummary | None,
+    control: RowSummary | None,
+    decimals: int,
+) -> Iterable[Finding]:
+    of_kind = {kind: [e for e in rows if e.row.kind == kind] for kind in get_args(RowKind)}
+    yield _against_control(control, decimals)
+    yield _against_baselines(of_kind["baseline"], adam, decimals)
+    if replacements := of_kind["replacement"]:
+        question = "Does the method’s own design win?"
+        yield _against_variants(question, "the plan’s replacements", replacements, decimals)
+    if paper := of_kind["paper"]:
+        question = "Does the paper’s own ablation hold?"
+        yield _against_variants(question, "the paper’s ablations", paper, decimals)
+
+
+def _against_control(control: RowSummary | None, decimals: int) -> Finding:
+    question = "Did meta-training do anything?"
+    if control is None:
+        headline = (
+            "Without an untrained control, nothing here shows that meta-training did anything."
+        )
+        return Finding(question, "Not tested", "open", headline, "", ())
+    evidence = (_evidence(control, decimals),)
+    match _side(control):
+        case "worse":
+            detail = f"Trained, the reference {_beats(control)} itself untrained{_as_far(control)}."
+            answer = "Yes" + _reservation(control)
+            headline = f"Meta-training helps{_reservation(control)}."
+            return Finding(question, answer, "good", headline, detail, evidence)
+        case "better":
+            detail = f"Untrained, the reference {_beats(control)} itself trained{_as_far(control)}."
+            answer = "It made it worse" + _reservation(control)
+            headline = f"Meta-training hurts{_reservation(control)}."
+            return Finding(question, answer, "bad", headline, detail, evidence)
+    headline = "It is not clear that meta-training did anything."
+    detail = "Trained and untrained, the reference does not differ clearly."
+    return Finding(question, "Not clear", "open", headline, detail, evidence)
+
+
+def _against_baselines(
+    baselines: Sequence[RowSummary], adam: RowSummary | None, decimals: int
+) -> Finding:
+    if adam is None:
+        headline = "The study has no classical optimizer to compare with."
+        return Finding("Does it beat tuned Adam?", "Not tested", "open", headline, "", ())
+    name = adam.row.label
+    others = [e for e in baselines if e is not adam and _side(e) == "better"]
+    detail = " ".join(f"{e.row.label} {_beats(e)} the reference{_as_far(e)}." for e in others)
+    evidence = tuple(_evidence(entry, decimals) for entry in (adam, *others))
+    question = f"Does it beat {name}?"
+    match _side(adam):
+        case "worse":
+            headline = f"The reference {_beats(adam)} {name}{_as_far(adam)}."
+            tone: Tone = "bad" if others else "good"
+            return Finding(question, "Yes" + _reservation(adam), tone, headline, detail, evidence)
+        case "better":
+            headline = f"The reference is itself beaten: {name} {_beats(adam)} it{_as_far(adam)}."
+            answer = "No, it loses" + _reservation(adam)
+            return Finding(question, answer, "bad", headline, detail, evidence)
+    headline = f"Between the reference and {name} there is no clear difference."
+    return Finding(question, "Not clear", "open", headline, detail, evidence)
+
+
+def _against_variants(
+    question: str, what: str, variants: Sequence[RowSummary], decimals: int
+) -> Finding:
+    """Sorts variants by their outcome; the reference wins only if every one of them loses."""
+    sides = {side: [e for e in variants if _side(e) == side] for side in get_args(Side)}
+    better, worse, unclear = sides["better"], sides["worse"], sides["unclear"]
+    tone: Tone = "bad" if better else "open" if unclear else "good"
+    told = [*worse, *unclear]
+    if better:
+        headline = "; ".join(f"{e.row.label} {_beats(e)} the reference{_as_far(e)}" for e in better)
+        headline += "."
+    elif len(variants) == 1:
+        headline, told = f"{_tell(variants)}.", []
+    elif not unclear:
+        headline = f"The reference beats all of {what}."
+    elif not worse:
+        headline, told = f"None of {what} differs clearly from the reference.", []
+    else:
+        headline = f"None of {what} clearly beats the reference."
+    if len(variants) == 1:
+        answer = {"bad": "No, it is better", "open": "Not clear", "good": "Yes"}[tone]
+        answer += _reservation(variants[0])
+    else:
+        answer = ", ".join(f"{len(sides[side])} {side}" for side in sides if sides[side])
+    # Of several variants only the outcomes: their figures stand in the chart right below.
+    decimals_or_none = decimals if len(variants) == 1 else None
+    evidence = tuple(_evidence(entry, decimals_or_none) for entry in variants)
+    detail = f"{_tell(told)}." if told else ""
+    return Finding(question, answer, tone, headline, detail, evidence)
+
+
+def by_final_return(rows: Sequence[RowSummary]) -> str:
+    """What changes for a reader who looks at the final return instead of the AUC."""
+    changed = [e for e in rows if e.final.outcome != e.auc.outcome]
+    if not changed:
+        return "All of this is by AUC; by final return every verdict is the same."
+    return f"All of this is by AUC; by final return, {_tell(changed, 'final')}."
+
+
+def _tell(entries: Sequence[RowSummary], score: Literal["auc", "final"] = "auc") -> str:
+    """Names the rows by their outcome: "A is clearly worse than the reference; B and C …"."""
+    parts = []
+    for key, words in OUTCOMES.items():
+        group = [entry for entry in entries if getattr(entry, score).outcome == key]
+        if group and key == "unclear":
+            verb = "does" if len(group) == 1 else "do"
+            parts.append(f"{_names(group)} {verb} not differ clearly from the reference")
+        elif group:
+            verb = "is" if len(group) == 1 else "are"
+            word, _, reservation = words.partition(",")
+            comma = f",{reservation}" if reservation else ""
+            parts.append(f"{_names(group)} {verb} {word} than the reference{comma}")
+    return "; ".join(parts)
+
+
+def _side(entry: RowSummary) -> Side:
+    """The outcome by AUC, whatever its resolution."""
+    match entry.auc.outcome:
+        case "better" | "better_at_resolution":
+            return "better"
+        case "worse" | "worse_at_resolution":
+            return "worse"
+    return "unclear"
+
+
+def _beats(entry: RowSummary) -> str:
+    return "beats" if _reservation(entry) else "clearly beats"
+
+
+def _as_far(entry: RowSummary) -> str:
+    """Behind a claim at a coarse resolution, how far it goes."""
+    if not _reservation(entry) or entry.auc.comparison is None:
+        return ""
+    return f", as clearly as {entry.auc.comparison.units} can show"
+
+
+def _reservation(entry: RowSummary) -> str:
+    return ", at this resolution" if entry.auc.outcome.endswith("at_resolution") else ""
+
+
+def _names(entries: Sequence[RowSummary]) -> str:
+    *names, last = (entry.row.label for entry in entries)
+    return f"{', '.join(names)} and {last}" if names else last
+
+
+def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
+    """A row's outcome, its name, and with `decimals` the figures of its AUC."""
+    comparison = entry.auc.comparison
+    if comparison is None or decimals is None:
+        return Evidence(entry.auc.outcome, entry.row.label, "")
+    if any(comparison.diverged):
+        shown = (
+            f"beats the reference with probability {number(comparison.improvement.value, 2)} "
+            f"[{interval(comparison.improvement, 2)}]"
+        )
+    else:
+        shown = (
+            f"{number(comparison.difference.value, decimals, signed=True)} mean AUC "
+            f"[{interval(comparison.difference, decimals, signed=True)}]"
+        )
+    assert entry.auc.claim is not None
+    figures = f"{shown}, corrected p {equals(entry.auc.claim.p)}"
+    if comparison.test.at_floor:
+        figures += f" (by itself {p_value(comparison.test.p)}, the smallest possible)"
+    if entry.auc.outcome == "unclear":
+        figures += f"; {smallest_found(entry.auc.claim)}"
+    return Evidence(entry.auc.outcome, entry.row.label, figures)
+
+
+# Caveats
+
+
+def caveats(
+    results: StudyResults, rows: Sequence[RowSummary], scale: float | None, decimals: int
+) -> Iterable[str]:
+    yield from _sample_caveats(rows)
+    yield from _loss_caveats(rows)
+    floor, ceiling = number(results.floor, decimals), number(results.ceiling, decimals)
+    if scale:
+        yield (
+            f"One reference scale serves all rows: {floor} (the untrained policy) to {ceiling} "
+            "(the best classical optimizer’s final return). Stability is measured in units of "
+            f"it; a run is stuck if its final return stays below 90 % of the way."
+        )
+    else:
+        yield (
+            f"The untrained policy’s return, {floor}, and the best classical optimizer’s final "
+            f"return, {ceiling}, span no scale: nothing was learned. Stability is therefore in "
+            "units of return, and no run can be called stuck."
+        )
+    stuck = [rate.value for entry in rows for rate in entry.stuck.values()]
+    if stuck and min(stuck) == 1.0:
+        yield (
+            "The short runs tell nothing here: no optimizer comes to 90 % of the way in so few "
+            "updates, at any multiple of its step."
+        )
+    yield (
+        "Tuning has a budget too: the table of changes says how each row was tuned, the table of "
+        "settings to what. A wider grid or more tuning runs for one side would favour that side."
+    )
+    ends = [f"{e.row.label} ({', '.join(e.row.at_edge)})" for e in rows if e.row.at_edge]
+    if ends:
+        yield (
+            "The best setting is an end of its grid, so that these may be better than shown: "
+            f"{'; '.join(ends)}."
+        )
+    yield (
+        f"The p values of the {len(rows) - 1} comparisons with the reference are corrected "
+        "together (Holm 1979), by AUC and by final return."
+    )
+    yield f"All of this is one task, {results.task}; it says nothing about any other."
+    yield from dict.fromkeys(
+        f"{_upper(caveat)}."
+        for entry in rows
+        if entry.stability
+        for caveat in entry.stability.caveats
+        if "diverged" not in caveat
+    )
+
+
+def _sample_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
+    reference = rows[0]
+    yield (
+        f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result "
+        f"evaluated on {reference.seeds} seeds. Runs of one meta-seed are not independent, so "
+        "meta-seed means are what the tests permute. A classical optimizer has no meta-seeds, and "
+        "an untrained one whose heads are zero is the same for all: against these, where the other "
+        f"side has at least {WELCH_META_SEEDS}, the test is Welch’s, in which meta-seeds and "
+        "evaluation seeds are both luck."
+    )
+    floors: dict[str, float] = {}
+    for entry in rows:
+        if entry.auc.comparison and entry.auc.comparison.test.floor:
+            floors[entry.auc.comparison.units] = entry.auc.comparison.test.floor
+    for units, floor in floors.items():
+        corrected = min(1.0, floor * (len(rows) - 1))
+        if floor > SIGNIFICANCE:
+            sense = ", so no difference of these sizes can be significant at 5 %"
+        elif corrected > SIGNIFICANCE:
+            sense = (
+                f", and up to {p_value(corrected)} after correction: the best that can be said of "
+                "such a difference is “at this resolution”"
+            )
+        else:
+            sense = ", reached only where the two groups do not overlap"
+        yield (
+            f"The smallest p that a permutation test over {units} can give is "
+            f"{p_value(floor)}{sense}."
+        )
+    yield (
+        "“Not clear” is not “equal”: each comparison says how large a difference these seeds find "
+        "four times in five. "
+        "Bootstrap intervals over a handful of meta-seeds are somewhat too narrow, which is why a "
+        "verdict asks for both the interval and the test."
+    )
+
+
+def _loss_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
+    for entry in rows:
+        for seed, message in entry.row.failures.items():
+            yield f"Meta-training of {entry.row.label} failed for meta-seed {seed}: “{message}”."
+        if entry.row.failures:
+            yield (
+                f"The {len(entry.row.failures)} failed of {entry.meta_seeds} meta-seeds of "
+                f"{entry.row.label} count as diverged in its scores; they are in no curve, no "
+                "stability metric and no stuck rate."
+            )
+        lost = int(entry.curves.diverged.sum()) if entry.curves is not None else 0
+        if lost and entry.curves is not None:
+            yield (
+                f"{lost} of {entry.curves.diverged.size} evaluation runs of {entry.row.label} "
+                "diverged. They rank below every other run; the first four stability metrics "
+                "cannot include them, and the risk across runs is undefined."
+            )
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

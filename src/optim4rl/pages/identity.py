@@ -1,0 +1,232 @@
+"""The identity experiment, ready to be laid out on a study's page."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from optim4rl.pages import figures
+from optim4rl.pages.figures import Axis, Frame, Series
+from optim4rl.pages.words import percent
+from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
+
+INPUT_NAMES = {"raw": "raw g", "sign_log": "sign and log", "symlog": "symlog"}
+OUTPUT_NAMES = {"linear": "linear", "sign_exp": "sgn · exp", "symexp": "symexp"}
+PAPER_PAIRS = (("raw", "linear"), ("sign_log", "sign_exp"))
+
+
+_Cell = tuple[float, tuple[float, float]]  # accuracy, and its lowest and highest over seeds
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Accuracies by input and output, one table.
+
+    Attributes:
+        title: what is measured.
+        note: how.
+        outputs: names of the columns.
+        crossed: name of an input, then a cell per output; None where it was not run.
+        others: input and output that belong together and are crossed with nothing.
+    """
+
+    title: str
+    note: str
+    outputs: tuple[str, ...]
+    crossed: tuple[tuple[str, tuple[_Cell | None, ...]], ...]
+    others: tuple[tuple[str, _Cell], ...]
+
+
+@dataclass(frozen=True)
+class IdentityView:
+    """The identity experiment, ready to be laid out."""
+
+    result: IdentityResult
+    words: tuple[str, ...]
+    grids: tuple[_Grid, ...]
+    decades: tuple[tuple[str, Markup], ...]
+    curves: tuple[tuple[str, Markup], ...]
+    histogram: Markup | None
+    input_names: Mapping[str, str]
+    output_names: Mapping[str, str]
+
+
+def identity_view(result: IdentityResult) -> IdentityView:
+    schedules = list(dict.fromkeys(row.schedule for row in result.rows))
+    by_schedule = {name: [r for r in result.rows if r.schedule == name] for name in schedules}
+    return IdentityView(
+        result=result,
+        words=tuple(_identity_words(result)),
+        grids=tuple(_grids(result.rows)),
+        decades=tuple((name, _decade_chart(rows)) for name, rows in by_schedule.items()),
+        curves=tuple((name, _accuracy_chart(rows)) for name, rows in by_schedule.items()),
+        histogram=_histogram(result.histograms) if result.histograms else None,
+        input_names=INPUT_NAMES,
+        output_names=OUTPUT_NAMES,
+    )
+
+
+def _grids(rows: Sequence[IdentityRow]) -> Iterable[_Grid]:
+    online = "all targets, counted while training"
+    frozen = "targets that are not zero, frozen network, held-out gradients"
+    for title, note, schedule, measure in (
+        ("The paper’s measure", online, "constant", "online"),
+        ("Without zeros, annealed", frozen, "annealed", "frozen_nonzero"),
+        ("Without zeros, constant", frozen, "constant", "frozen_nonzero"),
+    ):
+        cells = {
+            (row.input, row.output): (getattr(row, measure), _spread(row, measure))
+            for row in rows
+            if row.schedule == schedule
+        }
+        if cells:
+            yield _grid(title, f"{note}, {schedule} learning rate", cells)
+
+
+def _grid(title: str, note: str, cells: Mapping[tuple[str, str], _Cell]) -> _Grid:
+    inputs, outputs = zip(*PAPER_PAIRS, strict=True)
+    crossed = {
+        pair: cell for pair, cell in cells.items() if pair[0] in inputs and pair[1] in outputs
+    }
+    others = {pair: cell for pair, cell in cells.items() if pair not in crossed}
+    return _Grid(
+        title,
+        note,
+        tuple(OUTPUT_NAMES[name] for name in outputs),
+        tuple(
+            (INPUT_NAMES[name], tuple(crossed.get((name, output)) for output in outputs))
+            for name in inputs
+        ),
+        tuple((_pair_name(*pair), cell) for pair, cell in others.items()),
+    )
+
+
+def _spread(row: IdentityRow, measure: str) -> tuple[float, float]:
+    value = getattr(row, measure)
+    return row.spread.get(measure, (value, value))
+
+
+def _pair_name(input: str, output: str) -> str:
+    return f"{INPUT_NAMES.get(input, input)} → {OUTPUT_NAMES.get(output, output)}"
+
+
+def _identity_words(result: IdentityResult) -> Iterable[str]:
+    rows = {(r.input, r.output, r.schedule): r for r in result.rows}
+    raw, processed = (rows.get((*pair, "constant")) for pair in PAPER_PAIRS)
+    if processed and raw:
+        found = "reproduces" if _ahead(processed, raw, "online") else "does not reproduce"
+        yield (
+            "Measured as in the paper, over all targets, while training, at a constant learning "
+            f"rate, processed gradients in and sgn · exp out reach {percent(processed.online)}, "
+            f"raw in and linear out {percent(raw.online)}: the published picture {found}."
+        )
+    spread = "; ".join(
+        f"of the {h.label}, {percent(h.zeros)} are exactly zero and the others span "
+        f"{h.decades:.1f} decades (1st to 99th percentile)"
+        for h in result.histograms
+    )
+    yield (
+        "That figure hides two things. It changes input and output at once, which the crossed "
+        "tables keep apart. And sgn(0) · exp(o) is exactly 0 whatever the network says, so that "
+        "every target that is exactly zero is a hit for that output, and hardly ever one for a "
+        f"linear output.{f' Here, {spread}.' if spread else ''}"
+    )
+    raw, processed = (rows.get((*pair, "annealed")) for pair in PAPER_PAIRS)
+    if processed and raw:
+        if _ahead(processed, raw, "frozen_nonzero"):
+            found = "the processed pair is ahead here too"
+        elif _ahead(raw, processed, "frozen_nonzero"):
+            found = "raw gradients are ahead"
+        else:
+            found = "their ranges over seeds overlap, and neither is ahead"
+        yield (
+            "On the targets that are not zero, by frozen networks on held-out gradients after an "
+            "annealed learning rate, the processed pair reaches "
+            f"{percent(processed.frozen_nonzero)} and the raw one "
+            f"{percent(raw.frozen_nonzero)}: {found}."
+        )
+
+
+def _ahead(x: IdentityRow, y: IdentityRow, measure: str) -> bool:
+    """Whether every seed of X is above every seed of Y."""
+    return _spread(x, measure)[0] > _spread(y, measure)[1]
+
+
+_SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+_WIDE = Frame(width=540.0, height=260.0, right=190.0)
+
+
+def _identity_style(row: IdentityRow) -> str:
+    return f"input-{row.input} output-{row.output}"
+
+
+def _decade_chart(rows: Sequence[IdentityRow]) -> Markup:
+    decades = sorted({decade for row in rows for decade in row.by_decade})
+    x = (
+        Axis(decades[0] - 0.3, decades[-1] + 0.3, tuple(map(float, decades)))
+        if decades
+        else _SHARES
+    )
+    series = [
+        Series(
+            _pair_name(row.input, row.output),
+            _identity_style(row),
+            np.array(decades, float),
+            np.array([row.by_decade.get(decade, math.nan) for decade in decades]),
+            dots=True,
+        )
+        for row in rows
+    ]
+    return figures.line_chart(
+        series,
+        x,
+        _SHARES,
+        x_label="decade of |g|, as the exponent of its lower end",
+        label="Frozen accuracy on non-zero targets by decade of the gradient’s size",
+        frame=_WIDE,
+    )
+
+
+def _accuracy_chart(rows: Sequence[IdentityRow]) -> Markup:
+    series = [
+        Series(
+            _pair_name(row.input, row.output),
+            _identity_style(row),
+            np.linspace(0.0, 100.0, row.curve.size),
+            row.curve.astype(np.float64),
+        )
+        for row in rows
+    ]
+    return figures.line_chart(
+        series,
+        Axis(0.0, 100.0, (0.0, 25.0, 50.0, 75.0, 100.0)),
+        _SHARES,
+        x_label="share of training done, %",
+        label="Accuracy on all targets while training",
+        frame=_WIDE,
+    )
+
+
+def _histogram(histograms: Sequence[Histogram]) -> Markup:
+    """Histograms as outlines on one axis, so that they can be compared where they overlap."""
+    styles = ("variant", "reference", "adam")
+    series = [
+        Series(
+            h.label,
+            styles[i % len(styles)],
+            np.repeat(h.edges, 2).astype(np.float64),
+            np.concatenate([[0.0], np.repeat(h.share, 2), [0.0]]),
+        )
+        for i, h in enumerate(histograms)
+    ]
+    edges = [float(e) for h in histograms for e in h.edges[[0, -1]]]
+    return figures.line_chart(
+        series,
+        figures.axis(edges, ticks=6, margin=0.0),
+        figures.axis([0.0, *(float(h.share.max()) for h in histograms)], ticks=4, margin=0.02),
+        x_label="log10 |g| of the non-zero gradients",
+        label="Histograms of gradient sizes: " + ", ".join(h.label for h in histograms),
+        frame=_WIDE,
+    )

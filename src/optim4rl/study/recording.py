@@ -1,0 +1,197 @@
+"""Gradients to learn the identity on: an agent's, and a supervised network's beside them."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from optim4rl.tasks.interface import InnerTask
+
+_HISTOGRAM_EDGES = np.linspace(-12.0, 1.0, 53)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Histogram of log10|g| of non-zero gradients, with the share of exact zeros beside it.
+
+    Attributes:
+        label: whose gradients.
+        edges: bin edges in log10|g|, one more than there are bins.
+        share: share of the non-zero gradients in each bin.
+        zeros: share of exact zeros among all.
+        decades: decades between the 1st and 99th percentile of non-zero |g|.
+    """
+
+    label: str
+    edges: Float[np.ndarray, " edges"]
+    share: Float[np.ndarray, " bins"]
+    zeros: float
+    decades: float
+
+
+def record_gradients(
+    task: InnerTask,
+    transformation: optax.GradientTransformation,
+    updates: int,
+    key: PRNGKeyArray,
+    every: int = 100,
+) -> Float[np.ndarray, "time coordinate"]:
+    """Train one agent and keep what every `every`-th parameter's gradient was at each update.
+
+    Parameters are counted in the order of `jax.flatten_util.ravel_pytree`.
+    """
+    return np.asarray(_record(task, transformation, updates, every, key))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _record(
+    task: InnerTask,
+    transformation: optax.GradientTransformation,
+    updates: int,
+    every: int,
+    key: PRNGKeyArray,
+) -> Float[Array, "time coordinate"]:
+    key_agent, key_updates = jax.random.split(key)
+    params = task.init_params(key_agent)
+
+    def update(agent: tuple[Any, Any, Any], key: PRNGKeyArray) -> tuple[Any, Array]:
+        params, actor, state = agent
+        batch, actor, _ = task.rollout(params, actor, key)
+        gradient = task.gradient(params, batch)
+        steps, state = transformation.update(gradient, state, params)
+        agent = (optax.apply_updates(params, steps), actor, state)
+        return agent, ravel_pytree(gradient)[0][::every]
+
+    agent = (params, task.init_actor(key_agent), transformation.init(params))
+    return jax.lax.scan(update, agent, jax.random.split(key_updates, updates))[1]
+
+
+@cache
+def rmsprop(learning_rate: float) -> optax.GradientTransformation:
+    """The same one for the same rate: what was compiled for it serves the next seed."""
+    return optax.rmsprop(learning_rate)
+
+
+@dataclass(frozen=True)
+class GaussianClusters:
+    """A classification problem without a download, and a ReLU network with one hidden layer for it.
+
+    Class means are standard normal in `inputs` dimensions and samples lie around them with standard
+    deviation 2, so that a few in a hundred are nearer to another mean than to their own. Each
+    gradient is that of the cross-entropy on a fresh minibatch. A `InnerTask`; its actor is the
+    means.
+    """
+
+    inputs: int = 64
+    classes: int = 10
+    width: int = 64
+    batch: int = 128
+
+    def init_params(self, key: PRNGKeyArray) -> dict[str, Array]:
+        """LeCun-normal kernels, zero biases."""
+        init = jax.nn.initializers.lecun_normal()
+        key_hidden, key_out, _ = jax.random.split(key, 3)
+        return {
+            "hidden": init(key_hidden, (self.inputs, self.width), jnp.float32),
+            "hidden_bias": jnp.zeros(self.width, jnp.float32),
+            "out": init(key_out, (self.width, self.classes), jnp.float32),
+            "out_bias": jnp.zeros(self.classes, jnp.float32),
+        }
+
+    def init_actor(self, key: PRNGKeyArray) -> Float[Array, "classes inputs"]:
+        """Draw the class means."""
+        _, _, key_means = jax.random.split(key, 3)
+        return jax.random.normal(key_means, (self.classes, self.inputs))
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """A minibatch is used once."""
+        return 1
+
+    @property
+    def env_steps_per_rollout(self) -> int:
+        """There is no environment."""
+        return 0
+
+    def rollout(
+        self, params: dict[str, Array], actor: Float[Array, "classes inputs"], key: PRNGKeyArray
+    ) -> tuple[tuple[Array, Array], Float[Array, "classes inputs"], Float[Array, ""]]:
+        """A fresh minibatch, inputs and labels; the stats are its loss."""
+        key_label, key_noise = jax.random.split(key)
+        label = jax.random.randint(key_label, (self.batch,), 0, self.classes)
+        x = actor[label] + 2.0 * jax.random.normal(key_noise, (self.batch, self.inputs))
+        return (x, label), actor, self._loss(params, (x, label))
+
+    def gradient(self, params: dict[str, Array], batch: tuple[Array, Array]) -> dict[str, Array]:
+        """The gradient of the cross-entropy."""
+        return jax.grad(self._loss)(params, batch)
+
+    def _loss(self, params: dict[str, Array], batch: tuple[Array, Array]) -> Array:
+        x, label = batch
+        hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"][None])
+        logits = hidden @ params["out"] + params["out_bias"][None]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+
+
+def supervised_gradients(
+    num_parameters: int,
+    transformation: optax.GradientTransformation,
+    updates: int,
+    key: PRNGKeyArray,
+    every: int = 100,
+) -> Float[np.ndarray, "time coordinate"]:
+    """Gradients of a supervised network of about `num_parameters` on Gaussian clusters.
+
+    The width of the network is what makes up the number of parameters; it is at least 1.
+    """
+    problem = GaussianClusters()
+    per_unit = problem.inputs + 1 + problem.classes
+    width = max(1, round((num_parameters - problem.classes) / per_unit))
+    problem = dataclasses.replace(problem, width=width)
+    return record_gradients(problem, transformation, updates, key, every)
+
+
+def histogram(label: str, gradients: Float[np.ndarray, "..."]) -> Histogram:
+    """Histogram of log10|g|, quarter decades from 1e-12 to 10; the end bins take what lies beyond.
+
+    Without a non-zero gradient all shares are zero and the decades NaN.
+
+    Raises:
+        ValueError: there are no gradients, or not all are finite.
+    """
+    check_gradients(gradients)
+    logs = np.log10(np.abs(gradients[gradients != 0]).astype(np.float64))
+    counts, edges = np.histogram(
+        np.clip(logs, _HISTOGRAM_EDGES[0], _HISTOGRAM_EDGES[-1]), _HISTOGRAM_EDGES
+    )
+    low, high = np.percentile(logs, [1, 99]) if logs.size else (math.nan, math.nan)
+    return Histogram(
+        label=label,
+        edges=edges,
+        share=counts / max(1, logs.size),
+        zeros=1.0 - logs.size / gradients.size,
+        decades=float(high - low),
+    )
+
+
+def check_gradients(gradients: Float[np.ndarray, "..."]) -> None:
+    """Refuse gradients that are not there or not finite.
+
+    Raises:
+        ValueError: the message says how many.
+    """
+    if not gradients.size:
+        raise ValueError(f"gradients of shape {gradients.shape}: there are none")
+    if not np.isfinite(gradients).all():
+        raise ValueError(
+            f"gradients: {np.sum(~np.isfinite(gradients))} of {gradients.size} are not finite; "
+            "the agent that they were recorded from has diverged"
+        )
