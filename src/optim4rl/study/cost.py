@@ -18,10 +18,22 @@ from optim4rl.study.settings import SCALES
 # Seconds on one core of an AMD EPYC with AVX-512: to compile a program, and of one job that is
 # compiled; of a batch of runs for 1,000 rollouts. docs/planner.md says what was measured.
 JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
-    "smoke": {"compile": 5, "training": 0.2, "untrained": 0.1, "batch": 2, "identity": 2},
-    "quick": {"compile": 10, "training": 3, "untrained": 0.1, "batch": 4, "identity": 25},
-    "standard": {"compile": 10, "training": 3, "untrained": 0.1, "batch": 4, "identity": 25},
-    "paper": {"compile": 15, "training": 80, "untrained": 0.1, "batch": 15, "identity": 1500},
+    "smoke": {"compile": 5.0, "training": 0.2, "untrained": 0.1, "batch": 2.0, "identity": 2.0},
+    "quick": {"compile": 10.0, "training": 3.0, "untrained": 0.1, "batch": 4.0, "identity": 25.0},
+    "standard": {
+        "compile": 10.0,
+        "training": 3.0,
+        "untrained": 0.1,
+        "batch": 4.0,
+        "identity": 25.0,
+    },
+    "paper": {
+        "compile": 15.0,
+        "training": 80.0,
+        "untrained": 0.1,
+        "batch": 15.0,
+        "identity": 1500.0,
+    },
 }
 
 # The seconds that finished jobs took, by what they did apart from the optimizer and the seed.
