@@ -33,6 +33,7 @@ def task_names(results: Results) -> list[str]:
 
 
 def counted(number: int, what: str) -> str:
+    """A number and what is counted, in the plural where it is not one."""
     return f"{number} {what}{'s' * (number > 1)}"
 
 

@@ -48,6 +48,7 @@ def findings(
     control: RowSummary | None,
     decimals: int,
 ) -> Iterable[Finding]:
+    """The answers to the questions that a reader brings along, each from verdicts."""
     of_kind = {kind: [e for e in rows if e.row.kind == kind] for kind in get_args(RowKind)}
     yield _against_control(control, decimals)
     yield _against_baselines(of_kind["baseline"], adam, decimals)
@@ -222,6 +223,7 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
 def caveats(
     results: StudyResults, rows: Sequence[RowSummary], scale: float | None, decimals: int
 ) -> Iterable[str]:
+    """What limits a study, one sentence each."""
     yield from _sample_caveats(rows)
     yield from _loss_caveats(rows)
     floor, ceiling = number(results.floor, decimals), number(results.ceiling, decimals)

@@ -54,6 +54,7 @@ class IdentityView:
 
 
 def identity_view(result: IdentityResult) -> IdentityView:
+    """The identity experiment's tables, charts and words."""
     schedules = list(dict.fromkeys(row.schedule for row in result.rows))
     by_schedule = {name: [r for r in result.rows if r.schedule == name] for name in schedules}
     return IdentityView(

@@ -129,6 +129,7 @@ def summarise_row(
     claims: Sequence[Claim | None],
     scale: float | None,
 ) -> RowSummary:
+    """A row in figures."""
     scores = _scores(row, results.rows)
     curves = stack(row.curves) if row.curves else None
     measurable = curves is not None and curves.env_steps.size > 1
@@ -185,17 +186,20 @@ def _claim_sentence(claim: Claim) -> str:
 
 
 def equals(p: float) -> str:
+    """A p-value with its sign: "= 0.03" or "< 0.0001"."""
     shown = p_value(p)
     return shown if shown.startswith("<") else f"= {shown}"
 
 
 def adam_of(rows: Sequence[RowSummary]) -> RowSummary | None:
+    """The baseline that stands for tuned Adam; None where there is none."""
     baselines = [entry for entry in rows if entry.row.kind == "baseline"]
     named = [entry for entry in baselines if entry.row.key.lower().startswith("adam")]
     return next(iter(named or baselines), None)
 
 
 def magnitudes(rows: Iterable[RowSummary]) -> list[float]:
+    """The sizes of the rows' AUC."""
     values = (abs(entry.auc.iqm.value) for entry in rows)
     return [value for value in values if value > 0]
 

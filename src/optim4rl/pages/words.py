@@ -67,6 +67,7 @@ def finite(value: Any) -> float | None:
 
 
 def percent(value: float) -> str:
+    """A share in percent; what is not all, or not nothing, is never rounded to that."""
     if math.isnan(value):
         return "–"
     shown = f"{100 * value:.0f}"
@@ -77,6 +78,7 @@ def percent(value: float) -> str:
 
 
 def percent_range(low: float, high: float) -> str:
+    """Two shares in percent."""
     return f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
 
@@ -102,6 +104,7 @@ def plain(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     if seconds < 3600:
