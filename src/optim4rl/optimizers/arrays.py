@@ -97,3 +97,11 @@ def linear(kernel: Array, x: Array) -> Array:
 
     # Float32 for real: a GPU's default precision would round the products to TF32.
     return jnp.tensordot(kernel, x, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def shift(matrix: Array, by: float) -> Array:
+    """A square matrix plus a multiple of the identity; a tensor is changed in place."""
+    if is_tensor(matrix):
+        matrix.diagonal(dim1=-2, dim2=-1).add_(by)
+        return matrix
+    return matrix + by * namespace(matrix).eye(matrix.shape[-1])
