@@ -104,4 +104,5 @@ def shift(matrix: Array, by: float) -> Array:
     if is_tensor(matrix):
         matrix.diagonal(dim1=-2, dim2=-1).add_(by)
         return matrix
-    return matrix + by * namespace(matrix).eye(matrix.shape[-1])
+    identity = namespace(matrix).eye(matrix.shape[-1], dtype=matrix.dtype)
+    return matrix + by * identity.reshape(*(1,) * (matrix.ndim - 2), *identity.shape)
