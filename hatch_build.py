@@ -19,7 +19,7 @@ import packaging.tags
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # The libraries. Each is made of the source of that name, once for every instruction set, and of the
-# `ffi.cc` beside it.
+# other sources beside it, its drivers.
 LIBRARIES = (
     Path("src/optim4rl/optimizers/kernels/rule.so"),
     Path("src/optim4rl/tasks/kernels/conv.so"),
@@ -91,9 +91,10 @@ def build_library(root: Path, library: Path) -> None:
             objects.append(f"{scratch}/{name}.o")
             arguments = [*arithmetic, *flags, f"-DARITHMETIC={name}", "-c"]
             _run(*compiler, *arguments, str(sources / f"{library.stem}.cc"), "-o", objects[-1])
-        objects.append(f"{scratch}/ffi.o")
         headers = ["-isystem", str(xla_headers()), "-c"]
-        _run(*compiler, *headers, str(sources / "ffi.cc"), "-o", objects[-1])
+        for driver in sorted(set(sources.glob("*.cc")) - {sources / f"{library.stem}.cc"}):
+            objects.append(f"{scratch}/{driver.stem}.o")
+            _run(*compiler, *headers, str(driver), "-o", objects[-1])
         linked = f"{scratch}/{library.name}"
         _run(*find_compiler(), "-shared", "-pthread", *objects, "-o", linked)
         os.replace(linked, root / library)

@@ -3,6 +3,7 @@
 `python -m bench SECTION [CASE]` runs one and prints its tables as JSON.
 """
 
+import importlib
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from optim4rl.cli.runtime import configure_jax
 
 RESULTS = Path(__file__).parent / "results"
 ONE_CORE = "OPTIM4RL_BENCH_ONE_CORE"
+ONE_CORE_SECTIONS = ("rule", "torch_step")
 
 
 def main() -> None:
@@ -30,11 +32,12 @@ def main() -> None:
 
     on_cpu = jax.default_backend() == "cpu"
     sections = [("rule",), *(("meta", case) for case in CASES), ("learning",), ("growth",)]
+    sections += [("torch_step",)] if on_cpu else []
     tables: list[dict[str, Any]] = []
     started = time.perf_counter()
     for section in sections:
         print(f"{time.perf_counter() - started:6.0f} s  {' '.join(section)}", flush=True)
-        tables += _in_own_process(section, one_core=on_cpu and section[0] == "rule")
+        tables += _in_own_process(section, one_core=on_cpu and section[0] in ONE_CORE_SECTIONS)
         write(RESULTS, _machine(), tables)
     print(f"written: {RESULTS}")
 
@@ -55,9 +58,7 @@ def _run_section(name: str, *arguments: str) -> None:
     if os.environ.get(ONE_CORE) == "1":
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     configure_jax()
-    from bench import growth, learning, meta, rule
-
-    section = {"rule": rule, "meta": meta, "learning": learning, "growth": growth}[name]
+    section = importlib.import_module(f"bench.{name}")
     print(json.dumps([table.to_json() for table in section.tables(*arguments)]))
 
 

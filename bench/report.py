@@ -36,15 +36,16 @@ def _markdown(name: str, machine: dict[str, Any], tables: list[dict[str, Any]]) 
     lines = [f"# Speed and memory: {machine['device']}", "", f"`make bench`: {facts}.", ""]
     lines += [f"![what grows how]({name}.svg)", ""]
     for table in tables:
-        columns = list(table["rows"][0]) if table["rows"] else []
-        lines += [f"## {table['title']}", "", table["note"], ""]
-        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += [
-            "| " + " | ".join(_text(row.get(column, "")) for column in columns) + " |"
-            for row in table["rows"]
-        ]
-        lines.append("")
+        lines += [f"## {table['title']}", "", table["note"], "", markdown_table(table["rows"]), ""]
     return "\n".join(lines)
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table; the columns are those of the first one."""
+    columns = list(rows[0]) if rows else []
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_text(row.get(column, "")) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _text(value: Any) -> str:

@@ -17,17 +17,20 @@ from optim4rl.cpp.library import ISA_VARIABLE
 from optim4rl.optimizers import KINDS, LEARNED, RuleState, init_state
 from optim4rl.optimizers.kernels import native, xla
 from optim4rl.optimizers.kernels.native import KERNEL
+from optim4rl.optimizers.kernels.normalise import raw
 from optim4rl.optimizers.layout import Tensor
 from optim4rl.optimizers.structures import Adaptive
 
-RUN = ("optim4rl", "optim4rl-rlc", "anchored", "generalist", "mirrored")
-PRESETS = {name: LEARNED[name] for name in RUN}
-A, B, ANCHORED, GENERALIST, MIRRORED = PRESETS.values()
+RUN = ("optim4rl", "optim4rl-rlc", "anchored", "generalist", "mirrored", "orthogonal")
+PRESETS = {name: raw(LEARNED[name]) for name in RUN}
+A, B, ANCHORED, GENERALIST, MIRRORED, ORTHOGONAL = PRESETS.values()
 VARIATIONS = {
     "unsigned": dataclasses.replace(A, structure=Adaptive(signed=False), clip=None),
     "linear head": dataclasses.replace(A, head_sizes=(), zero_head=True, step_scale=0.3),
     "anchored, deep": dataclasses.replace(ANCHORED, head_sizes=(16, 16), clip=None),
     "mirrored, of raw gradients": dataclasses.replace(MIRRORED, processing=B.processing),
+    "without a cell, two networks": dataclasses.replace(A, cell="none", inputs=("layer",)),
+    "without a cell, deep": dataclasses.replace(ORTHOGONAL, head_sizes=(5, 7), step_scale=0.3),
     "odd sizes": dataclasses.replace(
         B, hidden_size=5, head_sizes=(7,), clip=0.01, inputs=("layer", "kind")
     ),
@@ -54,9 +57,8 @@ def problem(spec, K, n=N, seed=0):
     gradients = decades * jax.random.normal(keys[1], (K, n))
     start = init_state(spec, (n,))
     state = RuleState(
-        tuple(
-            (jax.random.uniform(keys[2], h.shape, minval=-1.0, maxval=1.0),)
-            for (h,) in start.carries
+        jax.tree.map(
+            lambda h: jax.random.uniform(keys[2], h.shape, minval=-1.0, maxval=1.0), start.carries
         ),
         jnp.abs(jax.random.normal(keys[3], start.moments.shape)),
         jnp.int32(3),
@@ -327,7 +329,7 @@ def test_a_layout_of_another_size_is_refused(kernel):
 
 def test_what_it_does_not_run_is_refused_with_the_reason():
     refused = {
-        "cell": LEARNED["celo2"],
+        "cell": dataclasses.replace(A, cell="lstm"),
         "structure": LEARNED["l2lgd2"],
         "processing": dataclasses.replace(A, processing=LEARNED["l2lgd2"].processing),
         "head_sizes": dataclasses.replace(A, head_sizes=(4,) * 8),

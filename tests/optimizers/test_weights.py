@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from functools import partial
 from importlib import resources
@@ -392,6 +393,43 @@ def test_load_is_an_optax_optimizer_with_a_rate_a_schedule_and_a_scale(contents,
         np.testing.assert_allclose(
             first_update(tx, gradient), expected_factor * reference, rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("rate", [2.9e-4, np.float64(1e-5)])
+def test_a_rate_meant_for_adam_is_warned_of(rate, contents, tmp_path):
+    """These weights were trained at 3e-3."""
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(contents)
+    with pytest.warns(UserWarning, match="learning_rate = ") as caught:
+        optim4rl.load(path, rate)
+    (said,) = [str(x.message) for x in caught]
+    assert said.startswith(
+        f"learning_rate = {rate:g} is {3e-3 / rate:.0f} times below the rate of these weights, "
+        "0.003: where it was Adam's, leave it out"
+    )
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("rate", "step_scale"),
+    [
+        (None, 1e-3),
+        (3e-4, 1.0),
+        (0.0, 1.0),
+        (1e-5, 33.0),
+        (optax.constant_schedule(1e-5), 1.0),
+        (jnp.float32(1e-5), 1.0),
+        (1e-5, optax.constant_schedule(100.0)),
+    ],
+)
+def test_other_rates_are_not_warned_of(rate, step_scale, contents, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(contents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optim4rl.load(path, rate, step_scale=step_scale)
+        traced = jax.jit(lambda rate: optim4rl.load(path, rate).init(jnp.zeros(2)))
+        traced(1e-5)
 
 
 def test_a_step_scale_must_be_positive(tiny):

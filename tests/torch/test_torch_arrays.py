@@ -9,6 +9,7 @@ import torch
 from optim4rl.optimizers import arrays, processing, structures
 
 X = np.array([[-3.0, -0.5, 0.0], [1e-8, 0.5, 2.0]], np.float32)
+OUTER = X[:, None] * X[..., None]
 KERNEL = np.array([[1.0, 2.0], [3.0, -4.0], [0.5, 0.0]], np.float32)
 
 
@@ -33,6 +34,7 @@ def kernel_times(x):
         (square_mean(()), X * X),
         (lambda x: arrays.split(x, 2)[1], X[1:]),
         (kernel_times, KERNEL @ X),
+        (lambda x: arrays.shift(x[:, None] * x[..., None], 2.0), OUTER + 2.0 * np.eye(3)),
         (structures.straight_through_sign, np.where(X >= 0, 1.0, -1.0)),
         (lambda x: structures.factors(x[None])[2][0], None),
         (lambda x: structures.unit_rms(x, 1e-9), X / np.sqrt(np.mean(X * X, 1, keepdims=True))),

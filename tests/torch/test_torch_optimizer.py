@@ -401,7 +401,7 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(RuntimeError, match="sparse gradients"):
         Optim4RL([p], ANCHORED).step()
     with pytest.raises(ValueError, match=r"parameter fc: torch\.complex64"):
-        Optim4RL([("fc", torch.zeros(2, dtype=torch.complex64))])
+        Optim4RL([("fc", torch.zeros(2, dtype=torch.complex64, requires_grad=True))])
     options: Any
     for options in ({"lr": -1.0}, {"lr": float("nan")}, {"step_scale": float("inf")}):
         with pytest.raises(ValueError, match=next(iter(options))):

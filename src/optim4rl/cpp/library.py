@@ -3,7 +3,7 @@
 Each is compiled for several instruction sets; the best that the machine has is taken when the
 library is loaded. OPTIM4RL_NATIVE_ISA = avx512, avx2 or sse2 asks for another. They are built when
 the package is installed, if a C++ compiler is there; after a change of the C++ files,
-`pip install -e .` builds them again.
+`pip install -e .` builds them again. JAX is needed for what XLA calls alone.
 """
 
 import ctypes
@@ -11,16 +11,15 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
-
-import jax
+from typing import Any, NamedTuple
 
 ISA_VARIABLE = "OPTIM4RL_NATIVE_ISA"
 
 
 class _Loaded(NamedTuple):
-    """A library's instruction set, or why there is none."""
+    """A library and its instruction set, or why there is none."""
 
+    functions: Any = None
     instruction_set: str = ""
     problem: str | None = None
 
@@ -31,25 +30,32 @@ class Library:
 
     Attributes:
         path: where it lies, if it was built.
-        symbols: names of its handlers.
+        handlers: names of the functions that XLA calls.
     """
 
     path: Path
-    symbols: tuple[str, ...]
+    handlers: tuple[str, ...]
 
-    def target(self, symbol: str) -> str:
+    @property
+    def functions(self) -> Any:
+        """The library for ctypes; None where it cannot be used."""
+        return self._loaded.functions
+
+    def target(self, handler: str) -> str:
         """The name under which XLA knows one of its handlers."""
-        return f"{symbol}_{self._loaded.instruction_set}"
+        return f"{handler}_{self._registered.instruction_set}"
 
     def status(self) -> str:
         """Which instruction set is in use, or why none is: one line."""
-        return self._loaded.problem or f"instruction set {self._loaded.instruction_set}"
+        return self._registered.problem or f"instruction set {self._registered.instruction_set}"
 
     def refusal(self) -> str | None:
-        """Why it cannot run here, in one line; None where it can."""
+        """Why XLA cannot run it here, in one line; None where it can."""
+        import jax
+
         if jax.default_backend() != "cpu":
             return f"runs on CPUs, and the default device is a {jax.default_backend()}"
-        return self._loaded.problem
+        return self._registered.problem
 
     @cached_property
     def _loaded(self) -> _Loaded:
@@ -62,17 +68,31 @@ class Library:
             library = ctypes.CDLL(str(self.path))
             library.optim4rl_instruction_set.restype = ctypes.c_char_p
             chosen = library.optim4rl_instruction_set()
-            if chosen is None:
-                wanted = os.environ.get(ISA_VARIABLE)
-                return _Loaded(problem=f"{ISA_VARIABLE} = {wanted!r}: this machine has no such set")
-            instruction_set = chosen.decode()
-            for symbol in self.symbols:
+        except Exception as error:  # whatever is wrong with it, there is a way without
+            return self._unusable(error)
+        if chosen is None:
+            wanted = os.environ.get(ISA_VARIABLE)
+            return _Loaded(problem=f"{ISA_VARIABLE} = {wanted!r}: this machine has no such set")
+        return _Loaded(library, chosen.decode())
+
+    @cached_property
+    def _registered(self) -> _Loaded:
+        """The library, once XLA knows its handlers."""
+        if self._loaded.problem:
+            return self._loaded
+        import jax
+
+        try:
+            for handler in self.handlers:
                 jax.ffi.register_ffi_target(
-                    f"{symbol}_{instruction_set}",
-                    jax.ffi.pycapsule(getattr(library, symbol)),
+                    f"{handler}_{self._loaded.instruction_set}",
+                    jax.ffi.pycapsule(getattr(self.functions, handler)),
                     platform="cpu",
                 )
-        except Exception as error:  # whatever is wrong with it, XLA can do without
-            reason = " ".join(str(error).split())
-            return _Loaded(problem=f"{self.path.name} cannot be used here, reinstall: {reason}")
-        return _Loaded(instruction_set)
+        except Exception as error:  # XLA can do without, too
+            return self._unusable(error)
+        return self._loaded
+
+    def _unusable(self, error: Exception) -> _Loaded:
+        reason = " ".join(str(error).split())
+        return _Loaded(problem=f"{self.path.name} cannot be used here, reinstall: {reason}")

@@ -1,4 +1,4 @@
-// Work shared out to XLA's own threads, and scratch memory for it. For the XLA FFI handlers alone.
+// Work shared out to a pool of threads, and scratch memory for it. For the drivers alone.
 
 #pragma once
 
@@ -10,16 +10,15 @@
 #include <mutex>
 #include <new>
 
-#include "xla/ffi/api/ffi.h"
-
 namespace optim4rl {
 
 // Tasks that several threads take one by one. A thread that comes late finds none left, so nobody
-// ever waits for a thread that has not started: a busy pool costs speed, not progress.
+// ever waits for a thread that has not started: a busy pool costs speed, not progress. A pool is
+// XLA's, or has the same two functions.
 class Tasks {
  public:
-  template <class Work>
-  static void run(xla::ffi::ThreadPool& pool, int64_t count, const Work& work) {
+  template <class Pool, class Work>
+  static void run(Pool& pool, int64_t count, const Work& work) {
     const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
     auto tasks = std::make_shared<Tasks>(count);
     // `work` is used only by those who got a task, and `run` waits for them all.

@@ -97,3 +97,12 @@ def linear(kernel: Array, x: Array) -> Array:
 
     # Float32 for real: a GPU's default precision would round the products to TF32.
     return jnp.tensordot(kernel, x, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def shift(matrix: Array, by: float) -> Array:
+    """A square matrix plus a multiple of the identity; a tensor is changed in place."""
+    if is_tensor(matrix):
+        matrix.diagonal(dim1=-2, dim2=-1).add_(by)
+        return matrix
+    identity = namespace(matrix).eye(matrix.shape[-1], dtype=matrix.dtype)
+    return matrix + by * identity.reshape(*(1,) * (matrix.ndim - 2), *identity.shape)

@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+from optim4rl.optimizers.arrays import shift
+
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -203,11 +205,7 @@ def is_centred(tensor: Tensor) -> bool:
 
 
 def orthogonalise(tensor: Tensor, direction: Any) -> Any:
-    """A kernel's direction with all of its singular values nearly equal, as large as before.
-
-    Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x: it
-    brings those above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
-    https://kellerjordan.github.io/posts/muon). Vectors stay as they are.
+    """A kernel's direction with all of its singular values nearly equal; a vector's as it is.
 
     Args:
         tensor: what it is the direction of.
@@ -219,16 +217,30 @@ def orthogonalise(tensor: Tensor, direction: Any) -> Any:
     leading = direction.shape[: -len(tensor.shape)]
     kernel = direction.reshape((*leading, *tensor.matrix))
     rows, columns = tensor.matrix
-    if rows > columns:
-        kernel = kernel.mT
-    size = _norm(kernel)
-    x = kernel / size
+    found = orthogonal(kernel.mT).mT if rows > columns else orthogonal(kernel)
+    return found.reshape(direction.shape)
+
+
+def orthogonal(matrix: Any) -> Any:
+    """A matrix with all of its singular values nearly equal, as large as before.
+
+    Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x: it
+    brings those above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
+    https://kellerjordan.github.io/posts/muon). With `y = c^(1/4) x` that is `y ((y^2 + h)^2 + r)`,
+    so that nothing but products is as large as the matrix. Rows and columns of zeros stay.
+
+    Args:
+        matrix: an array of any framework, or several along axes before; at most as many rows as
+            columns, or it takes longer.
+    """
+    size = _norm(matrix)
     a, b, c = _NEWTON_SCHULZ
+    h = b / (2.0 * c**0.5)
+    y = matrix * (c**0.25 / size)
     for _ in range(_NEWTON_SCHULZ_STEPS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    x = x * (size / _norm(x))
-    return (x.mT if rows > columns else x).reshape(direction.shape)
+        square = shift(y @ y.mT, h)
+        y = shift(square @ square, a - h * h) @ y
+    return y * (size / _norm(y))
 
 
 def _norm(matrix: Any) -> Any:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from optim4rl.files.atomic import write_atomically
+from optim4rl.optimizers import advice
 from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.layout import Kinds
 from optim4rl.optimizers.presets import ScalarOrSchedule, learned_spec
@@ -122,7 +123,8 @@ def load(
     Args:
         weights: a shipped name (`optim4rl list weights`) or the path of a weights file. Without
             one, the weights that we recommend for RL.
-        learning_rate: a float or an optax schedule; None for the rate it was trained with.
+        learning_rate: a float or an optax schedule; None for the rate it was trained with. There is
+            a warning where a float is more than ten times below that one, as rates for Adam are.
         step_scale: multiplies every update; tune it like a learning rate. It too may be a schedule.
         kernel: the implementation of the rule: "auto", "native", "xla", "plain" or "pallas"; None
             is "plain" (`transform.scale_by_learned_rule`).
@@ -135,7 +137,18 @@ def load(
         WeightsError: there are no such weights, or the file cannot be used.
         ValueError: another argument is wrong; the message names it.
     """
-    return load_weights(weights).transformation(
+    optimizer = load_weights(weights)
+    if isinstance(learning_rate, int | float) and isinstance(step_scale, int | float):
+        message = advice.of_low_rate(
+            "learning_rate",
+            learning_rate,
+            step_scale,
+            optimizer.learning_rate,
+            "where it was Adam's, leave it out",
+        )
+        if message is not None:
+            advice.warn(message)
+    return optimizer.transformation(
         learning_rate,
         step_scale=step_scale,
         kernel=kernel,

@@ -1,8 +1,6 @@
 """A learned rule as a PyTorch optimizer."""
 
 import math
-import sys
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,19 +10,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from optim4rl.optimizers import advice
 from optim4rl.optimizers.tensors import Kind, Layout, layout_of, parts_of
 from optim4rl.optimizers.weight_files import DEFAULT_WEIGHTS
 from optim4rl.torch.names import ORDERS, Order, find_heads, name_parameters
+from optim4rl.torch.native import runs_on
 from optim4rl.torch.rule import Given, Rule, load_rule
 
 # By parameter name (its number where there are no names), or a function of name and parameter; what
 # is not given, or None, is inferred. Or the library whose order of parameters tells.
 Kinds = Mapping[str, str] | Callable[[str, Tensor], str | None] | str
-
-# A rate this many times below that of the weights was meant for Adam.
-_FAR_BELOW = 10.0
-# The modules that a warning looks past for the line that it is about.
-_OURS = ("optim4rl.torch.", "torch.", "jaxtyping.")
 
 
 class Optim4RL(torch.optim.Optimizer):
@@ -206,22 +201,17 @@ class Optim4RL(torch.optim.Optimizer):
     ) -> None:
         """Move parameters and state, all of a group's tensors at once."""
         rule = self._rule_on(params[0].device)
-        given = Given(
-            _flat(gradients),
-            torch.cat(memories, dim=1),
-            torch.stack(steps),
-            _flat(params) if "params" in rule.spec.structure.reads else None,
-            layout,
-        )
         with torch.autocast(params[0].device.type, enabled=False):
-            direction, memory = rule.step(given)
-        sizes = [p.numel() for p in params]
-        moves = torch.split(direction * (group["lr"] * group["step_scale"]), sizes)
+            if rule.native is not None and runs_on(gradients, [*memories, *steps]):
+                direction = rule.native.directions(gradients, memories, steps, layout)
+                rule.finish(direction, layout)
+            else:
+                direction = _step(rule, layout, params, gradients, memories, steps)
+        direction *= group["lr"] * group["step_scale"]
+        moves = torch.split(direction, [p.numel() for p in params])
         torch._foreach_sub_(
             params, [move.view_as(p).to(p.dtype) for move, p in zip(moves, params, strict=True)]
         )
-        torch._foreach_copy_(memories, torch.split(memory, sizes, dim=1))
-        torch._foreach_add_(steps, 1.0)
 
     def _rule_on(self, device: torch.device) -> Rule:
         if device not in self._on_device:
@@ -289,26 +279,21 @@ class Optim4RL(torch.optim.Optimizer):
         if "lr" in self._said:
             return
         self._said.add("lr")
-        own = self.rule.learning_rate
+        remedy = (
+            "where a library sets Adam's, give it that of the weights "
+            "(optim4rl.torch.sb3_settings for Stable-Baselines3)"
+        )
         for group in self.param_groups:
-            rate = float(group["lr"])
-            reached = _FAR_BELOW * max(rate, rate * float(group["step_scale"]))
-            if 0.0 < reached < own and not math.isclose(reached, own, rel_tol=1e-6):
-                self._warn_once(
-                    f"lr = {rate:g} is {own / rate:.0f} times below the rate of these weights, "
-                    f"{own:g}: where a library sets Adam's, give it that of the weights "
-                    "(optim4rl.torch.sb3_settings for Stable-Baselines3); where smaller steps are "
-                    "meant, set step_scale instead"
-                )
+            rate, scale = float(group["lr"]), float(group["step_scale"])
+            message = advice.of_low_rate("lr", rate, scale, self.rule.learning_rate, remedy)
+            if message is not None:
+                self._warn_once(message)
 
     def _warn_once(self, message: str) -> None:
         if message in self._said:
             return
         self._said.add(message)
-        frame, level = sys._getframe(), 1
-        while frame.f_back and frame.f_globals.get("__name__", "").startswith(_OURS):
-            frame, level = frame.f_back, level + 1
-        warnings.warn(message, stacklevel=level)
+        advice.warn(message)
 
     def _require_known_kinds(self) -> None:
         if isinstance(self._kinds, str) and self._kinds not in ORDERS:
@@ -364,6 +349,29 @@ class _Groups(NamedTuple):
         """Whether these are the same parameters, with the same shapes and names."""
         same = all(a() is b() for a, b in zip(self.params, other.params, strict=False))
         return same and self._replace(params=[]) == other._replace(params=[])
+
+
+def _step(
+    rule: Rule,
+    layout: Layout,
+    params: list[Tensor],
+    gradients: list[Tensor],
+    memories: list[Tensor],
+    steps: list[Tensor],
+) -> Tensor:
+    """The directions of all tensors, one after the other, by the formulae; the state moves on."""
+    given = Given(
+        _flat(gradients),
+        torch.cat(memories, dim=1),
+        torch.stack(steps),
+        _flat(params) if "params" in rule.spec.structure.reads else None,
+        layout,
+    )
+    direction, memory = rule.step(given)
+    sizes = [p.numel() for p in params]
+    torch._foreach_copy_(memories, torch.split(memory, sizes, dim=1))
+    torch._foreach_add_(steps, 1.0)
+    return direction
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

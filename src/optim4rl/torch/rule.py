@@ -17,10 +17,11 @@ from optim4rl.optimizers.structures import Extras, Features, Reading, unit_rms
 from optim4rl.optimizers.tensors import (
     EPSILON,
     Layout,
+    Normalisation,
     Tensor as NamedTensor,
     is_centred,
     layer_scale,
-    orthogonalise,
+    orthogonal,
     pieces,
     tensor_inputs,
 )
@@ -30,6 +31,7 @@ from optim4rl.optimizers.weight_files import (
     read_weights,
     require_tensors,
 )
+from optim4rl.torch.native import NativeRule, native_rule
 
 
 class Given(NamedTuple):
@@ -57,24 +59,51 @@ class Given(NamedTuple):
         return values.repeat_interleave(sizes, dim=-1, output_size=self.gradient.numel())
 
 
-def _centred(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
-    """A kernel's direction without what an output's inputs have in common, where that is wanted."""
-    if not is_centred(tensor):
-        return direction
-    kernel = direction.reshape(tensor.shape)
-    return (kernel - kernel.mean(tensor.inputs, keepdim=True)).reshape(-1)
+def _normalise_layers(layout: Layout, direction: Float[Tensor, " n"]) -> None:
+    for tensor, where in pieces(layout, direction.numel()):
+        if is_centred(tensor):
+            kernel = direction[where].view(tensor.shape)
+            kernel -= kernel.mean(tensor.inputs, keepdim=True)
+        if layer_scale(tensor) != 1.0:
+            direction[where] *= layer_scale(tensor)
 
 
-def _orthogonal(tensor: NamedTensor, direction: Float[Tensor, " size"]) -> Float[Tensor, " size"]:
-    """A direction, orthogonal where it is a kernel's."""
-    return orthogonalise(tensor, direction.reshape(tensor.shape)).reshape(-1)
+def _normalise_sizes(layout: Layout, direction: Float[Tensor, " n"]) -> None:
+    for _, where in pieces(layout, direction.numel()):
+        direction[where] = unit_rms(direction[None, where], EPSILON)[0]
 
 
-_NORMALISE: dict[str, Callable[[NamedTensor, Tensor], Tensor]] = {
-    "layers": lambda tensor, direction: layer_scale(tensor) * _centred(tensor, direction),
-    "rms": lambda _, direction: unit_rms(direction[None], EPSILON)[0],
-    "orthogonal": _orthogonal,
+def _make_orthogonal(layout: Layout, direction: Float[Tensor, " n"]) -> None:
+    """Small kernels go together, filled up with zeros: calls are most of their time."""
+    together: dict[object, list[Tensor]] = {}
+    for tensor, where in pieces(layout, direction.numel()):
+        shape = tensor.matrix
+        if shape is None:
+            continue
+        rows, columns = sorted(shape)
+        kernel = direction[where].view(shape)
+        kernel = kernel if shape[1] == columns else kernel.mT
+        key = where.start if rows * columns > _LARGE else (max(rows, _FEW_ROWS), columns)
+        together.setdefault(key, []).append(kernel)
+    for kernels in together.values():
+        if len(kernels) == 1:
+            kernels[0].copy_(orthogonal(kernels[0]))
+            continue
+        longest = max(map(len, kernels))
+        filled = direction.new_zeros(len(kernels), longest, kernels[0].shape[1])
+        torch._foreach_copy_([x[: len(k)] for x, k in zip(filled, kernels, strict=True)], kernels)
+        found = orthogonal(filled)
+        torch._foreach_copy_(kernels, [x[: len(k)] for x, k in zip(found, kernels, strict=True)])
+
+
+# Each changes directions in place.
+_NORMALISE: dict[Normalisation, Callable[[Layout, Tensor], None]] = {
+    "layers": _normalise_layers,
+    "rms": _normalise_sizes,
+    "orthogonal": _make_orthogonal,
 }
+# Above so many numbers a kernel is by itself; below so many rows it counts as one of so many.
+_LARGE, _FEW_ROWS = 2**16, 16
 
 
 @dataclass(frozen=True)
@@ -85,12 +114,14 @@ class Rule:
         spec: the rule.
         weights: of each network.
         kernels: the one matrix of each network's cell, None where it has none.
+        native: the rule for the C++ kernel, None where that does not know it.
         learning_rate: the inner learning rate that the weights were trained with.
     """
 
     spec: OptimizerSpec
     weights: tuple[Weights, ...]
     kernels: tuple[Tensor | None, ...]
+    native: NativeRule | None
     learning_rate: float
 
     def to(self, device: torch.device) -> "Rule":
@@ -118,15 +149,14 @@ class Rule:
             outputs.append(output)
             memory += carry
         direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
-        if spec.normalise != "none":
-            normalise = _NORMALISE[spec.normalise]
-            direction = torch.cat(
-                [
-                    normalise(tensor, direction[where])
-                    for tensor, where in pieces(given.layout, direction.numel())
-                ]
-            )
-        return spec.step_scale * direction, torch.cat([*memory, reading.moments])
+        self.finish(direction, given.layout)
+        return direction, torch.cat([*memory, reading.moments])
+
+    def finish(self, direction: Float[Tensor, " n"], layout: Layout) -> None:
+        """Normalise and scale what the structure gives, in place."""
+        if self.spec.normalise != "none":
+            _NORMALISE[self.spec.normalise](layout, direction)
+        direction *= self.spec.step_scale
 
     def _split(self, memory: Float[Tensor, "state n"]) -> tuple[list[Carry], Tensor]:
         """The memory as carries of each network and moments."""
@@ -207,7 +237,7 @@ def load_rule(weights: str | Path) -> Rule:
     require_tensors(file, shapes)
     networks = tuple(_network(file, f"network{i}.") for i in range(len(spec.networks)))
     kernels = tuple(None if spec.cell == "none" else cell_kernel(x, spec.cell) for x in networks)
-    return Rule(spec, networks, kernels, file.learning_rate)
+    return Rule(spec, networks, kernels, native_rule(spec, networks), file.learning_rate)
 
 
 def _network(file: WeightFile, prefix: str) -> Weights:

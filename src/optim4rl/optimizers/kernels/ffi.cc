@@ -2,32 +2,16 @@
 
 #include <algorithm>
 #include <memory>
-#include <utility>
 
-#include "instruction_sets.h"
-#include "rule.h"
+#include "driver.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace optim4rl {
 
-// The compilations of rule.cc, the fastest first.
-#ifdef __x86_64__
-extern const Arithmetic avx512, avx2, sse2;
-constexpr const Arithmetic* kCompiled[] = {&avx512, &avx2, &sse2};
-#else
-extern const Arithmetic portable;
-constexpr const Arithmetic* kCompiled[] = {&portable};
-#endif
-
 namespace {
 
 namespace ffi = xla::ffi;
-
-const Arithmetic* arithmetic() {
-  static const Arithmetic* const chosen = choose(kCompiled);
-  return chosen;
-}
 
 // How the coordinates of all agents are cut into tasks. It depends on the shapes alone: the partial
 // sums, and so the results, are the same to the bit for any number of threads.
@@ -101,61 +85,17 @@ class Reader {
   const char* wrong_ = nullptr;
 };
 
-// Gives each array its place in the flat vector of weights, in the order of native.py.
-void place_weights(Rule& rule, ffi::Span<const int64_t> inputs, ffi::Span<const int64_t> outputs,
-                   ffi::Span<const int64_t> head_inputs) {
-  const int64_t H = rule.hidden;
-  int64_t offset = 0;
-  const auto take = [&offset](int64_t floats) { return std::exchange(offset, offset + floats); };
-  for (int i = 0; i < rule.num_networks; ++i) {
-    Network& network = rule.networks[i];
-    network.inputs = static_cast<int>(inputs[i]);
-    network.features = network.inputs - rule.num_segment_inputs;
-    network.input = take(3 * H * network.inputs);
-    network.bias = take(3 * H);
-    network.hidden_kernel = take(3 * H * H);
-    network.bias_new = take(H);
-    for (int l = 0; l < rule.num_layers; ++l) {
-      Layer& layer = network.layers[l];
-      layer.inputs = static_cast<int>(head_inputs[l]);
-      layer.outputs =
-          static_cast<int>(l + 1 < rule.num_layers ? head_inputs[l + 1] : outputs[i]);
-      layer.kernel = take(int64_t{layer.inputs} * layer.outputs);
-      layer.bias = take(layer.outputs);
-    }
-  }
-  rule.num_weights = offset;
-}
-
 Rule read_rule(Reader& reader) {
   using Sizes = ffi::Span<const int64_t>;
-  Rule rule = {};
-  rule.processing = static_cast<Processing>(reader.attribute<int32_t>("processing"));
-  rule.structure = static_cast<Structure>(reader.attribute<int32_t>("structure"));
-  rule.has_sign = reader.attribute<bool>("has_sign");
-  rule.num_moments = reader.attribute<int32_t>("num_moments");
-  rule.clip = reader.attribute<float>("clip");
-  rule.step_scale = reader.attribute<float>("step_scale");
-  rule.log_epsilon = reader.attribute<float>("log_epsilon");
-  rule.log_shift = reader.attribute<float>("log_shift");
-  rule.log_scale = reader.attribute<float>("log_scale");
-  rule.epsilon = reader.attribute<float>("epsilon");
-  rule.beta1 = reader.attribute<float>("beta1");
-  rule.beta2 = reader.attribute<float>("beta2");
-  rule.beta_slow = reader.attribute<float>("beta_slow");
-  rule.fresh_weight = reader.attribute<float>("fresh_weight");
-  rule.slow_weight = reader.attribute<float>("slow_weight");
-  rule.num_segment_inputs = reader.attribute<int32_t>("num_segment_inputs");
-  rule.segment_ends = reader.attribute<Sizes>("segment_ends").begin();
-  rule.segment_inputs = reader.attribute<ffi::Span<const float>>("segment_inputs").begin();
-  const auto inputs = reader.attribute<Sizes>("inputs");
-  const auto outputs = reader.attribute<Sizes>("outputs");
-  const auto head_inputs = reader.attribute<Sizes>("head_inputs");
-  if (reader.failed()) return rule;
-  rule.num_networks = static_cast<int>(inputs.size());
-  rule.num_layers = static_cast<int>(head_inputs.size());
-  rule.hidden = static_cast<int>(head_inputs[0]);
-  place_weights(rule, inputs, outputs, head_inputs);
+  using Settings = ffi::Span<const float>;
+  const auto sizes = reader.attribute<Sizes>("sizes");
+  const auto settings = reader.attribute<Settings>("settings");
+  const auto ends = reader.attribute<Sizes>("segment_ends");
+  const auto inputs = reader.attribute<Settings>("segment_inputs");
+  if (reader.failed()) return {};
+  Rule rule = unpack_rule(sizes.begin(), settings.begin());
+  rule.segment_ends = ends.begin();
+  rule.segment_inputs = inputs.begin();
   return rule;
 }
 
@@ -165,19 +105,22 @@ int64_t product(ffi::AnyBuffer::Dimensions dimensions, size_t count) {
   return total;
 }
 
+// Networks without a cell have no hidden state.
+int num_hidden(const Rule& rule) { return rule.hidden > 0 ? rule.num_networks : 0; }
+
 // The operands of all agents: weights, clocks, gradients, then the state.
 struct Operands {
   int64_t agents, n;
   int steps;
   const float *weights, *clocks, *gradients, *moments;
-  const float* hidden[kMaxNetworks];
+  const float* hidden[kMaxNetworks] = {};
 
   Operands(Reader& reader, const Rule& rule, int64_t steps_, int64_t agents_, int64_t n_)
       : agents(agents_), n(n_), steps(static_cast<int>(steps_)) {
     weights = reader.operand(agents * rule.num_weights);
     clocks = reader.operand(agents * steps * 4);
     gradients = reader.operand(agents * steps * n);
-    for (int i = 0; i < rule.num_networks; ++i)
+    for (int i = 0; i < num_hidden(rule); ++i)
       hidden[i] = reader.operand(agents * rule.hidden * n);
     moments = reader.operand(agents * rule.num_moments * n);
   }
@@ -190,7 +133,7 @@ struct Operands {
     one.clocks = reinterpret_cast<const Clock*>(clocks) + index * steps;
     one.gradients = gradients + index * steps * n;
     one.moments = moments + index * rule.num_moments * n;
-    for (int i = 0; i < rule.num_networks; ++i) one.hidden[i] = hidden[i] + index * rule.hidden * n;
+    for (int i = 0; i < num_hidden(rule); ++i) one.hidden[i] = hidden[i] + index * rule.hidden * n;
     return one;
   }
 };
@@ -216,8 +159,8 @@ ffi::Error step(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRet
   };
   float* const direction = result(0);
   float* hidden[kMaxNetworks] = {};
-  for (int i = 0; i < rule.num_networks; ++i) hidden[i] = result(1 + i);
-  float* const moments = result(1 + rule.num_networks);
+  for (int i = 0; i < num_hidden(rule); ++i) hidden[i] = result(1 + i);
+  float* const moments = result(1 + num_hidden(rule));
 
   const Partition partition(operands.agents, n);
   const int64_t floats = arithmetic()->step_workspace(rule);
@@ -226,7 +169,7 @@ ffi::Error step(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRet
     Agent agent = operands.agent(rule, index);
     agent.direction = direction + index * n;
     agent.new_moments = moments + index * rule.num_moments * n;
-    for (int i = 0; i < rule.num_networks; ++i)
+    for (int i = 0; i < num_hidden(rule); ++i)
       agent.new_hidden[i] = hidden[i] + index * rule.hidden * n;
     arithmetic()->step(rule, agent, partition.begin(task), partition.end(task), workspace(floats));
   });

@@ -7,8 +7,6 @@ Agents (`jax.vmap`) and chunks of coordinates are shared out to XLA's own thread
 depend on the number of threads.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,33 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from optim4rl.cpp.library import Library
 from optim4rl.optimizers.inputs import segments
+from optim4rl.optimizers.kernels import packing
 from optim4rl.optimizers.kernels.interface import Kernel
+from optim4rl.optimizers.kernels.packing import LIBRARY
 from optim4rl.optimizers.layout import Layout
-from optim4rl.optimizers.processing import RawAndSquare, SignLog
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.structures import Adaptive, Anchored, Mirrored
-
-MAX_LAYERS = 8
-# In the order of the enumerations in rule.h.
-_PROCESSINGS = (SignLog, RawAndSquare)
-_STRUCTURES = (Adaptive, Anchored, Mirrored)
-_STEP, _REPLAY = "optim4rl_step", "optim4rl_replay"
-LIBRARY = Library(Path(__file__).with_name("rule.so"), (_STEP, _REPLAY))
+from optim4rl.optimizers.structures import Anchored
 
 
 def refusal(spec: OptimizerSpec) -> str | None:
     """Why this kernel cannot run the rule here, in one line; None where it can."""
-    if spec.cell != "gru":
-        return f"cell = {spec.cell!r}: only gru"
-    if type(spec.structure) not in _STRUCTURES:
-        return f"structure = {spec.structure.name!r}: only {_names(_STRUCTURES)}"
-    if type(spec.processing) not in _PROCESSINGS:
-        return f"processing = {spec.processing.name!r}: only {_names(_PROCESSINGS)}"
-    if len(spec.head_sizes) >= MAX_LAYERS:
-        return f"head_sizes = {spec.head_sizes!r}: fewer than {MAX_LAYERS} hidden layers"
-    return LIBRARY.refusal()
+    return packing.unknown_part(spec) or LIBRARY.refusal()
 
 
 def step(
@@ -54,10 +37,10 @@ def step(
     layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
     """`rule.step`; the state is updated in place where XLA finds that it can be."""
-    hidden = [carry[0] for carry in state.carries]
+    hidden = [h for carry in state.carries for h in carry]
     rows = (*hidden, state.moments)
     call = jax.ffi.ffi_call(
-        LIBRARY.target(_STEP),
+        LIBRARY.target(packing.STEP),
         [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (gradient, *rows)],
         vmap_method="broadcast_all",
         input_output_aliases={3 + index: 1 + index for index in range(len(rows))},
@@ -65,7 +48,8 @@ def step(
     weights, (clock,) = _pack(spec, meta_parameters), _clocks(spec, state.age, 1)
     attributes = _attributes(spec, layout, gradient.shape[0])
     direction, *hidden, moments = call(weights, clock, gradient, *rows, **attributes)
-    return direction, RuleState(tuple((h,) for h in hidden), moments, state.age + 1)
+    carries = jax.tree.unflatten(jax.tree.structure(state.carries), hidden)
+    return direction, RuleState(carries, moments, state.age + 1)
 
 
 def replay_vjp(
@@ -80,7 +64,7 @@ def replay_vjp(
     """The meta-gradient of `sum(cotangents * directions)`, as `xla.replay_vjp` has it."""
     weights = _pack(spec, meta_parameters)
     call = jax.ffi.ffi_call(
-        LIBRARY.target(_REPLAY),
+        LIBRARY.target(packing.REPLAY),
         jax.ShapeDtypeStruct(weights.shape, jnp.float32),
         vmap_method="broadcast_all",
     )
@@ -88,7 +72,7 @@ def replay_vjp(
         weights,
         _clocks(spec, state.age, gradients.shape[0]),
         gradients,
-        *(carry[0] for carry in state.carries),
+        *(h for carry in state.carries for h in carry),
         state.moments,
         cotangents,
         **_attributes(spec, layout, gradients.shape[1]),
@@ -99,30 +83,16 @@ def replay_vjp(
 KERNEL = Kernel("native", refusal, step, replay_vjp, LIBRARY.status)
 
 
-def _names(classes: tuple[Any, ...]) -> str:
-    return ", ".join(cls.name for cls in classes)
-
-
-def _weight_names(spec: OptimizerSpec) -> Iterator[tuple[str, str]]:
-    """Where each array of the meta-parameters lies, in the order of the packed weights."""
-    for network in range(len(spec.networks)):
-        for name in ("input", "bias", "hidden", "bias_new"):
-            yield f"network{network}", name
-        for layer in range(len(spec.head_sizes) + 1):
-            yield f"network{network}", f"head{layer}"
-            yield f"network{network}", f"head{layer}_bias"
-
-
 def _pack(spec: OptimizerSpec, meta_parameters: MetaParameters) -> Float[Array, " weights"]:
     return jnp.concatenate(
-        [meta_parameters[network][name].ravel() for network, name in _weight_names(spec)]
+        [meta_parameters[network][name].ravel() for network, name in packing.weight_names(spec)]
     )
 
 
 def _unpack(
     spec: OptimizerSpec, packed: Float[Array, " weights"], like: MetaParameters
 ) -> MetaParameters:
-    names = list(_weight_names(spec))
+    names = list(packing.weight_names(spec))
     arrays = [like[network][name] for network, name in names]
     parts = jnp.split(packed, np.cumsum([x.size for x in arrays])[:-1])
     result: MetaParameters = {network: {} for network in like}
@@ -144,27 +114,11 @@ def _clocks(spec: OptimizerSpec, age: Int[Array, ""], K: int) -> Float[Array, "K
 
 
 def _attributes(spec: OptimizerSpec, layout: Layout, n: int) -> dict[str, Any]:
-    """The rule as `ffi.cc` reads it; settings that it lacks are zero."""
+    """The rule as `ffi.cc` reads it."""
     runs = segments(spec.inputs, layout, n)
-    settings = {
-        "clip": np.inf if spec.clip is None else spec.clip,
-        "step_scale": spec.step_scale,
-        "log_epsilon": getattr(spec.processing, "epsilon", 0.0),
-        "log_shift": getattr(spec.processing, "shift", 0.0),
-        "log_scale": getattr(spec.processing, "scale", 0.0),
-    }
-    for name in ("epsilon", "beta1", "beta2", "beta_slow", "fresh_weight", "slow_weight"):
-        settings[name] = getattr(spec.structure, name, 0.0)
     return {
-        "processing": np.int32(_PROCESSINGS.index(type(spec.processing))),
-        "structure": np.int32(_STRUCTURES.index(type(spec.structure))),
-        "has_sign": np.bool_(getattr(spec.structure, "signed", False)),
-        "num_moments": np.int32(spec.structure.num_moments),
-        "inputs": np.array([network.inputs for network in spec.networks], np.int64),
-        "outputs": np.array([network.outputs for network in spec.networks], np.int64),
-        "head_inputs": np.array([spec.hidden_size, *spec.head_sizes], np.int64),
-        "num_segment_inputs": np.int32(runs.values.shape[1]),
+        "sizes": np.array(packing.sizes(spec), np.int64),
+        "settings": np.array(packing.settings(spec), np.float32),
         "segment_ends": runs.ends,
         "segment_inputs": runs.values.ravel(),
-        **{name: np.float32(value) for name, value in settings.items()},
     }

@@ -170,13 +170,16 @@ struct Workspace {
   float* ratios;                  // [3], anchored and mirrored
   float* moments;                 // [num_moments]
   float* d_hidden;                // [hidden]
-  float* gates[kMaxNetworks];     // packed weights
+  float* packed[kMaxNetworks];    // weights of the cell, or without one the head's first biases
   float* sums;                    // [num_weights][kLanes]
   double* totals;                 // [num_weights]
   int64_t floats;
 };
 
+bool has_cell(const Rule& rule) { return rule.hidden > 0; }
+
 int64_t packed_floats(const Rule& rule, const Network& network) {
+  if (!has_cell(rule)) return network.layers[0].outputs;
   return rule.hidden * (4 + 3 * (network.features + rule.hidden));
 }
 
@@ -211,7 +214,7 @@ Workspace lay_out(const Rule& rule, int steps, bool replay, float* start) {
   w.ratios = take(3 * kBlock);
   w.moments = take(rule.num_moments * kBlock);
   for (int i = 0; i < rule.num_networks; ++i)
-    w.gates[i] = take(packed_floats(rule, rule.networks[i]));
+    w.packed[i] = take(packed_floats(rule, rule.networks[i]));
   if (replay) {
     w.d_hidden = take(rule.hidden * kBlock);
     w.sums = take(rule.num_weights * kLanes);
@@ -280,6 +283,17 @@ void pack_gates(const Rule& rule, const Network& network, const float* weights,
     for (int j = 0; j < H; ++j)
       for (int gate = 0; gate < 3; ++gate)
         *packed++ = scale[gate] * weights[network.hidden_kernel + (gate * H + unit) * H + j];
+  }
+}
+
+// Without a cell: the biases of the head's first layer with what the constants of a segment add.
+void pack_biases(const Rule& rule, const Network& network, const float* weights,
+                 const float* constants, float* packed) {
+  const Layer& layer = network.layers[0];
+  for (int row = 0; row < layer.outputs; ++row) {
+    packed[row] = weights[layer.bias + row];
+    const float* kernel = weights + layer.kernel + row * layer.inputs + network.features;
+    for (int i = 0; i < rule.num_segment_inputs; ++i) packed[row] += kernel[i] * constants[i];
   }
 }
 
@@ -395,25 +409,33 @@ void gru_backward(int H, const float* hidden_kernel, const float* h, float* gate
 // The head
 // ---------------------------------------------------------------------------------------------
 
-void affine(const Layer& layer, const float* weights, const float* x, float* y, bool rectified) {
-  const float* bias = weights + layer.bias;
+// Of the layer's inputs, `x` holds the first `columns`; the bias counts the others.
+void affine(const Layer& layer, int columns, const float* kernel, const float* bias,
+            const float* x, float* y, bool rectified) {
   const auto start = [=](int row, int) { return splat(bias[row]); };
-  const float* kernel = weights + layer.kernel;
   if (rectified) {
-    multiply(layer.outputs, layer.inputs, kernel, layer.inputs, 1, x, start,
+    multiply(layer.outputs, columns, kernel, layer.inputs, 1, x, start,
              [=](int row, int at, Vec v) { store(y + row * kBlock + at, relu(v)); });
   } else {
-    multiply(layer.outputs, layer.inputs, kernel, layer.inputs, 1, x, start,
+    multiply(layer.outputs, columns, kernel, layer.inputs, 1, x, start,
              [=](int row, int at, Vec v) { store(y + row * kBlock + at, v); });
   }
 }
 
+// Where the head reads: the new hidden state, or without a cell the features.
+int64_t head_inputs(const Rule& rule, const Tape& tape) {
+  return has_cell(rule) ? tape.hidden : tape.features;
+}
+
 void head_forward(const Rule& rule, const Network& network, const Tape& tape, const float* weights,
-                  float* step) {
-  const float* x = step + tape.hidden;
+                  const float* packed, float* step) {
+  const float* x = step + head_inputs(rule, tape);
   for (int l = 0; l < rule.num_layers; ++l) {
+    const Layer& layer = network.layers[l];
+    const bool of_features = l == 0 && !has_cell(rule);
     float* y = step + tape.outputs[l];
-    affine(network.layers[l], weights, x, y, l + 1 < rule.num_layers);
+    affine(layer, of_features ? network.features : layer.inputs, weights + layer.kernel,
+           of_features ? packed : weights + layer.bias, x, y, l + 1 < rule.num_layers);
     x = y;
   }
 }
@@ -426,6 +448,7 @@ void head_backward(const Rule& rule, const Network& network, const Tape& tape, c
     const float* kernel = weights + layer.kernel;
     const float* delta = step + tape.deltas[l];
     if (l == 0) {
+      if (!has_cell(rule)) continue;
       multiply(
           layer.inputs, layer.outputs, kernel, 1, layer.inputs, delta,
           [=](int row, int at) { return load(d_hidden + row * kBlock + at); },
@@ -444,14 +467,14 @@ void head_backward(const Rule& rule, const Network& network, const Tape& tape, c
   }
 }
 
-void add_weight_gradients(const Rule& rule, const Network& network, const Tape& tape, int steps,
-                          const Workspace& w) {
+void add_gate_gradients(const Rule& rule, const Network& network, const Tape& tape, int steps,
+                        const Workspace& w) {
   const int H = rule.hidden, F = network.features, I = network.inputs;
   const int64_t stride = w.tape_floats;
   const float* first = w.steps + stride;
+  const auto sums = [&w](int64_t weight) { return w.sums + weight * kLanes; };
   const float* gates = first + tape.gates;
   const float* x = first + tape.features;
-  const auto sums = [&w](int64_t weight) { return w.sums + weight * kLanes; };
   const float* h = w.steps + tape.hidden;
   const float* recall = gates + 2 * H * kBlock;
   const float* candidate = gates + 3 * H * kBlock;
@@ -461,10 +484,19 @@ void add_weight_gradients(const Rule& rule, const Network& network, const Tape& 
   add_outer(2 * H, H, gates, h, steps, stride, sums(network.hidden_kernel), H, nullptr);
   add_outer(H, H, recall, h, steps, stride, sums(network.hidden_kernel + 2 * H * H), H,
             sums(network.bias_new));
-  const float* inputs = first + tape.hidden;
+}
+
+void add_weight_gradients(const Rule& rule, const Network& network, const Tape& tape, int steps,
+                          const Workspace& w) {
+  const int64_t stride = w.tape_floats;
+  const float* first = w.steps + stride;
+  const auto sums = [&w](int64_t weight) { return w.sums + weight * kLanes; };
+  if (has_cell(rule)) add_gate_gradients(rule, network, tape, steps, w);
+  const float* inputs = first + head_inputs(rule, tape);
   for (int l = 0; l < rule.num_layers; ++l) {
     const Layer& layer = network.layers[l];
-    add_outer(layer.outputs, layer.inputs, first + tape.deltas[l], inputs, steps, stride,
+    const int columns = l == 0 && !has_cell(rule) ? network.features : layer.inputs;
+    add_outer(layer.outputs, columns, first + tape.deltas[l], inputs, steps, stride,
               sums(layer.kernel), layer.inputs, sums(layer.bias));
     inputs = first + tape.outputs[l];
   }
@@ -644,9 +676,11 @@ void forward(const Rule& rule, const Workspace& w, const float* weights, const C
   }
   for (int i = 0; i < rule.num_networks; ++i) {
     const Tape& tape = w.tapes[i];
-    gru_forward<Replay>(rule.hidden, rule.networks[i].features, w.gates[i], step + tape.features,
-                        step - w.tape_floats + tape.hidden, step + tape.hidden, step + tape.gates);
-    head_forward(rule, rule.networks[i], tape, weights, step);
+    if (has_cell(rule))
+      gru_forward<Replay>(rule.hidden, rule.networks[i].features, w.packed[i],
+                          step + tape.features, step - w.tape_floats + tape.hidden,
+                          step + tape.hidden, step + tape.gates);
+    head_forward(rule, rule.networks[i], tape, weights, w.packed[i], step);
   }
   if (anchored) {
     anchored_direction<Replay>(rule, w, step, cotangent, direction);
@@ -663,8 +697,9 @@ void backward(const Rule& rule, const Workspace& w, const float* weights, int st
     for (int k = steps; k > 0; --k) {
       float* step = w.steps + k * w.tape_floats;
       head_backward(rule, network, tape, weights, step, w.d_hidden);
-      gru_backward(rule.hidden, weights + network.hidden_kernel,
-                   step - w.tape_floats + tape.hidden, step + tape.gates, w.d_hidden, k == 1);
+      if (has_cell(rule))
+        gru_backward(rule.hidden, weights + network.hidden_kernel,
+                     step - w.tape_floats + tape.hidden, step + tape.gates, w.d_hidden, k == 1);
     }
     add_weight_gradients(rule, network, tape, steps, w);
   }
@@ -690,9 +725,13 @@ void write_state(const Rule& rule, const Agent& agent, int64_t begin, int count,
 void flush(const Rule& rule, const float* constants, const Workspace& w) {
   for (int i = 0; i < rule.num_networks; ++i) {
     const Network& network = rule.networks[i];
-    for (int row = 0; rule.num_segment_inputs > 0 && row < 3 * rule.hidden; ++row) {
-      const double bias = sum(load(w.sums + (network.bias + row) * kLanes));
-      double* totals = w.totals + network.input + row * network.inputs + network.features;
+    const Layer& layer = network.layers[0];
+    const int rows = has_cell(rule) ? 3 * rule.hidden : layer.outputs;
+    const int64_t biases = has_cell(rule) ? network.bias : layer.bias;
+    const int64_t kernel = has_cell(rule) ? network.input : layer.kernel;
+    for (int row = 0; rule.num_segment_inputs > 0 && row < rows; ++row) {
+      const double bias = sum(load(w.sums + (biases + row) * kLanes));
+      double* totals = w.totals + kernel + row * network.inputs + network.features;
       for (int c = 0; c < rule.num_segment_inputs; ++c) totals[c] += constants[c] * bias;
     }
   }
@@ -715,10 +754,10 @@ void for_segments(const Rule& rule, int64_t begin, int64_t end, Run run) {
   }
 }
 
-void pack_all_gates(const Rule& rule, const float* weights, const float* constants,
-                    const Workspace& w) {
+void pack(const Rule& rule, const float* weights, const float* constants, const Workspace& w) {
   for (int i = 0; i < rule.num_networks; ++i)
-    pack_gates(rule, rule.networks[i], weights, constants, w.gates[i]);
+    (has_cell(rule) ? pack_gates : pack_biases)(rule, rule.networks[i], weights, constants,
+                                                w.packed[i]);
 }
 
 int block_size(int64_t begin, int64_t end) {
@@ -770,7 +809,7 @@ void replay_segment(const Rule& rule, const Agent& agent, int64_t begin, int64_t
 void step(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, float* workspace) {
   const Workspace w = lay_out(rule, 1, false, workspace);
   for_segments(rule, begin, end, [&](const float* constants, int64_t from, int64_t to) {
-    pack_all_gates(rule, agent.weights, constants, w);
+    pack(rule, agent.weights, constants, w);
     step_segment(rule, agent, from, to, w);
   });
 }
@@ -781,7 +820,7 @@ void replay(const Rule& rule, const Agent& agent, int64_t begin, int64_t end, fl
   for (int64_t i = 0; i < rule.num_weights * kLanes; i += kLanes) store(w.sums + i, Vec{});
   for (int64_t i = 0; i < rule.num_weights; ++i) w.totals[i] = 0.0;
   for_segments(rule, begin, end, [&](const float* constants, int64_t from, int64_t to) {
-    pack_all_gates(rule, agent.weights, constants, w);
+    pack(rule, agent.weights, constants, w);
     replay_segment(rule, agent, from, to, constants, w);
   });
   for (int64_t i = 0; i < rule.num_weights; ++i)

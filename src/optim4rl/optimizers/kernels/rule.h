@@ -21,9 +21,10 @@ struct Layer {
   int64_t kernel, bias;
 };
 
-// A GRU and its head. Gates come in the order reset, update, new: `input` [3 hidden, inputs],
-// `bias` [3 hidden], `hidden_kernel` [3 hidden, hidden] and `bias_new` [hidden] are offsets. The
-// first `features` inputs are computed of the gradient, the others are constants of a segment.
+// A GRU and its head; where there are no hidden units, a head that reads the inputs. Gates come in
+// the order reset, update, new: `input` [3 hidden, inputs], `bias` [3 hidden], `hidden_kernel`
+// [3 hidden, hidden] and `bias_new` [hidden] are offsets. The first `features` inputs are computed
+// of the gradient, the others are constants of a segment.
 struct Network {
   int inputs, features;
   int64_t input, bias, hidden_kernel, bias_new;
