@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from optim4rl.optimizers.inputs import segments
 from optim4rl.optimizers.kernels import packing
 from optim4rl.optimizers.kernels.interface import Kernel
-from optim4rl.optimizers.kernels.packing import LIBRARY
+from optim4rl.optimizers.kernels.packing import LIBRARY as LIBRARY
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import Anchored
