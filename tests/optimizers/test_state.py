@@ -90,8 +90,8 @@ def test_orbax_and_flax_bring_every_state_back_bit_for_bit(tmp_path):
         assert_identical(back, state)
 
 
-def test_nnx_keeps_the_order_of_the_memory():
-    """Of sixteen numbers: as text 10 would come before 2."""
+def test_nnx_gives_the_same_numbers():
+    """Of sixteen numbers to remember: as text 10 would come before 2."""
 
     class Model(nnx.Module):
         def __init__(self):

@@ -68,8 +68,8 @@ def scale_by_learned_rule(
     A structure may read more (`Structure.reads`): `params`; `dormancy`, a tree like the updates;
     `noise_key` for its noise, which is drawn from the update's number where there is none.
 
-    All arithmetic is float32; updates come back in each gradient's own dtype. A NaN stays in its
-    own coordinate, for good; wrap with `optax.apply_if_finite` to skip such steps instead.
+    All arithmetic is float32; updates come in each gradient's own dtype. A NaN stays in its own
+    coordinate, for good; wrap with `optax.apply_if_finite` to skip such steps instead.
     """
     step, kept = _step(spec, kernel), _state_dtype(state_dtype)
 
@@ -86,12 +86,11 @@ def scale_by_learned_rule(
     ) -> tuple[optax.Updates, LearnedRuleState]:
         layout, count = infer_layout(updates, kinds), state.count
         extras = _extras(spec, layout, updates, count, params, extra)
-        # By their order: Flax nnx brings dicts back in place of the tuples that it was given.
-        known, memory = jax.tree.leaves(state.memory), []
         directions, structure = jax.tree.flatten(updates)
+        known, memory = [structure.flatten_up_to(tree) for tree in state.memory], []
         for index, (given, tensor) in enumerate(zip(directions, layout, strict=True)):
             gradient = _real(given)
-            before = _rule_state(spec, known[index :: len(layout)], count, gradient.shape)
+            before = _rule_state(spec, [row[index] for row in known], count, gradient.shape)
             direction, after = step(
                 meta_parameters, gradient.astype(jnp.float32), before, extras[index], tensor=tensor
             )
