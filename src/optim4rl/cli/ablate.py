@@ -321,6 +321,10 @@ def identity(options: IdentityOptions) -> None:
     if options.json:
         print(text)
         return
+    _print_accuracies(result, name)
+
+
+def _print_accuracies(result: IdentityResult, name: str) -> None:
     rows = [
         [
             f"{row.input} in, {row.output} out, {row.schedule}",

@@ -270,12 +270,10 @@ def compare(
     """Says whether X and Y differ, how sure that is, and why.
 
     The bootstrap interval of the difference of means is judged together with a permutation test
-    over meta-seed means. If one side has one meta-seed, as every classical optimizer has, and the
-    other at least three, the test is `welch_test`; so it is where all meta-seeds of a side have the
-    same scores, as a rule has that is untrained and whose heads start at zero. If both sides have
-    one meta-seed, evaluation seeds are permuted, and the verdict is about these two optimizers
-    only; the test then ignores that the two sides share their seeds, which errs on the side of "not
-    clear". The rule:
+    over meta-seed means. The test is `welch_test` if one side has one meta-seed (a classical
+    optimizer), or the same scores for all (an untrained rule whose heads start at zero), and the
+    other at least three. If both sides have one meta-seed, evaluation seeds are permuted, and the
+    verdict is about these two optimizers only; that the sides share seeds is then ignored. The rule:
 
     - "clear": the interval excludes 0 and p <= 0.05;
     - "clear at this resolution": the interval excludes 0 and p is at its floor, but the floor
@@ -290,11 +288,8 @@ def compare(
     Args:
         x: Scores, higher is better; normalised if there are several tasks.
         y: Scores on the same tasks.
-        name_x: What the sentence calls X.
-        name_y: What the sentence calls Y.
-        metric: What the sentence calls the score.
-        resamples: Number of bootstrap resamples.
-        seed: Same seed, same result.
+        name_x, name_y, metric: What the sentence calls X, Y and the score.
+        resamples, seed: Of the bootstrap; the same seed gives the same result.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.

@@ -18,17 +18,14 @@ JAX and PyTorch share these formulae (`arrays`).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from optim4rl.optimizers.arrays import (
     Array,
-    constant,
-    mean,
     namespace,
     rsqrt,
-    stop_gradient,
     to_float32,
 )
 from optim4rl.optimizers.processing import (
@@ -37,128 +34,37 @@ from optim4rl.optimizers.processing import (
     bounded_exp,
     bounded_square,
 )
-
-# Bound of a learned factor on a gradient of any size: e^10 = 22,026 either way.
-FACTOR_LIMIT = 10.0
-
-Outputs = tuple[Float[Array, "_ *shape"], ...]
-Features = tuple[Float[Array, "_ *shape"], ...]
-
-
-class NetworkShape(NamedTuple):
-    """What one network of a structure reads and writes, per coordinate."""
-
-    inputs: int
-    outputs: int
-
-
-class Extras(NamedTuple):
-    """What some structures read beside gradients (`Structure.reads`); all of it is constant.
-
-    Attributes:
-        params: the parameters before the update.
-        noise: draws from the standard normal distribution, zero outside the actor.
-        dormancy: how active the coordinate's neuron is, 1 where as active as the mean of its layer.
-    """
-
-    params: Float[Array, "*shape"] | None = None
-    noise: Float[Array, "*shape"] | None = None
-    dormancy: Float[Array, "*shape"] | None = None
-
-
-NO_EXTRAS = Extras()
-ExtraName = Literal["params", "noise", "dormancy"]
-
-
-class Reading(NamedTuple):
-    """What a rule knows of its coordinates at one step.
-
-    Attributes:
-        gradient: the gradient, clipped.
-        moments: the running moments, this gradient included.
-        age: updates made before this one; in PyTorch one for each coordinate, since parameters
-            without a gradient wait, but for features of whole tensors.
-        extras: what the structure reads beside them.
-    """
-
-    gradient: Float[Array, "*shape"]
-    moments: Float[Array, "moments *shape"]
-    age: Shaped[Array, "..."]
-    extras: Extras = NO_EXTRAS
-
-
-@runtime_checkable
-class Structure(Protocol):
-    """An update formula around one or two networks, coordinate by coordinate.
-
-    Attributes:
-        name: its name in files and options.
-        num_moments: its running moments.
-        tensorwise: its features hold statistics of the whole tensor, so that `features` must be
-            given all of a tensor, in its shape. Everything else is coordinate-wise.
-        reads: the extras that it cannot do without.
-    """
-
-    name: ClassVar[str]
-    num_moments: ClassVar[int]
-    tensorwise: ClassVar[bool]
-    reads: ClassVar[tuple[ExtraName, ...]]
-
-    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
-        """The shapes of the networks, in the order of `features` and `outputs`."""
-
-    def accumulate(
-        self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
-    ) -> Float[Array, "moments *shape"]:
-        """The running moments after this gradient."""
-
-    def features(self, processing: Processing, reading: Reading) -> Features:
-        """What each network reads."""
-
-    def direction(
-        self, processing: Processing, reading: Reading, outputs: Outputs
-    ) -> Float[Array, "*shape"]:
-        """The direction `d` of the update `-alpha * d`."""
-
-
-class _WithoutMoments:
-    """A structure whose only memory is the networks' hidden state."""
-
-    num_moments: ClassVar[int] = 0
-    tensorwise: ClassVar[bool] = False
-    reads: ClassVar[tuple[ExtraName, ...]] = ()
-
-    def accumulate(
-        self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
-    ) -> Float[Array, "moments *shape"]:
-        del gradient
-        return moments
-
-
-class _OneNetwork(_WithoutMoments):
-    """A structure of one network, which reads the gradient as a first moment."""
-
-    def features(self, processing: Processing, reading: Reading) -> Features:
-        return (processing.first(reading.gradient),)
-
-
-def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """-1 or +1 (never 0) going forward, the identity going backward."""
-    sign = namespace(x).where(x >= 0, constant(1.0, x), constant(-1.0, x))
-    return x + stop_gradient(sign - x)
-
-
-def _first_moment(
-    processing: Processing, gradient: Array, outputs: Float[Array, "outputs *shape"], signed: bool
-) -> Float[Array, "*shape"]:
-    if not signed:
-        return processing.decode(gradient, outputs[0])
-    sign = straight_through_sign(namespace(gradient).tanh(outputs[0] + 1.0))
-    return sign * processing.decode(gradient, outputs[1])
+from optim4rl.optimizers.published import (
+    FACTOR_LIMIT as FACTOR_LIMIT,
+    FACTORED_BETAS as FACTORED_BETAS,
+    MOMENTUM_BETAS as MOMENTUM_BETAS,
+    OPEN_BETAS as OPEN_BETAS,
+    Celo2 as Celo2,
+    Factors as Factors,
+    Open as Open,
+    Star as Star,
+    decayed as decayed,
+    factors as factors,
+    unit_rms as unit_rms,
+)
+from optim4rl.optimizers.structure import (
+    NO_EXTRAS as NO_EXTRAS,
+    ExtraName as ExtraName,
+    Extras as Extras,
+    Features as Features,
+    NetworkShape as NetworkShape,
+    OneNetwork as OneNetwork,
+    Outputs as Outputs,
+    Reading as Reading,
+    Structure as Structure,
+    WithoutMoments as WithoutMoments,
+    first_moment as first_moment,
+    straight_through_sign as straight_through_sign,
+)
 
 
 @dataclass(frozen=True)
-class Adaptive(_WithoutMoments):
+class Adaptive(WithoutMoments):
     """Optim4RL: `d = m / sqrt(v)`, `v = exp(o2) + epsilon`.
 
     With `signed` (Version A) `m = s * decode(o12)`, where `s = sgn(tanh(o11 + 1))` is -1 or +1 with
@@ -183,13 +89,13 @@ class Adaptive(_WithoutMoments):
         self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
         first, second = outputs
-        m = _first_moment(processing, reading.gradient, first, self.signed)
+        m = first_moment(processing, reading.gradient, first, self.signed)
         v = bounded_exp(second[0], LOG_DOMAIN_LIMIT) + self.epsilon
         return m * rsqrt(v)
 
 
 @dataclass(frozen=True)
-class NonAdaptive(_OneNetwork):
+class NonAdaptive(OneNetwork):
     """Optim4RL without the division: `d = m`, the rest unchanged."""
 
     signed: bool = True
@@ -202,11 +108,11 @@ class NonAdaptive(_OneNetwork):
     def direction(
         self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
-        return _first_moment(processing, reading.gradient, outputs[0], self.signed)
+        return first_moment(processing, reading.gradient, outputs[0], self.signed)
 
 
 @dataclass(frozen=True)
-class Linear(_OneNetwork):
+class Linear(OneNetwork):
     """LinearOptim: `d = exp(o1) g + exp(o2) o3`, one network."""
 
     name: ClassVar[str] = "linear"
@@ -225,7 +131,7 @@ class Linear(_OneNetwork):
 
 
 @dataclass(frozen=True)
-class L2L(_OneNetwork):
+class L2L(OneNetwork):
     """L2LGD2 as the paper runs it: `d = exp(o) g`, one network."""
 
     name: ClassVar[str] = "l2l"
@@ -341,272 +247,6 @@ class Mirrored(Anchored):
 
 
 # The decay rates of the running moments behind Adafactor features, and the floor of their squares.
-MOMENTUM_BETAS = (0.9, 0.99, 0.999)
-FACTORED_BETAS = (0.9, 0.99, 0.999)
-_FLOOR = 1e-9
-
-
-def unit_rms(x: Float[Array, "rows *shape"], epsilon: float) -> Float[Array, "rows *shape"]:
-    """Each row scaled to a root mean square of 1 over the tensor."""
-    square = mean(namespace(x).square(x), tuple(range(1, x.ndim)))
-    return x * rsqrt(square + epsilon)
-
-
-def decayed(
-    betas: tuple[float, ...], moments: Float[Array, "betas *shape"], x: Float[Array, "*shape"]
-) -> Float[Array, "betas *shape"]:
-    """Exponential moving averages, one for each decay rate."""
-    beta = constant(betas, x).reshape(-1, *(1,) * x.ndim)
-    return beta * moments + (1.0 - beta) * x[None]
-
-
-class Factors(NamedTuple):
-    """Adafactor's second moments (Shazeer and Stern 2018), one row for each decay rate.
-
-    Attributes:
-        rows: means of the second moment over the tensor's longest axis.
-        columns: means over its second longest axis.
-        scale: what a gradient is multiplied by, `1 / sqrt(rows columns / mean(rows))`.
-    """
-
-    rows: Float[Array, "betas *shape"]
-    columns: Float[Array, "betas *shape"]
-    scale: Float[Array, "betas *shape"]
-
-
-def factors(v: Float[Array, "betas *shape"]) -> Factors:
-    """The factors of a tensor's second moments; of fewer than two axes, the moments themselves.
-
-    A mean over an axis and a moving average commute, so no factor needs a state of its own.
-    """
-    if v.ndim < 3:
-        return Factors(v, v, _bounded_rsqrt(v + _FLOOR))
-    *_, second, longest = sorted(range(1, v.ndim), key=lambda axis: v.shape[axis])
-    rows, columns = (mean(v, (axis,)) for axis in (longest, second))
-    relative = rows / (mean(rows, (second,)) + _FLOOR)
-    scale = _bounded_rsqrt(relative) * _bounded_rsqrt(columns)
-    return Factors(*(x + namespace(v).zeros_like(v) for x in (rows, columns, scale)))
-
-
-def _bounded_rsqrt(x: Array) -> Array:
-    return rsqrt(namespace(x).maximum(x, constant(_FLOOR, x)))
-
-
-class _Adafactor:
-    """Running moments of Adafactor features: three of the gradient, one and three of its square."""
-
-    beta2: float
-
-    num_moments: ClassVar[int] = len(MOMENTUM_BETAS) + 1 + len(FACTORED_BETAS)
-    tensorwise: ClassVar[bool] = True
-    reads: ClassVar[tuple[ExtraName, ...]] = ()
-
-    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
-        square = bounded_square(gradient)
-        m, v, factored = self._split(moments)
-        return namespace(gradient).concatenate(
-            [
-                decayed(MOMENTUM_BETAS, m, gradient),
-                decayed((self.beta2,), v, square),
-                decayed(FACTORED_BETAS, factored, square),
-            ]
-        )
-
-    def _split(self, moments: Array) -> tuple[Array, Array, Array]:
-        first = len(MOMENTUM_BETAS)
-        return moments[:first], moments[first : first + 1], moments[first + 1 :]
-
-    def _features(self, reading: Reading, epsilon: float) -> list[Float[Array, "_ *shape"]]:
-        """27 rows: the moments, their ratios and the factored ones, not yet scaled."""
-        m, v, factored = self._split(reading.moments)
-        scale = rsqrt(v + epsilon)
-        rows, columns, factor = factors(factored)
-        gradient = reading.gradient[None]
-        return [
-            gradient,
-            m,
-            v,
-            m * scale,
-            scale,
-            gradient * factor,
-            rows,
-            columns,
-            rsqrt(rows + 1e-8),
-            rsqrt(columns + 1e-8),
-            m * factor,
-        ]
-
-
-@dataclass(frozen=True)
-class Celo2(_Adafactor):
-    """A small MLP on momentum and second-moment features: `d = o`, in the manner of Celo2-base.
-
-    Its direction is meant to be normalised (`OptimizerSpec.normalise`). The features, each scaled
-    to unit root mean square over the tensor: the gradient, plain, clipped to 0.1 and over its root
-    mean square; three momenta, plain, over it and over Adafactor's; the second moments, and their
-    inverse roots. Moudgil et al. 2026 (arXiv 2602.19142) also read the parameter, and scale
-    over a tensor's last two axes.
-    """
-
-    beta2: float = 0.95
-
-    name: ClassVar[str] = "celo2"
-
-    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
-        del processing
-        return (NetworkShape(29, 1),)
-
-    def features(self, processing: Processing, reading: Reading) -> Features:
-        del processing
-        _, v, _ = self._split(reading.moments)
-        gradient = reading.gradient[None]
-        xp = namespace(gradient)
-        more = [xp.clip(gradient, -0.1, 0.1), gradient * rsqrt(v + 1e-8)]
-        features = xp.concatenate([*self._features(reading, 1e-8), *more])
-        return (unit_rms(features, 1e-9),)
-
-    def direction(
-        self, processing: Processing, reading: Reading, outputs: Outputs
-    ) -> Float[Array, "*shape"]:
-        del processing, reading
-        direction: Array = outputs[0][0]
-        return direction
-
-
-# Exponents of STAR and OPEN are small numbers times an output.
-_EXPONENT = 1e-3
-_TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
-
-
-@dataclass(frozen=True)
-class Star(_Adafactor):
-    """STAR: a nominal Adam-like term, an MLP on Adafactor features, and weight decay.
-
-    `d = exp(c o3) mean_i(m_i)/sqrt(v) + blackbox_weight o1 exp(c o2)/sqrt(v) + weight_decay p`,
-    `c = 1e-3`, with momenta `m_i` of three decay rates, none of them bias-corrected. The network
-    reads the gradient, the parameter, the moments and Adafactor's, each scaled to unit root mean
-    square over the tensor, and the age as `tanh(age / scale - 1)` of eleven time scales.
-
-    Harrison et al. 2022 (arXiv 2209.11208): both terms are preconditioned by `1/sqrt(v)`, and
-    with zero heads the rule is the nominal one. Their decay rates are learned; these are fixed.
-    """
-
-    beta2: float = 0.999
-    epsilon: float = 1e-6
-    blackbox_weight: float = 1e-3
-    weight_decay: float = 1e-3
-
-    name: ClassVar[str] = "star"
-    reads: ClassVar[tuple[ExtraName, ...]] = ("params",)
-
-    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
-        del processing
-        return (NetworkShape(28 + len(_TIME_SCALES), 3),)
-
-    def features(self, processing: Processing, reading: Reading) -> Features:
-        del processing
-        params = _given(reading.extras.params)[None]
-        xp = namespace(params)
-        scaled = unit_rms(xp.concatenate([*self._features(reading, self.epsilon), params]), 1e-5)
-        age = to_float32(reading.age)
-        time = xp.tanh(age / constant(_TIME_SCALES, age) - 1.0)
-        return (xp.concatenate([scaled, _constant_rows(time, scaled)]),)
-
-    def direction(
-        self, processing: Processing, reading: Reading, outputs: Outputs
-    ) -> Float[Array, "*shape"]:
-        del processing
-        blackbox, magnitude, nominal = outputs[0]
-        m, v, _ = self._split(reading.moments)
-        scale = rsqrt(v[0] + self.epsilon)
-        adam = bounded_exp(_EXPONENT * nominal, FACTOR_LIMIT) * m.mean(0)
-        learned = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * blackbox
-        return scale * (adam + self.blackbox_weight * learned) + (
-            self.weight_decay * _given(reading.extras.params)
-        )
-
-
-OPEN_BETAS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-
-
-@dataclass(frozen=True)
-class Open:
-    """OPEN: momenta of six time scales, proportions of training and network, and learned noise.
-
-    `d = o1 exp(c o2) + o3 noise`, `c = 1e-3`; the noise is standard normal in the actor and zero
-    elsewhere. The network reads the parameter and sign and log of the momenta and the gradient,
-    each scaled to unit root mean square over the tensor; then the proportion of training
-    `min(age / horizon, 1)`, that of the batch `(age mod updates_per_batch) / updates_per_batch`
-    and the neuron's dormancy, 0 where the agent does not offer it. `inputs=("layer",)` adds the
-    layer's.
-
-    Goldie et al. 2024 (arXiv 2407.07082); their step of 1e-3 is the learning rate here. Left out
-    are their head's layer normalisation and the mean that they subtract from all updates.
-    """
-
-    horizon: float = 1000.0
-    updates_per_batch: int = 1
-
-    name: ClassVar[str] = "open"
-    num_moments: ClassVar[int] = len(OPEN_BETAS)
-    tensorwise: ClassVar[bool] = True
-    reads: ClassVar[tuple[ExtraName, ...]] = ("params", "noise")
-
-    def __post_init__(self) -> None:
-        for field in ("horizon", "updates_per_batch"):
-            value = getattr(self, field)
-            if not 1 <= value < float("inf"):
-                raise ValueError(f"Open.{field} = {value!r}: at least 1 update is needed")
-
-    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
-        del processing
-        return (NetworkShape(3 + 2 * len(OPEN_BETAS) + 3, 3),)
-
-    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
-        return decayed(OPEN_BETAS, moments, gradient)
-
-    def features(self, processing: Processing, reading: Reading) -> Features:
-        del processing
-        params, m = _given(reading.extras.params)[None], reading.moments
-        gradient = reading.gradient[None]
-        xp = namespace(gradient)
-        rows = [params, xp.sign(m), _log_size(m), xp.sign(gradient), _log_size(gradient)]
-        scaled = unit_rms(xp.concatenate(rows), 1e-5)
-        age = to_float32(reading.age)
-        proportions = xp.stack(
-            [
-                xp.minimum(age / self.horizon, constant(1.0, age)),
-                xp.remainder(age, float(self.updates_per_batch)) / self.updates_per_batch,
-            ]
-        )
-        dormancy = reading.extras.dormancy
-        dormancy = xp.zeros_like(params) if dormancy is None else dormancy[None]
-        return (xp.concatenate([scaled, _constant_rows(proportions, scaled), dormancy]),)
-
-    def direction(
-        self, processing: Processing, reading: Reading, outputs: Outputs
-    ) -> Float[Array, "*shape"]:
-        del processing
-        size, magnitude, noise_size = outputs[0]
-        drift = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * size
-        return drift + noise_size * _given(reading.extras.noise)
-
-
-def _given(extra: Array | None) -> Array:
-    if extra is None:
-        raise ValueError("extras: the structure reads something that was not given (`reads`)")
-    return extra
-
-
-def _log_size(x: Array) -> Array:
-    return namespace(x).log(abs(x) + 1e-13)
-
-
-def _constant_rows(values: Float[Array, " rows"], like: Array) -> Float[Array, "rows *shape"]:
-    # Zeros made from an array keep its sharding, as a broadcast would not.
-    return values.reshape(-1, *(1,) * (like.ndim - 1)) + namespace(like).zeros_like(like[:1])
-
-
 STRUCTURES: dict[str, type[Structure]] = {
     cls.name: cls
     for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Mirrored, Celo2, Star, Open)

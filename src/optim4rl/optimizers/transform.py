@@ -58,8 +58,8 @@ def scale_by_learned_rule(
             differentiated in reverse mode, and have the derivative of plain JAX.
         kinds: what each parameter is for, where the rule reads it: a tree of kinds or a function of
             path and leaf. None: inferred from names and shapes (`layout.infer_layout`).
-        state_dtype: of the state between updates: float32, or bfloat16 at half the memory, with
-            stochastic rounding: to the nearest, a moment that decays by 0.999 would stand still.
+        state_dtype: of the state between updates: float32, or bfloat16 at half the memory, rounded
+            stochastically: to the nearest, a moment that decays by 0.999 would stand still.
 
     Raises:
         ValueError: the kernel is unknown, or cannot run the rule here; the message says why. Or the
@@ -67,7 +67,6 @@ def scale_by_learned_rule(
 
     A structure may read more (`Structure.reads`): `params`; `dormancy`, a tree like the updates;
     `noise_key` for its noise, which is drawn from the update's number where there is none.
-
     All arithmetic is float32; updates come in each gradient's own dtype. A NaN stays in its own
     coordinate, for good; wrap with `optax.apply_if_finite` to skip such steps instead.
     """
@@ -87,7 +86,8 @@ def scale_by_learned_rule(
         layout, count = infer_layout(updates, kinds), state.count
         extras = _extras(spec, layout, updates, count, params, extra)
         directions, structure = jax.tree.flatten(updates)
-        known, memory = [structure.flatten_up_to(tree) for tree in state.memory], []
+        known: list[Any] = [structure.flatten_up_to(x) for x in state.memory]  # type: ignore[attr-defined]
+        memory = []
         for index, (given, tensor) in enumerate(zip(directions, layout, strict=True)):
             gradient = _real(given)
             before = _rule_state(spec, [row[index] for row in known], count, gradient.shape)

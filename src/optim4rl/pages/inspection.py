@@ -37,6 +37,21 @@ from optim4rl.optimizers.rule import spec_to_dict
 from optim4rl.optimizers.weights import LearnedOptimizer
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis, Series
+from optim4rl.pages.inspection_words import (
+    after_the_end,
+    at_size,
+    at_typical,
+    brief,
+    change,
+    forgets,
+    index,
+    momentum,
+    number,
+    power,
+    relative,
+    settled,
+    tenth_after,
+)
 from optim4rl.pages.study import page_template
 
 RULE, ADAM, SIGN_SGD = "this rule", "Adam", "sign-SGD"
@@ -136,7 +151,7 @@ def render_inspection(inspection: Inspection) -> str:
         sections=list(_sections(inspection)),
         scales=_scales_view(inspection.scales),
         tensor=TENSOR,
-        typical=_number(TYPICAL),
+        typical=number(TYPICAL),
         life=LIFE,
     )
 
@@ -164,33 +179,33 @@ class _Section:
 def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     """Questions, answers and evidence, the most important first."""
     rule, adam = (inspection.responses[name] for name in (RULE, ADAM))
-    settled, others = _settled(rule), _settled(adam)
+    at_the_end, others = settled(rule), settled(adam)
     yield (
-        f"Step under a constant gradient of {_number(TYPICAL)}",
-        _number(settled),
-        f"learning rates, after {LIFE} updates; the first is {_number(_at_typical(rule, 0))}. "
-        f"Adam: {_number(others)}.",
+        f"Step under a constant gradient of {number(TYPICAL)}",
+        number(at_the_end),
+        f"learning rates, after {LIFE} updates; the first is {number(at_typical(rule, 0))}. "
+        f"Adam: {number(others)}.",
     )
-    low, high = (_at_size(rule, -1, size) for size in (1e-6, 1.0))
+    low, high = (at_size(rule, -1, size) for size in (1e-6, 1.0))
     yield (
         "Its step at |g| = 1, over that at 10⁻⁶",
-        _number(high / low) if low else "not defined",
-        f"{_number(high)} over {_number(low)}, late in life. 1 for Adam and sign-SGD, a million "
+        number(high / low) if low else "not defined",
+        f"{number(high)} over {number(low)}, late in life. 1 for Adam and sign-SGD, a million "
         "for plain gradient descent.",
     )
     yield (
         "Implied momentum, late in life",
-        _momentum(rule),
+        momentum(rule),
         "the share of the step that earlier gradients than the newest have. "
-        f"Adam: {_momentum(adam)}.",
+        f"Adam: {momentum(adam)}.",
     )
     hidden, moments = (
         np.sort(x.ravel()) for x in (inspection.scales.hidden, inspection.scales.moments)
     )
     yield (
         "The slowest part of its hidden state",
-        _forgets(hidden[-1]) if hidden.size else "it has none",
-        f"Of its running moments, the slowest {_forgets(moments[-1])}."
+        forgets(hidden[-1]) if hidden.size else "it has none",
+        f"Of its running moments, the slowest {forgets(moments[-1])}."
         if moments.size
         else "It keeps no running moments beside. Adam’s two forget in 9.5 and 999 updates.",
     )
@@ -214,7 +229,7 @@ def _sections(inspection: Inspection) -> Iterable[_Section]:
     yield _Section(
         "history",
         "Step against history",
-        f"Gradients of one size, {_number(TYPICAL)}, in four orders of events.",
+        f"Gradients of one size, {number(TYPICAL)}, in four orders of events.",
         tuple(_history_pictures(responses)),
     )
     yield _Section(
@@ -246,7 +261,7 @@ def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             "gradient descent."
             if age == 0
             else "Where the lines of both signs part, the rule does not treat them alike; here "
-            f"they differ by at most {_number(odd)}."
+            f"they differ by at most {number(odd)}."
         )
         drawing = figures.line_chart(
             series, x, y, x_label="|g|", label=f"{title}: step against the gradient’s size"
@@ -309,23 +324,23 @@ def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
 
 def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     rule, adam = responses[RULE], responses[ADAM]
-    index = _index(TYPICAL)
+    column = index(TYPICAL)
     yield _History(
         "A constant gradient",
-        f"It {_change(_at_typical(rule, 0), _settled(rule))}; Adam’s and sign-SGD’s stay at 1.",
+        f"It {change(at_typical(rule, 0), settled(rule))}; Adam’s and sign-SGD’s stay at 1.",
         LIFE,
-        {name: r.constant[0, :, index] for name, r in responses.items()},
+        {name: r.constant[0, :, column] for name, r in responses.items()},
     )
     yield _History(
         "A gradient that changes its sign each time",
         "Along the newest gradient: what averages gradients hardly steps at all (Adam: "
-        f"{_number(float(adam.alternating[-1]))}), this rule by "
-        f"{_number(float(rule.alternating[-1]))}.",
+        f"{number(float(adam.alternating[-1]))}), this rule by "
+        f"{number(float(rule.alternating[-1]))}.",
         64,
         {name: r.alternating for name, r in responses.items()},
     )
     mean, others, drift = (
-        _number(float(x[-1])) for x in (rule.effective_step, adam.effective_step, rule.drift)
+        number(float(x[-1])) for x in (rule.effective_step, adam.effective_step, rule.drift)
     )
     low, middle, high = (
         {name: np.quantile(r.noisy, q, axis=1) for name, r in responses.items()}
@@ -342,7 +357,7 @@ def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     )
     yield _History(
         f"A gradient that vanishes after update {VANISHES_AT}",
-        f"{_after_the_end(rule)} Adam’s falls to a tenth in {_tenth_after(adam)} updates; "
+        f"{after_the_end(rule)} Adam’s falls to a tenth in {tenth_after(adam)} updates; "
         "sign-SGD’s is over at once.",
         2 * VANISHES_AT,
         {name: r.vanishing for name, r in responses.items()},
@@ -363,7 +378,7 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             label="Effective step over a life",
         ),
         "How far an update gets along the mean of a noisy gradient: "
-        f"it {_change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
+        f"it {change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
     )
     momenta = {name: r.implied_momentum for name, r in responses.items()}
     yield _Picture(
@@ -378,7 +393,7 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         "Adam; a gap: no linear response stands out from chance.",
     )
     lags = np.arange(24)
-    kernels = {name: _relative(r.kernel[-1])[lags] for name, r in responses.items()}
+    kernels = {name: relative(r.kernel[-1])[lags] for name, r in responses.items()}
     yield _Picture(
         "Memory of one gradient",
         "share of its largest effect",
@@ -429,12 +444,12 @@ def _scales_view(scales: TimeScales) -> _ScalesView:
 
     def row(label: str, constants: Float[np.ndarray, " n"]) -> tuple[str, Markup, str]:
         places = [math.log10(min(max(float(c), 0.1), 10.0**longest)) for c in constants]
-        words = ", ".join(_brief(float(c)) for c in constants) or "none"
+        words = ", ".join(brief(float(c)) for c in constants) or "none"
         strip = figures.dot_strip(x, places, guides, f"{label}: {words} updates")
         return label, strip, words
 
     rows = [
-        row(f"hidden state at |g| = {_number(size)}", hidden)
+        row(f"hidden state at |g| = {number(size)}", hidden)
         for size, hidden in zip(scales.sizes, scales.hidden, strict=True)
     ]
     return _ScalesView(figures.scale_strip(x), (*rows, row("running moments", scales.moments[0])))
@@ -450,7 +465,7 @@ class _Decades(Axis):
 
     def label(self, tick: float) -> str:
         """The power itself."""
-        return _power(round(tick))
+        return power(round(tick))
 
 
 class _Signed(Axis):
@@ -460,7 +475,7 @@ class _Signed(Axis):
         """The number itself."""
         if tick == 0:
             return "0"
-        return ("−" if tick < 0 else "") + _power(round(abs(tick)) + FLOOR)
+        return ("−" if tick < 0 else "") + power(round(abs(tick)) + FLOOR)
 
 
 def _drawn(steps: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -536,83 +551,3 @@ def _as_svg(draw: Callable[[], Any], label: str) -> Markup:
 
 
 # Words
-
-
-def _relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
-    largest = np.abs(kernel).max()
-    return kernel / largest if largest > 0 else kernel
-
-
-def _at_size(response: Response, age: int, size: float) -> float:
-    return float(response.constant[0, age, _index(size)])
-
-
-def _index(size: float) -> int:
-    return int(np.argmin(np.abs(np.log(SIZES / size))))
-
-
-def _at_typical(response: Response, age: int) -> float:
-    return _at_size(response, age, TYPICAL)
-
-
-def _settled(response: Response) -> float:
-    return _at_typical(response, -1)
-
-
-def _momentum(response: Response) -> str:
-    late = float(response.implied_momentum[-1])
-    return "not clear" if math.isnan(late) else f"{late:.2f}".replace("-", "−")
-
-
-def _change(first: float, last: float) -> str:
-    return f"goes from {_number(first)} to {_number(last)}"
-
-
-def _tenth_after(response: Response) -> int | None:
-    """Updates after the gradient's end until the step has fallen to a tenth."""
-    before, after = response.vanishing[VANISHES_AT - 1], response.vanishing[VANISHES_AT:]
-    small = np.abs(after) <= 0.1 * abs(before)
-    # The last update that is not small, so that a passing zero does not count.
-    large = np.flatnonzero(~small)
-    if large.size == after.size or (large.size and large[-1] == after.size - 1):
-        return None
-    return int(large[-1]) + 2 if large.size else 1
-
-
-def _after_the_end(response: Response) -> str:
-    updates = _tenth_after(response)
-    if updates is None:
-        return "This rule’s step does not fall to a tenth."
-    return f"This rule’s step falls to a tenth in {updates} update{'s' * (updates > 1)}."
-
-
-def _forgets(constant: float) -> str:
-    return f"forgets in {_brief(constant)} updates" if constant < 1e4 else "does not forget"
-
-
-def _brief(constant: float) -> str:
-    if constant >= 1e4:
-        return "never"
-    return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"
-
-
-def _number(value: float) -> str:
-    """A number to three digits, large and small ones as powers of ten."""
-    if not math.isfinite(value):
-        return "not finite"
-    if value == 0 or 1e-4 <= abs(value) < 1e5:
-        return f"{value:.3g}".replace("-", "−")
-    mantissa, exponent = f"{value:.1e}".split("e")
-    power = _superscript(int(exponent))
-    mantissa = mantissa.removesuffix(".0").replace("-", "−")
-    return f"10{power}" if mantissa == "1" else f"{mantissa} · 10{power}"
-
-
-def _power(exponent: int) -> str:
-    if -3 <= exponent <= 3:
-        return f"{10.0**exponent:g}"
-    return f"10{_superscript(exponent)}"
-
-
-def _superscript(number: int) -> str:
-    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -15,9 +15,8 @@ exact zeros as hits and measures while training; this module separates all of th
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +30,13 @@ from jaxtyping import Array, Bool, Float, Int
 from optim4rl.fields import COUNT, NOT_NEGATIVE, check_fields
 from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
 from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
+from optim4rl.study.identity_results import (
+    IdentityResult as IdentityResult,
+    IdentityRow as IdentityRow,
+    from_json as from_json,
+    rows_from_json as rows_from_json,
+    to_json as to_json,
+)
 from optim4rl.study.recording import (
     GaussianClusters as GaussianClusters,
     Histogram as Histogram,
@@ -125,59 +131,8 @@ class IdentityConfig:
                 raise ValueError(f"networks: unknown output {form!r}; known: {', '.join(_OUTPUTS)}")
 
 
-@dataclass(frozen=True)
-class IdentityRow:
-    """One network of the experiment: an input processing, an output form, a learning-rate schedule.
-
-    Attributes:
-        input: name of the processing of the input ("sign_log", "raw", "symlog").
-        output: name of the output form ("sign_exp", "linear", "symexp").
-        schedule: "constant" or "annealed".
-        learning_rate: the best of the grid, by the accuracy on the tuning share of the data.
-        online: accuracy on all targets while training, as the paper has it.
-        online_nonzero: the same on targets that are not exactly zero.
-        frozen: accuracy of the frozen network on held-out gradients, all targets.
-        frozen_nonzero: the same on targets that are not exactly zero.
-        by_decade: frozen accuracy on non-zero targets by decade of |g|: exponent d -> accuracy on
-            `10^d <= |g| < 10^(d+1)`.
-        curve: online accuracy (all targets) over training, thinned to at most 200 points.
-        seeds: number of seeds that each figure is the mean of.
-        spread: lowest and highest over seeds, for each of the four accuracies.
-    """
-
-    input: str
-    output: str
-    schedule: str
-    learning_rate: float
-    online: float
-    online_nonzero: float
-    frozen: float
-    frozen_nonzero: float
-    by_decade: Mapping[int, float]
-    curve: Float[np.ndarray, " points"]
-    seeds: int
-    spread: Mapping[str, tuple[float, float]]
-
-
 # Gives a network's rows, which the function makes.
 Keep = Callable[[tuple[str, str], Callable[[], tuple[IdentityRow, ...]]], tuple[IdentityRow, ...]]
-
-
-@dataclass(frozen=True)
-class IdentityResult:
-    """The whole experiment.
-
-    Attributes:
-        task: whose gradients were recorded, and with which optimizer.
-        rows: one for each network.
-        histograms: the recorded agent-gradients and those of a supervised network.
-        settings: sizes and settings of the experiment.
-    """
-
-    task: str
-    rows: tuple[IdentityRow, ...]
-    histograms: tuple[Histogram, ...]
-    settings: Mapping[str, Any]
 
 
 def identity_experiment(
@@ -216,41 +171,6 @@ def identity_experiment(
         ),
         settings={**dataclasses.asdict(config), "recorded_coordinates": recorded.shape[1]},
     )
-
-
-def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:
-    """The result, or rows of it, as plain JSON values."""
-    values = (
-        dataclasses.asdict(result)
-        if isinstance(result, IdentityResult)
-        else [dataclasses.asdict(row) for row in result]
-    )
-    return json.loads(json.dumps(values, default=lambda array: array.tolist()))
-
-
-def rows_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[IdentityRow, ...]:
-    """The rows that `to_json` wrote."""
-    return tuple(
-        IdentityRow(
-            **{
-                **row,
-                "curve": np.asarray(row["curve"], np.float64),
-                "by_decade": {int(decade): share for decade, share in row["by_decade"].items()},
-                "spread": {name: tuple(ends) for name, ends in row["spread"].items()},
-            }
-        )
-        for row in values
-    )
-
-
-def from_json(values: Mapping[str, Any]) -> IdentityResult:
-    """The result that `to_json` wrote."""
-    histograms = tuple(
-        Histogram(**{**x, **{name: np.asarray(x[name], np.float64) for name in ("edges", "share")}})
-        for x in values["histograms"]
-    )
-    rows = rows_from_json(values["rows"])
-    return IdentityResult(values["task"], rows, histograms, values["settings"])
 
 
 def within_tenth(

@@ -1,0 +1,130 @@
+"""What a structure is: the formula that turns the networks' outputs into a step."""
+
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float, Shaped
+
+from optim4rl.optimizers.arrays import (
+    Array,
+    constant,
+    namespace,
+    stop_gradient,
+)
+from optim4rl.optimizers.processing import (
+    Processing,
+)
+
+Outputs = tuple[Float[Array, "_ *shape"], ...]
+Features = tuple[Float[Array, "_ *shape"], ...]
+
+
+class NetworkShape(NamedTuple):
+    """What one network of a structure reads and writes, per coordinate."""
+
+    inputs: int
+    outputs: int
+
+
+class Extras(NamedTuple):
+    """What some structures read beside gradients (`Structure.reads`); all of it is constant.
+
+    Attributes:
+        params: the parameters before the update.
+        noise: draws from the standard normal distribution, zero outside the actor.
+        dormancy: how active the coordinate's neuron is, 1 where as active as the mean of its layer.
+    """
+
+    params: Float[Array, "*shape"] | None = None
+    noise: Float[Array, "*shape"] | None = None
+    dormancy: Float[Array, "*shape"] | None = None
+
+
+NO_EXTRAS = Extras()
+ExtraName = Literal["params", "noise", "dormancy"]
+
+
+class Reading(NamedTuple):
+    """What a rule knows of its coordinates at one step.
+
+    Attributes:
+        gradient: the gradient, clipped.
+        moments: the running moments, this gradient included.
+        age: updates made before this one; in PyTorch one for each coordinate, since parameters
+            without a gradient wait, but for features of whole tensors.
+        extras: what the structure reads beside them.
+    """
+
+    gradient: Float[Array, "*shape"]
+    moments: Float[Array, "moments *shape"]
+    age: Shaped[Array, "..."]
+    extras: Extras = NO_EXTRAS
+
+
+@runtime_checkable
+class Structure(Protocol):
+    """An update formula around one or two networks, coordinate by coordinate.
+
+    Attributes:
+        name: its name in files and options.
+        num_moments: its running moments.
+        tensorwise: its features hold statistics of the whole tensor, so that `features` must be
+            given all of a tensor, in its shape. Everything else is coordinate-wise.
+        reads: the extras that it cannot do without.
+    """
+
+    name: ClassVar[str]
+    num_moments: ClassVar[int]
+    tensorwise: ClassVar[bool]
+    reads: ClassVar[tuple[ExtraName, ...]]
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        """The shapes of the networks, in the order of `features` and `outputs`."""
+
+    def accumulate(
+        self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
+    ) -> Float[Array, "moments *shape"]:
+        """The running moments after this gradient."""
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        """What each network reads."""
+
+    def direction(
+        self, processing: Processing, reading: Reading, outputs: Outputs
+    ) -> Float[Array, "*shape"]:
+        """The direction `d` of the update `-alpha * d`."""
+
+
+class WithoutMoments:
+    """A structure whose only memory is the networks' hidden state."""
+
+    num_moments: ClassVar[int] = 0
+    tensorwise: ClassVar[bool] = False
+    reads: ClassVar[tuple[ExtraName, ...]] = ()
+
+    def accumulate(
+        self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
+    ) -> Float[Array, "moments *shape"]:
+        del gradient
+        return moments
+
+
+class OneNetwork(WithoutMoments):
+    """A structure of one network, which reads the gradient as a first moment."""
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        return (processing.first(reading.gradient),)
+
+
+def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """-1 or +1 (never 0) going forward, the identity going backward."""
+    sign = namespace(x).where(x >= 0, constant(1.0, x), constant(-1.0, x))
+    return x + stop_gradient(sign - x)
+
+
+def first_moment(
+    processing: Processing, gradient: Array, outputs: Float[Array, "outputs *shape"], signed: bool
+) -> Float[Array, "*shape"]:
+    if not signed:
+        return processing.decode(gradient, outputs[0])
+    sign = straight_through_sign(namespace(gradient).tanh(outputs[0] + 1.0))
+    return sign * processing.decode(gradient, outputs[1])

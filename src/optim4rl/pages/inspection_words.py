@@ -1,0 +1,93 @@
+"""What an optimizer's response says, in a few words and numbers."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from optim4rl.evaluation.response import (
+    SIZES,
+    TYPICAL,
+    VANISHES_AT,
+    Response,
+)
+
+
+def relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
+    largest = np.abs(kernel).max()
+    return kernel / largest if largest > 0 else kernel
+
+
+def at_size(response: Response, age: int, size: float) -> float:
+    return float(response.constant[0, age, index(size)])
+
+
+def index(size: float) -> int:
+    return int(np.argmin(np.abs(np.log(SIZES / size))))
+
+
+def at_typical(response: Response, age: int) -> float:
+    return at_size(response, age, TYPICAL)
+
+
+def settled(response: Response) -> float:
+    return at_typical(response, -1)
+
+
+def momentum(response: Response) -> str:
+    late = float(response.implied_momentum[-1])
+    return "not clear" if math.isnan(late) else f"{late:.2f}".replace("-", "−")
+
+
+def change(first: float, last: float) -> str:
+    return f"goes from {number(first)} to {number(last)}"
+
+
+def tenth_after(response: Response) -> int | None:
+    """Updates after the gradient's end until the step has fallen to a tenth."""
+    before, after = response.vanishing[VANISHES_AT - 1], response.vanishing[VANISHES_AT:]
+    small = np.abs(after) <= 0.1 * abs(before)
+    # The last update that is not small, so that a passing zero does not count.
+    large = np.flatnonzero(~small)
+    if large.size == after.size or (large.size and large[-1] == after.size - 1):
+        return None
+    return int(large[-1]) + 2 if large.size else 1
+
+
+def after_the_end(response: Response) -> str:
+    updates = tenth_after(response)
+    if updates is None:
+        return "This rule’s step does not fall to a tenth."
+    return f"This rule’s step falls to a tenth in {updates} update{'s' * (updates > 1)}."
+
+
+def forgets(constant: float) -> str:
+    return f"forgets in {brief(constant)} updates" if constant < 1e4 else "does not forget"
+
+
+def brief(constant: float) -> str:
+    if constant >= 1e4:
+        return "never"
+    return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"
+
+
+def number(value: float) -> str:
+    """A number to three digits, large and small ones as powers of ten."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        return f"{value:.3g}".replace("-", "−")
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = superscript(int(exponent))
+    mantissa = mantissa.removesuffix(".0").replace("-", "−")
+    return f"10{power}" if mantissa == "1" else f"{mantissa} · 10{power}"
+
+
+def power(exponent: int) -> str:
+    if -3 <= exponent <= 3:
+        return f"{10.0**exponent:g}"
+    return f"10{superscript(exponent)}"
+
+
+def superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

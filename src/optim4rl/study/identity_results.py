@@ -1,0 +1,104 @@
+"""What the identity experiment finds, and its form as JSON."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from optim4rl.study.recording import (
+    GaussianClusters as GaussianClusters,
+    Histogram as Histogram,
+    histogram as histogram,
+    record_gradients as record_gradients,
+    supervised_gradients as supervised_gradients,
+)
+
+
+@dataclass(frozen=True)
+class IdentityRow:
+    """One network of the experiment: an input processing, an output form, a learning-rate schedule.
+
+    Attributes:
+        input: name of the processing of the input ("sign_log", "raw", "symlog").
+        output: name of the output form ("sign_exp", "linear", "symexp").
+        schedule: "constant" or "annealed".
+        learning_rate: the best of the grid, by the accuracy on the tuning share of the data.
+        online: accuracy on all targets while training, as the paper has it.
+        online_nonzero: the same on targets that are not exactly zero.
+        frozen: accuracy of the frozen network on held-out gradients, all targets.
+        frozen_nonzero: the same on targets that are not exactly zero.
+        by_decade: frozen accuracy on non-zero targets by decade of |g|: exponent d -> accuracy on
+            `10^d <= |g| < 10^(d+1)`.
+        curve: online accuracy (all targets) over training, thinned to at most 200 points.
+        seeds: number of seeds that each figure is the mean of.
+        spread: lowest and highest over seeds, for each of the four accuracies.
+    """
+
+    input: str
+    output: str
+    schedule: str
+    learning_rate: float
+    online: float
+    online_nonzero: float
+    frozen: float
+    frozen_nonzero: float
+    by_decade: Mapping[int, float]
+    curve: Float[np.ndarray, " points"]
+    seeds: int
+    spread: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class IdentityResult:
+    """The whole experiment.
+
+    Attributes:
+        task: whose gradients were recorded, and with which optimizer.
+        rows: one for each network.
+        histograms: the recorded agent-gradients and those of a supervised network.
+        settings: sizes and settings of the experiment.
+    """
+
+    task: str
+    rows: tuple[IdentityRow, ...]
+    histograms: tuple[Histogram, ...]
+    settings: Mapping[str, Any]
+
+
+def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:
+    """The result, or rows of it, as plain JSON values."""
+    values = (
+        dataclasses.asdict(result)
+        if isinstance(result, IdentityResult)
+        else [dataclasses.asdict(row) for row in result]
+    )
+    return json.loads(json.dumps(values, default=lambda array: array.tolist()))
+
+
+def rows_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[IdentityRow, ...]:
+    """The rows that `to_json` wrote."""
+    return tuple(
+        IdentityRow(
+            **{
+                **row,
+                "curve": np.asarray(row["curve"], np.float64),
+                "by_decade": {int(decade): share for decade, share in row["by_decade"].items()},
+                "spread": {name: tuple(ends) for name, ends in row["spread"].items()},
+            }
+        )
+        for row in values
+    )
+
+
+def from_json(values: Mapping[str, Any]) -> IdentityResult:
+    """The result that `to_json` wrote."""
+    histograms = tuple(
+        Histogram(**{**x, **{name: np.asarray(x[name], np.float64) for name in ("edges", "share")}})
+        for x in values["histograms"]
+    )
+    rows = rows_from_json(values["rows"])
+    return IdentityResult(values["task"], rows, histograms, values["settings"])
