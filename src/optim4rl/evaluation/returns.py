@@ -273,7 +273,7 @@ def compare(
     over meta-seed means. The test is `welch_test` if one side has one meta-seed (a classical
     optimizer), or the same scores for all (an untrained rule whose heads start at zero), and the
     other at least three. If both sides have one meta-seed, evaluation seeds are permuted, and the
-    verdict is about these two optimizers only; that the sides share seeds is then ignored. The rule:
+    verdict is about these two optimizers only; shared seeds are then ignored. The rule:
 
     - "clear": the interval excludes 0 and p <= 0.05;
     - "clear at this resolution": the interval excludes 0 and p is at its floor, but the floor
@@ -286,8 +286,7 @@ def compare(
     mean mid-ranks among all runs of a task, the same quantity in other units.
 
     Args:
-        x: Scores, higher is better; normalised if there are several tasks.
-        y: Scores on the same tasks.
+        x, y: Scores on the same tasks, higher is better; normalised if there are several.
         name_x, name_y, metric: What the sentence calls X, Y and the score.
         resamples, seed: Of the bootstrap; the same seed gives the same result.
 

@@ -51,19 +51,18 @@ def scale_by_learned_rule(
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
     Args:
-        meta_parameters: the rule's weights, which all coordinates share and no state copies.
+        spec, meta_parameters: the rule and its weights, which no state copies.
         kernel: the implementation of the rule, by name (`kernels.select`). None, like "plain", is
             plain JAX, which keeps the sharding of each leaf. "auto" is the fastest that runs the
             rule here, and None where there are several devices to shard over. All can be
             differentiated in reverse mode, and have the derivative of plain JAX.
-        kinds: what each parameter is for, where the rule reads it: a tree of kinds or a function of
-            path and leaf. None: inferred from names and shapes (`layout.infer_layout`).
-        state_dtype: of the state between updates: float32, or bfloat16 at half the memory, rounded
-            stochastically: to the nearest, a moment that decays by 0.999 would stand still.
+        kinds: what each parameter is for: a tree of kinds, or a function of path and leaf. None:
+            inferred from names and shapes (`layout.infer_layout`).
+        state_dtype: of the state: float32, or bfloat16 at half the memory, rounded stochastically,
+            since to the nearest a moment that decays by 0.999 would stand still.
 
     Raises:
-        ValueError: the kernel is unknown, or cannot run the rule here; the message says why. Or the
-            state cannot be kept in that dtype. On update: a gradient is complex.
+        ValueError: the kernel cannot run the rule, the dtype is no state's, a gradient is complex.
 
     A structure may read more (`Structure.reads`): `params`; `dormancy`, a tree like the updates;
     `noise_key` for its noise, which is drawn from the update's number where there is none.

@@ -4,11 +4,9 @@
 holds no script and nothing from anywhere else, and the same weights give the same bytes.
 """
 
-import io
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,6 +35,14 @@ from optim4rl.optimizers.rule import spec_to_dict
 from optim4rl.optimizers.weights import LearnedOptimizer
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis, Series
+from optim4rl.pages.inspection_pictures import (
+    UNIT,
+    Decades,
+    as_svg,
+    drawn_steps,
+    steps_axis,
+    surface_figure as surface_figure,
+)
 from optim4rl.pages.inspection_words import (
     after_the_end,
     at_size,
@@ -47,7 +53,6 @@ from optim4rl.pages.inspection_words import (
     index,
     momentum,
     number,
-    power,
     relative,
     settled,
     tenth_after,
@@ -56,8 +61,6 @@ from optim4rl.pages.study import page_template
 
 RULE, ADAM, SIGN_SGD = "this rule", "Adam", "sign-SGD"
 MAX_CARD = 20_000  # characters of a card that are shown
-# Steps smaller than this are drawn as zero.
-FLOOR = -4
 _STYLES = {RULE: "variant", ADAM: "adam", SIGN_SGD: "reference"}
 
 
@@ -243,17 +246,17 @@ def _sections(inspection: Inspection) -> Iterable[_Section]:
 def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
     rule = responses[RULE]
     decades = np.log10(SIZES)
-    x = _Decades(-10.0, 2.0, tuple(np.arange(-10.0, 3.0, 2.0).tolist()))
+    x = Decades(-10.0, 2.0, tuple(np.arange(-10.0, 3.0, 2.0).tolist()))
     every = [r.constant[:, age] for r in responses.values() for age in (0, -1)]
-    y = _steps_axis(every)
+    y = steps_axis(every)
     odd = float(np.max(np.abs(rule.constant[0, -1] - rule.constant[1, -1])))
     for age, title in ((0, "The first update"), (-1, f"Update {LIFE}")):
         series = [
-            Series(name, _STYLES[name], decades, _drawn(responses[name].constant[0, age]))
+            Series(name, _STYLES[name], decades, drawn_steps(responses[name].constant[0, age]))
             for name in (SIGN_SGD, ADAM)
         ]
         series += [
-            Series(label, style, decades, _drawn(rule.constant[sign, age]))
+            Series(label, style, decades, drawn_steps(rule.constant[sign, age]))
             for sign, label, style in ((1, "rule, g < 0", "run-2"), (0, "rule, g > 0", "variant"))
         ]
         words = (
@@ -266,7 +269,7 @@ def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         drawing = figures.line_chart(
             series, x, y, x_label="|g|", label=f"{title}: step against the gradient’s size"
         )
-        yield _Picture(title, _UNIT, drawing, words)
+        yield _Picture(title, UNIT, drawing, words)
 
 
 def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
@@ -277,12 +280,12 @@ def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         "and size above its epsilon of 10⁻⁸.",
     }
     for name, sentence in words.items():
-        drawing = _as_svg(
+        drawing = as_svg(
             partial(surface_figure, {"": responses[name]}),
             f"Step of {name} by size of the gradient and age",
         )
         title = name[0].upper() + name[1:]
-        yield _Picture(title, _UNIT, drawing, sentence)
+        yield _Picture(title, UNIT, drawing, sentence)
 
 
 @dataclass(frozen=True)
@@ -309,17 +312,17 @@ def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         shown = np.unique(np.linspace(0, history.until - 1, 128).astype(int))
         drawing = _chart(
             shown + 1.0,
-            {name: _drawn(steps[shown]) for name, steps in history.steps.items()},
+            {name: drawn_steps(steps[shown]) for name, steps in history.steps.items()},
             figures.axis([0.0, float(history.until)], ticks=4, margin=0.0),
-            _steps_axis([*history.steps.values()]),
+            steps_axis([*history.steps.values()]),
             x_label="update",
             label=f"Step under {history.title}",
             bands={
-                name: (_drawn(low[shown]), _drawn(high[shown]))
+                name: (drawn_steps(low[shown]), drawn_steps(high[shown]))
                 for name, (low, high) in history.bands.items()
             },
         )
-        yield _Picture(history.title, _UNIT, drawing, history.words)
+        yield _Picture(history.title, UNIT, drawing, history.words)
 
 
 def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
@@ -371,10 +374,10 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
     effective = {name: r.effective_step for name, r in responses.items()}
     yield _Picture(
         "Effective step",
-        _UNIT,
+        UNIT,
         over_life(
-            {name: _drawn(steps) for name, steps in effective.items()},
-            y=_steps_axis([*effective.values()]),
+            {name: drawn_steps(steps) for name, steps in effective.items()},
+            y=steps_axis([*effective.values()]),
             label="Effective step over a life",
         ),
         "How far an update gets along the mean of a noisy gradient: "
@@ -439,7 +442,7 @@ class _ScalesView:
 
 def _scales_view(scales: TimeScales) -> _ScalesView:
     longest = 4.0
-    x = _Decades(-1.0, longest, (-1.0, 0.0, 1.0, 2.0, 3.0, longest))
+    x = Decades(-1.0, longest, (-1.0, 0.0, 1.0, 2.0, 3.0, longest))
     guides = [("adam", math.log10(-1.0 / math.log(beta))) for beta in (0.9, 0.999)]
 
     def row(label: str, constants: Float[np.ndarray, " n"]) -> tuple[str, Markup, str]:
@@ -453,101 +456,3 @@ def _scales_view(scales: TimeScales) -> _ScalesView:
         for size, hidden in zip(scales.sizes, scales.hidden, strict=True)
     ]
     return _ScalesView(figures.scale_strip(x), (*rows, row("running moments", scales.moments[0])))
-
-
-# Pictures
-
-_UNIT = "step in learning rates"
-
-
-class _Decades(Axis):
-    """An axis whose values are powers of ten."""
-
-    def label(self, tick: float) -> str:
-        """The power itself."""
-        return power(round(tick))
-
-
-class _Signed(Axis):
-    """An axis of decades above and below zero, which stands for all that is under 10^FLOOR."""
-
-    def label(self, tick: float) -> str:
-        """The number itself."""
-        if tick == 0:
-            return "0"
-        return ("−" if tick < 0 else "") + power(round(abs(tick)) + FLOOR)
-
-
-def _drawn(steps: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Steps on a `_Signed` axis: decades above 10^FLOOR, with their sign."""
-    with np.errstate(divide="ignore"):
-        return np.sign(steps) * np.maximum(np.log10(np.abs(steps)) - FLOOR, 0.0)
-
-
-def _steps_axis(values: Sequence[np.ndarray]) -> Axis:
-    drawn = _drawn(np.concatenate([np.ravel(x) for x in values]))
-    drawn = drawn[np.isfinite(drawn)]
-    high = math.ceil(max(drawn.max(initial=0.0), 1.0 - FLOOR))
-    low = math.floor(min(drawn.min(initial=high), 0.0 - FLOOR))
-    return _Signed(float(low), float(high), tuple(float(t) for t in range(low, high + 1)))
-
-
-def surface_figure(responses: Mapping[str, Response]) -> Any:
-    """Step by size of the gradient and age of the optimizer, as a matplotlib figure.
-
-    Args:
-        responses: one panel each, by title; all share one colour scale, from 0.01 to 10 learning
-            rates. Grey is where the step goes against the gradient.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(0.9 + 4.1 * len(responses), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(responses), squeeze=False, sharey=True)[0]
-    ages = np.unique(np.geomspace(1, LIFE, 40).astype(int))
-    levels = np.linspace(-2.0, 1.0, 25)
-    for axes, (title, response) in zip(panels, responses.items(), strict=True):
-        steps = response.constant[0, ages - 1].T
-        steps = np.ma.masked_where(~(steps > 0), steps)
-        drawn = axes.contourf(
-            ages, SIZES, np.ma.log10(steps), levels, cmap="viridis", extend="both"
-        )
-        axes.set(title=title, xscale="log", yscale="log", xlabel="update", facecolor="0.6")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter("{x:g}")
-    panels[0].set_ylabel("|g|")
-    bar = figure.colorbar(drawn, ax=panels, label=_UNIT, ticks=np.arange(-2, 2))
-    bar.ax.set_yticklabels(["0.01", "0.1", "1", "10"])
-    return figure
-
-
-# A colour that stands for the page's own while matplotlib draws.
-_INK = "#010203"
-
-
-def _as_svg(draw: Callable[[], Any], label: str) -> Markup:
-    """A matplotlib figure as inline SVG in the page's colours."""
-    import matplotlib as mpl
-
-    parts = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
-    settings: dict[Any, Any] = {
-        "svg.hashsalt": label,
-        "svg.fonttype": "none",
-        "font.size": 11,
-        **dict.fromkeys(parts, _INK),
-    }
-    buffer = io.StringIO()
-    with mpl.rc_context(settings):
-        draw().savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none")
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # What would reach beyond the picture, or is said by the page.
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(_INK, "var(--text)")
-    (box,) = re.findall(r'viewBox="([\d. ]+)"', svg[: svg.index(">")])
-    inner = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
-    return figures.tag(
-        "svg", Markup(inner), viewBox=box, class_="chart", role="img", aria_label=label
-    )
-
-
-# Words

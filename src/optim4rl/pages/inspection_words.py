@@ -14,32 +14,39 @@ from optim4rl.evaluation.response import (
 
 
 def relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
+    """A kernel over its largest entry."""
     largest = np.abs(kernel).max()
     return kernel / largest if largest > 0 else kernel
 
 
 def at_size(response: Response, age: int, size: float) -> float:
+    """The step at an age under constant gradients of a size."""
     return float(response.constant[0, age, index(size)])
 
 
 def index(size: float) -> int:
+    """Where a size is among the sizes shown."""
     return int(np.argmin(np.abs(np.log(SIZES / size))))
 
 
 def at_typical(response: Response, age: int) -> float:
+    """The step at an age under gradients of typical size."""
     return at_size(response, age, TYPICAL)
 
 
 def settled(response: Response) -> float:
+    """The step after a whole life of constant gradients."""
     return at_typical(response, -1)
 
 
 def momentum(response: Response) -> str:
+    """The implied momentum in percent."""
     late = float(response.implied_momentum[-1])
     return "not clear" if math.isnan(late) else f"{late:.2f}".replace("-", "−")
 
 
 def change(first: float, last: float) -> str:
+    """How a step changes from the first to the last."""
     return f"goes from {number(first)} to {number(last)}"
 
 
@@ -55,6 +62,7 @@ def tenth_after(response: Response) -> int | None:
 
 
 def after_the_end(response: Response) -> str:
+    """What the rule does once gradients are zero."""
     updates = tenth_after(response)
     if updates is None:
         return "This rule’s step does not fall to a tenth."
@@ -62,10 +70,12 @@ def after_the_end(response: Response) -> str:
 
 
 def forgets(constant: float) -> str:
+    """How soon something with that time constant forgets."""
     return f"forgets in {brief(constant)} updates" if constant < 1e4 else "does not forget"
 
 
 def brief(constant: float) -> str:
+    """A time constant in a few words."""
     if constant >= 1e4:
         return "never"
     return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"
@@ -84,10 +94,12 @@ def number(value: float) -> str:
 
 
 def power(exponent: int) -> str:
+    """A power of ten."""
     if -3 <= exponent <= 3:
         return f"{10.0**exponent:g}"
     return f"10{superscript(exponent)}"
 
 
 def superscript(number: int) -> str:
+    """A whole number in superscript digits."""
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
