@@ -40,7 +40,7 @@ def settled(response: Response) -> float:
 
 
 def momentum(response: Response) -> str:
-    """The implied momentum in percent."""
+    """The implied momentum late in life."""
     late = float(response.implied_momentum[-1])
     return "not clear" if math.isnan(late) else f"{late:.2f}".replace("-", "−")
 
