@@ -124,7 +124,7 @@ def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def first_moment(
     processing: Processing, gradient: Array, outputs: Float[Array, "outputs *shape"], signed: bool
 ) -> Float[Array, "*shape"]:
-    """The first moment m that the outputs stand for, with a sign of its own where it is `signed`."""
+    """The first moment m of the outputs, with a sign of its own where it is `signed`."""
     if not signed:
         return processing.decode(gradient, outputs[0])
     sign = straight_through_sign(namespace(gradient).tanh(outputs[0] + 1.0))
