@@ -22,6 +22,7 @@ optim4rl: learned optimizers for reinforcement learning
 
   optim4rl train --out DIR           meta-train an optimizer        [--recipe NAME]
   optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
+  optim4rl evaluate FILE.py:FUNCTION       the same for an optimizer of your own
   optim4rl evaluate WEIGHTS --suite NAME --out DIR    on all tasks of a benchmark
   optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
   optim4rl plan propose TEXT --out PLAN     a plan for a method     [--model NAME]
@@ -36,7 +37,7 @@ optim4rl: learned optimizers for reinforcement learning
 Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
 
   import optim4rl
-  optimizer = optim4rl.load("anchored-catch")   # an optax optimizer
+  optimizer = optim4rl.load()   # an optax optimizer, with the weights recommended for RL
 
 Each command explains itself with --help.
 """
