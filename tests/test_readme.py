@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optim4rl.cli import listing, main as cli, train
+from optim4rl.cli import listing, main as cli, processes, train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -66,7 +66,7 @@ def dispatched(monkeypatch):
     monkeypatch.setattr(cli, "_parse", only(cli._parse))
     monkeypatch.setattr(listing, "parse", only(listing.parse))
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
-    monkeypatch.setattr(cluster, "join", lambda options: None)
+    monkeypatch.setattr(processes, "join", lambda options: None)
     return read
 
 

@@ -23,7 +23,7 @@ from optim4rl.optimizers.weights import save_weights, untrained
 from pretended import PretendedPool, curves
 
 RATES, SCALES = (0.001, 0.01, 0.1), (0.3, 1.0, 3.0)
-TASKS = ("catch", "small_dense_short")
+TASKS = ("catch", "small_dense_short/free")
 ALPHA = 3e-3
 # What each optimizer comes to at its best rate, in the task's unit; None is a learned one.
 LEVELS = {"adam": 1.0, "rmsprop": 0.9, "sign_sgd": 0.8, "muon": 1.1, None: 1.2}

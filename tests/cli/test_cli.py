@@ -104,7 +104,7 @@ def test_weights_are_listed(capsys):
     assert [row["weights"] for row in listed(capsys, "weights")] == list(shipped_names())
 
 
-def test_presets_are_listed(capsys):
+def test_recipes_are_listed(capsys):
     assert [row["recipe"] for row in listed(capsys, "recipes")] == list(RECIPES)
 
 
@@ -120,7 +120,7 @@ def test_kernels_are_listed_with_the_reason(capsys):
 
 
 @pytest.mark.parametrize(
-    "what", ["tasks", "optimizers", "components", "weights", "presets", "kernels"]
+    "what", ["tasks", "optimizers", "components", "weights", "recipes", "kernels"]
 )
 def test_lists_are_tables_for_people(what, capsys):
     main(["list", what])

@@ -29,7 +29,7 @@ COMMANDS = (
     "identity",
     "inspect",
 )
-LISTS = ("tasks", "presets", "kernels")
+LISTS = ("tasks", "recipes", "kernels")
 # Runs command lines where packages are missing, and tells what each printed and exited with.
 PROGRAM = """
 import contextlib, io, json, sys

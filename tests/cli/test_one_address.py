@@ -32,7 +32,9 @@ EVALUATE = (
 COMMANDS = {
     "ablate": "ablate {plan} --out {out} --scale smoke --meta-seeds 2 --seeds 2",
     "evaluate": EVALUATE.replace("{what}", "--task catch"),
-    "evaluate --suite": EVALUATE.replace("{what}", "--suite grid --only catch small_dense_short"),
+    "evaluate --suite": EVALUATE.replace(
+        "{what}", "--suite grid --only catch small_dense_short/free"
+    ),
     "identity": "identity --out {out}.json --scale smoke",
 }
 

@@ -93,7 +93,7 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     card = json.loads(check_seal(whole / "checkpoint.safetensors")["card"])
     assert card["config"] == weights.card["settings"]
     assert card["notes"]["versions"] == settings["versions"]
-    assert card["notes"]["code"] == settings["code"] == code_hash("optim4rl.meta.trainer")
+    assert card["notes"]["code"] == settings["code"] == code_hash("optim4rl.meta.recipe")
     assert settings["meta"]["iterations"] == 4
     assert settings["width"] == [8]
     assert weights.card["tasks"] == ["catch"]

@@ -68,5 +68,5 @@ def test_load_takes_a_kernel():
     program = str(jax.make_jaxpr(lambda g: plain.update(g, plain.init(g)))(START))
     assert "custom_vjp_call" in str(jax.make_jaxpr(lambda g: auto.update(g, auto.init(g)))(START))
     assert "ffi_call" not in program
-    with pytest.raises(ValueError, match=r"^kernel = 'native': cell = 'none'"):
-        load("ppo-generalist", kernel="native")
+    with pytest.raises(ValueError, match=r"^kernel = 'pallas': "):
+        load("ppo-generalist", kernel="pallas")

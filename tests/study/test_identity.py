@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from optim4rl.optimizers.networks import apply_network, init_carry
-from optim4rl.study import identity
+from optim4rl.study import identity, recording
 from optim4rl.study.identity import (
     NETWORKS,
     PAPER,
@@ -309,9 +309,9 @@ def test_recording_equals_a_loop_by_hand():
 
 
 def test_another_seed_is_recorded_by_the_same_program():
-    task, programs, record = NoisyQuadratic(), [], cast(Any, identity._record)
+    task, programs, record = NoisyQuadratic(), [], cast(Any, recording._record)
     for seed in range(2):
-        optimizer = identity._rmsprop(1e-1)
+        optimizer = recording.rmsprop(1e-1)
         record_gradients(task, optimizer, 7, jax.random.key(seed), every=3)
         programs.append(record._cache_size())
     assert programs[0] == programs[1]

@@ -7,6 +7,7 @@ from typing import get_args
 import jax
 import pytest
 
+from optim4rl.meta.meta_gradient import Validation
 from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS

@@ -65,6 +65,8 @@ class Maker:
         kinds = (self.optimizer, self.weights, self.source)
         if sum(kind is not None for kind in kinds) != 1:
             raise ValueError(f"optimizer, weights, source = {kinds!r}: exactly one is needed")
+        if self.epsilon is not None and self.optimizer is None:
+            raise ValueError(f"epsilon = {self.epsilon!r}: this is for classical optimizers")
 
     @property
     def file(self) -> Path | None:

@@ -22,7 +22,7 @@ from optim4rl.cli.progress_log import ProgressLog, task_labels
 from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
 from optim4rl.cli.signals import StopRequest, stop_in_order
 from optim4rl.cli.trackers import Tracker, TrackerName, log_progress, require_tracker, tracking
-from optim4rl.fields import COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
@@ -104,6 +104,9 @@ class TrainOptions:
     tracker: TrackerName | None = None
     dry_run: bool = False
     json: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, chunk=COUNT)
 
 
 def run(options: TrainOptions) -> None:

@@ -103,7 +103,6 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         clip=NOT_NEGATIVE,
         minibatches=COUNT,
         value_weight=NOT_NEGATIVE,
-        chunk=COUNT,
     )
     own = learned_spec(recipe.optimizer)
     zero_head = own.zero_head if recipe.zero_head is None else recipe.zero_head
