@@ -25,6 +25,7 @@ PLAN = """# A small study
 - **Replacement**: Synchronous resets
 - **Metrics**: Return
 """
+SUITE = "--suite grid --only catch small_dense_short/free"
 EVALUATE = (
     "evaluate {rule} {what} --out {out} --baselines adam --rates 0.01 0.1 --step-scales 1 3 "
     "--seeds 2 --tuning-seeds 1 --stress-scales 1 --stress-seeds 1 --rollouts 21 --num-envs 2"

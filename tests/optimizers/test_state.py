@@ -1,5 +1,7 @@
 """The state of an optimizer: like Adam's moments it can be sharded, saved and restored."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from test_transform import NAMES, assert_identical, assert_same, every_name, optimizer
 
 PARAMS = {"actor": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}, "scale": jnp.ones(())}
-SPECS = {"actor": {"kernel": P("x", "y"), "bias": P("y")}, "scale": P()}
+SPECS: dict[str, Any] = {"actor": {"kernel": P("x", "y"), "bias": P("y")}, "scale": P()}
 
 
 def tiny_updates(tx, params=PARAMS, steps=2):

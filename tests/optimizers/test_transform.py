@@ -574,7 +574,7 @@ def test_a_kernel_that_cannot_run_a_rule_is_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"^kernel = 'pallas': "):
         optimizer("anchored", kernel="pallas")
     with pytest.raises(ValueError, match=r"^kernel = 'cuda': known kernels are auto, .*pallas$"):
-        choose.__wrapped__(LEARNED["anchored"], "cuda")
+        vars(choose)["__wrapped__"](LEARNED["anchored"], "cuda")
 
 
 # What some rules read beside gradients

@@ -65,7 +65,7 @@ def test_the_value_it_has_is_refused(field):
 
 
 def test_the_registry_of_a_plan_knows_every_field_and_every_value():
-    possible = {
+    possible: dict[str, tuple[str, ...]] = {
         "structure": STRUCTURES,
         "processing": PROCESSINGS,
         "cell": CELL_KINDS,
@@ -117,13 +117,13 @@ def test_one_environment_per_agent_leaves_the_number_of_environments():
     assert (after.agents, after.envs_per_agent) == (512, 1)
     assert training.config.agents == 512
     (task,) = training_tasks(training.environment, after)
-    assert task.task.config.num_envs == 1
+    assert task.task.config.num_envs == 1  # type: ignore[attr-defined]
 
 
 def test_full_width_is_that_of_the_agents_in_evaluation():
     training = with_choice("width", "full")
     (task,) = training_tasks(training.environment, training.settings)
-    assert task.task.config.width == training.evaluation_width == 64
+    assert task.task.config.width == training.evaluation_width == 64  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("whole", "short"), [(98, 12), (64, 8), (4, 1), (1, 1)])

@@ -33,7 +33,7 @@ def test_every_possible_game_equals_gymnax() -> None:
     theirs = theirs.replace(ball_x=jnp.asarray(columns))
 
     @quick_jit
-    def differences(ours, theirs, action):  # type: ignore[no-untyped-def]
+    def differences(ours, theirs, action):
         board, ours, reward, landed, _ = jax.vmap(catch.step_env, (None, 0, 0, None))(
             key, ours, action, params
         )

@@ -105,12 +105,10 @@ class TrainOptions:
     dry_run: bool = False
     json: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(self, chunk=COUNT)
-
 
 def run(options: TrainOptions) -> None:
     """The command."""
+    check_fields(options, chunk=COUNT)
     require_tracker(options.tracker, options.out)
     compiling = CompileClock()
     first_process = jax.process_index() == 0
