@@ -78,6 +78,23 @@ def test_a_sharded_state_gives_the_same_numbers_and_stays_where_it_is(name):
         assert all(jax.tree.leaves(kept))
 
 
+@pytest.mark.parametrize("name", ["optim4rl-catch", "ppo-generalist", "scaled-generalist"])
+def test_explicit_shardings_stay_without_jit_too(name):
+    """Of a convolution, whose axes a rule may merge."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Explicit,))
+    tx = optimizer(name)
+    values = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    plain = {"conv": jnp.asarray(values)}
+    expected, _ = tx.update(plain, tx.init(plain), plain)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(plain, NamedSharding(mesh, P(None, None, "x")))
+        state = tx.init(params)
+        updates, after = tx.update(params, state, params)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        assert jax.typeof(updates["conv"]) == jax.typeof(params["conv"])
+    assert_same(updates, expected)
+
+
 def test_orbax_and_flax_bring_every_state_back_bit_for_bit(tmp_path):
     states = {name: tiny_updates(optimizer(name))[1] for name in NAMES}
     with ocp.StandardCheckpointer() as checkpointer:

@@ -239,7 +239,8 @@ class Mirrored(Anchored):
 
     def features(self, processing: Processing, reading: Reading) -> Features:
         xp, log_age = namespace(reading.gradient), _log_age(reading)
-        adam, fresh, slow = self._bounded_ratios(reading)
+        ratios = self._bounded_ratios(reading)
+        adam, fresh, slow = (ratios[i] for i in range(3))  # iteration would lose its sharding
         sizes = [abs(adam), abs(fresh), abs(slow)]
         even = xp.stack([log_age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
         # A processing's second features are those of the squared gradient: twice the logarithm.

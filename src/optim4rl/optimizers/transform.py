@@ -132,7 +132,9 @@ def _rule_state(
 
 def _memory(state: RuleState, kept: Any, index: int) -> list[Array]:
     """The rows of a leaf, number `index` of the tree; in bfloat16 they share their chance."""
-    rows = [row for array in (*jax.tree.leaves(state.carries), state.moments) for row in array]
+    # Not by iteration: outside `jit` it would lose an explicit sharding.
+    arrays = (*jax.tree.leaves(state.carries), state.moments)
+    rows = [row for array in arrays for row in jnp.unstack(array)]
     if kept == jnp.float32 or not rows:
         return rows
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), state.age - 1), index)

@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from optim4rl.optimizers.kernels.interface import Kernel
@@ -106,10 +107,19 @@ def _as_its_layer(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Ar
     return layer_scale(tensor) * (centre(tensor, direction) if is_centred(tensor) else direction)
 
 
+def _orthogonal(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    # Where shardings are explicit, JAX merges no sharded axes and multiplies along none: gather.
+    own = jax.typeof(direction).sharding.spec
+    if not any(own):
+        return orthogonalise(tensor, direction)
+    whole = jax.sharding.reshard(direction, PartitionSpec())
+    return jax.sharding.reshard(orthogonalise(tensor, whole), own)
+
+
 _NORMALISE: dict[str, Callable[[Tensor, Array], Array]] = {
     "rms": scale_to_unit_rms,
     "layers": _as_its_layer,
-    "orthogonal": orthogonalise,
+    "orthogonal": _orthogonal,
 }
 
 
