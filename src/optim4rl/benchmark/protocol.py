@@ -20,23 +20,30 @@ class Protocol:
         tuning_seeds: runs that each setting is judged by on a task.
         stress_scales: multiples of the tuned setting in the stress test.
         stress_seeds: stress runs at each of them.
+        first_seed: the first reported seed. A new claim wants seeds that no earlier one used.
     """
 
     seeds: int = 8
     tuning_seeds: int = 3
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_seeds: int = 8
+    first_seed: int = EVALUATION_SEED
 
     def __post_init__(self) -> None:
         check_fields(
             self, seeds=COUNT, tuning_seeds=COUNT, stress_seeds=COUNT, stress_scales=POSITIVE
         )
         require_grid("stress_scales", self.stress_scales)
+        if not EVALUATION_SEED <= self.first_seed <= TUNING_SEED - self.seeds:
+            raise ValueError(
+                f"first_seed = {self.first_seed!r}: a seed from {EVALUATION_SEED} to "
+                f"{TUNING_SEED - self.seeds} is needed, below those that choose settings"
+            )
 
     @property
     def reported(self) -> range:
         """The reported seeds."""
-        return range(EVALUATION_SEED, EVALUATION_SEED + self.seeds)
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def tuning(self) -> range:

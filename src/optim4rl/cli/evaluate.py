@@ -20,7 +20,7 @@ from optim4rl.benchmark.contender import (
     load_groups,
 )
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
-from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.protocol import EVALUATION_SEED, Protocol
 from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
 from optim4rl.cli.runtime import print_table, progress_bar
 from optim4rl.cli.signals import stop_now
@@ -77,6 +77,8 @@ class EvaluateOptions:
         out: folder for results.md, results.json, runs.parquet, pictures, and finished runs.
         only: environments of the suite to keep; all by default.
         seeds: reported runs of an optimizer on a task.
+        first_seed: the first of their seeds. Seeds that no earlier claim used, 2000 for instance,
+            make a claim that nothing was chosen on.
         tuning_seeds: runs that each setting is judged by on a task.
         rates: learning rates that classical optimizers are tuned over; the suite's by default.
         step_scales: multiples of its own rate that a learned optimizer is tuned over, as many as
@@ -85,8 +87,9 @@ class EvaluateOptions:
             default with PPO adam_ppo comes first (norm clip 0.5, epsilon 1e-5, falling rate), with
             A2C adam.
         controls: run learned optimizers untrained, too.
-        companions: run learned optimizers and your own a second time, with a norm clip of 0.5 and a
-            rate that falls to 0, as PPO users run Adam.
+        companions: a norm clip of 0.5 and a rate that falls to 0, as PPO users run Adam, for
+            learned optimizers and your own. also: run them a second time, with both; only: run
+            them with both alone.
         stress_scales: multiples of the tuned setting in the stress test.
         stress_seeds: stress runs at each of them.
         rollouts: rollouts of a run: of a task 390 by default, of a suite at most so many.
@@ -105,12 +108,13 @@ class EvaluateOptions:
     out: Path | None = None
     only: tuple[str, ...] = ()
     seeds: int = 16
+    first_seed: int = EVALUATION_SEED
     tuning_seeds: int = 4
     rates: tuple[float, ...] | None = None
     step_scales: tuple[float, ...] | None = None
     baselines: tuple[BaselineName, ...] | None = None
     controls: bool = True
-    companions: bool = False
+    companions: Literal["no", "also", "only"] = "no"
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_seeds: int = 16
     rollouts: int | None = None
@@ -133,7 +137,13 @@ class EvaluateOptions:
     @property
     def protocol(self) -> Protocol:
         """How often each optimizer is run."""
-        return Protocol(self.seeds, self.tuning_seeds, self.stress_scales, self.stress_seeds)
+        return Protocol(
+            self.seeds,
+            self.tuning_seeds,
+            self.stress_scales,
+            self.stress_seeds,
+            self.first_seed,
+        )
 
 
 def run(options: EvaluateOptions) -> None:
@@ -240,8 +250,9 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
     )
     given = [name for name in options.weights if ".py:" in name]
     contenders += [given_contender(name, suite.rates, folder) for name in given]
-    if options.companions:
-        contenders += [x.accompanied() for x in contenders]
+    if options.companions != "no":
+        accompanied = [x.accompanied() for x in contenders]
+        contenders = accompanied if options.companions == "only" else contenders + accompanied
     contenders += [baseline(name, suite.rates) for name in baselines]
     return Benchmark(suite, tuple(contenders), folder, options.protocol)
 
