@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is there whole or not at all."""
 
 import errno
 import os
@@ -7,32 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What the names of unfinished files end in; a process that was killed may leave one behind.
+# Suffix of unfinished files. A killed process may leave one behind.
 UNFINISHED = ".optim4rl-part"
-# What a full disk says.
+# The errors of a full disk.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash at any instant, sees all of it or the old one."""
+    """Write a file. A reader, or a crash at any instant, finds the old file or all of the new."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of `path` when all has gone well.
+    """A temporary path to write to. It replaces `path` when the block ends without an error.
 
     Args:
         path: the file.
-        keep: where the file that was there before goes; None: nowhere.
+        keep: where to move the old file; None: nowhere.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     temporary = Path(name)
     try:
         yield temporary
-        # The handle is that of the same file still: what was written is on disk before the name is.
+        # Flush before renaming.
         os.fsync(handle)
         temporary.chmod(0o644)
         if keep is not None and path.exists():
@@ -42,14 +42,14 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # A full disk does not say which file it had no room for.
+            error.filename = str(path)  # The error of a full disk names no file.
         raise
     finally:
         os.close(handle)
 
 
 def _keep(path: Path, keep: Path) -> None:
-    """Give the file a second name, so that it has the first one until another file takes it."""
+    """Link the file to a second name; it keeps the first until another file takes it."""
     second = path.with_name(f".{keep.name}{UNFINISHED}")
     second.unlink(missing_ok=True)
     try:
@@ -61,7 +61,7 @@ def _keep(path: Path, keep: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in the folder on disk, too."""
+    """Flush the names in the folder, too."""
     if os.name != "posix":
         return  # Elsewhere a folder cannot be opened.
     handle = os.open(folder, os.O_RDONLY)

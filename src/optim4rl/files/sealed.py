@@ -1,8 +1,8 @@
 """Sealed files: named arrays and some text, with a checksum over every byte.
 
-A sealed file is a safetensors file (https://github.com/huggingface/safetensors#format) whose
-metadata hold, as `sha256`, the SHA-256 of the whole file as it would be with zeros in the place of
-the checksum. So no bit of it can change unnoticed, and nothing in it is ever executed.
+A sealed file is a safetensors file (https://github.com/huggingface/safetensors#format). Its
+metadata hold, as `sha256`, the SHA-256 of the whole file, computed with zeros in place of the
+checksum. So no bit can change unnoticed, and nothing in the file is ever executed.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ SEAL = "sha256"
 _OPEN = "0" * 64
 _LARGEST_HEADER = 100_000_000  # as in safetensors
 _BLOCK = 1 << 20
-# What the format calls the types of arrays.
+# The format's names of dtypes.
 DTYPES = {
     "bool": "BOOL",
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
@@ -32,7 +32,7 @@ DTYPES = {
 
 
 class DamagedFileError(ValueError):
-    """A file that is not what was once written; the message names it."""
+    """A damaged file; the message names it."""
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
@@ -56,10 +56,10 @@ def write_sealed(
 
     Args:
         path: the file.
-        arrays: arrays by name, or whatever has their `dtype`, `shape` and `size`.
+        arrays: arrays by name, or objects with their `dtype`, `shape` and `size`.
         metadata: text by name.
-        pieces: an array's bytes in C order, in one piece or more: not all need be there at once.
-        keep: where the file that was there before goes; None: nowhere.
+        pieces: yields an array's bytes in C order, piece by piece, to save memory.
+        keep: where to move the old file; None: nowhere.
     """
     header = _header(arrays, metadata)
     digest = hashlib.sha256(header)
@@ -69,7 +69,7 @@ def write_sealed(
             for piece in pieces(array):
                 digest.update(piece)
                 file.write(piece)
-        # The checksum is known at the end and has its place, of a known size, at the start.
+        # The checksum is known at the end; its place at the start has a known size.
         file.seek(0)
         file.write(header.replace(_OPEN.encode(), digest.hexdigest().encode()))
 
@@ -78,8 +78,8 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata of a sealed file.
 
     Raises:
-        DamagedFileError: it is not what was written, or not a sealed file at all.
-        OSError: it cannot be read.
+        DamagedFileError: the file is damaged, or not a sealed file.
+        OSError: the file cannot be read.
     """
     from safetensors.numpy import load
 
@@ -89,11 +89,11 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def check_seal(path: Path) -> dict[str, str]:
-    """The metadata of a sealed file, all of which has been read and found to be what was written.
+    """Read a sealed file whole, check it, and return its metadata.
 
     Raises:
-        DamagedFileError: it is not what was written, or not a sealed file at all.
-        OSError: it cannot be read.
+        DamagedFileError: the file is damaged, or not a sealed file.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         return _check(path, file)
@@ -141,7 +141,7 @@ def _header(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
 
 
 def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[bytes, dict[str, str]]:
-    """The file up to where its arrays begin, and the metadata."""
+    """The bytes before the first array, and the metadata."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     text = file.read(length) if length <= _LARGEST_HEADER else b""

@@ -1,4 +1,4 @@
-"""Agents of one task, side by side: fresh ones, their rollouts and their gradients."""
+"""Agents of one task, side by side: how they start, their rollouts and their gradients."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,7 +16,7 @@ from optim4rl.optimizers.rule import OptimizerSpec, RuleState, init_state
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 from optim4rl.tasks.interface import InnerTask, update_gradient
 
-# Folded into an agent's key for the noise of its updates; rollouts fold in small numbers.
+# Folded into an agent's key for the noise of its updates. Rollouts fold in small numbers.
 NOISE = 2**31 - 1
 
 
@@ -26,7 +26,7 @@ class Agents(NamedTuple):
     Attributes:
         params: flattened parameters, `[M, n]`.
         rule: the optimizer's state.
-        actor: environments and whatever else the task carries on.
+        actor: environments and whatever else the task carries from rollout to rollout.
     """
 
     params: Float[Array, "M n"]
@@ -45,22 +45,22 @@ def init_agents(spec: OptimizerSpec, task: InnerTask, keys: Key[Array, " M"]) ->
 
 
 def num_rollouts(task: InnerTask, inner_updates: int) -> int:
-    """Rollouts that K inner updates take, the validation not counted.
+    """Rollouts that K inner updates take, without the validation.
 
     Raises:
-        ValueError: K is no multiple of the inner updates that a rollout serves.
+        ValueError: K is not a multiple of the inner updates that a rollout serves.
     """
     if inner_updates % task.updates_per_rollout:
         raise ValueError(
             f"inner_updates = {inner_updates!r}: a rollout serves {task.updates_per_rollout} "
-            "updates (epochs x minibatches), of which a multiple is needed"
+            "updates (epochs x minibatches), and a multiple of that is needed"
         )
     return inner_updates // task.updates_per_rollout
 
 
 @lru_cache(maxsize=64)
 def _parameters(task: InnerTask) -> tuple[Layout, Callable[[Float[Array, " n"]], Any]]:
-    """The layout of the task's parameters, and the way from flattened ones to the task's."""
+    """The layout of the task's parameters, and a function that unflattens them."""
     shapes = jax.eval_shape(task.init_params, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with jax.ensure_compile_time_eval():
@@ -68,14 +68,14 @@ def _parameters(task: InnerTask) -> tuple[Layout, Callable[[Float[Array, " n"]],
 
 
 def layout_of(task: InnerTask) -> Layout:
-    """What each of the task's parameters belongs to."""
+    """The layout of the task's parameters."""
     return _parameters(task)[0]
 
 
 def play(
     task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
 ) -> tuple[Any, Any, Any]:
-    """Rollout number `index` of every agent: batches, actors, stats."""
+    """Play rollout number `index` of every agent; returns batches, actors and stats."""
     _, unravel = _parameters(task)
 
     def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
@@ -114,5 +114,5 @@ def extras_of(
 
 
 def met(gradients: Array, extras: Extras) -> Array | Met:
-    """What a kernel is given: the gradients alone where nothing else is read."""
+    """A kernel's input: the gradients alone, where the structure reads nothing else."""
     return gradients if not jax.tree.leaves(extras) else Met(gradients, extras)

@@ -1,9 +1,9 @@
-"""Checkpoints: the whole state of meta-training as one file, so that a cut-off run goes on.
+"""Checkpoints: the whole state of meta-training in one file, to continue a run that was cut off.
 
 A checkpoint is a sealed file (`optimizers.sealed`): every leaf of the state under its path in the
 tree, random keys as their key data, and in the metadata the run's config and whatever else it
-notes. The last two are kept. A run that goes on from one is the uninterrupted run, bit for bit on
-as many devices, to float tolerance on another number of them.
+notes. The last two are kept. A continued run equals the uninterrupted one: bit for bit on as many
+devices, to float tolerance on another number of them.
 """
 
 import json
@@ -32,19 +32,19 @@ FORMAT_VERSION = 2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that a run cannot go on from; the message names the file and what differs."""
+    """A checkpoint that does not fit the run; the message names the file and what differs."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that is not what was written."""
+    """A damaged checkpoint."""
 
 
 class Resumed(NamedTuple):
-    """What a run goes on from.
+    """A checkpoint that was read.
 
     Attributes:
         state: the state of meta-training.
-        notes: what was noted beside it.
+        notes: the notes that were saved with it.
         damage: what is wrong with the newest checkpoint, where this is the one before it.
     """
 
@@ -59,7 +59,7 @@ def previous_checkpoint(path: Path) -> Path:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether there is a checkpoint to go on from, or what once was one."""
+    """Whether there is a checkpoint, whole or damaged."""
     return path.exists() or previous_checkpoint(path).exists()
 
 

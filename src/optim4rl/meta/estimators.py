@@ -1,7 +1,7 @@
 """What estimates the meta-gradient of a task: one interface, and the truncated meta-gradient.
 
-The trainer knows no more of an estimator than `GradientEstimator`; those that perturb the rule
-instead of differentiating through it are in `evolution`.
+The trainer sees only `GradientEstimator`. Estimators that perturb the rule instead of
+differentiating through it are in `evolution`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class EstimatorState(NamedTuple):
     """What an estimator carries from one estimate to the next.
 
     Attributes:
-        agents: what there is one of for each agent; it is shared out over the devices.
+        agents: arrays with one entry for each agent, sharded over the devices.
         offsets: the reset index of each agent.
         iteration: estimates made.
     """
@@ -36,7 +36,7 @@ class EstimatorState(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What an estimator gives.
+    """The result of an estimator.
 
     Attributes:
         gradient: an estimate of the meta-gradient.
@@ -73,7 +73,7 @@ class GradientEstimator(Protocol):
 
 @dataclass(frozen=True)
 class TruncatedMetaGradient:
-    """The exact gradient of K inner updates (`meta_gradient`); what came before is a constant."""
+    """The exact gradient of K inner updates (`meta_gradient`); all before them is constant."""
 
     spec: OptimizerSpec
     meta_task: MetaTask
@@ -82,7 +82,7 @@ class TruncatedMetaGradient:
 
     @property
     def rollouts(self) -> int:
-        """Those of the K updates, and the validation."""
+        """The rollouts of the K updates, and the validation."""
         return num_rollouts(self.meta_task.task, self.config.inner_updates) + 1
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
@@ -116,7 +116,7 @@ class TruncatedMetaGradient:
         agents: Agents,
         given: tuple[Bool[Array, " chunk"], Key[Array, " chunk"]],
     ) -> tuple[tuple[MetaParameters, Any], Agents]:
-        """What a chunk of agents adds to the mean meta-gradient and to the stats."""
+        """The share of a chunk of agents in the mean meta-gradient and in the stats."""
         fresh, keys = given
         key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
         agents = reset_agents(self.spec, self.meta_task.task, agents, fresh, key_init)

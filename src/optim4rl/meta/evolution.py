@@ -1,10 +1,9 @@
 """Evolution strategies: the meta-gradient from agents that learn with perturbed rules.
 
-Nothing is differentiated, so that lives of any length count whole: the loss of an agent is minus
-its mean return over what it lived, whatever the rule did for it and however long ago. The gradient
-is that of the loss smoothed by a Gaussian of standard deviation `sigma` around the rule. Agents
-come in antithetic pairs: agent i and agent i + M/2 have opposite perturbations and all else alike,
-their first parameters, their environments and every random number.
+Nothing is differentiated, so lives of any length count whole. The loss of an agent is minus its
+mean return over its life. The gradient is that of the loss, smoothed by a Gaussian of standard
+deviation `sigma` around the rule. Agents come in antithetic pairs: agents i and i + M/2 have
+opposite perturbations, and share their first parameters, environments and all random numbers.
 """
 
 from dataclasses import dataclass
@@ -38,11 +37,11 @@ from optim4rl.tasks.interface import InnerTask
 
 
 class Learners(NamedTuple):
-    """Agents and what is known of their returns.
+    """Agents and their last returns.
 
     Attributes:
         agents: the agents.
-        returns: the mean return of the episodes that last ended; 0 before any did.
+        returns: the mean return of the episodes that ended last; 0 before any has.
     """
 
     agents: Agents
@@ -60,17 +59,17 @@ def live(
     rollouts: int,
     kernel: Kernel,
 ) -> tuple[Learners, Float[Array, " M"], Any]:
-    """Let agents learn that have a rule each.
+    """Let agents learn, each by a rule of its own.
 
     Args:
         rules: the meta-parameters of each agent, every array with a leading axis of size M.
-        keys: one key for each agent, whose rollouts are drawn from it alone.
-        rollouts: how long they live.
+        keys: one key for each agent; its rollouts depend on no other.
+        rollouts: the length of their lives.
 
     Returns:
-        The agents after it; the loss of each: minus the mean over its rollouts of the mean return
-        of the episodes that ended in the rollout or, where none did, last before it, and NaN where
-        its parameters have become so; and the task's stats, summed over rollouts and agents.
+        The agents after it; their losses; and the task's stats, summed over rollouts and agents. A
+        loss is minus the mean over rollouts of the mean return of the episodes that ended in the
+        rollout, or last before it where none did. It is NaN where parameters are not finite.
     """
     updates = task.updates_per_rollout
     layout = layout_of(task)
@@ -93,7 +92,7 @@ def live(
 
     learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, jnp.arange(rollouts))
     stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
-    # A policy of NaN acts, too, and its returns are finite: they are those of no agent.
+    # A policy of NaN acts, too, and its returns are finite, but they mean nothing.
     finite = jnp.isfinite(learners.agents.params).all(axis=1)
     return learners, jnp.where(finite, -jnp.mean(curves, axis=0), jnp.nan), stats
 
@@ -116,7 +115,7 @@ class EvolutionStrategies:
 
     @property
     def rollouts(self) -> int:
-        """Those of a life."""
+        """The rollouts of a life."""
         each = num_rollouts(self.meta_task.task, self.config.inner_updates)
         return each * self.config.reset_interval
 
@@ -143,7 +142,7 @@ class EvolutionStrategies:
             (jax.vmap(unravel)(rules), keys),
             self.execution,
         )
-        # Of the perturbations as float32 has them beside the rule.
+        # As float32 has rounded them in the rules.
         perturbations = (rules - mean[None]) / config.sigma
         gradient = unravel(losses @ perturbations / (config.agents * config.sigma))
         return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats)
@@ -204,7 +203,7 @@ class PersistentEvolutionStrategies:
 
     @property
     def rollouts(self) -> int:
-        """Those of K updates."""
+        """The rollouts of K updates."""
         return num_rollouts(self.meta_task.task, self.config.inner_updates)
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
@@ -269,7 +268,7 @@ class PersistentEvolutionStrategies:
 
 
 def _paired(x: Any) -> Any:
-    """For both agents of every pair."""
+    """One for each agent, from one for each pair."""
     return jnp.concatenate([x, x])
 
 

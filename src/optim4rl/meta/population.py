@@ -1,9 +1,9 @@
 """A population of agents: in chunks that fit into memory, sharded over the devices of a mesh.
 
-A meta-gradient is a mean over agents, which share nothing but the rule. So they are advanced a
-chunk at a time, each chunk's meta-gradient added to the sum, and every device has its own share of
-them; one collective adds up the meta-gradients. None of it changes what is computed: an agent's
-random numbers are its own, whatever the chunk and the device.
+A meta-gradient is a mean over agents, which share only the rule. So every device advances its share
+of the agents, a chunk at a time, and adds up their meta-gradients; one collective adds those of the
+devices. This changes nothing in the result: an agent's random numbers depend on neither chunk nor
+device.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Sums = TypeVar("Sums")
 
 @dataclass(frozen=True)
 class Execution:
-    """How meta-training runs; what it computes is the same, to float tolerance.
+    """How meta-training runs. The results are the same, to float tolerance.
 
     Attributes:
         mesh: devices that the agents are sharded over, along one axis; None is the first device.
@@ -77,10 +77,10 @@ class Execution:
 
 
 def agents_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh of that many devices, of all processes; None: all there are.
+    """A mesh of so many devices, over all processes; None: all devices.
 
     Raises:
-        ValueError: there are not as many.
+        ValueError: there are fewer devices.
     """
     devices = jax.devices()
     if num_devices is not None and not 1 <= num_devices <= len(devices):

@@ -31,8 +31,8 @@ from optim4rl.meta.evolution import EvolutionStrategies, PersistentEvolutionStra
 from optim4rl.meta.population import REPLICATED, SHARDED, Execution
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
 
-# Of the running mean that a task's meta-gradient is normalised by: about the last ten iterations,
-# and no meta-gradient counts for more than sqrt(10) of the usual ones.
+# Decay of the running mean that normalises a task's meta-gradient: it covers about ten iterations,
+# and no meta-gradient counts for more than sqrt(10) usual ones.
 RUNNING_DECAY = 0.9
 
 
@@ -60,7 +60,7 @@ class MetaState(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What meta-training reports, one entry for each iteration.
+    """Reports of meta-training, one entry for each iteration.
 
     Attributes:
         meta_gradient_norm: global norm, before clipping, mean over tasks.
@@ -74,7 +74,7 @@ class Progress(NamedTuple):
 
 
 class MetaDivergenceError(RuntimeError):
-    """Meta-training ran out of finite numbers. `state` has the last good rule."""
+    """Meta-training diverged: a number is not finite. `state` has the last good rule."""
 
     def __init__(self, state: MetaState, progress: Progress) -> None:
         self.state = state
@@ -154,7 +154,7 @@ def _mean(trees: list[MetaParameters]) -> MetaParameters:
 def make_estimator(
     spec: OptimizerSpec, meta_task: MetaTask, config: MetaConfig, execution: Execution
 ) -> GradientEstimator:
-    """The estimator of one task's meta-gradient that the task or the config names.
+    """The estimator of a task's meta-gradient, named by the task or the config.
 
     Raises:
         ValueError: it needs returns, which the task does not report, or agents in pairs.

@@ -1,7 +1,7 @@
-"""Further inputs of a rule's networks, as arrays: what a coordinate is, beside its gradient.
+"""Inputs of a rule's networks beside the gradient, as arrays.
 
-They are constants of a tensor (`tensors.tensor_inputs`), so they cost neither memory nor time that
-grows with the agents: a kernel makes them where it needs them, or adds what they make to a bias.
+They are constants of a tensor (`tensors.tensor_inputs`), so their cost does not grow with the
+agents: a kernel makes them where it needs them, or adds their effect to a bias.
 """
 
 from functools import lru_cache
@@ -45,7 +45,7 @@ def draw_noise(layout: Layout, key: PRNGKeyArray) -> list[Float[Array, "..."]]:
 def flat_extras(
     reads: tuple[ExtraName, ...], layout: Layout, params: Float[Array, " n"], key: PRNGKeyArray
 ) -> Extras:
-    """The extras of flattened parameters; what is not read is not made."""
+    """The extras of flattened parameters: only those that the structure reads."""
     noise = None
     if "noise" in reads:
         noise = jnp.concatenate([x.ravel() for x in draw_noise(layout, key)])

@@ -1,7 +1,7 @@
-"""What a coordinate belongs to: the tensors of a parameter tree, their kinds and their depths.
+"""The tensors of a parameter tree, their kinds and their depths.
 
-A layout is static and hashable: it follows from the tree's structure and shapes alone, costs no
-memory, and is the same for all agents of a task.
+A layout follows from the tree's structure and shapes alone. It is static and hashable, takes no
+memory on a device, and is the same for all agents of a task.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ Kinds = Any | Callable[[str, Any], Kind | None]
 def infer_layout(params: Any, kinds: Kinds = None) -> Layout:
     """The layout of any tree of parameters or gradients, arrays or their shapes.
 
-    Kinds are inferred from names (`tensors.layout_of`); what names cannot tell (flax's `Dense_3`),
-    `kinds` can.
+    Kinds are inferred from names (`tensors.layout_of`). Where names do not tell them, as flax's
+    `Dense_3`, pass `kinds`.
 
     Args:
-        params: the tree; its leaves need a shape alone.
-        kinds: what to take instead of the inferred kinds.
+        params: the tree; its leaves need only a shape.
+        kinds: replaces the inferred kinds.
 
     Raises:
         ValueError: `kinds` does not fit the tree, or one of them is unknown.
@@ -66,13 +66,13 @@ def _chosen(params: Any, kinds: Kinds, inferred: list[Kind]) -> Sequence[Any]:
 
 
 def _is_function(kinds: Kinds) -> bool:
-    """Whether kinds are a function: a module can be called, too, but is a tree with leaves."""
+    """Whether `kinds` is a function. A module can be called, too, but is a tree with leaves."""
     whole = all(leaf is kinds for leaf in jax.tree.leaves(kinds))
     return callable(kinds) and (whole or isinstance(kinds, jax.tree_util.Partial))
 
 
 def _paths(key_paths: list[tuple[Any, ...]]) -> list[Path]:
-    """Each leaf's path in parts, that of a torch-like name ("policy_net.0.weight") split."""
+    """Each leaf's path in parts. Torch-like names ("policy_net.0.weight") are split."""
     first: dict[tuple[Any, ...], int] = {}
     paths = []
     for index, keys in enumerate(key_paths):

@@ -72,9 +72,8 @@ def scale_by_learned_rule(
     step, kept = _step(spec, kernel), _state_dtype(state_dtype)
 
     def init(params: optax.Params) -> LearnedRuleState:
-        zeros = partial(jax.tree.map, partial(jnp.zeros_like, dtype=kept), params)
-        memory = tuple(zeros() for _ in range(spec.state_floats))
-        return LearnedRuleState(jnp.zeros((), jnp.int32), memory)
+        memory = (optax.tree.zeros_like(params, kept) for _ in range(spec.state_floats))
+        return LearnedRuleState(jnp.zeros((), jnp.int32), tuple(memory))
 
     def update(
         updates: optax.Updates,
@@ -85,8 +84,7 @@ def scale_by_learned_rule(
         layout, count = infer_layout(updates, kinds), state.count
         extras = _extras(spec, layout, updates, count, params, extra)
         directions, structure = jax.tree.flatten(updates)
-        known: list[Any] = [structure.flatten_up_to(x) for x in state.memory]  # type: ignore[attr-defined]
-        memory = []
+        known, memory = [_leaves(updates, tree) for tree in state.memory], []
         for index, (given, tensor) in enumerate(zip(directions, layout, strict=True)):
             gradient = _real(given)
             before = _rule_state(spec, [row[index] for row in known], count, gradient.shape)
@@ -96,10 +94,15 @@ def scale_by_learned_rule(
             directions[index] = direction.astype(gradient.dtype)
             memory.append(_memory(after, kept, index))
         rows = [[leaf[row] for leaf in memory] for row in range(spec.state_floats)]
-        trees = (jax.tree.unflatten(structure, leaves) for leaves in (directions, *rows))
-        return next(trees), LearnedRuleState(optax.safe_increment(count), tuple(trees))
+        tree, *trees = (jax.tree.unflatten(structure, leaves) for leaves in (directions, *rows))
+        return tree, LearnedRuleState(optax.safe_increment(count), tuple(trees))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _leaves(like: Any, tree: Any) -> list[Array]:
+    """The leaves of a tree, which must be like the other."""
+    return jax.tree.leaves(jax.tree.map(lambda _, x: x, like, tree))
 
 
 def _real(gradient: Any) -> Array:
@@ -118,7 +121,7 @@ def _state_dtype(dtype: DTypeLike) -> Any:
 def _rule_state(
     spec: OptimizerSpec, rows: Sequence[Array], count: Int[Array, ""], shape: tuple[int, ...]
 ) -> RuleState:
-    """The rule's state of a leaf, of its rows in `LearnedRuleState.memory`."""
+    """The rule's state of a leaf, made from the leaf's rows in `LearnedRuleState.memory`."""
     remaining = iter(rows)
 
     def stack(like: Any) -> Array:
@@ -131,7 +134,7 @@ def _rule_state(
 
 
 def _memory(state: RuleState, kept: Any, index: int) -> list[Array]:
-    """The rows of a leaf, number `index` of the tree; in bfloat16 they share their chance."""
+    """The rows of leaf number `index`. In bfloat16 the rows share their random numbers."""
     # Not by iteration: outside `jit` it would lose an explicit sharding.
     arrays = (*jax.tree.leaves(state.carries), state.moments)
     rows = [row for array in arrays for row in jnp.unstack(array)]
@@ -214,11 +217,11 @@ def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:
         fused = jax.custom_vjp(partial(_step_flat, chosen, spec, tensor))
 
         def oracle(*given: Any) -> Any:
-            # Numbers that nothing depends on come as NumPy's.
+            # JAX passes constants as NumPy numbers.
             weights, gradient, state = jax.tree.map(jnp.asarray, given)
             return step_plain(weights, gradient, state, extras, tensor=tensor)
 
-        # Kernels have no derivative of their own by gradients and states.
+        # Kernels have no derivative by gradients and states.
         fused.defvjp(
             lambda *given: (fused(*given), given),
             lambda given, cotangents: jax.vjp(oracle, *given)[1](cotangents),
@@ -293,7 +296,7 @@ def _descend(rate: Any, updates: optax.Updates) -> optax.Updates:
     """Updates times minus the rate, each in its own dtype and shape, whatever the rate's."""
 
     def scale(update: Array) -> Array:
-        # Not `rate * update`: an array of float32 would promote an update of bfloat16.
+        # `rate * update` would promote an update of bfloat16 to the rate's float32.
         factor = jnp.asarray(rate, update.dtype)
         if factor.size != 1 and factor.shape != update.shape:
             raise ValueError(

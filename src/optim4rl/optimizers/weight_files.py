@@ -1,4 +1,4 @@
-"""The format of weights files, for every framework that reads them: nothing here needs JAX.
+"""The format of weights files, for every framework; nothing here needs JAX.
 
 A weights file is a safetensors file: the meta-parameters as float32 tensors and, in its metadata,
 the card: a readable JSON text with the spec, where the weights come from and what they achieved. A
@@ -20,7 +20,7 @@ from optim4rl.fields import float32
 FORMAT = "optim4rl-weights"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
-# What an optimizer runs without a word: recommended for reinforcement learning.
+# What `load()` takes without a name: the weights that we recommend for RL.
 DEFAULT_WEIGHTS = "ppo-generalist"
 
 
@@ -83,7 +83,7 @@ def weights_as_bytes(
         "learning_rate": float(learning_rate),
         "spec": spec,
     }
-    said = json.loads(json.dumps(said))  # as a reader will see it: lists for tuples, text for keys
+    said = json.loads(json.dumps(said))  # as readers will see it: lists for tuples, text for keys
     # In C order: safetensors writes an array's memory as it lies.
     tensors = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     said["sha256"] = _digest(said, tensors)
@@ -161,7 +161,7 @@ def _parse(path: str, data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 
 def _digest(card: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of card and tensors: a flipped bit makes another valid float, only this tells."""
+    """SHA-256 of card and tensors. A flipped bit is still a valid float; only this finds it."""
     said = {key: value for key, value in card.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):

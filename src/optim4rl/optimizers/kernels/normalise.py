@@ -1,7 +1,8 @@
-"""Directions normalised tensor by tensor, around any kernel.
+"""Directions normalised tensor by tensor, after any kernel's step.
 
 - "layers": `s d`, with a constant `s` of the tensor (`tensors.layer_scale`). In some tensors
-  (`tensors.is_centred`) the mean over the inputs is subtracted first.
+  (`tensors.is_centred`) the mean over the inputs is subtracted first. So it is a symmetric linear
+  map: a cotangent of the result goes through the same map to be one of `d`.
 - "rms": `d / sqrt(mean(d^2) + epsilon)`, with the mean over the tensor.
 - "orthogonal": a kernel's `d = U S V'` becomes `U V'`, as large as `d`; vectors stay as they are.
   Muon does this to a momentum (Jordan 2024, https://kellerjordan.github.io/posts/muon).
@@ -11,68 +12,15 @@ All couple the coordinates of a tensor, so they stay outside the kernels.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
-from optim4rl.optimizers.tensors import (
-    EPSILON,
-    WHOLE_TENSOR,
-    is_centred,
-    layer_scale,
-    orthogonalise,
-)
-
-
-def normalised(kernel: Kernel) -> Kernel:
-    """The kernel with `spec.normalise`."""
-
-    def step(
-        spec: OptimizerSpec,
-        meta_parameters: MetaParameters,
-        gradient: Float[Array, " n"],
-        state: RuleState,
-        *,
-        layout: Layout = (),
-    ) -> tuple[Float[Array, " n"], RuleState]:
-        if spec.normalise == "none":
-            return kernel.step(spec, meta_parameters, gradient, state, layout=layout)
-        direction, state = kernel.step(raw(spec), meta_parameters, gradient, state, layout=layout)
-        return _tensor_by_tensor(partial(_normalise_flat, spec), layout, direction), state
-
-    def replay_vjp(
-        spec: OptimizerSpec,
-        meta_parameters: MetaParameters,
-        gradients: Float[Array, "K n"],
-        state: RuleState,
-        cotangents: Float[Array, "K n"],
-        *,
-        layout: Layout = (),
-    ) -> MetaParameters:
-        replay = partial(kernel.replay_vjp, layout=layout)
-        if spec.normalise == "none":
-            return replay(spec, meta_parameters, gradients, state, cotangents)
-        if spec.normalise in WHOLE_TENSOR:
-            # The raw directions once more: to keep them from the first time, all kernels would
-            # have to return them, and agents to hold K of them.
-            def body(state: RuleState, gradient: Array) -> tuple[RuleState, Array]:
-                return kernel.step(raw(spec), meta_parameters, gradient, state, layout=layout)[::-1]
-
-            _, directions = jax.lax.scan(body, state, gradients)
-            cotangents = _tensor_by_tensor(
-                partial(_pull_back, spec), layout, directions, cotangents
-            )
-        else:  # Linear and symmetric: the transpose is the map itself.
-            cotangents = _tensor_by_tensor(partial(_normalise_flat, spec), layout, cotangents)
-        return replay(raw(spec), meta_parameters, gradients, state, cotangents)
-
-    return dataclasses.replace(kernel, step=step, replay_vjp=replay_vjp)
+from optim4rl.optimizers.rule import OptimizerSpec
+from optim4rl.optimizers.tensors import EPSILON, is_centred, layer_scale, orthogonalise
 
 
 def raw(spec: OptimizerSpec) -> OptimizerSpec:
@@ -123,31 +71,13 @@ _NORMALISE: dict[str, Callable[[Tensor, Array], Array]] = {
 }
 
 
-def _normalise_flat(
-    spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*K size"]
-) -> Float[Array, "*K size"]:
-    shaped = direction.reshape(*direction.shape[:-1], *tensor.shape)
-    return normalise(spec, tensor, shaped).reshape(direction.shape)
-
-
-def _pull_back(
-    spec: OptimizerSpec,
-    tensor: Tensor,
-    directions: Float[Array, "K size"],
-    cotangents: Float[Array, "K size"],
-) -> Float[Array, "K size"]:
-    """Cotangents of one tensor's raw directions, given those of the normalised ones."""
-    _, pull_back = jax.vjp(partial(_normalise_flat, spec, tensor), directions)
-    return pull_back(cotangents)[0]
-
-
-def _tensor_by_tensor(
-    function: Callable[..., Array], layout: Layout, *arrays: Float[Array, "*K n"]
+def normalise_flat(
+    spec: OptimizerSpec, layout: Layout, direction: Float[Array, "*K n"]
 ) -> Float[Array, "*K n"]:
-    return jnp.concatenate(
-        [
-            function(tensor, *(x[..., where] for x in arrays))
-            for tensor, where in pieces(layout, arrays[0].shape[-1])
-        ],
-        axis=-1,
-    )
+    """The same of all tensors of a layout, flattened one after the other."""
+    axes = direction.shape[:-1]
+    parts = [
+        normalise(spec, tensor, direction[..., where].reshape(*axes, *tensor.shape))
+        for tensor, where in pieces(layout, direction.shape[-1])
+    ]
+    return jnp.concatenate([x.reshape(*axes, -1) for x in parts], axis=-1)
