@@ -1,4 +1,4 @@
-"""What meta-training and evaluation ask of a task. `tasks.task.Task` is one; tests bring others."""
+"""The interface of tasks for meta-training and evaluation. `tasks.task.Task` implements it."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,7 @@ class InnerTask(Protocol):
         """Fresh agent parameters, a pytree of float32 arrays."""
 
     def init_actor(self, key: PRNGKeyArray) -> Any:
-        """Fresh environments and whatever else a rollout carries on, a pytree."""
+        """Fresh environments, and whatever else goes from rollout to rollout; a pytree."""
 
     @property
     def updates_per_rollout(self) -> int:
@@ -37,8 +37,8 @@ class InnerTask(Protocol):
     def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
         """One rollout: (batch, the actor after it, stats).
 
-        The batch, a pytree, is all that the gradients of the rollout are computed from besides
-        parameters; `stats` is a pytree of numbers to report.
+        The batch is a pytree of everything that the rollout's gradients depend on, besides the
+        parameters. `stats` is a pytree of numbers to report.
         """
 
     def gradient(self, params: Any, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a learner makes of a rollout. `a2c.A2C` and `ppo.PPO` are two."""
+"""The interface of inner learners. `a2c.A2C` and `ppo.PPO` implement it."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -31,14 +31,14 @@ class Rollout(NamedTuple):
 
 @runtime_checkable
 class Learner(Protocol):
-    """A loss, and the inner updates that a rollout serves."""
+    """A loss, and the inner updates that each rollout serves."""
 
     @property
     def updates_per_rollout(self) -> int:
         """Inner updates that one rollout serves."""
 
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Any:
-        """All that the gradients of the rollout are computed from besides parameters."""
+        """Everything that the rollout's gradients depend on, besides the parameters."""
 
     def gradient(self, params: Any, batch: Any) -> Any:
         """The gradient of the whole loss, by the parameters that the rollout was made with."""

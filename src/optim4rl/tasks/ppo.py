@@ -62,7 +62,7 @@ class PPOConfig:
 
 
 class Samples(NamedTuple):
-    """What the loss is computed from.
+    """The samples that the loss is computed from.
 
     Attributes:
         observation: what the agent saw, as its network reads batches.
@@ -123,7 +123,7 @@ class PPO:
         return self.config.epochs * self.config.minibatches
 
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> PPOBatch:
-        """What the policy gave then, and a permutation of the samples for each epoch."""
+        """The samples with their old log-probabilities, and a permutation for each epoch."""
         samples = Samples(
             rollout.observation,
             rollout.action,

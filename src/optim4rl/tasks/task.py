@@ -101,14 +101,14 @@ class TaskConfig:
 
 
 class RolloutStats(NamedTuple):
-    """What a rollout reports: undiscounted, unscaled returns of the episodes that ended in it."""
+    """Undiscounted, unscaled returns of the episodes that ended in a rollout."""
 
     return_sum: Float[Array, ""]
     episode_count: Int[Array, ""]
 
 
 class Actor(NamedTuple):
-    """What an agent carries on besides its parameters.
+    """What an agent carries from rollout to rollout, besides its parameters.
 
     Attributes:
         episodes: its environments.
@@ -177,7 +177,7 @@ class Task:
 
     @property
     def _looks_up(self) -> bool:
-        """Whether observations are the places of their ones: not if these are normalised."""
+        """Whether observations are lists of the places of their ones; normalised ones are not."""
         return is_sparse(self.environment) and not self.config.normalise_observations
 
     @cached_property
@@ -198,7 +198,7 @@ class Task:
 
     @cached_property
     def distribution(self) -> Distribution:
-        """What the policy's outputs mean."""
+        """The distribution that the policy's outputs stand for."""
         # Often first asked for within a compiled function, where new arrays would be traced.
         with jax.ensure_compile_time_eval():
             actions = self.environment.action_space(self.env_params)
@@ -218,7 +218,7 @@ class Task:
 
     @cached_property
     def learner(self) -> Learner:
-        """What learns."""
+        """The inner learner."""
         if isinstance(self.config.learner, PPOConfig):
             return PPO(self.config.learner, self.network, self.distribution)
         return A2C(self.config.learner, self.network, self.distribution)
@@ -250,7 +250,7 @@ class Task:
     def rollout(
         self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Any, Actor, RolloutStats]:
-        """Play on, and make the learner's batch of it."""
+        """Play one rollout, and make the learner's batch from it."""
         after, steps, reward = self._play(params, actor, key)
         config = self.config.learner
         target = lambda_returns(
@@ -288,7 +288,7 @@ class Task:
     def transitions(
         self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Actor, Transitions, RolloutStats]:
-        """The rollout that the agent learns from, written out."""
+        """The transitions of the rollout that the agent learns from."""
         after, steps, reward = self._play(params, actor, key)
         transitions = Transitions(
             jax.vmap(self.vector.unpack)(_normalised(actor, steps.observation)),
