@@ -1,5 +1,6 @@
 """The command line: what there is, and what it says to bad input."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -235,6 +236,19 @@ def test_what_the_options_say_takes_the_place_of_the_scales_own(tmp_path):
     assert settings.evaluation.seeds == 7
     assert settings.meta_learning_rates == (1e-3,)
     assert ablate._settings(ablate.AblateOptions(PLAN, tmp_path, "smoke")) == SCALES["smoke"]
+
+
+def test_scale_paper_has_the_papers_settings_of_the_small_grid_world(tmp_path):
+    options = ablate.AblateOptions(PLAN, tmp_path, "paper", task="small_dense_long")
+    settings = ablate._settings(options)
+    training, evaluation = settings.training, settings.evaluation
+    rollouts = training.iterations * (training.inner_updates + 1)
+    steps = rollouts * training.agents * training.envs_per_agent * 20
+    assert steps == pytest.approx(3e7, rel=1e-3)
+    assert evaluation.updates * evaluation.num_envs * 20 == pytest.approx(3e7, rel=1e-3)
+    assert (training.learning_rate, settings.meta_seeds) == (3e-2, 5)
+    other = ablate._settings(dataclasses.replace(options, task="small_dense_short"))
+    assert other.training == SCALES["paper"].training
 
 
 def test_a_plan_of_nothing_known_is_refused(tmp_path, capsys):

@@ -31,6 +31,7 @@ PROFILE_POINTS = np.linspace(0.0, 1.5, 61)
 
 Scores = Float[np.ndarray, "task meta_seed seed"]
 OtherScores = Float[np.ndarray, "task other_meta_seed seed"]
+ControlScores = Float[np.ndarray, "task control_meta_seed seed"]
 TaskRuns = Float[np.ndarray, "task seed"]
 
 
@@ -254,7 +255,7 @@ def stand(
     auc_scale: Scale,
     final_scale: Scale,
     reference: OtherScores | None,
-    control: OtherScores | None = None,
+    control: ControlScores | None = None,
 ) -> Standing:
     """One optimizer's standing.
 

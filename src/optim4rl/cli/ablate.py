@@ -53,7 +53,7 @@ from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.layout import lay_out, load_study
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import collect, run_study
-from optim4rl.study.settings import SCALES, IdentityScale, StudySettings
+from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
 
@@ -71,7 +71,8 @@ class AblateOptions:
         plan: the plan file.
         out: output folder: report.html, runs.parquet, and the finished jobs.
         scale: smoke takes a minute and shows nothing but that all parts run; quick takes minutes,
-            standard half an hour, paper days on a laptop.
+            standard half an hour, paper days on a laptop; the paper's own settings are those of
+            catch and small_dense_long.
         task: what agents learn, in meta-training and in evaluation.
         learning_rate: the agents' learning rate alpha in meta-training; the scale's own by default,
             which suits catch.
@@ -135,7 +136,7 @@ def _settings(options: AblateOptions) -> StudySettings:
     Raises:
         ValueError: there is no such task, or a window of inner updates does not fit it.
     """
-    settings = SCALES[options.scale]
+    settings = settings_at(options.scale, options.task)
     training, evaluation = settings.training, settings.evaluation
     if options.learning_rate is not None:
         training = dataclasses.replace(training, learning_rate=options.learning_rate)
@@ -148,7 +149,6 @@ def _settings(options: AblateOptions) -> StudySettings:
     num_rollouts(trained.task, training.inner_updates)
     return dataclasses.replace(
         settings,
-        environment=options.task,
         meta_seeds=settings.meta_seeds if options.meta_seeds is None else options.meta_seeds,
         meta_learning_rates=options.meta_learning_rates or settings.meta_learning_rates,
         training=training,

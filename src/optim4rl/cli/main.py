@@ -30,6 +30,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl plan lint PLAN            what is wrong with a plan, and what it would cost to run
   optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale quick|standard|paper]
   optim4rl report DIRS               finished runs side by side, or a study's report again
+  optim4rl replicate EXPERIMENT --out DIR    an experiment of the paper at its own scale
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
   optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
   optim4rl list WHAT                 tasks, optimizers, components, weights, recipes, kernels
@@ -124,6 +125,7 @@ def _dispatch(words: list[str]) -> None:
         "ablate": _ablate,
         "report": _ablate,
         "identity": _ablate,
+        "replicate": _replicate,
         "inspect": _inspect,
         "list": _list,
     }
@@ -195,6 +197,12 @@ def _ablate(command: str, rest: list[str]) -> None:
         "identity": (ablate.IdentityOptions, ablate.identity),
     }[command]
     run(_parse(options, command, rest))  # type: ignore[operator]
+
+
+def _replicate(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import replicate
+
+    replicate.run(_parse(replicate.ReplicateOptions, command, rest))
 
 
 def _plan(command: str, rest: list[str]) -> None:

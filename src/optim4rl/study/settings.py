@@ -195,9 +195,38 @@ PAPER = StudySettings(
     ),
 )
 
+# The same on the paper's small grid world: 512 agents of one environment each, 3e7 steps, and as
+# many of evaluation with 512 environments.
+PAPER_SMALL_DENSE_LONG = replace(
+    PAPER,
+    environment="small_dense_long",
+    meta_seeds=5,
+    meta_learning_rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+    tuning_meta_seeds=2,
+    training=replace(
+        PAPER.training, width=32, agents=512, iterations=586, reset_interval=72, learning_rate=3e-2
+    ),
+    evaluation=replace(
+        PAPER.evaluation,
+        width=32,
+        num_envs=512,
+        updates=2_930,
+        tuning_seeds=4,
+        classical_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        step_scales=(0.1, 0.3, 1.0, 3.0),
+    ),
+)
+
 SCALES: dict[str, StudySettings] = {
     "smoke": SMOKE,
     "quick": QUICK,
     "standard": STANDARD,
     "paper": PAPER,
 }
+
+
+def settings_at(scale: str, environment: str) -> StudySettings:
+    """The settings of a scale on a task. At the scale "paper", small_dense_long has its own."""
+    own = (PAPER_SMALL_DENSE_LONG,) if scale == "paper" else ()
+    found = next((x for x in own if x.environment == environment), SCALES[scale])
+    return replace(found, environment=environment)

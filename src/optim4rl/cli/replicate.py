@@ -1,0 +1,101 @@
+"""`optim4rl replicate`: the paper's experiments at its own scale."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from optim4rl.cli.evaluate import print_summary
+from optim4rl.cli.runtime import progress_bar
+from optim4rl.cli.signals import stop_now
+from optim4rl.files.folders import locked
+from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.jobs.pools import Workers
+from optim4rl.pages.benchmark import to_json
+from optim4rl.pages.replication import write_replication
+from optim4rl.study.paper import EXPERIMENTS
+from optim4rl.study.replication import Replication, run_replication
+
+ExperimentName = Literal["catch", "small_dense_long", "big_dense_long"]
+
+
+@dataclass(frozen=True)
+class ReplicateOptions:
+    """Run an experiment of the paper at the paper's scale.
+
+    Meta-trains Versions A and B, Version A without pipeline training, LinearOptim, L2LGD2 and STAR
+    as the paper says, each at every setting of a grid and then at the best one for several
+    meta-seeds. Evaluates them beside Adam and RMSProp and beside themselves untrained, with the
+    step as trained and with a tuned step. Finished work is kept in the folder, and a meta-training
+    that was cut off goes on: stop it and start it again as you like.
+
+    Attributes:
+        experiment: catch takes an hour on two cores, small_dense_long a night, big_dense_long days.
+        out: folder for results.md, settings.md, runs.parquet, pictures, and finished jobs.
+        arms: names of the arms to run, for instance "Version A"; all by default.
+        meta_seeds: reported meta-trainings of each arm; the experiment's own by default.
+        seeds: reported runs of each; the experiment's own by default.
+        meta_learning_rates: the grid of the meta-learning rate; the paper's by default.
+        reset_intervals: the grid of the reset interval, in meta-iterations; the paper's by default.
+        workers: who does the jobs.
+        json: print the results as JSON.
+    """
+
+    experiment: Annotated[ExperimentName, tyro.conf.Positional]
+    out: Path
+    arms: tuple[str, ...] = ()
+    meta_seeds: int | None = None
+    seeds: int | None = None
+    meta_learning_rates: tuple[float, ...] | None = None
+    reset_intervals: tuple[int, ...] | None = None
+    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
+    json: bool = False
+
+
+def run(options: ReplicateOptions) -> None:
+    """The command."""
+    replication = lay_out(options)
+    with locked(options.out):
+        remove_manifest(options.out)
+        with (
+            progress_bar(f"replicating {options.experiment}", "jobs") as update,
+            stop_now("jobs in flight are abandoned"),
+        ):
+            found = run_replication(replication, options.out, options.workers, update)
+        write_replication(found, shlex.join(["optim4rl", *sys.argv[1:]]))
+        write_manifest(options.out)
+    if options.json:
+        print(json.dumps(to_json(found.results)))
+    else:
+        print_summary(found.results, options.out)
+
+
+def lay_out(options: ReplicateOptions) -> Replication:
+    """The experiment with what the options say.
+
+    Raises:
+        ValueError: there is no such arm, or a number is out of its range.
+    """
+    own = EXPERIMENTS[options.experiment]
+    names = [arm.name for arm in own.arms]
+    for name in options.arms:
+        if name not in names:
+            raise ValueError(f"arms: {name!r} is not one of {', '.join(map(repr, names))}")
+    arms = tuple(
+        dataclasses.replace(arm, meta_seeds=options.meta_seeds or arm.meta_seeds)
+        for arm in own.arms
+        if not options.arms or arm.name in options.arms
+    )
+    protocol = dataclasses.replace(own.protocol, seeds=options.seeds or own.protocol.seeds)
+    return dataclasses.replace(
+        own,
+        arms=arms,
+        protocol=protocol,
+        meta_learning_rates=options.meta_learning_rates or own.meta_learning_rates,
+        reset_intervals=options.reset_intervals or own.reset_intervals,
+    )

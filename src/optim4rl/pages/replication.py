@@ -1,0 +1,46 @@
+"""The page of a replication: a benchmark's, and the settings that every arm was tried with."""
+
+from optim4rl.files.atomic import write_atomically
+from optim4rl.pages.benchmark import write_report
+from optim4rl.pages.words import number
+from optim4rl.study.replication import Replicated, choose_settings
+
+_HEAD = """# Settings of the meta-trainings
+
+Every arm was meta-trained once at each setting, on a meta-seed that is not reported, and run with
+its step as trained on seeds that are not reported. **Bold** is the best AUC, which the reported
+meta-trainings use. The paper reports the best setting on the runs that chose it: that is the bold
+row itself.
+
+| arm | meta-learning rate | reset interval | AUC | final return |
+|---|---|---|---|---|
+"""
+
+
+def write_replication(found: Replicated, command: str) -> None:
+    """Write what `pages.benchmark.write_report` writes, and settings.md."""
+    write_report(found.results, command)
+    text = to_markdown(found)
+    write_atomically(found.results.benchmark.folder / "settings.md", text.encode())
+
+
+def to_markdown(found: Replicated) -> str:
+    """The settings that were tried, as a page."""
+    chosen = choose_settings(found.tried)
+    rows = []
+    for each in found.tried:
+        mark = "**" if chosen[each.arm] == each.setting else ""
+        cells = [
+            each.arm,
+            f"{each.setting.meta_learning_rate:g}",
+            str(each.setting.reset_interval),
+            number(each.auc, 3),
+            number(each.final, 3),
+        ]
+        rows.append(f"| {' | '.join(f'{mark}{cell}{mark}' for cell in cells)} |\n")
+    lost = [
+        f"\n{arm}: {len(messages)} of the reported meta-trainings diverged. {messages[0]}\n"
+        for arm, messages in found.failures.items()
+        if messages
+    ]
+    return _HEAD + "".join(rows) + "".join(lost)

@@ -1,0 +1,422 @@
+"""The paper's experiments at its own scale (Lan et al. 2024, sections 5 and 6).
+
+An arm is a recipe: a rule and how it is meta-trained. Every arm is meta-trained at each setting of
+a grid on a meta-seed that is not reported, and at the best setting on those that are. From then on
+it is a contender like any other: once with its step as trained, as in the paper, and once with its
+step tuned. Its untrained rule is its control.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from optim4rl.benchmark.contender import Contender, Maker, baseline, keep_weights
+from optim4rl.benchmark.loop import (
+    Benchmark,
+    Results,
+    expected_jobs,
+    read,
+    run_stages,
+    scoring_runs,
+)
+from optim4rl.benchmark.protocol import Protocol, require_grid
+from optim4rl.benchmark.runs import job, read_batches
+from optim4rl.benchmark.suites import task_suite
+from optim4rl.evaluation.returns import area_under_curve, final_return
+from optim4rl.fields import COUNT, POSITIVE, check_fields, from_json, to_json
+from optim4rl.jobs.job import Job, Result
+from optim4rl.jobs.pool import Stages
+from optim4rl.jobs.pools import Workers, open_pool
+from optim4rl.jobs.store import get_result
+from optim4rl.meta.checkpoint import has_checkpoint, resume_checkpoint, save_checkpoint
+from optim4rl.meta.memory import available_bytes, choose_chunk
+from optim4rl.meta.population import Execution
+from optim4rl.meta.recipe import Recipe, build
+from optim4rl.meta.trainer import MetaDivergenceError, MetaState, Progress, init, train
+from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
+from optim4rl.study.settings import TUNING_META_SEED
+
+# The paper's grid for Adam and RMSProp, and the optimizers that it compares with.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+CLASSICAL = ("adam", "rmsprop")
+# The seeds of evaluation. Runs this long have no stress test.
+PROTOCOL = Protocol(seeds=10, tuning_seeds=4, stress_scales=(1.0,), stress_seeds=1)
+TUNED_STEP = ", step tuned"
+# A meta-training is saved so often, so that one that was cut off goes on.
+SAVES = 20
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A rule and how it is meta-trained.
+
+    Attributes:
+        name: what tables call it.
+        recipe: rule, task and settings; its seed, meta-learning rate and reset interval are set.
+        meta_seeds: meta-trainings that are reported.
+        control: whether the untrained rule is run as well.
+    """
+
+    name: str
+    recipe: Recipe
+    meta_seeds: int
+    control: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, meta_seeds=COUNT)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A point of the grid that an arm is meta-trained on."""
+
+    meta_learning_rate: float
+    reset_interval: int
+
+
+@dataclass(frozen=True)
+class Replication:
+    """An experiment of the paper.
+
+    Attributes:
+        environment: the task.
+        arms: what is meta-trained.
+        meta_learning_rates: the grid of the meta-learning rate.
+        reset_intervals: the grid of the reset interval, in meta-iterations.
+        rollouts: of an evaluation run.
+        num_envs: environments of an agent in evaluation.
+        step_scales: multiples of alpha that the tuned step is chosen from.
+        rates: learning rates of the classical optimizers.
+        protocol: seeds of the evaluation.
+    """
+
+    environment: str
+    arms: tuple[Arm, ...]
+    meta_learning_rates: tuple[float, ...]
+    reset_intervals: tuple[int, ...]
+    rollouts: int
+    num_envs: int
+    step_scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    rates: tuple[float, ...] = RATES
+    protocol: Protocol = PROTOCOL
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            meta_learning_rates=POSITIVE,
+            reset_intervals=COUNT,
+            rollouts=COUNT,
+            num_envs=COUNT,
+        )
+        for name in ("meta_learning_rates", "reset_intervals", "step_scales", "rates"):
+            require_grid(name, [float(x) for x in getattr(self, name)])
+
+    @property
+    def grid(self) -> tuple[Setting, ...]:
+        """The settings that every arm is meta-trained at."""
+        return tuple(
+            Setting(rate, interval)
+            for rate, interval in product(self.meta_learning_rates, self.reset_intervals)
+        )
+
+    def settings_of(self, arm: Arm) -> tuple[Setting, ...]:
+        """The grid of an arm: agents that are never reset have no interval."""
+        if arm.recipe.meta.resets == "staggered":
+            return self.grid
+        return tuple(Setting(rate, self.reset_intervals[0]) for rate in self.meta_learning_rates)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One meta-training of an arm; `trained` is False for the untrained rule."""
+
+    recipe: Recipe
+    trained: bool = True
+
+
+def make_training(arm: Arm, setting: Setting, meta_seed: int, *, trained: bool = True) -> Trained:
+    """An arm at a setting and a meta-seed."""
+    meta = replace(
+        arm.recipe.meta,
+        meta_learning_rate=setting.meta_learning_rate,
+        reset_interval=setting.reset_interval,
+        seed=meta_seed,
+    )
+    return Trained(replace(arm.recipe, meta=meta), trained)
+
+
+def training_job(training: Trained) -> Job:
+    """The meta-training as a job."""
+    recipe = training.recipe
+    state = f"rate {recipe.meta.meta_learning_rate:g}" if training.trained else "untrained"
+    return Job(
+        function="optim4rl.study.replication:meta_train",
+        arguments=to_json(training),
+        what=f"meta-training: {recipe.optimizer}, {state}, meta-seed {recipe.meta.seed}",
+        program=replace(recipe, meta=replace(recipe.meta, seed=0, meta_learning_rate=1.0)),
+    )
+
+
+def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
+    """Meta-train by a recipe: the weights, or "failure" in the info where it diverges.
+
+    It is saved now and then below the folder, and goes on from there.
+    """
+    training: Trained = from_json(Trained, arguments)
+    spec, tasks = build(training.recipe)
+    meta = training.recipe.meta
+    if training.trained:
+        available = available_bytes() // max(1, jax.local_device_count())
+        plan = choose_chunk(spec, tasks, meta, Execution(), available)
+        execution = Execution(agents_per_chunk=plan.agents_per_chunk)
+        path = folder / "checkpoints" / f"{training_job(training).address}.safetensors"
+        settings = to_json(training)
+        state = init(spec, tasks, meta, execution=execution)
+        if has_checkpoint(path):
+            state = resume_checkpoint(path, state, settings, execution).state
+
+        def keep(state: MetaState, progress: Progress) -> None:
+            del progress
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(path, state, settings)
+
+        chunk = -(-meta.iterations // SAVES)
+        try:
+            state, _ = train(
+                spec, tasks, meta, state=state, chunk=chunk, report=keep, execution=execution
+            )
+        except MetaDivergenceError as error:
+            return Result({}, {"failure": str(error)})
+    else:
+        state = init(spec, tasks, meta)
+    return Result({k: np.asarray(x) for k, x in flatten(state.meta_parameters).items()}, {})
+
+
+def keep_members(
+    folder: Path, trainings: Sequence[Trained]
+) -> tuple[tuple[Maker, ...], tuple[str, ...]]:
+    """How the optimizers of finished meta-trainings are made, and the messages of failures."""
+    members, failures = [], []
+    for training in trainings:
+        result = get_result(folder, training_job(training))
+        if "failure" in result.info:
+            failures.append(str(result.info["failure"]))
+            continue
+        spec, tasks = build(training.recipe)
+        optimizer = LearnedOptimizer(spec, unflatten(result.arrays), tasks[0].learning_rate)
+        members.append(Maker(weights=keep_weights(folder, optimizer)))
+    return tuple(members), tuple(failures)
+
+
+# From meta-trainings to how their optimizers are made, and the messages of those that diverged.
+Members = Callable[[Sequence[Trained]], tuple[tuple[Maker, ...], tuple[str, ...]]]
+
+
+# How settings are chosen
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An arm at a setting of its grid, on a meta-seed and seeds that are not reported.
+
+    Attributes:
+        arm: its name.
+        setting: the setting.
+        auc: mean return of the runs over all updates; NaN where one diverged.
+        final: mean return of the last updates.
+    """
+
+    arm: str
+    setting: Setting
+    auc: float
+    final: float
+
+
+def tuning_contenders(
+    replication: Replication, members_of: Members
+) -> list[tuple[Arm, Setting, Contender | None]]:
+    """Every arm at every setting of its grid; None where the meta-training diverged."""
+    found = []
+    for arm in replication.arms:
+        for setting in replication.settings_of(arm):
+            members, _ = members_of([make_training(arm, setting, TUNING_META_SEED)])
+            alpha = arm.recipe.learning_rate[0]
+            contender = Contender(arm.name, "learned", members, (1.0,), alpha) if members else None
+            found.append((arm, setting, contender))
+    return found
+
+
+def tried_settings(replication: Replication, folder: Path) -> list[Tried]:
+    """What every setting of the grid came to, once all its runs are there."""
+    b = benchmark_of(replication, folder, ())
+    found = []
+    for arm, setting, contender in tuning_contenders(replication, partial(keep_members, folder)):
+        auc = final = float("nan")
+        if contender is not None:
+            (curves,) = read_batches(
+                folder, scoring_runs(b, b.suite.tasks[0], contender, 0)
+            ).values()
+            auc, final = (float(f(curves).mean()) for f in (area_under_curve, final_return))
+        found.append(Tried(arm.name, setting, auc, final))
+    return found
+
+
+def choose_settings(tried: Sequence[Tried]) -> dict[str, Setting]:
+    """Each arm's setting: the highest AUC; one with a diverged run is chosen last."""
+    best: dict[str, Tried] = {}
+    for each in tried:
+        score = -np.inf if np.isnan(each.auc) else each.auc
+        held = best.get(each.arm)
+        if held is None or score > (-np.inf if np.isnan(held.auc) else held.auc):
+            best[each.arm] = each
+    return {name: each.setting for name, each in best.items()}
+
+
+# What is run
+
+
+def benchmark_of(
+    replication: Replication, folder: Path, contenders: Sequence[Contender]
+) -> Benchmark:
+    """The contenders beside the classical optimizers, on the experiment's task."""
+    suite = task_suite(
+        replication.environment,
+        rollouts=replication.rollouts,
+        stress_rollouts=1,
+        num_envs=replication.num_envs,
+    )
+    task = replace(suite.tasks[0], stress_rollouts=None)
+    classical = tuple(baseline(name, replication.rates) for name in CLASSICAL)
+    return Benchmark(
+        replace(suite, tasks=(task,)), (*contenders, *classical), folder, replication.protocol
+    )
+
+
+def reported_trainings(arm: Arm, setting: Setting) -> list[Trained]:
+    """The meta-trainings of an arm that are reported."""
+    return [make_training(arm, setting, seed) for seed in range(arm.meta_seeds)]
+
+
+def control_trainings(arm: Arm, setting: Setting) -> list[Trained]:
+    """The untrained rule: one where its heads start at zero, else one for each meta-seed."""
+    spec, _ = build(arm.recipe)
+    seeds = range(1 if spec.zero_head else arm.meta_seeds)
+    return [make_training(arm, setting, seed, trained=False) for seed in seeds]
+
+
+def contenders_of(
+    replication: Replication, settings: Mapping[str, Setting], members_of: Members
+) -> tuple[list[Contender], dict[str, tuple[str, ...]]]:
+    """Every arm, with its step as trained and tuned, and its control; and what failed."""
+    contenders, failures = [], {}
+    for arm in replication.arms:
+        setting, alpha = settings[arm.name], arm.recipe.learning_rate[0]
+        members, failures[arm.name] = members_of(reported_trainings(arm, setting))
+        untrained = f"{arm.name} untrained" if arm.control else None
+        for suffix, grid in (("", (1.0,)), (TUNED_STEP, replication.step_scales)):
+            control = None if untrained is None else untrained + suffix
+            if members:
+                contenders.append(
+                    Contender(arm.name + suffix, "learned", members, grid, alpha, control)
+                )
+            if control is not None:
+                blank, _ = members_of(control_trainings(arm, setting))
+                contenders.append(Contender(control, "control", blank, grid, alpha))
+    return contenders, failures
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """What an experiment came to.
+
+    Attributes:
+        results: the comparison.
+        tried: every setting of every arm's grid.
+        failures: by arm the messages of meta-trainings that diverged.
+    """
+
+    results: Results
+    tried: tuple[Tried, ...]
+    failures: Mapping[str, tuple[str, ...]]
+
+
+def run_replication(
+    replication: Replication,
+    folder: Path,
+    workers: Workers = Workers(),
+    on_progress: Callable[..., None] = lambda *_: None,
+) -> Replicated:
+    """Run all that is not yet done, and read the results.
+
+    Args:
+        replication: the experiment.
+        folder: where finished jobs are kept.
+        workers: who runs them.
+        on_progress: called with jobs done, jobs in all, and what the last one was.
+
+    Raises:
+        JobError: a job failed; all that is finished is kept.
+        ClusterError: there is no such cluster.
+    """
+    members = partial(keep_members, folder)
+    with open_pool(folder, workers) as pool:
+        stages = Stages(pool, folder, len(_all_jobs(replication, folder)), on_progress)
+        stages.run(_tuning_trainings(replication))
+        stages.run(_tuning_runs(replication, folder, members))
+        tried = tried_settings(replication, folder)
+        settings = choose_settings(tried)
+        stages.run(_reported_trainings(replication, settings))
+        contenders, failures = contenders_of(replication, settings, members)
+        runs = run_stages(benchmark_of(replication, folder, contenders), stages)
+    return Replicated(read(runs), tuple(tried), failures)
+
+
+def _tuning_trainings(replication: Replication) -> list[Job]:
+    return [
+        training_job(make_training(arm, setting, TUNING_META_SEED))
+        for arm in replication.arms
+        for setting in replication.settings_of(arm)
+    ]
+
+
+def _tuning_runs(replication: Replication, folder: Path, members: Members) -> list[Job]:
+    b = benchmark_of(replication, folder, ())
+    return [
+        job(batch)
+        for _, _, contender in tuning_contenders(replication, members)
+        if contender is not None
+        for batch in scoring_runs(b, b.suite.tasks[0], contender, 0)
+    ]
+
+
+def _reported_trainings(replication: Replication, settings: Mapping[str, Setting]) -> list[Job]:
+    """Seeds are the outer loop, so that every arm has one result early."""
+    found = []
+    for arm in replication.arms:
+        trainings = reported_trainings(arm, settings[arm.name])
+        if arm.control:
+            trainings += control_trainings(arm, settings[arm.name])
+        found += trainings
+    return [training_job(x) for x in sorted(found, key=lambda x: x.recipe.meta.seed)]
+
+
+def _all_jobs(replication: Replication, folder: Path) -> list[Job]:
+    """All jobs that there can be, with names in place of weights that nobody has yet."""
+
+    def members(wanted: Sequence[Trained]) -> tuple[tuple[Maker, ...], tuple[str, ...]]:
+        return tuple(Maker(weights=training_job(x).address) for x in wanted), ()
+
+    settings = {arm.name: replication.settings_of(arm)[-1] for arm in replication.arms}
+    contenders, _ = contenders_of(replication, settings, members)
+    return [
+        *_tuning_trainings(replication),
+        *_tuning_runs(replication, folder, members),
+        *_reported_trainings(replication, settings),
+        *expected_jobs(benchmark_of(replication, folder, contenders)),
+    ]
