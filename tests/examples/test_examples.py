@@ -8,6 +8,7 @@ import sys
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,9 +41,44 @@ def test_a_taste_of_ppo(name, steps):
     assert 8 <= run(name, steps=steps) <= 500
 
 
+def test_the_table_of_stable_baselines_has_every_run_once(example, monkeypatch, tmp_path):
+    from optim4rl.benchmark.table import read_runs
+
+    module = example("torch_sb3_table")
+    made = []
+
+    def curve(task, optimizer, seed):
+        made.append((task, optimizer, seed))
+        return np.linspace(0, 100 if optimizer == "adam" else 200, module.POINTS)
+
+    monkeypatch.setattr(module, "run", curve)
+    jobs = [(tmp_path / f"{x}-{s}.npy", "CartPole-v1", x, s) for s in (1, 2) for x in ("adam", "o")]
+    assert [module.keep(job) for job in jobs] == [module.keep(job) for job in jobs]
+    assert made == [job[1:] for job in jobs]
+    returns = [[np.load(path) for path, _, x, _ in jobs if x == name] for name in ("adam", "o")]
+    adam, other = (np.stack([*found] * 3)[: len(module.SEEDS)] for found in returns)
+    module.write(
+        tmp_path, {("CartPole-v1", "adam"): adam, ("CartPole-v1", "ppo-generalist"): other}
+    )
+    table = read_runs(tmp_path / "runs.parquet")
+    assert table.filter(optimizer="adam")["auc"].to_list() == pytest.approx([50.0] * 5)
+    row = "| CartPole-v1 | ppo-generalist | 100.0 | 190.5 | +50.0 (+50.0 to +50.0) |"
+    assert row in (tmp_path / "table.md").read_text()
+
+
+def test_a_run_of_stable_baselines_gives_a_curve(example, monkeypatch):
+    module = example("torch_sb3_table")
+    envs, _, normalise, settings = module.TASKS["CartPole-v1"]
+    monkeypatch.setitem(module.TASKS, "CartPole-v1", (envs, 512, normalise, settings))
+    for optimizer in module.OPTIMIZERS:
+        curve = module.run("CartPole-v1", optimizer, 0)
+        assert curve.shape == (module.POINTS,)
+        assert np.all((curve >= 8) & (curve <= 64))
+
+
 def test_every_example_says_how_to_run_it():
     files = sorted(EXAMPLES.glob("*_*.py"))
-    assert len(files) == 8
+    assert len(files) == 9
     for path in files:
         assert f"python examples/{path.name}" in path.read_text("utf-8")
 
