@@ -10,7 +10,7 @@ FUZZ := $(VENV)/.fuzz
 VERSION := src/optim4rl/__init__.py
 NATIVE := $(wildcard src/optim4rl/cpp/*.h src/optim4rl/*/kernels/*.cc src/optim4rl/*/kernels/*.h)
 
-.PHONY: demo test test-slow test-install test-pages faults bench lint audit docs clean
+.PHONY: demo test test-slow test-install test-pages faults bench lint audit docs readability clean
 
 demo: $(LAB)
 	$(BIN)/optim4rl ablate plans/optim4rl.md --out runs/demo --scale quick
@@ -61,6 +61,11 @@ audit: $(DEV)
 # The site, in build/site.
 docs: $(DEV)
 	$(BIN)/python -m mkdocs build --strict
+
+# How easily README, docs, help and docstrings read.
+readability: $(DEV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check textstat==0.7.4 'setuptools<81'
+	$(BIN)/python docs/readability.py
 
 $(LAB): EXTRAS := lab
 $(DEV): EXTRAS := lab,dev,docs,trackers
