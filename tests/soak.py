@@ -194,12 +194,22 @@ def write_results(folder: Path, found: dict[str, Growth], minutes: float) -> Non
         for name, x in parts.items()
     ]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    fine = all(each.fine for each in parts.values())
     lines = [
-        "# Soak",
+        "# Soak: does memory grow?",
         "",
-        f"Made by `{command}`: medians of the two",
-        f"halves of the time after a warm-up of {WARM_UP:.0%}. Allowed are {GROWTH:+.0%}, and no",
-        "program more.",
+        f"> **Claim.** {'Memory does not grow.' if fine else 'Something grew: see the table.'}",
+        ">",
+        f"> **Evidence.** {minutes:g} minutes of each part: `{command}` runs them again",
+        "> and writes this page.",
+        ">",
+        "> **What it does not show.** Days of work, or another machine.",
+        "",
+        "## The table",
+        "",
+        "The two numbers are medians of the first and second half of the time, after a warm-up",
+        f"of {WARM_UP:.0%}. A part passes with a growth of at most {GROWTH:+.0%} and no further",
+        "compiled program.",
         "",
         *markdown(columns, [dict(zip(columns, row, strict=True)) for row in rows]),
         "",

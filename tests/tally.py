@@ -71,7 +71,7 @@ def write_table(path: Path, found: list[dict]) -> None:
 
 
 def page(rows: list[dict]) -> str:
-    """The rows as Markdown: the sums of each kind, and then one by one."""
+    """Return the rows as Markdown: first the sums of each kind, then one by one."""
     counts = ("tried", *GOOD, *BAD)
     sums: dict[str, Counter[str]] = {}
     for row in rows:
@@ -79,12 +79,20 @@ def page(rows: list[dict]) -> str:
     lines = [
         "# Faults",
         "",
-        "Made by `make faults`. What these words mean, and what is not tried, is said in",
-        "[Nothing lost](../reliability.md).",
+        f"> **Claim.** {claim(sums)}",
+        ">",
+        "> **Evidence.** Every fault below, tried for real. `make faults` tries them again and",
+        "> writes this page. [What the words mean](../reliability.md#what-has-been-tried).",
+        ">",
+        "> **What it does not show.** A power failure, a network file system, a second machine.",
+        "",
+        "## The table",
         "",
         *markdown(("kind", *counts), [{"kind": kind, **sums[kind]} for kind in sums]),
         "",
-        "One by one, with the seconds that it took and the hash of the code that was tried:",
+        "## One by one",
+        "",
+        "With the seconds that each took, and the hash of the code that was tried:",
         "",
         *markdown(("fault", *counts, "seconds", "code"), rows),
         "",
@@ -92,8 +100,19 @@ def page(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def claim(sums: dict[str, Counter[str]]) -> str:
+    """Say in a sentence what went wrong."""
+    total = sum(sums.values(), Counter())
+    wrong = [f"{total[name]:,} ended with: {name}" for name in BAD if total[name]]
+    minutes = sums.get("minutes soaked", Counter())["tried"]
+    tried = f"Of {total['tried'] - minutes:,} faults and {minutes:,} minutes of soak"
+    if wrong:
+        return f"{tried} {'; '.join(wrong)}."
+    return f"{tried} none ended with a {', a '.join(BAD[:-1])} or a {BAD[-1]}."
+
+
 def markdown(columns: tuple[str, ...], rows: list[dict]) -> list[str]:
-    """A table's lines; what comes first is text, the rest numbers."""
+    """Return a table's lines: the first column is text, the others numbers."""
 
     def text(value: str | int) -> str:
         return value if isinstance(value, str) else f"{value:,}"
