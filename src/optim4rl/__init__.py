@@ -2,8 +2,8 @@
 
     optimizer = optim4rl.load("anchored-catch")     # an optax optimizer
 
-The names below need the core install alone; `optim4rl.tasks`, `optim4rl.meta`,
-`optim4rl.evaluation` and `optim4rl.study` come with the extra `lab`, `optim4rl.torch` with `torch`.
+The names below need only the core install; `optim4rl.tasks`, `optim4rl.meta`, `optim4rl.evaluation`
+and `optim4rl.study` come with the extra `lab`, `optim4rl.torch` with `torch`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ _NAMES = (
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: JAX comes in with the first of these names, so that `optim4rl.torch` does without.
+    # PEP 562: the first of these names imports JAX, so `optim4rl.torch` needs none.
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from optim4rl import optimizers

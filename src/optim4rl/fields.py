@@ -1,9 +1,9 @@
-"""The fields of settings: of the type that they declare, finite, and in their range.
+"""Checks of settings: each field has its declared type, is finite, and lies in its range.
 
 Every settings class says in its `__post_init__` which of its fields have a range:
-`check_fields(self, rollout=COUNT, gamma=SHARE)`. Types are those of the annotations. A number that
-is declared a float must be in its range as it is and as float32 has it, which devices compute in:
-there 1e308 is infinite, 1e-50 is zero, and 1 - 1e-12 is 1.
+`check_fields(self, rollout=COUNT, gamma=SHARE)`. Annotations declare the types. A float must lie in
+its range in Python and in float32, in which devices compute: there 1e308 is infinite, 1e-50 is
+zero, and 1 - 1e-12 is 1.
 """
 
 import ctypes
@@ -40,11 +40,12 @@ _SHOWN = 100
 
 
 def check_fields(settings: Any, **ranges: Range) -> None:
-    """Refuse settings of which a field has the wrong type, or is out of its range.
+    """Refuse settings if a field has the wrong type or is out of its range.
 
     Args:
         settings: a dataclass's instance.
-        ranges: by field; of several numbers each must be in it, and None is none.
+        ranges: by field. If a field has several numbers, each must be in the range; None has no
+            number.
 
     Raises:
         ValueError: the message names the field, its value, and what would be right.
@@ -54,7 +55,7 @@ def check_fields(settings: Any, **ranges: Range) -> None:
 
 
 def check_values(cls: type[Any], values: Mapping[str, Any], **ranges: Range) -> None:
-    """Refuse values of fields of a settings class, before one is made of them.
+    """Refuse values for the fields of a settings class, before an instance is made.
 
     Raises:
         ValueError: as `check_fields`.
@@ -79,7 +80,7 @@ def check_values(cls: type[Any], values: Mapping[str, Any], **ranges: Range) -> 
 
 
 def float32(number: int | float) -> float:
-    """The number as devices compute with it."""
+    """Return the number as devices compute with it, in float32."""
     rounded = ctypes.c_float(number).value
     return rounded if abs(rounded) >= _SMALLEST_FLOAT32 else 0.0
 
@@ -90,7 +91,7 @@ def _holds_in_float32(number: int | float, wanted: Range | None) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value in a message, however long it is."""
+    """Return a value as a message shows it, cut to a length."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of thousands of digits.
@@ -104,7 +105,7 @@ def _declared(cls: type[Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> tuple[Any, ...]:
-    """The numbers that a range is for."""
+    """Return the numbers in a value, to which a range applies."""
     values = value if isinstance(value, tuple) else (value,)
     return tuple(x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool))
 
@@ -129,7 +130,7 @@ def _fits(value: Any, declared: Any) -> bool:
     if declared is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and _is_finite(value)
-    # A protocol says what a value does, which shows when it does it.
+    # A protocol says what a value can do; only a call shows whether it can.
     if not isinstance(declared, type) or getattr(declared, "_is_protocol", False):
         return value is not None
     return isinstance(value, declared)
@@ -143,7 +144,7 @@ def _is_finite(number: int | float) -> bool:
 
 
 def _describe(declared: Any, wanted: Range | None) -> str:
-    """What would be right."""
+    """Say what would be right."""
     choices = [x for part in _alternatives(declared) for x in _choices(part)]
     if choices:
         return f"known values are {', '.join(map(str, choices))}"
@@ -184,7 +185,7 @@ def _kind(declared: Any, wanted: Range | None) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Settings as plain JSON values; an instance of a dataclass says as "type" what it is."""
+    """Return settings as plain JSON values; the object of a dataclass has its class as "type"."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, **{name: to_json(x) for name, x in fields.items()}}
@@ -194,7 +195,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(declared: Any, value: Any) -> Any:
-    """The value of a declared type that `to_json` wrote.
+    """Return the value of a declared type from what `to_json` wrote.
 
     Raises:
         ValueError: the value is of another type, has other fields, or a field is out of its range.
@@ -206,7 +207,7 @@ def from_json(declared: Any, value: Any) -> Any:
 
 
 def _parse(declared: Any, value: Any) -> Any:
-    """Dataclasses for objects and tuples for lists, where the declared type has them."""
+    """Turn objects into dataclasses and lists into tuples, as the declared type has them."""
     alternatives = _alternatives(declared)
     if isinstance(value, dict):
         classes = {

@@ -25,7 +25,7 @@ class FolderError(ValueError):
 def locked(folder: Path) -> Iterator[None]:
     """Make an output folder, and keep other processes from writing into it.
 
-    The lock is the system's, so that it goes with its process, however that ends.
+    The operating system holds the lock, and releases it when the process ends, however it ends.
 
     Raises:
         FolderError: another process is at work there, or the folder cannot be written to.
@@ -36,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
         _sweep(folder)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise  # No mistake in the command.
+            raise  # The command itself is right.
         raise FolderError(
             f"out = {str(folder)!r}: cannot be written to ({error.strerror})"
         ) from error
@@ -58,7 +58,8 @@ def _acquire(folder: Path) -> int:
                 os.ftruncate(handle, 0)
                 os.write(handle, json.dumps(mine).encode())
                 return handle
-            # Whoever held it has removed it meanwhile: it keeps nobody out any more.
+            # The holder has removed the file meanwhile, so this lock keeps nobody out: lock the new
+            # file.
             os.close(handle)
         except BlockingIOError as error:
             holder = _describe(os.read(handle, 4096))

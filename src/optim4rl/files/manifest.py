@@ -1,4 +1,4 @@
-"""SHA256SUMS: the checksums of what a finished command has left in its folder.
+"""SHA256SUMS: the checksums of the files that a finished command leaves in its folder.
 
 The format is that of `sha256sum`, so that `sha256sum --check SHA256SUMS` tells whether a copy is
 whole. Files that carry a checksum of their own in a subfolder are not listed.
@@ -15,7 +15,7 @@ MANIFEST = "SHA256SUMS"
 
 
 def write_manifest(folder: Path) -> None:
-    """Note the checksums of all files of a folder whose names do not start with a dot."""
+    """Write the checksums of a folder's files, except those whose names start with a dot."""
     paths = sorted(
         path
         for path in folder.iterdir()
@@ -26,16 +26,16 @@ def write_manifest(folder: Path) -> None:
 
 
 def remove_manifest(folder: Path) -> None:
-    """Before files change: until the command has finished nothing is known of them."""
+    """Remove the manifest before files change: it returns when the command has finished."""
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Check those of the files that are there; without a manifest nothing is known of them.
+    """Check those of the files that exist; without a manifest, check nothing.
 
     Raises:
-        DamagedFileError: one is not what the command left; the message names it.
-        OSError: one cannot be read.
+        DamagedFileError: a file has changed since the command finished; the message names it.
+        OSError: a file cannot be read.
     """
     path = folder / MANIFEST
     if not path.is_file():

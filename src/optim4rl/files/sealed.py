@@ -36,7 +36,7 @@ class DamagedFileError(ValueError):
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """An array's bytes in C order."""
+    """Return an array's bytes in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
@@ -75,7 +75,7 @@ def write_sealed(
 
 
 def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata of a sealed file.
+    """Return the arrays and the metadata of a sealed file.
 
     Raises:
         DamagedFileError: the file is damaged, or not a sealed file.
@@ -100,7 +100,7 @@ def check_seal(path: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The metadata of a sealed file, which is not checked against the checksum.
+    """Return the metadata of a sealed file, without checking its checksum.
 
     Raises:
         DamagedFileError: it is not a sealed file.

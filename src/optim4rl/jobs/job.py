@@ -1,8 +1,8 @@
-"""A job: a function by name and its arguments as JSON. Its address says where its result lives.
+"""A job: the name of a function, and its arguments as JSON. Its address says where its result is.
 
 The address is a hash of the function, the arguments, the code that the function can run and the
-version of every package that can change a number. So a finished job is never run twice, whoever
-asks for it, and a result of older code or of another package is never taken for a new one.
+version of every package that can change a number. So a finished job never runs twice, and a result
+of older code or of another package never passes for a new one.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from optim4rl.jobs.provenance import code_hash, package_versions
 
 @dataclass(frozen=True)
 class Result:
-    """What a job found.
+    """The result of a job.
 
     Attributes:
         arrays: named numbers.
-        info: JSON values; of a job that a worker ran "seconds", its wall-clock time.
+        info: JSON values. If a worker ran the job, "seconds" is its wall-clock time.
     """
 
     arrays: Mapping[str, np.ndarray]
     info: Mapping[str, Any]
 
 
-# From the folder that results are kept in and the arguments to the result.
+# Takes the folder of results and the arguments, and returns the result.
 Function: TypeAlias = Callable[[Path, Mapping[str, Any]], Result]
 
 
@@ -43,9 +43,9 @@ class Job:
     Attributes:
         function: "package.module:name" of a function of this package, see `Function`.
         arguments: plain JSON values.
-        what: the same in a few words, for people.
-        program: jobs with the same program share compiled programs.
-        files: what the function reads, as paths below the folder.
+        what: the job in a few words, for people.
+        program: jobs with an equal program share compiled programs.
+        files: the files that the function reads, as paths below the folder.
     """
 
     function: str
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def question(self) -> dict[str, Any]:
-        """What is asked, as JSON values."""
+        """Return the function and its arguments as JSON values."""
         return {"function": self.function, "arguments": dict(self.arguments)}
 
     @property
@@ -76,7 +76,7 @@ class Job:
         """Do the work, in this process.
 
         Raises:
-            ValueError: the function is not one of this package.
+            ValueError: the function is not in this package.
         """
         module, _, name = self.function.partition(":")
         if module.split(".")[0] != "optim4rl":

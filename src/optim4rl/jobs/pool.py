@@ -1,4 +1,4 @@
-"""Worker processes that do jobs, and the queue that shares jobs out."""
+"""Worker processes that run jobs, and the queue that gives jobs to them."""
 
 import json
 import os
@@ -16,26 +16,27 @@ from typing import IO, NoReturn, Protocol, runtime_checkable
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.store import has_result
 
-# One thread to a worker: the jobs are the parallel work, and results must not depend on the split.
+# One thread for each worker: jobs run in parallel, and results must not depend on the number of
+# threads.
 WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 
 def worker_flags() -> str:
-    """XLA's switches for a worker: those of this process, and one thread."""
+    """Return XLA's switches for a worker: those of this process, and one thread."""
     return f"{os.environ.get('XLA_FLAGS', '')} {WORKER_FLAGS}".strip()
 
 
 class JobError(RuntimeError):
-    """A job that failed; all else that was started is finished and kept."""
+    """A job failed; the other jobs that had started are finished and kept."""
 
 
-# Called after every job: jobs done, and what the last one was.
+# Called after every job with the number of jobs done and the words for the last one.
 OnJob = Callable[[int, str], None]
 
 
 @runtime_checkable
 class Pool(AbstractContextManager["Pool"], Protocol):
-    """Workers, wherever they are, that live as long as the pool."""
+    """Workers that live as long as the pool, on any machine."""
 
     def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
         """Have every job done; its results are then in the pool's folder.
@@ -67,7 +68,7 @@ class Stages:
         pool: who does the jobs.
         folder: where results are kept.
         total: jobs in all, as far as is known.
-        update: called with jobs done, jobs in all, and what the last one was.
+        update: called with jobs done, jobs in all, and the words for the last one.
     """
 
     def __init__(
@@ -95,11 +96,11 @@ class Stages:
 
 
 class JobQueue:
-    """Jobs that wait, and which of them a worker gets next.
+    """Waiting jobs, in the order in which workers get them.
 
     Prefer programs that this worker has compiled, then programs that nobody has: compiled programs
-    are used again, and new ones compile side by side. Taking a job costs the same however many
-    wait.
+    are used again, and new ones compile side by side. The cost of taking a job does not grow with
+    their number.
     """
 
     def __init__(self) -> None:
@@ -107,14 +108,14 @@ class JobQueue:
         self._size = 0
         self._new: deque[Hashable] = deque()
         self._had: dict[int, dict[Hashable, None]] = {}
-        # Of the programs that each worker has had, those that may have jobs waiting.
+        # The programs that each worker has compiled and that may have waiting jobs.
         self._known: dict[int, deque[Hashable]] = {}
 
     def __len__(self) -> int:
         return self._size
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Add jobs, behind those that wait."""
+        """Add jobs behind the waiting ones."""
         for job in jobs:
             self._waiting.setdefault(job.program, deque()).append(job)
         self._size += len(jobs)
@@ -126,12 +127,12 @@ class JobQueue:
         }
 
     def put_back(self, job: Job) -> None:
-        """Add a job that was taken, and not done, in front of those that wait."""
+        """Put back a job that was taken but not done, in front of the waiting ones."""
         self._waiting.setdefault(job.program, deque()).appendleft(job)
         self._size += 1
 
     def take(self, worker: int) -> Job | None:
-        """The next job for a worker; None if none waits."""
+        """Take the next job for a worker; None if no job waits."""
         known = self._known.setdefault(worker, deque())
         while known and known[0] not in self._waiting:
             known.popleft()
@@ -156,25 +157,25 @@ class JobQueue:
         return job
 
     def clear(self) -> None:
-        """Forget the jobs that wait."""
+        """Drop the waiting jobs."""
         self._waiting.clear()
         self._size = 0
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """A worker process, and what it prints."""
+    """A worker process, and the file that it prints into."""
 
     process: subprocess.Popen[str]
     log: IO[str]
 
 
 class LocalPool:
-    """Processes of this machine: what one has compiled serves it again.
+    """Worker processes on this machine; each uses its compiled programs again.
 
     Args:
         folder: where workers keep results.
-        workers: how many; none is started before there is something to do.
+        workers: how many. A worker starts when there is a job for it.
     """
 
     def __init__(self, folder: Path, workers: int) -> None:
@@ -227,7 +228,7 @@ class LocalPool:
             for thread in threads:
                 thread.join()
         except BaseException:
-            # Stopped by a signal: jobs are short beside a study, and those in flight are abandoned.
+            # Stopped by a signal: abandon the running jobs, which are short beside a study.
             waiting.clear()
             for worker in self._workers:
                 worker.process.kill()
@@ -245,7 +246,7 @@ def raise_failure(job: Job, error: str) -> NoReturn:
 
 @contextmanager
 def _start(command: Sequence[str]) -> Iterator[_Worker]:
-    """A worker; it prints into a file, for a pipe that nobody reads blocks when full."""
+    """Start a worker. It prints into a file, because a pipe that nobody reads blocks when full."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
@@ -255,14 +256,14 @@ def _start(command: Sequence[str]) -> Iterator[_Worker]:
             stderr=log,
             text=True,
             env={**os.environ, "XLA_FLAGS": worker_flags()},
-            process_group=0,  # Ctrl-C is for the command, which knows what to do with its workers.
+            process_group=0,  # Ctrl-C must reach the command alone, which then stops its workers.
         ) as process,
     ):
         yield _Worker(process, log)
 
 
 def _ask(worker: _Worker, job: Job) -> str | None:
-    """Let a worker do a job; what went wrong, if anything did."""
+    """Let a worker do a job, and return its error, or None."""
     process = worker.process
     assert process.stdin is not None
     assert process.stdout is not None

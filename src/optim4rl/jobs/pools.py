@@ -14,16 +14,16 @@ _RAY_ADDRESS = re.compile(r"ray://[^\s/:]+:[0-9]{1,5}")
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the jobs.
+    """Where jobs run, and on how many workers.
 
     Attributes:
-        jobs: workers, each of which uses about one core; by default as many as there are cores, one
-            where there is a GPU, or as many as a cluster has room for.
-        cluster: local: processes of this machine; auto: the Ray cluster at hand; or that at
-            ray://HOST:PORT (`pip install optim4rl[ray]`).
-        job_cpus: on a cluster, the cores that each worker is given.
-        job_gpus: on a cluster, the GPUs that each worker is given: a share of one, or a whole
-            number; with 0 it computes on cores, whatever the machine has.
+        jobs: number of workers, which use about one core each. Default: one for each core, a single
+            one if there is a GPU, or as many as a cluster has room for.
+        cluster: local: processes on this machine; auto: the Ray cluster at hand; or a Ray cluster
+            at ray://HOST:PORT (`pip install optim4rl[ray]`).
+        job_cpus: on a cluster, cores of each worker.
+        job_gpus: on a cluster, GPUs of each worker: a share of one, or a whole number. With 0 it
+            computes on cores, even if its machine has GPUs.
     """
 
     jobs: int | None = None
@@ -49,7 +49,7 @@ class Workers:
 
 
 def open_pool(folder: Path, workers: Workers) -> Pool:
-    """The pool that the address names; to be used in a `with` block.
+    """Open the pool that the address names; use it in a `with` block.
 
     Args:
         folder: where results go.
@@ -65,7 +65,7 @@ def open_pool(folder: Path, workers: Workers) -> Pool:
 
 
 def _local_workers() -> int:
-    """As many as there are cores; a GPU takes one."""
+    """Return one worker for each core, or a single one if there is a GPU."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     if has_gpu and os.environ.get("JAX_PLATFORMS") != "cpu":
         return 1

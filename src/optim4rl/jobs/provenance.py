@@ -1,4 +1,4 @@
-"""What a result was computed with: the code, and every package that can change a number."""
+"""Provenance of a result: its code, and every package that can change a number."""
 
 import ast
 import hashlib
@@ -8,7 +8,7 @@ from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-# Packages whose version can change a number. Those that are not installed have no say.
+# Packages whose version can change a number. Packages that are not installed are ignored.
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -26,7 +26,7 @@ _NATIVE = (".cc", ".h")
 
 @cache
 def package_versions() -> dict[str, str]:
-    """The installed version of each of `PACKAGES`."""
+    """Return the installed version of each of `PACKAGES`."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -37,7 +37,7 @@ def package_versions() -> dict[str, str]:
 
 
 def provenance(module: str) -> dict[str, Any]:
-    """Versions, and a hash of the code that the module can run, as JSON values."""
+    """Return versions, and a hash of the code that the module can run, as JSON values."""
     python = ".".join(map(str, sys.version_info[:3]))
     versions = {"python": python, "optim4rl": metadata.version("optim4rl"), **package_versions()}
     return {"versions": versions, "code": code_hash(module)}
@@ -45,10 +45,10 @@ def provenance(module: str) -> dict[str, Any]:
 
 @cache
 def code_hash(module: str) -> str:
-    """A hash of a module's source, of all that it imports from this package, and of native sources.
+    """Hash a module's source, all that it imports from this package, and native sources.
 
-    The imports are read from the sources, those inside functions too, so that no list of files has
-    to be kept up to date.
+    Imports are read from the sources, also inside functions, so there is no list of files to keep
+    up to date.
 
     Args:
         module: its name, "optim4rl.study.cells".
@@ -62,7 +62,7 @@ def code_hash(module: str) -> str:
 
 
 def _reachable(module: str) -> set[str]:
-    """The module and every module or native source of this package that it can reach."""
+    """Return the module, and every module or native source of this package that it can reach."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -75,7 +75,7 @@ def _reachable(module: str) -> set[str]:
 
 @cache
 def _imports(name: str) -> tuple[str, ...]:
-    """What a module imports from this package, and the native sources beside it."""
+    """Return a module's imports from this package, and the native sources beside it."""
     if name.endswith(_NATIVE):
         return ()
     file = _source(name)
@@ -97,7 +97,7 @@ def _folder(package: str) -> Traversable:
 
 @cache
 def _source(name: str) -> Traversable | None:
-    """A module's file, or a native source's; None if there is no such module."""
+    """Return the file of a module or a native source; None if there is no such module."""
     package, slash, file = name.partition("/")
     if slash:
         return _folder(package) / file

@@ -1,10 +1,10 @@
 """Workers on the machines of a Ray cluster.
 
-No file system is shared: the files that a job reads go with it, and those that it makes come back
-as bytes and are written here, each once. Workers are actors that live as long as the pool rather
-than tasks, so that what one has compiled serves its next job (`JobQueue`); only those that have
-started are given jobs, so that none waits for a machine that may never come. What crosses the
-network are JSON values and bytes.
+No file system is shared. A job takes the files that it reads along; the files that it makes come
+back as bytes, and this process writes each of them once. Workers are actors, not tasks, and live as
+long as the pool, so that each uses its compiled programs again (`JobQueue`). A worker gets jobs
+only after it has started, so that no job waits for a machine that may never come. Only JSON values
+and bytes cross the network.
 """
 
 import importlib
@@ -29,9 +29,9 @@ from optim4rl.files.atomic import write_atomically
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import JobError, JobQueue, OnJob, raise_failure, worker_flags
 
-# A worker or machine that is lost costs its job's time. A job that loses so many is at fault.
+# Losing a worker or machine costs the time of its job. A job that loses this many is at fault.
 DEATHS = 5
-# Seconds between two looks at how many workers the cluster has room for.
+# Seconds between two counts of the workers that the cluster has room for.
 _LOOK_AROUND = 10.0
 # Seconds that a cluster may take to answer.
 _PATIENCE = 10.0
@@ -44,7 +44,7 @@ class ClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a cluster gives each worker."""
+    """The cores and GPUs of each worker."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -55,10 +55,10 @@ class RayPool:
 
     Args:
         folder: where results go, and where the files are that jobs read.
-        address: "auto", or ray://HOST:PORT. A connection that this process has is used as it is.
-        workers: how many; None for as many as there is room for, which may change. A cluster that
-            grows on demand grows to a number that is given.
-        needs: of each worker.
+        address: "auto", or ray://HOST:PORT. An open connection of this process is used as it is.
+        workers: how many; None for as many as the cluster has room for at any time. A cluster that
+            grows on demand grows to a given number.
+        needs: cores and GPUs of each worker.
     """
 
     def __init__(self, folder: Path, address: str, workers: int | None, needs: Needs) -> None:
@@ -72,12 +72,12 @@ class RayPool:
         self._busy: dict[Any, tuple[_Member, Job]] = {}
         self._deaths: Counter[int] = Counter()
         self._failed_starts = 0
-        self._told = False  # that there is no room
+        self._told = False  # whether we have said that there is no room
         self._room, self._looked = 0, -_LOOK_AROUND
         self._open = ExitStack()
 
     def __enter__(self) -> "RayPool":
-        # Standard output is for results; Ray says there what happens to workers.
+        # Ray reports on its workers on standard output, which is for results.
         self._open.enter_context(redirect_stdout(sys.stderr))
         try:
             if not self._ray.is_initialized():
@@ -102,11 +102,11 @@ class RayPool:
                 self._ray.kill(member.actor)
 
     def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
-        """Have every job done, those of lost workers again.
+        """Run every job; run the jobs of lost workers again.
 
         Raises:
-            JobError: one failed, or lost `DEATHS` workers; or no worker can be had. What other
-                workers had begun is finished and kept.
+            JobError: a job failed, or lost `DEATHS` workers, or no worker can start. Jobs that
+                other workers had begun are finished and kept.
         """
         self._queue.put(jobs)
         self._deaths.clear()
@@ -128,7 +128,7 @@ class RayPool:
             raise_failure(*failures[0])
 
     def _hire(self) -> None:
-        """Ask for workers, as many as there are jobs and there is room for."""
+        """Ask for as many workers as there are jobs and room."""
         if self._size is None and time.monotonic() > self._looked + _LOOK_AROUND:
             self._look_around()
         most = self._room if self._size is None else self._size
@@ -152,7 +152,7 @@ class RayPool:
             self._busy[member.actor.do.remote(question, files)] = member, job
 
     def _await(self) -> Iterator[tuple[Job, Mapping[str, Any]]]:
-        """The jobs that are over; waits until one is, or it is time to look around."""
+        """Return the jobs that are over; wait for one, or until it is time to check the room."""
         ready, _ = self._ray.wait(
             [*self._busy, *self._starting], num_returns=1, timeout=_LOOK_AROUND
         )
@@ -176,10 +176,10 @@ class RayPool:
             yield job, answer
 
     def _welcome(self, member: "_Member", reference: Any) -> None:
-        """Give a new worker something to do, if it could be started.
+        """Give a new worker a job, if it has started.
 
         Raises:
-            JobError: it could not, and no other either.
+            JobError: it could not start, and no other worker did.
         """
         try:
             self._ray.get(reference)
@@ -195,10 +195,10 @@ class RayPool:
             self._idle.append(member)
 
     def _mourn(self, job: Job, error: Exception) -> None:
-        """Have the job of a lost worker done again.
+        """Run the job of a lost worker again.
 
         Raises:
-            JobError: it has lost too many.
+            JobError: this job has lost too many workers.
         """
         if not getattr(error, "preempted", False):
             self._deaths[id(job)] += 1
@@ -215,17 +215,17 @@ class RayPool:
         raise JobError(why)
 
     def _keep(self, files: Mapping[str, bytes]) -> None:
-        """Write what a job has made, unless it is there already."""
+        """Write the files that a job has made, unless they exist."""
         for name, data in files.items():
             path = self._folder / _inside(name)
             if not path.is_file():
                 write_atomically(path, data)
 
     def _look_around(self) -> list[Mapping[str, float]]:
-        """The machines; see how many workers they have room for.
+        """Return the machines, and count how many workers they have room for.
 
         Raises:
-            ClusterError: no machine has room for one, and no number was asked for.
+            ClusterError: no machine has room for a worker, and no number was given.
         """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._room = sum(_room(node, self._needs) for node in nodes)
@@ -248,10 +248,10 @@ class _Member:
 
 
 class _Actor:
-    """What runs on the cluster."""
+    """The actor that runs on the cluster."""
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """Get ready: JAX reads the environment when the module imports it."""
+        """Set the environment, which JAX reads when it is imported."""
         os.environ.update(environment)
         cache = _writable(environment.get(_CACHE))
         if cache is None:
@@ -261,7 +261,7 @@ class _Actor:
         self._answer = importlib.import_module("optim4rl.jobs.worker").answer
 
     def do(self, question: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
-        """Answer a question in a folder of its own: {"files": made} or {"error": text}."""
+        """Run a job in a folder of its own, and return {"files": made} or {"error": text}."""
         with tempfile.TemporaryDirectory(prefix="optim4rl-") as name:
             folder = Path(name)
             for path, data in files.items():
@@ -278,20 +278,20 @@ class _Actor:
 
 
 def worker_environment(needs: Needs) -> dict[str, str]:
-    """What decides a worker's results, as it is here, and the device that it is given."""
+    """Return the environment that decides a worker's results, as it is here, and its device."""
     found = {name: x for name, x in os.environ.items() if name.startswith("JAX_")}
     found["XLA_FLAGS"] = worker_flags()
-    # Elsewhere JAX may find a GPU that nobody has given to this worker.
+    # Otherwise JAX may find a GPU that was not given to this worker.
     here = found.get("JAX_PLATFORMS", "")
     found["JAX_PLATFORMS"] = "cpu" if not needs.gpus else "" if here == "cpu" else here
     if 0 < needs.gpus < 1:
-        # As much of a GPU's memory as JAX would take of a whole one.
+        # This worker's share of what JAX would take of a whole GPU's memory.
         found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 * needs.gpus:.3f}"
     return found
 
 
 def _writable(cache: str | None) -> str | None:
-    """Where compiled programs are kept: as where the pool is, or else in this user's own cache."""
+    """Return the folder of compiled programs, as where the pool is or in this user's cache."""
     folders = [Path.home() / ".cache" / "optim4rl" / "xla"]
     if cache:
         folders.insert(0, Path(cache))
@@ -306,13 +306,13 @@ def _writable(cache: str | None) -> str | None:
 
 
 def _room(resources: Mapping[str, float], needs: Needs) -> int:
-    """How many workers a machine has room for."""
+    """Return how many workers a machine has room for."""
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus}
     return int(min(resources.get(name, 0.0) // x for name, x in wanted.items() if x))
 
 
 def _inside(name: str) -> PurePosixPath:
-    """A path that leads nowhere but into the folder."""
+    """Return a path that leads into the folder; refuse any other."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise JobError(f"a worker made {name!r}, which is not in its folder")
@@ -335,14 +335,14 @@ def _connect(ray: Any, address: str) -> None:
     """Connect to a cluster.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: there is no such cluster.
     """
     try:
         _knock(address)
         with _own_signals(), warnings.catch_warnings():
-            # Of no concern: workers are told which device to compute on.
+            # A warning that does not matter: each worker is told its device.
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
-            # What workers print stays with them: progress has one place.
+            # Do not show what workers print: the command shows the progress.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -353,10 +353,10 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """See that there is somebody: Ray itself would wait for minutes, and heed no Ctrl-C.
+    """Check that somebody answers: Ray itself would wait for minutes and ignore Ctrl-C.
 
     Raises:
-        OSError: there is nobody.
+        OSError: nobody answers.
     """
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = place.removeprefix("ray://").rpartition(":")
@@ -366,7 +366,7 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's way with SIGTERM, which Ray would replace with its own."""
+    """Keep this process's handler of SIGTERM, which Ray would replace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Where the results of finished jobs live: one file each, whole or not at all, at its address."""
+"""The store of finished jobs: one file each, written whole or not at all, at its address."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,21 +13,21 @@ FOLDER = "jobs"
 
 
 class StoreError(ValueError):
-    """A file of finished work that cannot be read; the message names it."""
+    """A result cannot be read; the message names its file."""
 
 
 def result_path(folder: Path, job: Job) -> Path:
-    """Where the job's result is, or will be."""
+    """Return the path of the job's result, whether it exists or not."""
     return folder / FOLDER / f"{job.address}.safetensors"
 
 
 def has_result(folder: Path, job: Job) -> bool:
-    """Whether the job is finished."""
+    """Return whether the job is finished."""
     return result_path(folder, job).is_file()
 
 
 def put_result(folder: Path, job: Job, result: Result) -> None:
-    """Keep a result, atomically, beside what was asked and which code answered."""
+    """Write a result atomically, with its question and the code that answered it."""
     metadata = {
         "job": json.dumps(job.question, sort_keys=True),
         "info": json.dumps(dict(result.info), sort_keys=True),
@@ -37,7 +37,7 @@ def put_result(folder: Path, job: Job, result: Result) -> None:
 
 
 def get_result(folder: Path, job: Job) -> Result:
-    """A finished job's result.
+    """Return a finished job's result.
 
     Raises:
         StoreError: the file is missing, damaged, or the result of another job. If it is deleted,
@@ -67,15 +67,15 @@ def get_result(folder: Path, job: Job) -> Result:
 
 
 def kept(folder: Path | None, job: Job, make: Callable[[], Result]) -> Result:
-    """A job's result, from the folder or made now in this process and kept there.
+    """Return a job's result: from the folder, or made now in this process and kept there.
 
     Args:
         folder: where results are kept; None: nowhere.
-        job: what is asked.
-        make: how the result is found.
+        job: the job.
+        make: computes the result.
 
     Raises:
-        StoreError: the result is there, but damaged.
+        StoreError: the file of the result is damaged.
     """
     if folder is None:
         return make()
@@ -85,7 +85,7 @@ def kept(folder: Path | None, job: Job, make: Callable[[], Result]) -> Result:
 
 
 def finished_jobs(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any], Mapping[str, Any]]]:
-    """Path, question and info of every finished job, from the files' headers alone.
+    """Return path, question and info of every finished job, from the files' headers alone.
 
     Raises:
         StoreError: one cannot be read.

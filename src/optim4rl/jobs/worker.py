@@ -1,7 +1,7 @@
 """The worker: `python -m optim4rl.jobs.worker FOLDER` does one job after another.
 
-A question is a line of JSON with a job's address, function and arguments. The answer is a line,
-too: `{"done": true}` or `{"error": text}`. The result goes into the folder.
+It reads a line of JSON for each job: address, function and arguments. It answers each with a line,
+`{"done": true}` or `{"error": text}`, and writes the result into the folder.
 """
 
 import json
@@ -17,7 +17,7 @@ from optim4rl.files.atomic import NO_ROOM
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.store import put_result
 
-# The answer of a worker that has other code than the command: its result would differ.
+# The answer of a worker whose code differs from the command's: its result would differ, too.
 OTHER_CODE = (
     "the worker has another version of optim4rl or of a package that it computes with than this "
     "command (it was changed, or is another one on that machine); start the command again with one "
@@ -26,7 +26,7 @@ OTHER_CODE = (
 
 
 def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a job and keep its result, unless this code is not the code that asks."""
+    """Do a job and keep its result; refuse if this code differs from the command's."""
     job = Job(question["function"], question["arguments"])
     if job.address != question["address"]:
         return {"error": OTHER_CODE}
@@ -40,13 +40,13 @@ def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer every question until the input ends."""
     folder = Path(sys.argv[1])
-    # Libraries may print; the answers must stay alone on their stream.
+    # Libraries may print, but the stream of answers must hold nothing else.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:
             found = answer(folder, json.loads(line))
         except OSError as error:
-            # A full disk is no fault of the code, so a trace would mislead.
+            # A full disk is not a fault of the code, so a traceback would mislead.
             found = {"error": str(error) if error.errno in NO_ROOM else traceback.format_exc()}
         except Exception:
             found = {"error": traceback.format_exc()}
