@@ -35,7 +35,7 @@ class Agents(NamedTuple):
 
 
 def init_agents(spec: OptimizerSpec, task: InnerTask, keys: Key[Array, " M"]) -> Agents:
-    """A fresh agent for each key."""
+    """Return a fresh agent for each key."""
 
     def init(key: PRNGKeyArray) -> Agents:
         params, _ = ravel_pytree(task.init_params(key))
@@ -45,7 +45,7 @@ def init_agents(spec: OptimizerSpec, task: InnerTask, keys: Key[Array, " M"]) ->
 
 
 def num_rollouts(task: InnerTask, inner_updates: int) -> int:
-    """Rollouts that K inner updates take, without the validation.
+    """Return how many rollouts K inner updates take, without the validation.
 
     Raises:
         ValueError: K is not a multiple of the inner updates that a rollout serves.
@@ -60,7 +60,7 @@ def num_rollouts(task: InnerTask, inner_updates: int) -> int:
 
 @lru_cache(maxsize=64)
 def _parameters(task: InnerTask) -> tuple[Layout, Callable[[Float[Array, " n"]], Any]]:
-    """The layout of the task's parameters, and a function that unflattens them."""
+    """Return the layout of the task's parameters, and a function that unflattens them."""
     shapes = jax.eval_shape(task.init_params, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with jax.ensure_compile_time_eval():
@@ -68,7 +68,7 @@ def _parameters(task: InnerTask) -> tuple[Layout, Callable[[Float[Array, " n"]],
 
 
 def layout_of(task: InnerTask) -> Layout:
-    """The layout of the task's parameters."""
+    """Return the layout of the task's parameters."""
     return _parameters(task)[0]
 
 
@@ -87,7 +87,7 @@ def play(
 def gradients_of(
     task: InnerTask, params: Float[Array, "M n"], batches: Any, index: Array | None = None
 ) -> Float[Array, "M n"]:
-    """Flattened gradients of every agent: of update number `index`, or of the whole loss."""
+    """Return every agent's flattened gradients: of update number `index`, or of the whole loss."""
     _, unravel = _parameters(task)
 
     def one(params: Array, batch: Any) -> Array:
@@ -101,7 +101,7 @@ def gradients_of(
 def extras_of(
     spec: OptimizerSpec, layout: Layout, agents: Agents, keys: Key[Array, " M"]
 ) -> Extras:
-    """What the structure reads beside gradients, of every agent."""
+    """Return every agent's further inputs: what the structure reads beside gradients."""
     reads = spec.structure.reads
     if not reads:
         return NO_EXTRAS
@@ -114,5 +114,5 @@ def extras_of(
 
 
 def met(gradients: Array, extras: Extras) -> Array | Met:
-    """A kernel's input: the gradients alone, where the structure reads nothing else."""
+    """Return a kernel's input: the gradients alone if the structure reads nothing else."""
     return gradients if not jax.tree.leaves(extras) else Met(gradients, extras)

@@ -1,9 +1,9 @@
 """Task augmentation: the same task at other scales, drawn anew for every life of an agent.
 
-A rule that has met one task at many scales cannot rely on one (Metz et al. 2022, arXiv 2211.09760).
-Parameters are rescaled by a change of variables, theta = s * theta': the agent learns theta', and
-the loss is the same function of theta. Gradients are multiplied by a factor, as if the loss were;
-rewards by another, as far as learning is concerned.
+A rule that meets one task at many scales cannot rely on one scale (Metz et al. 2022, arXiv
+2211.09760). A change of variables rescales parameters, theta = s * theta': the agent learns theta',
+and the loss is the same function of theta. One factor multiplies the loss, and so the gradients.
+Another multiplies the rewards that agents learn from, but not the reported returns.
 """
 
 import math
@@ -17,20 +17,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from optim4rl.fields import AT_LEAST_1, check_fields
 from optim4rl.tasks.interface import InnerTask, update_gradient
 
-# What an agent's key is folded with for its scales; the task itself folds it with small numbers.
+# Folded into an agent's key to draw its scales. The task itself folds in small numbers.
 _STREAM = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far an agent's task is rescaled: by factors log-uniform in [1/x, x]; 1 is not at all.
+    """Ranges of an agent's random scales: factors log-uniform in [1/x, x]; with 1 none.
 
     Attributes:
-        rescale_parameters: the x of an agent's parameters.
-        rescale_gradients: the x of its loss, and so of its gradients and of its share in the
+        rescale_parameters: x for an agent's parameters.
+        rescale_gradients: x for its loss, and so for its gradients and for its share in the
             meta-objective of a truncated meta-gradient.
-        rescale_rewards: the x of the rewards that it learns from; reported returns stay.
-        rescale_tensors: every tensor of parameters has a factor of its own.
+        rescale_rewards: x for the rewards that it learns from; reported returns do not change.
+        rescale_tensors: whether every tensor of parameters has its own factor.
     """
 
     rescale_parameters: float = 1.0
@@ -52,11 +52,11 @@ class RescalesRewards(InnerTask, Protocol):
     """A task whose rewards can be rescaled."""
 
     def with_reward_factor(self, factor: Float[Array, ""]) -> InnerTask:
-        """The task whose agents learn from rewards that are multiplied by this."""
+        """Return the task with the rewards that agents learn from multiplied by this factor."""
 
 
 class Scales(NamedTuple):
-    """What is drawn for one life.
+    """The scales of one life.
 
     Attributes:
         parameters: a factor for each tensor, in a tree like the parameters.
@@ -77,10 +77,10 @@ class AugmentedActor(NamedTuple):
 
 
 def augment(task: InnerTask, augmentation: Augmentation) -> InnerTask:
-    """The task with its agents' scales drawn at random; itself where nothing is rescaled.
+    """Return the task with random scales for its agents; the task itself if nothing is rescaled.
 
     Raises:
-        ValueError: its rewards cannot be rescaled.
+        ValueError: the task's rewards cannot be rescaled.
     """
     settings = augmentation
     factors = (settings.rescale_parameters, settings.rescale_gradients, settings.rescale_rewards)
@@ -104,16 +104,16 @@ class Augmented:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Those of the task."""
+        """Return the task's inner updates for each rollout."""
         return self.task.updates_per_rollout
 
     @property
     def env_steps_per_rollout(self) -> int:
-        """Those of the task."""
+        """Return the task's environment steps for each rollout."""
         return self.task.env_steps_per_rollout
 
     def scales(self, key: PRNGKeyArray) -> Scales:
-        """The scales of the agent whose key it is."""
+        """Draw the scales of the agent with this key."""
         key_parameters, key_gradients, key_rewards = jax.random.split(
             jax.random.fold_in(key, _STREAM), 3
         )
@@ -129,18 +129,18 @@ class Augmented:
         )
 
     def init_params(self, key: PRNGKeyArray) -> Any:
-        """Those that are the task's own once they are scaled."""
+        """Return the task's parameters, divided by the scales."""
         parameters = self.scales(key).parameters
         return jax.tree.map(jnp.divide, self.task.init_params(key), parameters)
 
     def init_actor(self, key: PRNGKeyArray) -> AugmentedActor:
-        """The task's, with the scales of this life."""
+        """Return the task's actor, with the scales of this life."""
         return AugmentedActor(self.task.init_actor(key), self.scales(key))
 
     def rollout(
         self, params: Any, actor: AugmentedActor, key: PRNGKeyArray
     ) -> tuple[tuple[Any, Scales], AugmentedActor, Any]:
-        """One of the task, with scaled parameters and rewards."""
+        """Play a rollout of the task with scaled parameters and rewards."""
         inner, scales = actor
         task = self.task
         if self.augmentation.rescale_rewards != 1:
@@ -150,14 +150,14 @@ class Augmented:
         return (batch, scales), AugmentedActor(inner, scales), stats
 
     def gradient(self, params: Any, batch: tuple[Any, Scales]) -> Any:
-        """By the chain rule, that of the task times the scales."""
+        """Return the task's gradient times the scales, by the chain rule."""
         batch, scales = batch
         return _rescaled(self.task.gradient(_scaled(params, scales), batch), scales)
 
     def minibatch_gradient(
         self, params: Any, batch: tuple[Any, Scales], index: Int[Array, ""]
     ) -> Any:
-        """Likewise, of one update."""
+        """Return the same for one update."""
         batch, scales = batch
         gradient = update_gradient(self.task, _scaled(params, scales), batch, index)
         return _rescaled(gradient, scales)

@@ -1,9 +1,9 @@
-"""Checkpoints: the whole state of meta-training in one file, to continue a run that was cut off.
+"""Checkpoints: the whole state of meta-training in one file, to continue a stopped run.
 
 A checkpoint is a sealed file (`optimizers.sealed`): every leaf of the state under its path in the
-tree, random keys as their key data, and in the metadata the run's config and whatever else it
-notes. The last two are kept. A continued run equals the uninterrupted one: bit for bit on as many
-devices, to float tolerance on another number of them.
+tree, random keys as their key data, and in the metadata the run's config and its notes. The last
+two checkpoints are kept. A continued run equals the uninterrupted one: bit for bit on the same
+number of devices, to float tolerance on another.
 """
 
 import json
@@ -32,7 +32,7 @@ FORMAT_VERSION = 2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit the run; the message names the file and what differs."""
+    """A checkpoint does not fit the run; the message names the file and the differences."""
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -45,7 +45,7 @@ class Resumed(NamedTuple):
     Attributes:
         state: the state of meta-training.
         notes: the notes that were saved with it.
-        damage: what is wrong with the newest checkpoint, where this is the one before it.
+        damage: what is wrong with the newest checkpoint, if this is the one before it; else "".
     """
 
     state: MetaState
@@ -54,12 +54,12 @@ class Resumed(NamedTuple):
 
 
 def previous_checkpoint(path: Path) -> Path:
-    """Where the checkpoint before the newest one is."""
+    """Return the path of the checkpoint before the newest one."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether there is a checkpoint, whole or damaged."""
+    """Return whether there is a checkpoint, whole or damaged."""
     return path.exists() or previous_checkpoint(path).exists()
 
 
@@ -71,18 +71,18 @@ def save_checkpoint(
     *,
     rotate: bool = True,
 ) -> None:
-    """Write the state, atomically. Of several processes all call this, and the first one writes.
+    """Write the state atomically. If there are several processes, all call this; the first writes.
 
     Args:
         path: the file. If it is there, it becomes the previous checkpoint.
-        state: the whole state of meta-training. It is written from where it lies: only of several
-            processes' arrays a copy is made, one at a time.
-        config: everything that shaped the run, JSON values only; loading compares it.
+        state: the whole state of meta-training. It is written without a copy; only arrays of
+            several processes are copied, one at a time.
+        config: everything that shaped the run, as JSON values; loading compares it.
         notes: more JSON values, which are not compared.
         rotate: False replaces the file and leaves the previous checkpoint as it is.
 
     Raises:
-        ValueError: the config or the notes hold something that JSON does not.
+        ValueError: the config or the notes hold something that JSON cannot express.
     """
     path = Path(path)
     card = {
@@ -107,11 +107,11 @@ def resume_checkpoint(
     config: Mapping[str, Any],
     execution: Execution = Execution(),
 ) -> Resumed:
-    """The newest checkpoint that is whole; the arguments are those of `load_checkpoint`.
+    """Read the newest whole checkpoint; see `load_checkpoint` for the arguments.
 
     Raises:
-        CheckpointError: neither the newest nor the one before it is a whole checkpoint, or it is
-            that of another run.
+        CheckpointError: neither the newest checkpoint nor the one before it is whole, or it belongs
+            to another run.
     """
     before = previous_checkpoint(path)
     try:
@@ -134,13 +134,13 @@ def load_checkpoint(
     Args:
         path: the file.
         like: a state of the same run, or its `jax.eval_shape`.
-        config: the config of the run that is to go on. It must equal the saved one, except that
-            `iterations` may differ where no cosine decay (`cosine_to` beside it) depends on it.
-        execution: the devices to go on with, whatever those were that wrote it.
+        config: the config of the run that goes on. It must equal the saved one, but `iterations`
+            may differ unless a cosine decay (`cosine_to` beside it) depends on it.
+        execution: the devices to go on with; they may differ from those that wrote the checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not a checkpoint, or is that of a run with
-            another config or a state of another shape.
+        CheckpointError: the file is missing, damaged or not a checkpoint, or its run has another
+            config or a state of another shape.
     """
     from safetensors import safe_open
 
@@ -157,7 +157,7 @@ def load_checkpoint(
 
 
 def _pieces(array: Any) -> Iterator[memoryview]:
-    """An array's bytes in C order. Its shards, which split the first axis, come one by one."""
+    """Yield an array's bytes in C order, one shard of the first axis after the other."""
     if not isinstance(array, jax.Array):
         yield as_bytes(np.asarray(array))
     elif array.is_fully_replicated:
@@ -189,7 +189,7 @@ def _data_tree(tree: Any) -> Any:
 
 
 def _place(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array on its devices, of which each process fills its own."""
+    """Put an array on its devices; each process fills its own part."""
     return jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])
 
 
@@ -201,7 +201,7 @@ def _restore(array: jax.Array, like: Any) -> Any:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """The card of a whole checkpoint, all of which has been read."""
+    """Read the whole checkpoint, check it, and return its card."""
     try:
         metadata = check_seal(path)
     except FileNotFoundError as error:
@@ -237,7 +237,7 @@ def _check_config(path: str | Path, saved: Any, wanted: Any) -> None:
 
 
 def _differences(saved: Any, wanted: Any, name: str) -> list[str]:
-    """A phrase for each field that differs, with both values."""
+    """Return a phrase for each field that differs, with both values."""
     if not (isinstance(saved, dict) and isinstance(wanted, dict)):
         return [] if saved == wanted else [f"{name} is {saved!r} there and {wanted!r} here"]
     free = set() if _decays(saved) or _decays(wanted) else {"iterations"}
@@ -253,7 +253,7 @@ def _differences(saved: Any, wanted: Any, name: str) -> list[str]:
 
 
 def _decays(config: Mapping[str, Any]) -> bool:
-    """Whether the meta-learning rate depends on the number of iterations."""
+    """Return whether the meta-learning rate depends on the number of iterations."""
     return bool(config.get("cosine_to", 1) != 1)
 
 

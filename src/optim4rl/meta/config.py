@@ -1,4 +1,4 @@
-"""Settings of meta-training: what is trained on, how, and what estimates the meta-gradient."""
+"""Settings of meta-training: its tasks, its schedule, and its estimator of the meta-gradient."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ class MetaConfig:
         iterations: meta-iterations, each with one update of the rule.
         agents: agents M of each task; with "es" and "pes" they are M/2 antithetic pairs.
         inner_updates: K, the inner updates of a meta-iteration.
-        estimator: of the meta-gradient. "truncated" differentiates through the K updates. "pes" has
-            agents live on under perturbed rules, K updates at a time (persistent evolution
-            strategies). "es" has them live a whole life, `reset_interval` times K updates, in each
-            iteration; resets play no part.
+        estimator: of the meta-gradient. "truncated" differentiates through the K updates. With
+            "pes" agents live on under perturbed rules, K updates at a time (persistent evolution
+            strategies). With "es" they live a whole life, `reset_interval` times K updates, in each
+            iteration, and `resets` is not used.
         sigma: standard deviation of the perturbations of "es" and "pes".
         resets: reset schedule; "staggered" is pipeline training.
         reset_interval: I, in meta-iterations: one life is I * K inner updates.
-        shortest_interval: lives of mixed length: each agent has an interval of its own, spread from
-            this to `reset_interval` evenly in logarithm; None: all have `reset_interval`.
+        shortest_interval: gives lives of mixed length. Each agent has its own interval, from this
+            to `reset_interval`, evenly spread in logarithm. None: all have `reset_interval`.
         validation: of "truncated": "last" (the paper's) or "dense".
         meta_learning_rate: of Adam, the meta-optimizer.
-        cosine_to: share of the meta-learning rate that a cosine decay ends at; 1 is constant.
-        meta_clip: what happens to each task's meta-gradient: "value" clips it elementwise, "norm"
-            caps its global norm, "normalise" scales it to the limit, "running" divides it by a
-            running root mean square of its norm, so that the scale of a task's rewards drops out,
-            and caps the global norm of the mean over tasks; "none" leaves it.
-        meta_clip_limit: the limit of that.
+        cosine_to: share of the meta-learning rate at the end of a cosine decay; 1 is constant.
+        meta_clip: changes each task's meta-gradient. "value" clips it elementwise. "norm" caps its
+            global norm. "normalise" scales it to the limit. "running" divides it by a running root
+            mean square of its norm, so that the scale of a task's rewards does not matter, and caps
+            the global norm of the mean over tasks. "none" does nothing.
+        meta_clip_limit: the limit of `meta_clip`.
         seed: of everything random in meta-training.
     """
 
@@ -96,11 +96,11 @@ class MetaTask:
 
     Attributes:
         task: the task.
-        learning_rate: alpha, the inner learning rate that the rule is used with there.
-        window: K of this task; None is the config's. A learner that makes many updates of a rollout
-            wants a longer one than a learner that makes one: a window sees as far as its rollouts.
-        estimator: of this task's meta-gradient; None is the config's.
-        agents: M of this task; None is the config's.
+        learning_rate: alpha, the rule's inner learning rate on this task.
+        window: K of this task; None: the config's. A window sees only its rollouts, so a learner
+            with many updates for each rollout wants a longer one.
+        estimator: of this task's meta-gradient; None: the config's.
+        agents: M of this task; None: the config's.
     """
 
     task: InnerTask
@@ -113,12 +113,12 @@ class MetaTask:
         check_fields(self, learning_rate=POSITIVE, window=COUNT, agents=COUNT)
 
     def settings(self, config: MetaConfig) -> MetaConfig:
-        """The config as this task has it.
+        """Return the config with this task's own values.
 
-        With "es" all agents live `reset_interval`: lives of mixed length are the other tasks'.
+        With "es" all agents live for `reset_interval`; lives of mixed length apply to other tasks.
 
         Raises:
-            ValueError: its estimator cannot do with its agents.
+            ValueError: its estimator cannot work with this number of agents.
         """
         estimator = self.estimator or config.estimator
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What estimates the meta-gradient of a task: one interface, and the truncated meta-gradient.
+"""Estimators of a task's meta-gradient: their interface, and the truncated meta-gradient.
 
 The trainer sees only `GradientEstimator`. Estimators that perturb the rule instead of
 differentiating through it are in `evolution`.
@@ -22,12 +22,12 @@ from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 
 
 class EstimatorState(NamedTuple):
-    """What an estimator carries from one estimate to the next.
+    """State that an estimator carries from one estimate to the next.
 
     Attributes:
         agents: arrays with one entry for each agent, sharded over the devices.
         offsets: the reset index of each agent.
-        iteration: estimates made.
+        iteration: number of estimates made.
     """
 
     agents: Any
@@ -55,25 +55,25 @@ class GradientEstimator(Protocol):
 
     @property
     def rollouts(self) -> int:
-        """Rollouts that each agent plays for one estimate."""
+        """Return how many rollouts each agent plays for one estimate."""
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
-        """The state before the first estimate."""
+        """Return the state before the first estimate."""
 
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
-        """Reset the agents that are due, let all of them learn, and estimate the meta-gradient.
+        """Reset the agents that are due, let all agents learn, and estimate the meta-gradient.
 
         Raises:
-            ValueError: the agents cannot be shared out evenly over the devices, or the kernel
-                cannot run the rule.
+            ValueError: the number of agents is not a multiple of the devices, or the kernel cannot
+                run the rule.
         """
 
 
 @dataclass(frozen=True)
 class TruncatedMetaGradient:
-    """The exact gradient of K inner updates (`meta_gradient`); all before them is constant."""
+    """The exact gradient through K inner updates (`meta_gradient`); earlier ones are constants."""
 
     spec: OptimizerSpec
     meta_task: MetaTask
@@ -82,11 +82,11 @@ class TruncatedMetaGradient:
 
     @property
     def rollouts(self) -> int:
-        """The rollouts of the K updates, and the validation."""
+        """Return the rollouts of the K updates, plus the validation."""
         return num_rollouts(self.meta_task.task, self.config.inner_updates) + 1
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
-        """Fresh agents."""
+        """Return fresh agents."""
         del meta_parameters
         keys = jax.random.split(key, self.config.agents)
         agents = init_agents(self.spec, self.meta_task.task, keys)
@@ -96,7 +96,7 @@ class TruncatedMetaGradient:
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
-        """The mean of all agents' truncated meta-gradients."""
+        """Return the mean of all agents' truncated meta-gradients."""
         fresh = reset_mask(state.iteration, state.offsets, self._intervals)
         keys = jax.random.split(key, self.config.agents)
         (gradient, stats), agents = share_out(
@@ -116,7 +116,7 @@ class TruncatedMetaGradient:
         agents: Agents,
         given: tuple[Bool[Array, " chunk"], Key[Array, " chunk"]],
     ) -> tuple[tuple[MetaParameters, Any], Agents]:
-        """The share of a chunk of agents in the mean meta-gradient and in the stats."""
+        """Return the contribution of a chunk of agents to the mean meta-gradient and the stats."""
         fresh, keys = given
         key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
         agents = reset_agents(self.spec, self.meta_task.task, agents, fresh, key_init)

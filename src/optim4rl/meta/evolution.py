@@ -1,9 +1,9 @@
 """Evolution strategies: the meta-gradient from agents that learn with perturbed rules.
 
-Nothing is differentiated, so lives of any length count whole. The loss of an agent is minus its
-mean return over its life. The gradient is that of the loss, smoothed by a Gaussian of standard
-deviation `sigma` around the rule. Agents come in antithetic pairs: agents i and i + M/2 have
-opposite perturbations, and share their first parameters, environments and all random numbers.
+Nothing is differentiated, so a life of any length counts as a whole. An agent's loss is minus its
+mean return over its life. The estimate is the gradient of this loss, smoothed by a Gaussian of
+standard deviation `sigma` around the rule. Agents come in antithetic pairs: agents i and i + M/2
+have opposite perturbations, and share their first parameters, environments and all random numbers.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Learners(NamedTuple):
 
     Attributes:
         agents: the agents.
-        returns: the mean return of the episodes that ended last; 0 before any has.
+        returns: the mean return of the episodes that ended last; 0 before any has ended.
     """
 
     agents: Agents
@@ -59,17 +59,18 @@ def live(
     rollouts: int,
     kernel: Kernel,
 ) -> tuple[Learners, Float[Array, " M"], Any]:
-    """Let agents learn, each by a rule of its own.
+    """Let agents learn, each with its own rule.
 
     Args:
         rules: the meta-parameters of each agent, every array with a leading axis of size M.
         keys: one key for each agent; its rollouts depend on no other.
-        rollouts: the length of their lives.
+        rollouts: length of their lives, in rollouts.
 
     Returns:
-        The agents after it; their losses; and the task's stats, summed over rollouts and agents. A
-        loss is minus the mean over rollouts of the mean return of the episodes that ended in the
-        rollout, or last before it where none did. It is NaN where parameters are not finite.
+        The agents afterwards; their losses; and the task's stats, summed over rollouts and agents.
+        A loss is minus the mean return over rollouts. The return of a rollout is the mean over the
+        episodes that ended in it; if none did, that of the last rollout with one. The loss is NaN
+        if a parameter is not finite.
     """
     updates = task.updates_per_rollout
     layout = layout_of(task)
@@ -92,7 +93,7 @@ def live(
 
     learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, jnp.arange(rollouts))
     stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
-    # A policy of NaN acts, too, and its returns are finite, but they mean nothing.
+    # A policy with NaN still acts, and its returns are finite but meaningless.
     finite = jnp.isfinite(learners.agents.params).all(axis=1)
     return learners, jnp.where(finite, -jnp.mean(curves, axis=0), jnp.nan), stats
 
@@ -101,8 +102,8 @@ def live(
 class EvolutionStrategies:
     """Evolution strategies over whole lives (Salimans et al. 2017, arXiv 1703.03864).
 
-    In each estimate every agent starts afresh and lives `reset_interval` times K inner updates
-    under one perturbed rule. Only the perturbation differs between the two of a pair.
+    In each estimate every agent starts fresh and lives for `reset_interval` times K inner updates
+    under one perturbed rule. The two agents of a pair differ only in the perturbation.
     """
 
     spec: OptimizerSpec
@@ -115,12 +116,12 @@ class EvolutionStrategies:
 
     @property
     def rollouts(self) -> int:
-        """The rollouts of a life."""
+        """Return the rollouts of a life."""
         each = num_rollouts(self.meta_task.task, self.config.inner_updates)
         return each * self.config.reset_interval
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
-        """Nothing is carried on."""
+        """Return no agents: none is carried on."""
         del meta_parameters, key
         never = jnp.full((self.config.agents,), -1, jnp.int32)
         return EstimatorState((), never, jnp.zeros((), jnp.int32))
@@ -128,7 +129,7 @@ class EvolutionStrategies:
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
-        """The mean over agents of loss times perturbation, over sigma squared."""
+        """Return the mean over agents of loss times perturbation, over sigma squared."""
         config, (mean, unravel) = self.config, ravel_pytree(meta_parameters)
         key_draw, key_agents = jax.random.split(key)
         pairs = config.agents // 2
@@ -153,7 +154,7 @@ class EvolutionStrategies:
         losses: Float[Array, " chunk"],
         given: tuple[MetaParameters, Key[Array, " chunk"]],
     ) -> tuple[Any, Float[Array, " chunk"]]:
-        """Whole lives of a chunk of agents."""
+        """Run whole lives of a chunk of agents."""
         del shared
         rules, keys = given
         key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -187,10 +188,10 @@ class Persistent(NamedTuple):
 class PersistentEvolutionStrategies:
     """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835).
 
-    In each estimate every agent lives on for K inner updates under a freshly perturbed rule. Their
-    loss counts towards all perturbations of the life so far (algorithm 2 there), so that unlike
-    with truncation the influence of earlier updates is not lost. Pairs are reset by the schedule,
-    each on its own, and their sum of perturbations with them.
+    In each estimate every agent lives on for K inner updates under a freshly perturbed rule. Its
+    loss counts towards all perturbations of its life so far (algorithm 2 of the paper), so the
+    influence of earlier updates is kept, unlike with truncation. The schedule resets each pair on
+    its own, with its sum of perturbations.
     """
 
     spec: OptimizerSpec
@@ -203,11 +204,11 @@ class PersistentEvolutionStrategies:
 
     @property
     def rollouts(self) -> int:
-        """The rollouts of K updates."""
+        """Return the rollouts of K updates."""
         return num_rollouts(self.meta_task.task, self.config.inner_updates)
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
-        """Fresh pairs, unperturbed so far."""
+        """Return fresh pairs, without a perturbation."""
         keys = _paired(jax.random.split(key, self.config.agents // 2))
         agents = init_agents(self.spec, self.meta_task.task, keys)
         perturbation = jnp.zeros((keys.size, ravel_pytree(meta_parameters)[0].size))
@@ -218,7 +219,7 @@ class PersistentEvolutionStrategies:
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
-        """The mean over agents of loss times summed perturbations, over sigma squared."""
+        """Return the mean over agents of loss times summed perturbations, over sigma squared."""
         fresh = reset_mask(state.iteration, state.offsets, np.tile(self._intervals, 2))
         keys = _paired(jax.random.split(key, self._intervals.size))
         signs = jnp.repeat(jnp.array([1.0, -1.0]), self._intervals.size)
@@ -239,7 +240,7 @@ class PersistentEvolutionStrategies:
         population: Persistent,
         given: tuple[Bool[Array, " chunk"], Float[Array, " chunk"], Key[Array, " chunk"]],
     ) -> tuple[tuple[MetaParameters, Any], Persistent]:
-        """What a chunk of agents adds to the estimate and to the stats."""
+        """Return the contribution of a chunk of agents to the estimate and the stats."""
         fresh, signs, keys = given
         task, sigma = self.meta_task.task, self.config.sigma
         key_init, key_rollouts, key_draw = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(
@@ -268,13 +269,13 @@ class PersistentEvolutionStrategies:
 
 
 def _paired(x: Any) -> Any:
-    """One for each agent, from one for each pair."""
+    """Return one entry for each agent, from one for each pair."""
     return jnp.concatenate([x, x])
 
 
 @lru_cache(maxsize=64)
 def _reports_returns(task: InnerTask) -> bool:
-    """Whether a rollout's stats hold returns (`tasks.interface.EvaluationTask`)."""
+    """Return whether a rollout's stats hold returns (`tasks.interface.EvaluationTask`)."""
 
     def stats(key: PRNGKeyArray) -> Any:
         return task.rollout(task.init_params(key), task.init_actor(key), key)[2]

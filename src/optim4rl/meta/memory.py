@@ -1,4 +1,4 @@
-"""How much memory meta-training will need, known before anything is compiled or run.
+"""Predict the memory of meta-training before anything is compiled or run.
 
 The program of one meta-iteration is traced, and the arrays that are alive at once are added up
 equation by equation. Tracing takes a second or two and allocates nothing.
@@ -22,19 +22,18 @@ from optim4rl.meta.population import Execution
 from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, init, iterate
 from optim4rl.optimizers.rule import OptimizerSpec
 
-# What a process holds beside the program on a CPU: Python, JAX, and XLA while it compiles.
+# Memory of a process on a CPU beside the program: Python, JAX, and XLA while it compiles.
 PROCESS_BYTES = 700 * 2**20
 
-# On a CPU, chunks with more work than this are no faster, and smaller ones stay nearer its cache:
+# On a CPU, chunks with more work than this are no faster, and smaller ones use its cache better:
 # big_dense_long took 3.3 to 3.6 s an iteration with 1, 8 and 32 agents to a chunk.
 USEFUL_WORK_BYTES = 512 * 2**20
 
-# The trace knows nothing of how XLA fuses and lays out: over Catch and grid worlds, from few agents
-# side by side to all of them, XLA's own figure was 0.7 to 1.4 times what the trace says.
+# The trace does not know how XLA fuses and lays out. On Catch and grid worlds, from few agents side
+# by side to all of them, XLA's own figure was 0.7 to 1.4 times the trace's.
 SLACK = 1.3
 
-# XLA writes the results of these into no memory of their own where the next equation can read them
-# element by element.
+# If the next equation reads these results element by element, XLA gives them no memory.
 _ELEMENTWISE = frozenset(
     """abs add add_any and atan2 broadcast_in_dim ceil clamp convert_element_type copy cos div eq
     erf_inv exp exp2 expm1 floor ge gt integer_pow iota is_finite le log log1p logistic lt max min
@@ -50,12 +49,12 @@ _READS_ELEMENTWISE = _ELEMENTWISE | frozenset(
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What meta-training is predicted to need of a process, in bytes.
+    """Predicted memory of a process in meta-training, in bytes.
 
     Attributes:
-        process: Python, JAX and the compiler; nothing of a GPU's memory.
+        process: Python, JAX and the compiler; none of it on a GPU.
         state: agents, their optimizers and environments, and the rule.
-        work: what one meta-iteration holds beside the state, at its peak.
+        work: memory of one meta-iteration beside the state, at its peak.
         agents_per_chunk: agents side by side on each device.
     """
 
@@ -66,18 +65,18 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """All that is there at once."""
+        """Return the total."""
         return self.process + self.state + self.work
 
 
 class OutOfMemoryError(ValueError):
-    """A run that would not fit; the message says by how much, and how to make it fit."""
+    """The run would not fit; the message says by how much, and how to make it fit."""
 
 
 def predict(
     spec: OptimizerSpec, tasks: tuple[MetaTask, ...], config: MetaConfig, execution: Execution
 ) -> MemoryPlan:
-    """What the run needs of this process, all of its local devices together."""
+    """Return the memory that this process needs, for all of its local devices together."""
     local = sum(d.process_index == jax.process_index() for d in execution.devices.devices.flat)
     share = tuple(_one_device(task, config, execution) for task in tasks)
     chunk = Execution(agents_per_chunk=execution.agents_per_chunk, kernel=execution.kernel)
@@ -100,15 +99,15 @@ def choose_chunk(
     execution: Execution,
     available: int,
 ) -> MemoryPlan:
-    """The plan with the largest chunk of agents that fits, and on a CPU is of use.
+    """Return the plan with the largest chunk of agents that fits and, on a CPU, is still useful.
 
     Args:
-        execution: with `agents_per_chunk`, no larger chunk is chosen, and on a CPU no smaller one
-            for the sake of speed.
-        available: bytes that the process may take.
+        execution: its `agents_per_chunk`, if given, is the largest chunk, and on a CPU no smaller
+            one is chosen for speed.
+        available: bytes that the process may use.
 
     Raises:
-        OutOfMemoryError: it does not fit even one agent at a time.
+        OutOfMemoryError: not even one agent at a time fits.
     """
     most = _most_agents(tasks, config)
     limit = min(execution.agents_per_chunk or most, most)
@@ -139,7 +138,7 @@ def choose_chunk(
 
 
 def available_bytes() -> int:
-    """What this process may still take: of the devices' memory, or of the machine's on a CPU."""
+    """Return the free memory for this process: on its devices, or on the machine with a CPU."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return len(jax.local_devices()) * int(stats["bytes_limit"])
@@ -161,16 +160,16 @@ def _meminfo(field: str) -> int | None:
 
 
 def gib(number: int) -> str:
-    """Bytes for a reader."""
+    """Return bytes in words."""
     return f"{number / 2**30:.2f} GiB"
 
 
 def peak_bytes(jaxpr: Jaxpr, donated: bool = False) -> int:
-    """The most bytes alive at once while a program runs, beside its inputs.
+    """Return the most bytes alive at once while a program runs, beside its inputs.
 
     Args:
         jaxpr: the program.
-        donated: it may write its results where its inputs were.
+        donated: whether the program may write results over its inputs.
     """
     last_use = _last_uses(jaxpr)
     materialised = _materialised(jaxpr)
@@ -189,12 +188,12 @@ def peak_bytes(jaxpr: Jaxpr, donated: bool = False) -> int:
 
 
 def _one_device(task: MetaTask, config: MetaConfig, execution: Execution) -> MetaTask:
-    """The task with a device's share of its agents."""
+    """Return the task with one device's share of its agents."""
     settings = task.settings(config)
     execution.chunk(settings.agents)
     share = settings.agents // execution.devices.size
     if settings.estimator != "truncated":
-        share += share % 2  # half a pair may lie on each of two devices
+        share += share % 2  # the two agents of a pair may lie on two devices
     return dataclasses.replace(task, agents=share)
 
 
@@ -232,13 +231,13 @@ def _variables(equation: JaxprEqn) -> set[Var]:
 
 
 def _last_uses(jaxpr: Jaxpr) -> dict[Any, int]:
-    """The index of the last equation that reads each variable; results are read at the end."""
+    """Return the last equation that reads each variable; results are read at the end."""
     last = {v: i for i, equation in enumerate(jaxpr.eqns) for v in _variables(equation)}
     return last | {v: len(jaxpr.eqns) for v in jaxpr.outvars if not isinstance(v, Literal)}
 
 
 def _materialised(jaxpr: Jaxpr) -> set[Any]:
-    """Variables that take memory: not those that element-wise neighbours read as they are made."""
+    """Return the variables that take memory, without those that XLA fuses away."""
     readers: dict[Any, list[str]] = {}
     for equation in jaxpr.eqns:
         for v in _variables(equation):
@@ -255,7 +254,7 @@ def _materialised(jaxpr: Jaxpr) -> set[Any]:
 
 
 def _reused(equation: JaxprEqn, dying: list[int], produced: list[int]) -> int:
-    """Bytes of the results that take the place of operands which nobody reads again."""
+    """Return the bytes of results that can overwrite operands which are not read again."""
     if equation.primitive.name in ("dot_general", "gather", "concatenate", "transpose"):
         return 0
     reused = 0
@@ -267,8 +266,8 @@ def _reused(equation: JaxprEqn, dying: list[int], produced: list[int]) -> int:
 
 
 def _inner_peak(equation: JaxprEqn) -> int:
-    """What the bodies of loops, branches and calls hold beside their inputs."""
-    # A loop or a branch has been handed its operands: it may write where it has read.
+    """Return the bytes that bodies of loops, branches and calls need beside their inputs."""
+    # A loop or a branch owns its operands, so it may overwrite them.
     return max((peak_bytes(inner, donated=True) for inner in _inner_programs(equation)), default=0)
 
 

@@ -39,7 +39,7 @@ _Kept = tuple[Array | None, Extras]
 
 
 class MetaGradient(NamedTuple):
-    """What K inner updates and a validation rollout give.
+    """Result of K inner updates and a validation rollout.
 
     Attributes:
         gradient: the meta-gradient, a mean over agents.
@@ -64,20 +64,20 @@ def truncated_meta_gradient(
     validation: Validation,
     kernel: Kernel,
 ) -> MetaGradient:
-    """K inner updates of every agent, a fresh validation rollout, and the meta-gradient of it.
+    """Make K inner updates of every agent, play a validation rollout, and return the meta-gradient.
 
     Args:
-        keys: one key for each agent, whose rollouts are drawn from it alone.
+        keys: one key for each agent; its rollouts depend on no other.
         learning_rate: the inner learning rate alpha of the task.
         inner_updates: K.
         validation: "last" is the paper's meta-objective, the loss after all K updates. "dense" is
-            the mean of the losses after each rollout's updates; the gradient of every later rollout
-            is the validation gradient of the updates before it, so with one update to a rollout it
-            costs nothing.
+            the mean of the losses after each rollout's updates. The gradient of every later rollout
+            serves as the validation gradient of the updates before it, so with one update for each
+            rollout it costs nothing.
         kernel: the implementation of the rule (`kernels.select.choose`).
 
     Raises:
-        ValueError: K is no multiple of the inner updates that a rollout of the task serves.
+        ValueError: K is not a multiple of the inner updates that a rollout of the task serves.
     """
     before, layout = agents.rule, layout_of(task)
     step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0))
@@ -102,13 +102,13 @@ def truncated_meta_gradient(
 
 
 class _Life(NamedTuple):
-    """K updates of every agent, and a look at one more rollout.
+    """K updates of every agent, and the gradient of one more rollout.
 
     Attributes:
-        agents: the agents after it.
-        gradients: those that the updates were made with.
-        extras: what the structure read beside them.
-        wholes: every rollout's gradient of the whole loss, the last look's included.
+        agents: the agents afterwards.
+        gradients: the gradients that made the updates.
+        extras: what the structure read beside gradients.
+        wholes: every rollout's gradient of the whole loss, also of the last rollout.
         stats: of every rollout.
     """
 
@@ -126,14 +126,14 @@ def _live(
     keys: Key[Array, " M"],
     rollouts: int,
 ) -> _Life:
-    """Let the agents learn from so many rollouts, and look at one more.
+    """Let the agents learn from this many rollouts, and take the gradient of one more.
 
-    Of gradients with which updates were made, only those are kept that are not a whole rollout's.
+    Gradients of updates are kept only if they are not the gradient of a whole rollout.
     """
     updates = task.updates_per_rollout
 
     def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Kept]:
-        """All updates that a rollout serves."""
+        """Make all updates that a rollout serves."""
         if updates == 1:
             agents, extras = update(agents, whole)
             return agents, (None, jax.tree.map(lambda x: x[None], extras))
@@ -146,7 +146,7 @@ def _live(
         return jax.lax.scan(learn_once, agents, jnp.arange(updates))
 
     def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Kept]:
-        """No update."""
+        """Make no update."""
         del batch
         kept = (None if updates == 1 else whole, jax.eval_shape(update, agents, whole)[1])
         return agents, jax.tree.map(lambda x: jnp.zeros((updates, *x.shape), x.dtype), kept)
@@ -172,7 +172,7 @@ def _live(
 def _validation_gradients(
     wholes: Float[Array, "rollouts M n"], validation: Validation
 ) -> Float[Array, "updated_on M n"]:
-    """What a step in parameter space, made with each rollout, does to the meta-objective."""
+    """Return the change of the meta-objective for a step in parameter space at each rollout."""
     after = wholes[1:]
     if validation == "last":
         return jnp.broadcast_to(after[-1:], after.shape)

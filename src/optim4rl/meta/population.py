@@ -1,4 +1,4 @@
-"""A population of agents: in chunks that fit into memory, sharded over the devices of a mesh.
+"""A population of agents, sharded over devices and advanced in chunks that fit into memory.
 
 A meta-gradient is a mean over agents, which share only the rule. So every device advances its share
 of the agents, a chunk at a time, and adds up their meta-gradients; one collective adds those of the
@@ -36,7 +36,7 @@ class Execution:
 
     Attributes:
         mesh: devices that the agents are sharded over, along one axis; None is the first device.
-        agents_per_chunk: agents of a task that a device advances side by side, at most; None: all.
+        agents_per_chunk: the most agents of a task that a device advances side by side; None: all.
         kernel: the implementation of the rule.
     """
 
@@ -53,15 +53,15 @@ class Execution:
 
     @property
     def devices(self) -> Mesh:
-        """The mesh, of one device where none is given."""
+        """Return the mesh; without one, a mesh of the first device."""
         return self.mesh if self.mesh is not None else agents_mesh(1)
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """That partition on these devices."""
+        """Return the sharding with this partition on these devices."""
         return NamedSharding(self.devices, spec)
 
     def chunk(self, num_agents: int) -> int:
-        """Agents side by side on one device: the largest equal share within `agents_per_chunk`.
+        """Return how many agents a device advances at once: the largest equal share in the limit.
 
         Raises:
             ValueError: the agents cannot be shared out evenly over the devices.
@@ -77,7 +77,7 @@ class Execution:
 
 
 def agents_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh of so many devices, over all processes; None: all devices.
+    """Return a mesh of this many devices, over all processes; None: all devices.
 
     Raises:
         ValueError: there are fewer devices.
@@ -95,18 +95,18 @@ def share_out(
     given: Given,
     execution: Execution,
 ) -> tuple[Sums, Units]:
-    """Do the work of all agents, chunk by chunk on every device.
+    """Do the work for all agents, chunk by chunk on every device.
 
     Args:
         work: `(shared, units, given) -> (sums, units)` of some agents.
         shared: what all of them read.
-        units: the agents, or whatever there is one of for each: every array has a leading axis for
-            them. What the work returns takes their place.
-        given: more that there is one of for each; it is only read.
+        units: the agents, or one of something for each agent; every array has a leading axis for
+            them. What the work returns replaces them.
+        given: further arrays with one entry for each agent; they are only read.
         execution: devices and chunks.
 
     Returns:
-        The sums over all agents, and the units after the work.
+        The sums over all agents, and the units afterwards.
 
     Raises:
         ValueError: the agents cannot be shared out evenly over the devices.
@@ -114,7 +114,7 @@ def share_out(
     chunk = execution.chunk(_count(units))
 
     def work_share(shared: Shared, units: Units, given: Given) -> tuple[Sums, Units]:
-        """A device's own agents, each written back where it was read."""
+        """Advance one device's agents; each is written back where it was read."""
 
         def add(index: Array, total: tuple[Sums, Units]) -> tuple[Sums, Units]:
             def read(x: Array) -> Array:
@@ -154,7 +154,7 @@ def reset_agents(
     fresh: Bool[Array, " M"],
     keys: Key[Array, " M"],
 ) -> Agents:
-    """Start the agents under the mask anew; nothing is computed for the others."""
+    """Replace the agents under the mask by fresh ones; compute nothing for the others."""
 
     def restart(agent: tuple[Any, Array, Agents]) -> Agents:
         fresh, key, agent_now = agent

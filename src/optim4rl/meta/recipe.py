@@ -24,32 +24,34 @@ _LEARNERS: dict[LearnerName, type[A2CConfig] | type[PPOConfig]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides which weights a meta-training gives.
+    """All settings that decide the weights of a meta-training.
 
     Attributes:
         optimizer: learned optimizer to train; `optim4rl list optimizers` names them.
-        tasks: tasks to train on, together; `optim4rl list tasks` names them.
+        tasks: tasks to train on at the same time; `optim4rl list tasks` names them.
         learning_rate: inner learning rate alpha of each task; one value serves all.
-        step_scale: multiplies alpha, per task; one value serves all.
-        windows: K of each task; by default all have the inner updates below.
-        estimators: of each task's meta-gradient; by default all have the estimator below.
-        populations: agents M of each task; by default all have the agents below.
-        learners: of each task, "a2c" or "ppo" with their usual settings; by default its own.
-        minibatches: of each task's PPO; by default its own. A2C has 1.
-        observations: of each task, "raw" or "normalised" by each agent; by default its own.
+        step_scale: multiplies alpha of each task; one value serves all.
+        windows: K of each task. Default: --inner-updates.
+        estimators: estimator of each task's meta-gradient. Default: --estimator.
+        populations: agents M of each task. Default: --agents.
+        learners: learner of each task, "a2c" or "ppo" with its usual settings. Default: the task's
+            own.
+        minibatches: minibatches of each task's PPO. Default: the task's own. A2C has 1.
+        observations: observations of each task, "raw" or "normalised" by each agent. Default: the
+            task's own.
         value_weight: weight of the squared error of values in every learner's loss, and so in the
-            meta-objective; by default the learners' own.
-        reward_scale: multiplies each task's rewards as they usually are; one value serves all.
-        normalise_rewards: each agent scales its rewards by those that it has met.
-        width: units of the agents' dense layer; 0 is each task's own network. With several, every
-            fresh agent draws one of them. Separate networks (`mlp`) stay as they are.
-        maps: order of the observation's maps in a convolution, if not the task's own; "rows" on a
+            meta-objective. Default: the learners' own.
+        reward_scale: multiplies each task's usual rewards; one value serves all.
+        normalise_rewards: each agent scales its rewards by those that it has seen.
+        width: units of the agents' dense layer; 0 takes each task's own network. With several
+            values every fresh agent draws one. Separate networks (`mlp`) do not change.
+        maps: order of the observation's maps in a convolution. Default: the task's own. "rows" on a
             grid world is the paper's release.
         envs_per_agent: environments of each agent.
-        clip: elementwise gradient clip of the rule; 0 is none, as on Catch in the paper.
-        zero_head: whether the rule's heads start at zero; the optimizer's own choice by default.
-        start: weights to go on from, a shipped name or a file; "": fresh ones. The options must
-            describe their rule.
+        clip: elementwise gradient clip of the rule; 0: none, as on Catch in the paper.
+        zero_head: whether the rule's heads start at zero. Default: the optimizer's own choice.
+        start: weights to start from, a shipped name or a file; "": fresh ones. The options must
+            describe the same rule.
         augmentation: random rescaling of the tasks, drawn for every life of an agent.
         meta: the meta-training itself.
     """
@@ -78,10 +80,10 @@ class Recipe:
 
 
 def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tuple[float, ...]:
-    """One value for each task, from one value or one for each.
+    """Return one value for each task, from one value for all or one for each.
 
     Raises:
-        ValueError: there are neither one nor as many as tasks, or one is not positive.
+        ValueError: there is neither one value nor one for each task, or a value is not positive.
     """
     if len(values) not in (1, len(tasks)) or any(not 0 < x < float("inf") for x in values):
         raise ValueError(
@@ -91,7 +93,7 @@ def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tu
 
 
 def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
-    """The rule and the tasks that a recipe describes.
+    """Return the rule and the tasks that a recipe describes.
 
     Raises:
         ValueError: a field is wrong; the message names it.
@@ -140,7 +142,7 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
             else observations == "normalised",
         )
         if not own_network and usual.torso != "mlp":
-            # A narrow dense network trains the rule as well as the paper's convolution does.
+            # A narrow dense network trains the rule as well as the paper's convolution.
             config = dataclasses.replace(config, width=width, torso="dense")
         task = augment(make_task(config), recipe.augmentation)
         tasks.append(MetaTask(task, rate * scale, **its))
@@ -153,10 +155,10 @@ def _learner(
     minibatches: int | None,
     value_weight: float | None,
 ) -> A2CConfig | PPOConfig:
-    """A task's usual learner, or the one of that name if it is of another kind, and its settings.
+    """Return a task's usual learner, or the named one if its kind differs, with its settings.
 
     Raises:
-        ValueError: A2C is to have minibatches.
+        ValueError: minibatches are given for A2C.
     """
     if name is not None and not isinstance(learner, _LEARNERS[name]):
         learner = _LEARNERS[name](reward_scale=learner.reward_scale)
@@ -170,10 +172,10 @@ def _learner(
 
 
 def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
-    """What each task has of its own beside its rate.
+    """Return each task's own settings beside its rate.
 
     Raises:
-        ValueError: there are not as many as tasks, or none.
+        ValueError: the number of values is neither 0 nor the number of tasks.
     """
     own: list[dict[str, Any]] = [{} for _ in recipe.tasks]
     for name, of_task in (
@@ -193,16 +195,16 @@ def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> MetaParameters | None:
-    """The meta-parameters that `--start` names.
+    """Return the meta-parameters that `--start` names.
 
     Raises:
-        ValueError: there are no such weights, or they are those of another rule; the message says
-            where it differs.
+        ValueError: there are no such weights, or they have another rule; the message says what
+            differs.
     """
     if not recipe.start:
         return None
     weights = load_weights(recipe.start)
-    # What only decides fresh weights may differ.
+    # Settings that decide only fresh weights may differ.
     there = dataclasses.replace(weights.spec, zero_head=spec.zero_head)
     names = [field.name for field in dataclasses.fields(spec)]
     values = [(name, getattr(there, name), getattr(spec, name)) for name in names]
@@ -213,6 +215,6 @@ def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> MetaParameters | No
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """All that decides the result, as JSON values."""
+    """Return all settings that decide the result, as JSON values."""
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
     return settings

@@ -1,4 +1,4 @@
-"""Recipes by name: what made the shipped weights ("zoo/..."), and the paper's experiments."""
+"""Recipes by name: those of the shipped weights ("zoo/..."), and the paper's experiments."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ _SIX = replace(
     reward_scale=(1e3, 1e2, 1e2, 1e1, 1e1, 1.0),
     meta=replace(_PAPER, meta_clip="normalise", meta_clip_limit=0.5),
 )
-# Catch and three grid worlds, of which the big one keeps a rule from being greedy.
+# Catch and three grid worlds. The big one keeps a rule from being greedy.
 _FOUR_GRIDS = Recipe(
     optimizer="generalist",
     tasks=("catch", "small_dense_long/free", "big_dense_short/free", "small_sparse_short/free"),
@@ -79,7 +79,7 @@ _PPO = Recipe(
         "gymnax:Reacher-misc",
     ),
     learners=("ppo",) * 6,
-    # The last task makes many small updates of each rollout, as is usual in locomotion.
+    # The last task makes many small updates for each rollout, as is usual in locomotion.
     minibatches=(4, 4, 4, 4, 4, 16),
     observations=("raw", "raw", "raw", "normalised", "normalised", "normalised"),
     windows=(128, 128, 128, 128, 128, 256),
@@ -115,7 +115,7 @@ RECIPES: dict[str, Recipe] = {
         optimizer="scaled",
         tasks=(*_FOUR_GRIDS.tasks, "gymnax:CartPole-v1"),
         learning_rate=(2e-2, 2e-2, 2e-2, 2e-2, 2e-3),
-        windows=(16, 16, 16, 16, 64),  # as many updates of PPO are four rollouts
+        windows=(16, 16, 16, 16, 64),  # four rollouts of PPO
     ),
     "zoo/ppo-generalist": _PPO,
     "zoo/grid-generalist": _FOUR_GRIDS,
@@ -128,10 +128,10 @@ RECIPES: dict[str, Recipe] = {
     "paper/small_dense_long": _SMALL,
     "paper/big_dense_long": _BIG,
     "paper/six": _SIX,
-    # The paper's release on its own: Version B, and on the big grid world its smaller network.
+    # The paper's release: Version B, and its smaller network on the big grid world.
     "release/catch": replace(_CATCH, optimizer="optim4rl-rlc"),
     "release/big_dense_long": replace(_BIG, optimizer="optim4rl-rlc", maps="rows"),
 }
-# What the cards of the shipped weights call two of these.
+# Names that the cards of the shipped weights use for two of these.
 RECIPES["zoo/optim4rl-paper-catch"] = RECIPES["paper/catch"]
 RECIPES["zoo/optim4rl-rlc-paper-catch"] = RECIPES["release/catch"]

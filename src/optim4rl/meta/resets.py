@@ -19,10 +19,10 @@ RESET_SCHEDULES: tuple[ResetSchedule, ...] = ("staggered", "random", "synchronou
 def reset_intervals(
     num_agents: int, longest: int, shortest: int | None = None
 ) -> Int[np.ndarray, " agents"]:
-    """The reset interval I_i of each agent: evenly spread in logarithm between the two.
+    """Return the reset interval I_i of each agent, evenly spread in logarithm between the two.
 
-    Neighbours have lives of unlike lengths, so that staggered agents of every age have some of each
-    length. None: all have the longest.
+    Neighbours have lives of different lengths, so that staggered agents of every age have lives of
+    all lengths. None: all have the longest.
     """
     if shortest is None or num_agents == 1:
         return np.full(num_agents, longest, np.int32)
@@ -35,7 +35,7 @@ def reset_intervals(
 def reset_offsets(
     schedule: ResetSchedule, intervals: Int[np.ndarray, " agents"], key: PRNGKeyArray
 ) -> Int[Array, " agents"]:
-    """The reset index r_i of each agent, -1 for an agent that is never reset.
+    """Return the reset index r_i of each agent, -1 for an agent that is never reset.
 
     staggered: evenly spaced over the interval (pipeline training). random: drawn uniformly, once.
     synchronous: at every multiple of the interval. never: all start at once and live on.
@@ -57,5 +57,5 @@ def reset_mask(
     offsets: Int[Array, " agents"],
     intervals: Int[np.ndarray, " agents"],
 ) -> Bool[Array, " agents"]:
-    """Which agents are re-initialised before this meta-iteration. At iteration 0 all are fresh."""
+    """Return which agents are reset before this meta-iteration. At iteration 0 all are fresh."""
     return jnp.logical_and(iteration % intervals == offsets, iteration > 0)

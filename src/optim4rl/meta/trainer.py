@@ -1,8 +1,8 @@
 """Meta-training: an estimate of each task's meta-gradient, their mean, a meta-optimizer.
 
-The whole state of meta-training is one pytree, so saving it is resuming. Whole chunks of
-meta-iterations run inside jit, which updates the state in place; the host returns to report, log
-and save.
+The whole state of meta-training is one pytree, so a saved state is a checkpoint. Whole chunks of
+meta-iterations run inside jit, which updates the state in place. Between chunks the host reports,
+logs and saves.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from optim4rl.meta.evolution import EvolutionStrategies, PersistentEvolutionStra
 from optim4rl.meta.population import REPLICATED, SHARDED, Execution
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_parameters
 
-# Decay of the running mean that normalises a task's meta-gradient: it covers about ten iterations,
-# and no meta-gradient counts for more than sqrt(10) usual ones.
+# Decay of the running mean that normalises a task's meta-gradient. It covers about ten iterations,
+# so no meta-gradient counts more than sqrt(10) usual ones.
 RUNNING_DECAY = 0.9
 
 
@@ -43,11 +43,11 @@ class MetaState(NamedTuple):
         meta_parameters: the rule's weights.
         meta_optimizer: the meta-optimizer's state.
         estimators: the state of each task's estimator, its agents above all.
-        squared_norms: each task's running mean of its meta-gradient's squared norm, from 0 on.
-        key: the random key that every iteration's keys are folded from.
+        squared_norms: each task's running mean of its meta-gradient's squared norm; it starts at 0.
+        key: the random key from which every iteration folds its keys.
         iteration: meta-iterations done.
-        stopped: numbers ceased to be finite. The rule, its optimizer and the iteration are those of
-            the last good iteration; the estimators are as the next one left them.
+        stopped: whether a number was not finite. Then the rule, its optimizer and the iteration are
+            those of the last good iteration, and the estimators those of the next one.
     """
 
     meta_parameters: MetaParameters
@@ -74,7 +74,7 @@ class Progress(NamedTuple):
 
 
 class MetaDivergenceError(RuntimeError):
-    """Meta-training diverged: a number is not finite. `state` has the last good rule."""
+    """Meta-training diverged: a number is not finite. `state` holds the last good rule."""
 
     def __init__(self, state: MetaState, progress: Progress) -> None:
         self.state = state
@@ -86,7 +86,7 @@ class MetaDivergenceError(RuntimeError):
 
 
 def _not_finite(state: MetaState, progress: Progress) -> Iterator[str]:
-    """What is not finite after the last iteration, task by task."""
+    """Say what is not finite after the last iteration, task by task."""
     for index, (estimator, stats) in enumerate(zip(state.estimators, progress.stats, strict=True)):
         found = [name for name, _ in _broken_leaves(jax.tree.map(lambda x: x[-1], stats))]
         if not np.isfinite(progress.task_norms[-1, index]):
@@ -105,7 +105,7 @@ def _broken_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def meta_optimizer(config: MetaConfig) -> optax.GradientTransformation:
-    """Adam, with a cosine decay where the config asks for one."""
+    """Return Adam, with a cosine decay if the config asks for one."""
     schedule = optax.cosine_decay_schedule(
         config.meta_learning_rate, config.iterations, alpha=config.cosine_to
     )
@@ -113,7 +113,7 @@ def meta_optimizer(config: MetaConfig) -> optax.GradientTransformation:
 
 
 def clip_meta_gradient(gradient: MetaParameters, clip: TaskClip, limit: float) -> MetaParameters:
-    """One task's meta-gradient, clipped or normalised."""
+    """Return one task's meta-gradient, clipped or normalised."""
     if clip == "value":
         return jax.tree.map(lambda x: jnp.clip(x, -limit, limit), gradient)
     if clip == "none":
@@ -130,7 +130,7 @@ def combine_meta_gradients(
     clip: MetaClip,
     limit: float,
 ) -> tuple[MetaParameters, Float[Array, " tasks"]]:
-    """The mean over tasks of meta-gradients made comparable, and the running mean of their norms.
+    """Return the mean over tasks of comparable meta-gradients, and the running mean of their norms.
 
     "running" corrects that mean for its start at zero as Adam does (Kingma & Ba 2015, section 3).
     """
@@ -154,10 +154,10 @@ def _mean(trees: list[MetaParameters]) -> MetaParameters:
 def make_estimator(
     spec: OptimizerSpec, meta_task: MetaTask, config: MetaConfig, execution: Execution
 ) -> GradientEstimator:
-    """The estimator of a task's meta-gradient, named by the task or the config.
+    """Return the estimator of a task's meta-gradient, named by the task or the config.
 
     Raises:
-        ValueError: it needs returns, which the task does not report, or agents in pairs.
+        ValueError: the estimator needs returns, which the task does not report, or pairs of agents.
     """
     kinds: dict[str, Callable[..., GradientEstimator]] = {
         "truncated": TruncatedMetaGradient,
@@ -175,7 +175,7 @@ def init(
     meta_parameters: MetaParameters | None = None,
     execution: Execution = Execution(),
 ) -> MetaState:
-    """The state before the first iteration; `meta_parameters` to start from given weights."""
+    """Return the state before the first iteration; with `meta_parameters`, start from these."""
     for task in tasks:
         execution.chunk(task.settings(config).agents)
     return _init(
@@ -184,7 +184,7 @@ def init(
 
 
 def _program(config: MetaConfig) -> MetaConfig:
-    """The config as a key of compiled programs: what is kept in the state does not matter."""
+    """Return the config as a key of compiled programs, without what the state holds."""
     return dataclasses.replace(config, seed=0, resets="staggered")
 
 
@@ -219,7 +219,7 @@ def _init(
 
 
 def state_shardings(state: MetaState, execution: Execution) -> MetaState:
-    """The sharding of each leaf: agents over the devices, all else on each of them."""
+    """Return the sharding of each leaf: agents over the devices, all else on each device."""
     replicated = execution.sharding(REPLICATED)
     sharded = execution.sharding(SHARDED)
     return jax.tree.map(lambda _: replicated, state)._replace(
@@ -239,7 +239,7 @@ def iterate(
     state: MetaState,
     execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress]:
-    """One meta-iteration: an estimate of each task's meta-gradient, one update of the rule."""
+    """Run one meta-iteration: estimate each task's meta-gradient, and update the rule once."""
     key = jax.random.fold_in(state.key, state.iteration)
     results = [
         make_estimator(spec, task, config, execution).estimate(
@@ -271,7 +271,7 @@ def iterate(
 
 
 def _keep_last_good(before: MetaState, after: MetaState, finite: Bool[Array, ""]) -> MetaState:
-    """Take the update of the rule back, and stop, where it left the finite numbers."""
+    """Undo the rule's update and stop if a number is not finite."""
     for leaf in jax.tree.leaves(after.meta_parameters):
         finite = jnp.logical_and(finite, jnp.all(jnp.isfinite(leaf)))
 
@@ -297,25 +297,25 @@ def train(
     report: Callable[[MetaState, Progress], None] | None = None,
     execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress | None]:
-    """Meta-train from the start, or on from `state`.
+    """Meta-train a rule, from the start or from `state`.
 
     Args:
         spec: the rule to train.
-        tasks: what its agents learn; the meta-gradients of several tasks are averaged.
+        tasks: the tasks that its agents learn; meta-gradients of several tasks are averaged.
         config: the settings.
-        state: where to go on; None starts afresh. Its arrays are given up: the run updates them in
-            place, so keep a copy (`jax.tree.map(jnp.copy, state)`) where it is needed again.
-        chunk: iterations that run before the host sees progress.
-        report: called after every chunk with the state, which lasts until it returns, and that
-            chunk's progress, of which nothing is kept here: a run may take days.
+        state: the state to go on from; None: a fresh one. The run updates its arrays in place, so
+            keep a copy (`jax.tree.map(jnp.copy, state)`) if you need it again.
+        chunk: iterations between two reports.
+        report: called after every chunk with the state, which is valid until `report` returns, and
+            the chunk's progress. Then no progress is kept here, because a run may take days.
         execution: devices, chunks of agents, kernel.
 
     Returns:
-        The final state, and the progress of the iterations done here: None if none were left, or
-        if `report` has had it.
+        The final state, and the progress of the iterations done here: None if no iteration was
+        left, or if `report` received it.
 
     Raises:
-        MetaDivergenceError: numbers ceased to be finite; it carries the last good rule.
+        MetaDivergenceError: a number is not finite; the error carries the last good rule.
     """
     if state is None:
         state = init(spec, tasks, config, execution=execution)
@@ -323,7 +323,7 @@ def train(
     while (first := int(state.iteration)) < config.iterations:
         end = min(first + chunk, config.iterations)
         state, progress = _run(spec, tasks, _program(config), execution, chunk, state, end)
-        # The iteration that ran out of finite numbers, if one did, is reported too.
+        # Also report the iteration with a number that is not finite, if there is one.
         done = int(state.iteration) - first + bool(state.stopped)
         progress = jax.tree.map(lambda x, done=done: np.asarray(x)[:done], progress)
         if report is None:
@@ -349,7 +349,7 @@ def _run(
     state: MetaState,
     end: int | Int[Array, ""],
 ) -> tuple[MetaState, Progress]:
-    """Iterate up to iteration `end`, at most `chunk` times, with one row of progress for each."""
+    """Iterate up to iteration `end`, at most `chunk` times; return one row of progress for each."""
     start = state.iteration
     step = partial(iterate, spec, tasks, config, execution=execution)
     rows = jax.tree.map(
