@@ -25,9 +25,9 @@ class A2CConfig:
         rollout: environment steps T between updates, in each environment.
         gamma: discount factor.
         lam: lambda of the TD(lambda) errors.
-        value_weight: weight of the squared error.
+        value_weight: weight of the values' squared error in the loss.
         entropy_weight: weight of the policy's entropy.
-        reward_scale: rewards are multiplied by this before learning; reported returns are not.
+        reward_scale: multiplies rewards before learning, but not the reported returns.
     """
 
     rollout: int = 20
@@ -53,11 +53,11 @@ class Transitions(NamedTuple):
     """A rollout of T steps in E environments.
 
     Attributes:
-        observation: what the agent saw.
-        action: what it did, before any squashing.
-        reward: what it got, scaled for learning.
-        terminated: the step ended the episode in a terminal state, whose value is 0.
-        truncated: the step hit a time limit; the state it led to still has a value.
+        observation: the agent's observation.
+        action: its action, before any squashing.
+        reward: its reward, scaled for learning.
+        terminated: whether the step ended the episode in a terminal state, whose value is 0.
+        truncated: whether the step hit a time limit; the state that it led to still has a value.
         value: the critic's value of `observation`.
         next_value: the critic's value of the state that the step led to, before any reset.
     """
@@ -79,10 +79,11 @@ def lambda_returns(
     gamma: float,
     lam: float,
 ) -> Float[Array, "T E"]:
-    """TD(lambda) targets `G_t = r + gamma (1 - terminated) ((1 - lam_t) V(s') + lam_t G_{t+1})`.
+    """Return the targets `G_t = r + gamma (1 - terminated) ((1 - lam_t) V(s') + lam_t G_{t+1})`.
 
-    `lam_t` is 0 where an episode ends, so that a truncated step bootstraps from the state that it
-    led to and nothing leaks over a reset (Sutton and Barto 2018, section 12.3).
+    These are TD(lambda) targets (Sutton and Barto 2018, section 12.3). `lam_t` is 0 at the end of
+    an episode, so a truncated step bootstraps from the state that it led to, and nothing leaks over
+    a reset.
     """
     discount = gamma * (1.0 - terminated.astype(jnp.float32))
     trace = lam * (1.0 - jnp.logical_or(terminated, truncated).astype(jnp.float32))
@@ -107,7 +108,10 @@ def a2c_loss(
     uniforms: Float[Array, "numbers N"],
     target: Float[Array, "N"],
 ) -> Float[Array, ""]:
-    """The whole loss. The targets are constants, and so is the advantage in the policy gradient."""
+    """Return the whole loss.
+
+    Targets are constants, and so are advantages in the policy gradient.
+    """
     error = jax.lax.stop_gradient(target) - value
     log_prob = distribution.log_prob(outputs, action)
     return (
@@ -119,7 +123,7 @@ def a2c_loss(
 
 @dataclass(frozen=True)
 class A2C:
-    """One update for each rollout, from what the network gave while it was played."""
+    """A2C: one update for each rollout, from the network's outputs during the rollout."""
 
     config: A2CConfig
     network: BatchNetwork
@@ -127,7 +131,7 @@ class A2C:
 
     @property
     def updates_per_rollout(self) -> int:
-        """A rollout is learned from once."""
+        """Return 1: each rollout serves one update."""
         return 1
 
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Rollout:
@@ -135,7 +139,7 @@ class A2C:
         return rollout
 
     def gradient(self, params: Any, batch: Rollout) -> Any:
-        """The gradient of the whole loss, by the parameters that the rollout was made with."""
+        """Return the gradient of the whole loss, at the parameters that played the rollout."""
         cotangents = jax.grad(a2c_loss, argnums=(2, 3))(
             self.distribution,
             self.config,
@@ -145,5 +149,5 @@ class A2C:
         return self.network.backward(prepared, batch.observation, batch.cache, *cotangents)
 
     def minibatch_gradient(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> Any:
-        """The gradient of the whole loss: there is one update."""
+        """Return the gradient of the whole loss: there is only one update."""
         return self.gradient(params, batch)

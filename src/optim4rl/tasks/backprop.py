@@ -1,8 +1,8 @@
 """The agents' networks over batches of observations, forward and backward.
 
-Learners see a `BatchNetwork`: outputs and values of a batch, and from their cotangents the gradient
-of the parameters. What the forward pass leaves in its cache serves the backward pass, so that the
-gradient of a rollout can do without a second forward pass.
+A `BatchNetwork` maps a batch to outputs and values, and their cotangents to the gradient of the
+parameters. The forward pass fills a cache for the backward pass, so the gradient of a rollout needs
+no second forward pass.
 """
 
 import functools
@@ -31,7 +31,7 @@ from optim4rl.tasks.networks import (
 
 @runtime_checkable
 class BatchNetwork(Protocol):
-    """A kind of agent network, and how it runs on batches.
+    """A kind of agent network that runs on batches.
 
     Attributes:
         inputs: how it reads observations.
@@ -44,15 +44,15 @@ class BatchNetwork(Protocol):
         """Fresh parameters; `key` is the agent's."""
 
     def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
-        """Which units the agent of this key has, 1 or 0; None if all agents have the same."""
+        """Return 1 for the units of this key's agent, else 0; None if all agents have the same."""
 
     def prepare(self, params: Any, live: Float[Array, "width"] | None) -> Any:
-        """What all passes of the same parameters share; the first argument of both passes."""
+        """Return the first argument of both passes, which passes of the same parameters share."""
 
     def forward(
         self, prepared: Any, observation: Num[Array, "..."]
     ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], Any]:
-        """The policy's outputs, the values, and a cache of arrays with the batch first."""
+        """Return the policy's outputs, the values, and a cache of arrays with the batch first."""
 
     def backward(
         self,
@@ -62,17 +62,18 @@ class BatchNetwork(Protocol):
         outputs: Float[Array, "batch outputs"],
         value: Float[Array, "batch"],
     ) -> Any:
-        """The gradient of the parameters, from the cotangents of the outputs and of the value."""
+        """Return the gradient of the parameters, from the cotangents of outputs and values."""
 
 
 class Prepared(NamedTuple):
-    """A network with a shared torso and its heads as one layer, which reads the units once.
+    """A network with a shared torso, whose two heads are joined into one layer.
 
     Attributes:
         network: the parameters.
         kernel: of the policy's head and, as its last row, the value's.
         bias: of both.
-        live: 1 for the units that there are, 0 for those that only fill the arrays; None: all are.
+        live: 1 for the agent's own units, 0 for units that only fill the arrays; None: all are its
+            own.
     """
 
     network: ActorCritic
@@ -88,9 +89,9 @@ class SharedTorso:
     Attributes:
         inputs: how it reads observations.
         kind: a dense layer, or a convolution before it.
-        outputs: what the policy's distribution is made from.
-        widths: units of the dense layer, of which every agent draws one number. The arrays have the
-            largest size, and the units beyond an agent's own are masked out.
+        outputs: number of outputs for the policy's distribution.
+        widths: possible numbers of units in the dense layer; every agent draws one. The arrays have
+            the largest size, and the units beyond an agent's own are masked out.
     """
 
     inputs: Inputs
@@ -110,7 +111,7 @@ class SharedTorso:
         )
         if len(self.widths) == 1:
             return network
-        # The heads' variance is 1 / fan-in of the units that there are.
+        # The heads' variance is 1 / fan-in, counting the agent's own units alone.
         scale = jnp.sqrt(max(self.widths) / self._width(key).astype(jnp.float32))
         scaled: ActorCritic = eqx.tree_at(
             lambda tree: (tree.policy.kernel, tree.value.kernel),
@@ -120,21 +121,21 @@ class SharedTorso:
         return scaled
 
     def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
-        """The first units, as many as the agent's width."""
+        """Return 1 for the first units, as many as the agent's width, and 0 for the others."""
         if len(self.widths) == 1:
             return None
         units = jnp.arange(max(self.widths), dtype=jnp.int32)
         return (units < self._width(key)).astype(jnp.float32)
 
     def _width(self, key: PRNGKeyArray) -> Int[Array, ""]:
-        """The width that the agent of this key has."""
+        """Return the width of the agent with this key."""
         widths = jnp.asarray(self.widths, jnp.int32)
         return jax.random.choice(jax.random.fold_in(key, 2), widths)
 
     def prepare(self, params: ActorCritic, live: Float[Array, "width"] | None) -> Prepared:
         """Join the heads.
 
-        The barrier has them laid out with the units last: batches of one run twice as fast.
+        The barrier lays them out with the units last, so that batches of one run twice as fast.
         """
         kernel = jnp.concatenate([params.policy.kernel, params.value.kernel], axis=1).T
         bias = jnp.concatenate([params.policy.bias, params.value.bias])
@@ -144,7 +145,7 @@ class SharedTorso:
     def forward(
         self, prepared: Prepared, observation: Num[Array, "..."]
     ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], Float[Array, "batch width"]]:
-        """What the network gives; the cache holds the hidden units."""
+        """Return outputs and values; the cache holds the hidden units."""
         network = prepared.network
         if network.conv is None:
             hidden = self.inputs.full(network.dense.kernel, observation)
@@ -172,8 +173,8 @@ class SharedTorso:
         # slow.
         head_kernel = jax.lax.optimization_barrier(jnp.einsum("bo,bw->ow", outputs, hidden)).T
         head_bias = jnp.sum(outputs, axis=0)
-        # Where a unit gave nothing, ReLU or mask let nothing through. Unrolled over the few
-        # outputs, the product is part of one loop and takes half the time.
+        # Where a unit gave 0, ReLU or the mask stops the gradient. Unrolled over the few outputs,
+        # the product joins one loop and takes half the time.
         columns = [x[:, None] * k[None] for x, k in zip(outputs.T, prepared.kernel, strict=True)]
         hidden = jnp.where(hidden > 0, functools.reduce(jnp.add, columns), 0.0)
         if network.conv is None:
@@ -195,8 +196,8 @@ class SharedTorso:
 class SeparateTorsos:
     """`networks.SeparateMLPs` over batches, differentiated by JAX.
 
-    The backward pass takes its own forward pass. Where both are in one program, as in PPO, XLA
-    finds them to be the same.
+    The backward pass runs the forward pass again. If both are in one program, as in PPO, XLA merges
+    them.
 
     Attributes:
         inputs: how it reads observations.
@@ -234,7 +235,7 @@ class SeparateTorsos:
     def forward(
         self, prepared: SeparateMLPs, observation: Num[Array, "..."]
     ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], tuple[()]]:
-        """What the networks give; nothing is kept for the backward pass."""
+        """Return outputs and values; the cache is empty."""
         run = functools.partial(_run, self.inputs, activation(self.activation), observation)
         return run(prepared.policy), run(prepared.value)[:, 0], ()
 

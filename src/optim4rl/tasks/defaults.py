@@ -1,11 +1,11 @@
-"""The network and the learner that suit an environment."""
+"""Default networks and learners for each environment."""
 
 import dataclasses
 
 from optim4rl.tasks.ppo import PPOConfig
 from optim4rl.tasks.task import TaskConfig
 
-# Separate networks of two layers, the usual choice where observations are a few numbers.
+# Separate networks of two layers, the usual choice for observations of a few numbers.
 _SMALL = TaskConfig(
     torso="mlp",
     policy_layers=(64, 64),
@@ -17,7 +17,7 @@ _SMALL = TaskConfig(
 # With Adam at 5e-3, Breakout passes a return of 18 in two million steps.
 _MINATAR = TaskConfig(width=128, maps="rows", learner=PPOConfig(rollout=128, minibatches=8))
 
-# Those of the small ones with continuous actions, whose rewards can be anything.
+# For small environments with continuous actions, whose rewards may have any scale.
 _CONTINUOUS = dataclasses.replace(
     _SMALL,
     learner=PPOConfig(gamma=0.95),
@@ -41,12 +41,12 @@ _PHYSICS = TaskConfig(
     normalise_observations=True,
 )
 
-# Enough for the double pendulum, which the paper's settings take many times as long to learn.
+# Enough for the double pendulum; with the paper's settings it takes many times as long.
 _DOUBLE_PENDULUM = dataclasses.replace(
     _CONTINUOUS, num_envs=256, learner=PPOConfig(minibatches=8, entropy_weight=0.0)
 )
 
-# What MuJoCo Playground trains its control suite with (Zakka et al. 2025, arXiv 2502.08844).
+# MuJoCo Playground's settings for its control suite (Zakka et al. 2025, arXiv 2502.08844).
 _CONTROL_SUITE = dataclasses.replace(
     _PHYSICS,
     learner=PPOConfig(
@@ -56,7 +56,7 @@ _CONTROL_SUITE = dataclasses.replace(
 
 
 def default_config(environment: str) -> TaskConfig:
-    """A task with settings that are known to work.
+    """Return a task config with settings that are known to work.
 
     - Catch and the grid worlds: the paper's A2C, on a dense layer of 256 units in Catch and of 32
       in the worlds, after a convolution in the big ones.

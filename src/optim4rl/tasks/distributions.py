@@ -1,8 +1,9 @@
 """Policies' distributions over actions: categorical, and a Gaussian squashed into the bounds.
 
-A network's outputs `[..., outputs]` are a distribution's parameters. What is sampled is the `raw`
-action: the number of a discrete action, or a continuous one before it is squashed, of which the
-probability is known also where the squashing has saturated. `squash` makes it the environment's.
+A network's outputs `[..., outputs]` are the parameters of a distribution over `raw` actions. A raw
+action is the number of a discrete action, or a continuous action before it is squashed, so its
+probability is known even where the squashing saturates. `squash` turns it into the environment's
+action.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-# The least standard deviation that a network can ask for, as in Brax.
+# The smallest possible standard deviation, as in Brax.
 MIN_SCALE = 0.001
 
 # Uniform numbers are kept this far from 0 and 1: normal ones are within 5.2.
@@ -27,8 +28,8 @@ class Distribution(Protocol):
     """A distribution over actions, for any number of environments at once.
 
     Attributes:
-        outputs: how many outputs of the network it is made from.
-        uniforms: how many uniform numbers a sample takes.
+        outputs: number of the network's outputs that parametrise it.
+        uniforms: number of uniform numbers for one sample.
     """
 
     @property
@@ -39,25 +40,25 @@ class Distribution(Protocol):
     def sample(
         self, uniforms: Float[Array, "*batch uniforms E"], outputs: Float[Array, "*batch E outputs"]
     ) -> Num[Array, "..."]:
-        """Raw actions, by inverting the distribution function."""
+        """Return raw actions, by inverting the distribution function."""
 
     def squash(self, raw: Num[Array, "..."]) -> Num[Array, "..."]:
-        """The actions that an environment takes."""
+        """Return the actions that the environment takes."""
 
     def log_prob(
         self, outputs: Float[Array, "*batch E outputs"], raw: Num[Array, "..."]
     ) -> Float[Array, "*batch E"]:
-        """Logarithm of the probability, or of the density of the squashed action in (-1, 1)."""
+        """Return the log-probability, or the log-density of the squashed action in (-1, 1)."""
 
     def entropy(
         self, outputs: Float[Array, "*batch E outputs"], uniforms: Float[Array, "*batch uniforms E"]
     ) -> Float[Array, "*batch E"]:
-        """The entropy in closed form, or its estimate at the sample of those numbers."""
+        """Return the entropy in closed form, or its estimate at the sample from these numbers."""
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """The softmax policy over `outputs` discrete actions; a raw action is its number."""
+    """The softmax policy over `outputs` discrete actions; a raw action is the action's number."""
 
     outputs: int
 
@@ -77,13 +78,13 @@ class Categorical:
         return functools.reduce(jnp.add, steps, jnp.zeros(threshold.shape, jnp.int32))
 
     def squash(self, raw: Int[Array, "*batch E"]) -> Int[Array, "*batch E"]:
-        """Environments take discrete actions as they are."""
+        """Return the actions: environments take discrete ones as they are."""
         return raw
 
     def log_prob(
         self, outputs: Float[Array, "*batch E actions"], raw: Int[Array, "*batch E"]
     ) -> Float[Array, "*batch E"]:
-        """The log-softmax of the actions that were taken."""
+        """Return the log-softmax of the sampled actions."""
         chosen = [raw == action for action in range(self.outputs)]
         terms = zip(chosen, _log_softmax(outputs), strict=True)
         return functools.reduce(jnp.add, [jnp.where(here, x, 0.0) for here, x in terms])
@@ -91,7 +92,7 @@ class Categorical:
     def entropy(
         self, outputs: Float[Array, "*batch E actions"], uniforms: Float[Array, "*batch 1 E"]
     ) -> Float[Array, "*batch E"]:
-        """In closed form."""
+        """Return the entropy in closed form."""
         log_policy = _log_softmax(outputs)
         return -jnp.sum(jnp.exp(log_policy) * log_policy, axis=0)
 
@@ -133,13 +134,13 @@ class TanhNormal:
     def sample(
         self, uniforms: Float[Array, "*batch size E"], outputs: Float[Array, "*batch E outputs"]
     ) -> Float[Array, "*batch E size"]:
-        """Gaussian numbers, not yet squashed."""
+        """Return Gaussian numbers, before squashing."""
         mean, scale = _mean_and_scale(outputs)
         inside = jnp.clip(jnp.swapaxes(uniforms, -1, -2), _EDGE, 1.0 - _EDGE)
         return mean + scale * math.sqrt(2.0) * jax.scipy.special.erfinv(2.0 * inside - 1.0)
 
     def squash(self, raw: Float[Array, "*batch E size"]) -> Float[Array, "..."]:
-        """Into the bounds."""
+        """Squash into the bounds."""
         low, high = (jnp.asarray(x, jnp.float32) for x in (self.low, self.high))
         middle, reach = (high + low) / 2.0, (high - low) / 2.0
         lead = (1,) * (raw.ndim - 1)
@@ -149,7 +150,7 @@ class TanhNormal:
     def log_prob(
         self, outputs: Float[Array, "*batch E outputs"], raw: Float[Array, "*batch E size"]
     ) -> Float[Array, "*batch E"]:
-        """The Gaussian's density, less the squashing's stretch of space."""
+        """Return the Gaussian's log-density, minus the logarithm of the squashing's slope."""
         mean, scale = _mean_and_scale(outputs)
         normal = -0.5 * jnp.square((raw - mean) / scale) - jnp.log(scale)
         return jnp.sum(normal - 0.5 * math.log(2 * math.pi) - _log_slope(raw), axis=-1)
@@ -159,7 +160,7 @@ class TanhNormal:
         outputs: Float[Array, "*batch E outputs"],
         uniforms: Float[Array, "*batch size E"],
     ) -> Float[Array, "*batch E"]:
-        """The Gaussian's entropy, and the squashing's stretch at one sample, as in Brax."""
+        """Return the Gaussian's entropy plus the log of the slope at one sample, as in Brax."""
         _, scale = _mean_and_scale(outputs)
         stretch = _log_slope(self.sample(uniforms, outputs))
         return jnp.sum(0.5 * math.log(2 * math.pi * math.e) + jnp.log(scale) + stretch, axis=-1)

@@ -1,8 +1,8 @@
-"""The linear maps that read observations, and their transposes, for both ways to write these.
+"""Linear maps that read observations, and their transposes, for dense and sparse observations.
 
-`DenseInputs` multiplies arrays of floats. `SparseInputs` knows observations of few ones among zeros
-by the places of the ones, and looks up rows of the kernel; a place equal to the observation's size
-stands for a one that is not there. Each map comes with the gradient of its kernel:
+`DenseInputs` multiplies arrays of floats. `SparseInputs` stores observations with few ones among
+zeros as the places of the ones, and looks up rows of the kernel. A place equal to the observation's
+size means that this one is absent. Each map comes with the gradient of its kernel:
 
 - `full(kernel, x)`: the flattened observation times a kernel `[inputs, outputs]`;
 - `conv(kernel, x)`: the 2 x 2 convolution of `networks.Conv2x2` without its bias, the positions
@@ -22,11 +22,11 @@ MapOrder = Literal["channels", "rows"]
 
 @runtime_checkable
 class Inputs(Protocol):
-    """How a batch of observations meets the first layer of a network.
+    """Maps from a batch of observations to the first layer of a network.
 
     Attributes:
-        shape: of one observation.
-        maps: order of its axes to a convolution.
+        shape: shape of one observation.
+        maps: order of its axes in a convolution.
     """
 
     @property
@@ -35,18 +35,18 @@ class Inputs(Protocol):
     def maps(self) -> MapOrder: ...
 
     def join(self, x: Num[Array, "steps ..."]) -> Num[Array, "..."]:
-        """The batches of several steps as one, step by step."""
+        """Join the batches of several steps into one, step after step."""
 
     def select(
         self, x: Num[Array, "steps ..."], step: Int[Array, "some batch"]
     ) -> Num[Array, "..."]:
-        """Some of the steps, chosen for each member of the batch by itself."""
+        """Select steps, for each member of the batch separately."""
 
     def take(self, x: Num[Array, "..."], members: Int[Array, "some"]) -> Num[Array, "..."]:
-        """Some members of a batch."""
+        """Select members of a batch."""
 
     def full(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch outputs"]:
-        """Observations times a kernel."""
+        """Return observations times a kernel."""
 
     def full_gradient(
         self, x: Num[Array, "..."], cotangent: Float[Array, "batch outputs"]
@@ -54,7 +54,7 @@ class Inputs(Protocol):
         """The gradient of that kernel."""
 
     def conv(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch positions filters"]:
-        """Observations convolved with a kernel."""
+        """Return observations convolved with a kernel."""
 
     def conv_gradient(
         self, x: Num[Array, "..."], cotangent: Float[Array, "batch positions filters"]
@@ -132,7 +132,7 @@ def shifted_images(
 
 @dataclass(frozen=True)
 class SparseInputs:
-    """Observations by the places of their ones, `[ones, batch]`."""
+    """Observations given by the places of their ones, `[ones, batch]`."""
 
     shape: tuple[int, ...]
     maps: MapOrder
@@ -196,10 +196,10 @@ class SparseInputs:
     def _touched(
         self, x: Int[Array, "ones batch"]
     ) -> tuple[Int[Array, "touched batch"], Int[Array, "touched batch"]]:
-        """Which positions the ones reach, through which rows of the flattened kernel.
+        """Return the positions that the ones reach, and the rows of the flattened kernel.
 
         Tap (i, j) of the kernel carries a one at (row, column) to position (row - i, column - j).
-        Where that is outside, or the one is nowhere, both numbers are out of bounds.
+        If that is outside, or the one is absent, both numbers are out of bounds.
         """
         height, width, channels = self._image_shape
         a, b, c = jnp.unravel_index(x, self.shape)

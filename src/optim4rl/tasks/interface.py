@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 class InnerTask(Protocol):
     """An agent to start, its rollouts, and the gradient of the agent's loss on them.
 
-    `init_params` and `init_actor` are given the SAME key, the agent's, because the two parts of an
-    agent must agree, for example on its width. Each folds the key for the draws of its own.
+    `init_params` and `init_actor` get the SAME key, the agent's, because the two parts of an agent
+    must agree, for example on its width. Each folds the key before it draws.
 
     Programs are compiled for a task, so it can be hashed and does not change.
     """
@@ -18,21 +18,21 @@ class InnerTask(Protocol):
     def __hash__(self) -> int: ...
 
     def init_params(self, key: PRNGKeyArray) -> Any:
-        """Fresh agent parameters, a pytree of float32 arrays."""
+        """Return fresh agent parameters, a pytree of float32 arrays."""
 
     def init_actor(self, key: PRNGKeyArray) -> Any:
-        """Fresh environments, and whatever else goes from rollout to rollout; a pytree."""
+        """Return fresh environments, and all else that goes from rollout to rollout; a pytree."""
 
     @property
     def updates_per_rollout(self) -> int:
-        """Inner updates that one rollout serves: 1 with A2C, epochs x minibatches with PPO.
+        """Return the inner updates for each rollout: 1 with A2C, epochs x minibatches with PPO.
 
         With more than 1 the task is a `MinibatchTask`.
         """
 
     @property
     def env_steps_per_rollout(self) -> int:
-        """Environment steps that one rollout takes."""
+        """Return the environment steps of one rollout."""
 
     def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
         """One rollout: (batch, the actor after it, stats).

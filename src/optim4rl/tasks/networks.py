@@ -87,7 +87,7 @@ class ActorCritic(eqx.Module):
 
 
 class SeparateMLPs(eqx.Module):
-    """Policy and value of one observation, each by layers of its own, the last of them linear."""
+    """Policy and value of one observation, each with its own layers; the last one is linear."""
 
     policy: tuple[Dense, ...]
     value: tuple[Dense, ...]
@@ -126,7 +126,7 @@ def make_mlps(
 
     Args:
         inputs: Numbers in an observation.
-        num_outputs: Numbers that the policy's distribution is made from.
+        num_outputs: Number of parameters of the policy's distribution.
         policy_layers: Units of the policy's hidden layers.
         value_layers: Units of the value's hidden layers.
         activation: Between the layers.
@@ -162,15 +162,15 @@ def make_network(
         num_actions: Number of logits.
         width: Units of the dense layer.
         filters: Filters of the convolution.
-        maps: What the first axis is to the convolution. "channels": maps, the next two being rows
-            and columns, as in the grid worlds. "rows": rows, the last axis being the channels, as
-            in MinAtar; on grid worlds this is the order of the paper's release, which convolves
-            over (map, row) with the columns as channels.
+        maps: Meaning of the axes in the convolution. "channels": (channel, row, column), as in the
+            grid worlds. "rows": (row, column, channel), as in MinAtar; on grid worlds this is the
+            order of the paper's release, which convolves over (map, row) with the columns as
+            channels.
         key: Source of the initial kernels.
 
     Raises:
-        ValueError: If `kind` or `maps` is unknown, a size is not positive, or a convolution is
-            asked for on an observation without three axes.
+        ValueError: If `kind` or `maps` is unknown, a size is not positive, or the observation of a
+            convolution does not have three axes.
     """
     for field, value, known in (
         ("kind", kind, ("dense", "conv")),
@@ -208,9 +208,9 @@ Network = TypeVar("Network", ActorCritic, SeparateMLPs)
 
 
 def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
-    """Fresh parameters of those shapes.
+    """Return fresh parameters of these shapes.
 
-    One draw serves all: each draw more takes XLA as long to compile as a small network does.
+    One draw serves all, because XLA compiles each further draw as slowly as a small network.
     """
     leaves, structure = jax.tree.flatten(shapes)
     sizes = [leaf.size if leaf.ndim > 1 else 0 for leaf in leaves]

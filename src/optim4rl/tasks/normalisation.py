@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Scaled rewards are clipped to this: before the first rewards of a sparse task the scale is 0.
+# The clip of scaled rewards. Before the first rewards of a sparse task the scale is 0.
 REWARD_LIMIT = 10.0
 # Observations are clipped this many standard deviations from the mean.
 OBSERVATION_LIMIT = 10.0
@@ -47,7 +47,7 @@ class RunningReturns(NamedTuple):
 
     Attributes:
         discounted: in each environment the discounted sum of the rewards so far,
-            `R_t = gamma R_{t-1} + r_t`, which starts anew with each episode.
+            `R_t = gamma R_{t-1} + r_t`, which starts from 0 in each episode.
         moments: of all of these sums.
     """
 
@@ -68,7 +68,7 @@ def scale_rewards(
 ) -> tuple[RunningReturns, Float[Array, "T E"]]:
     """Divide a rollout's rewards by the standard deviation of all discounted sums so far.
 
-    As `NormalizeReward` of Gymnasium does, but once for a whole rollout; the scaled rewards are
+    This is Gymnasium's `NormalizeReward`, but once for a whole rollout. The scaled rewards are
     clipped to `[-REWARD_LIMIT, REWARD_LIMIT]`.
     """
 
@@ -84,7 +84,7 @@ def scale_rewards(
 
 
 def normalise(moments: Moments, x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Bring to mean 0 and variance 1 by the moments, and clip to `OBSERVATION_LIMIT`.
+    """Normalise to mean 0 and variance 1 with the moments, and clip to `OBSERVATION_LIMIT`.
 
     The last axes of `x` are those of the moments. Before anything is seen, only clip.
     """

@@ -28,11 +28,11 @@ class PPOConfig:
         minibatches: updates of an epoch; their number must divide the samples of a rollout.
         gamma: discount factor.
         lam: lambda of the generalised advantage estimates and of the values' targets.
-        clip: how far the ratio of probabilities may move from 1.
-        value_weight: weight of the squared error.
+        clip: limit of the ratio of probabilities, 1 - clip to 1 + clip.
+        value_weight: weight of the values' squared error in the loss.
         entropy_weight: weight of the policy's entropy.
-        normalise_advantages: to mean 0 and deviation 1, in each minibatch.
-        reward_scale: rewards are multiplied by this before learning; reported returns are not.
+        normalise_advantages: whether advantages have mean 0 and deviation 1 in each minibatch.
+        reward_scale: multiplies rewards before learning, but not the reported returns.
     """
 
     rollout: int = 32
@@ -66,10 +66,10 @@ class Samples(NamedTuple):
 
     Attributes:
         observation: what the agent saw, as its network reads batches.
-        action: the raw action that was sampled.
-        uniforms: the numbers that it was sampled with.
-        log_prob: its log-probability then.
-        advantage: the target of the value less the value then.
+        action: the sampled raw action.
+        uniforms: the uniform numbers of that sample.
+        log_prob: its log-probability when it was sampled.
+        advantage: the target of the value minus the value at that time.
         target: the TD(lambda) target of the value.
     """
 
@@ -96,7 +96,7 @@ def ppo_loss(
     value: Float[Array, "N"],
     samples: Samples,
 ) -> Float[Array, ""]:
-    """The whole loss of a minibatch, with its advantages normalised if the config says so."""
+    """Return the whole loss of a minibatch; normalise its advantages if the config says so."""
     advantage = samples.advantage
     if config.normalise_advantages:
         advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
@@ -111,7 +111,7 @@ def ppo_loss(
 
 @dataclass(frozen=True)
 class PPO:
-    """Epochs x minibatches updates for each rollout."""
+    """PPO: epochs x minibatches updates for each rollout."""
 
     config: PPOConfig
     network: BatchNetwork
@@ -119,11 +119,11 @@ class PPO:
 
     @property
     def updates_per_rollout(self) -> int:
-        """One for each minibatch of each epoch."""
+        """Return epochs x minibatches."""
         return self.config.epochs * self.config.minibatches
 
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> PPOBatch:
-        """The samples with their old log-probabilities, and a permutation for each epoch."""
+        """Return the samples with their old log-probabilities, and a permutation for each epoch."""
         samples = Samples(
             rollout.observation,
             rollout.action,
@@ -136,11 +136,11 @@ class PPO:
         return PPOBatch(samples, jnp.argsort(bits, axis=1), rollout.live)
 
     def gradient(self, params: Any, batch: PPOBatch) -> Any:
-        """The gradient of the loss on all samples."""
+        """Return the gradient of the loss on all samples."""
         return self._gradient(params, batch.samples, batch.live)
 
     def minibatch_gradient(self, params: Any, batch: PPOBatch, index: Int[Array, ""]) -> Any:
-        """The gradient on minibatch `index % minibatches` of epoch `index // minibatches`."""
+        """Return the gradient on minibatch `index % minibatches`, epoch `index // minibatches`."""
         return self._gradient(params, self._minibatch(batch, index), batch.live)
 
     def _gradient(self, params: Any, samples: Samples, live: Float[Array, "width"] | None) -> Any:

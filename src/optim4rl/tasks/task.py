@@ -49,23 +49,23 @@ class TaskConfig:
         environment: a name from `environment_names()`, "gymnax:NAME", or another that
             `make_environment` knows.
         num_envs: environments that one agent learns from at once.
-        torso: "dense" or "conv" is a torso that policy and value share, a dense layer or a
-            convolution and then that layer; "mlp" gives each of them layers of its own.
-        width: units of the shared dense layer. With several, every fresh agent draws one of them;
-            its arrays have the largest size and the units beyond its own are masked out, so that
-            one program serves all.
+        torso: "dense": policy and value share a dense layer. "conv": they share a convolution and a
+            dense layer. "mlp": each has its own layers.
+        width: units of the shared dense layer. With several values every fresh agent draws one.
+            Arrays have the largest size, and units beyond an agent's own are masked out, so one
+            program serves all.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
         learner: the inner learner's settings: A2C or PPO.
         normalise_rewards: each agent divides its rewards by a running scale of its returns;
             reported returns are not scaled.
-        normalise_observations: each agent brings what it sees to mean 0 and variance 1 by what it
-            saw in the rollouts before.
+        normalise_observations: each agent scales its observations to mean 0 and variance 1, with
+            statistics of its earlier rollouts.
         policy_layers: units of the policy's hidden layers in an "mlp"; the default is Brax's.
         value_layers: units of the value's hidden layers in an "mlp"; the default is the paper's.
         activation: between the layers of an "mlp".
-        time_limit: what the last step of an episode that the time limit cuts leads to. "bootstrap":
-            a state whose value counts. "terminal": a terminal state. None: as the environment's
-            own `time_limit` says, and "bootstrap" where it has none.
+        time_limit: the kind of state after a step that hits the time limit. "bootstrap": a state
+            whose value counts. "terminal": a terminal state. None: the environment's own
+            `time_limit`, or else "bootstrap".
     """
 
     environment: str = "catch"
@@ -108,14 +108,14 @@ class RolloutStats(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """What an agent carries from rollout to rollout, besides its parameters.
+    """State that an agent carries from rollout to rollout, besides its parameters.
 
     Attributes:
         episodes: its environments.
         live: 1 for the units of its dense layer and 0 for those that only fill the array; None if
             all agents have the same width.
-        returns: what scales its rewards; None if nothing does.
-        seen: what normalises its observations; None if nothing does.
+        returns: statistics that scale its rewards; None if rewards are not normalised.
+        seen: statistics that normalise its observations; None if they are not normalised.
     """
 
     episodes: VectorState
@@ -125,7 +125,7 @@ class Actor(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One step of E environments and what the network gave on the way; a rollout stacks T.
+    """One step of E environments, with the network's outputs; a rollout stacks T of them.
 
     The observations are the environment's; the network reads them normalised.
     """
@@ -156,7 +156,7 @@ class Task:
     reward_factor: float | Float[Array, ""] = 1.0
 
     def with_reward_factor(self, factor: Float[Array, ""]) -> "Task":
-        """The task whose agents learn from rewards that are multiplied by this."""
+        """Return the task with the rewards that agents learn from multiplied by this factor."""
         return dataclasses.replace(self, reward_factor=factor)
 
     @cached_property
@@ -199,7 +199,7 @@ class Task:
     @cached_property
     def distribution(self) -> Distribution:
         """The distribution that the policy's outputs stand for."""
-        # Often first asked for within a compiled function, where new arrays would be traced.
+        # Often first needed inside a compiled function, where new arrays would be traced.
         with jax.ensure_compile_time_eval():
             actions = self.environment.action_space(self.env_params)
         if isinstance(actions, Discrete):
@@ -250,7 +250,7 @@ class Task:
     def rollout(
         self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Any, Actor, RolloutStats]:
-        """Play one rollout, and make the learner's batch from it."""
+        """Play one rollout, and return the learner's batch."""
         after, steps, reward = self._play(params, actor, key)
         config = self.config.learner
         target = lambda_returns(
@@ -334,9 +334,10 @@ class Task:
     ) -> Float[Array, "T E"]:
         """The critic's values of the states that the steps led to, before any reset.
 
-        Where an episode goes on, that is what the agent saw next. Where it is truncated, it is the
-        final observation; of `spacing` consecutive steps at most one is truncated, so one forward
-        pass for them is enough. Where it is terminated, the value has no meaning and no use.
+        If an episode goes on, this is the value of the next observation. If it is truncated, it is
+        the value of the final observation; of `spacing` consecutive steps at most one is truncated,
+        so one forward pass serves them all. If it is terminated, the value has no meaning and is
+        not used.
         """
         prepared = self.network.prepare(params, actor.live)
 
@@ -359,7 +360,7 @@ class Task:
 
 
 def _normalised(actor: Actor, observation: Num[Array, "..."]) -> Num[Array, "..."]:
-    """What the network reads: by what was seen before the rollout."""
+    """Return the network's inputs, normalised by the statistics before the rollout."""
     return observation if actor.seen is None else normalise(actor.seen, observation)
 
 
@@ -370,7 +371,7 @@ def _stats(steps: _Step) -> RolloutStats:
 
 @lru_cache
 def make_task(config: TaskConfig) -> Task:
-    """The task that a config describes; the same object every time, so programs compile once.
+    """Return the task that a config describes: the same object each time, so programs compile once.
 
     Raises:
         ValueError: the environment is unknown; the message names the known ones.
@@ -380,16 +381,16 @@ def make_task(config: TaskConfig) -> Task:
 
 
 def task_from_environment(environment: Any, config: TaskConfig, env_params: Any = None) -> Task:
-    """A task on one's own gymnax environment.
+    """Return a task on your own gymnax environment.
 
     Args:
         environment: a gymnax 1.x `Environment`, or a wrapper with the same methods, whose actions
             are discrete or have bounds, and whose observation is one array.
-        config: network and learner; `environment` in it is the label that results carry.
+        config: network and learner; its `environment` is the label in results.
         env_params: the environment's parameters; None for its defaults.
 
     Raises:
-        ValueError: the environment does not offer what a task needs (`check_environment`).
+        ValueError: the environment cannot be a task (`check_environment`); the message says why.
     """
     environment, params = check_environment(environment, env_params)
     return Task(environment, params, config)

@@ -2,8 +2,8 @@
 
     optimizer = optim4rl.torch.Optim4RL(model.named_parameters())
 
-The formulae are those of `optim4rl.optimizers` (`spec`, `processing`, `structures`, `cells`,
-`tensors`), and `rule` applies them to flattened tensors; updates agree with JAX's to rounding.
+The formulae come from `optim4rl.optimizers` (`spec`, `processing`, `structures`, `cells`,
+`tensors`); `rule` applies them to flattened tensors. Updates equal JAX's up to rounding.
 """
 
 from optim4rl.torch.optimizer import Optim4RL as Optim4RL

@@ -1,10 +1,10 @@
-"""Names for parameters that have none, told from their shapes and their order.
+"""Names for nameless parameters, inferred from their shapes and their order.
 
-Libraries hand optimizers `module.parameters()`. A network's layers come one after the other, each
-with its kernel first, outputs leading; where a kernel does not take what the one before it gives,
-a new chain of layers starts. A chain's last kernel is a head, unless a later kernel takes its
-outputs. Which of two heads is the policy's is plain where one has a single output and the other
-has several; else the library's order must be known:
+Libraries give optimizers `module.parameters()`. A network's layers come one after the other, each
+with its kernel first and outputs leading. If a kernel does not take the outputs of the one before
+it, a new chain of layers starts. The last kernel of a chain is a head, unless a later kernel takes
+its outputs. Of two heads, the one with several outputs is the policy's if the other has a single
+one. Otherwise the library's order must be known:
 
 | order | of whom | heads |
 |---|---|---|
@@ -22,18 +22,18 @@ Shape = tuple[int, ...]
 
 
 class Heads(NamedTuple):
-    """Where the kernels of the two heads are among the parameters."""
+    """Positions of the two heads' kernels among the parameters."""
 
     policy: int
     value: int
 
 
 def find_heads(shapes: Sequence[Shape], order: Order | None = None) -> Heads | None:
-    """The heads of an actor and critic; None where shapes and order do not tell.
+    """Return the heads of an actor and critic; None if shapes and order do not tell.
 
     Args:
-        shapes: of all parameters.
-        order: that of a library; None: only what is plain without.
+        shapes: the shapes of all parameters.
+        order: a library's order; None: infer only what is certain without it.
     """
     chains = _chains(shapes)
     ends = [
@@ -53,7 +53,7 @@ def find_heads(shapes: Sequence[Shape], order: Order | None = None) -> Heads | N
 
 
 def name_parameters(shapes: Sequence[Shape], heads: Heads | None) -> list[str]:
-    """A name for each parameter that tells its layer, whether it is a kernel, and its head."""
+    """Return a name for each parameter: its layer, its head, and whether it is a kernel."""
     of_heads = {} if heads is None else {heads.policy: "policy_head", heads.value: "value_head"}
     names, layer, count = [], "", 0
     for index, shape in enumerate(shapes):
@@ -66,12 +66,12 @@ def name_parameters(shapes: Sequence[Shape], heads: Heads | None) -> list[str]:
 
 
 def _has_deviations(shapes: Sequence[Shape]) -> bool:
-    """Whether a row of log standard deviations comes first: a kernel of one output has a bias."""
+    """Return whether a row of log standard deviations comes first."""
     return len(shapes) > 1 and len(shapes[0]) == 2 and shapes[0][0] == 1 and len(shapes[1]) > 1
 
 
 def _chains(shapes: Sequence[Shape]) -> list[list[int]]:
-    """The kernels, each chain by itself."""
+    """Return the kernels, chain by chain."""
     chains: list[list[int]] = []
     for index, shape in enumerate(shapes):
         if len(shape) < 2 or (index == 0 and _has_deviations(shapes)):
@@ -84,7 +84,7 @@ def _chains(shapes: Sequence[Shape]) -> list[list[int]]:
 
 
 def _follows(shapes: Sequence[Shape], first: int, second: int) -> bool:
-    """Whether a kernel may take what another one gives, images flattened before a matrix."""
+    """Return whether a kernel can take another's outputs, images flattened for a matrix."""
     outputs, inputs = shapes[first][0], shapes[second][1]
     flattened = len(shapes[first]) > 2 and len(shapes[second]) == 2
     return inputs % outputs == 0 if flattened and outputs else inputs == outputs

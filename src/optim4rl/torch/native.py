@@ -1,4 +1,4 @@
-"""The C++ kernel on tensors where they lie: called through ctypes, without XLA and JAX."""
+"""The C++ kernel on the memory of tensors, called through ctypes, without XLA and JAX."""
 
 import ctypes
 import dataclasses
@@ -21,7 +21,7 @@ _WHOLE = (Tensor, torch.nn.Parameter)
 
 @dataclass(frozen=True)
 class NativeRule:
-    """A rule with its weights as the kernel reads them: `driver.h`.
+    """A rule with its weights, as the kernel reads them (`driver.h`).
 
     Attributes:
         sizes: its whole numbers.
@@ -42,10 +42,10 @@ class NativeRule:
         steps: Sequence[Float[Tensor, ""]],
         layout: Layout,
     ) -> Float[Tensor, " n"]:
-        """The directions of several tensors, one after the other; memories and steps move on.
+        """Return the directions of several tensors, one after the other; update memories and steps.
 
-        Directions are as the structure gives them, not normalised, not scaled. `runs_on` says which
-        tensors there may be.
+        Directions come from the structure, neither normalised nor scaled. `runs_on` says which
+        tensors are possible.
         """
         gradients = [g.resolve_neg().float().contiguous() for g in gradients]
         sizes = [g.numel() for g in gradients]
@@ -65,7 +65,7 @@ class NativeRule:
 
 
 def native_rule(spec: OptimizerSpec, weights: Sequence[Weights]) -> NativeRule | None:
-    """The rule for the kernel; None where that does not know it."""
+    """Return the rule for the kernel; None if the kernel does not know it."""
     if packing.unknown_part(spec) is not None:
         return None
     packed = array("f")
@@ -77,9 +77,9 @@ def native_rule(spec: OptimizerSpec, weights: Sequence[Weights]) -> NativeRule |
 
 
 def runs_on(gradients: Sequence[Tensor], state: Sequence[Tensor]) -> bool:
-    """Whether the kernel is there, and these are plain tensors in this machine's memory.
+    """Return whether the kernel exists, and these are plain tensors in this machine's memory.
 
-    Inside `torch.compile` they are not, and a loaded state may be otherwise laid out.
+    Inside `torch.compile` they are not, and a loaded state may have another layout.
     """
     if torch.compiler.is_compiling() or packing.LIBRARY.functions is None:
         return False

@@ -17,35 +17,36 @@ from optim4rl.torch.names import ORDERS, Order, find_heads, name_parameters
 from optim4rl.torch.native import runs_on
 from optim4rl.torch.rule import Given, Rule, load_rule
 
-# By parameter name (its number where there are no names), or a function of name and parameter; what
-# is not given, or None, is inferred. Or the library whose order of parameters tells.
+# By parameter name (its number if there are no names), or a function of name and parameter; missing
+# ones, and None, are inferred. Or the library whose order of parameters applies.
 Kinds = Mapping[str, str] | Callable[[str, Tensor], str | None] | str
 
 
 class Optim4RL(torch.optim.Optimizer):
     """A pretrained learned optimizer.
 
-    All tensors of a param group are flattened into one vector, so that many small ones cost one
-    pass; a group's tensors lie on one device. State and arithmetic are float32, whatever the
-    parameters are: with the default weights 3 numbers for each of them (`rule.spec.state_floats`),
-    where Adam keeps 2. Parameters without a gradient are skipped, and grow no older.
+    All tensors of a param group are flattened into one vector, so many small ones cost one pass.
+    The tensors of a group must be on one device. State and arithmetic are float32, whatever the
+    parameters are. The default weights keep 3 numbers for each parameter
+    (`rule.spec.state_floats`); Adam keeps 2. Parameters without a gradient are skipped and do not
+    age.
 
     Attributes:
         rule: the rule with its weights.
 
     Args:
         params: tensors, `(name, tensor)` pairs such as `model.named_parameters()`, or param groups
-            of either, each with an `lr` and a `step_scale` of its own if wanted.
+            of either, each with its own `lr` and `step_scale` if you want.
         weights: a shipped name or the path of a weights file; the recommended ones by default.
-        lr: the learning rate; None for the one that the weights were trained with. Where the first
-            step finds one more than ten times below it, as libraries set it for Adam, there is a
+        lr: the learning rate; None for the rate that the weights were trained with. If the rate at
+            the first step is more than ten times lower, as libraries set it for Adam, there is a
             warning.
         step_scale: multiplies every update; tune it like a learning rate.
         kinds: what each parameter is for ("weight", "bias", "policy_head", "value_head"), for
             weights that read it. None: inferred from names, by the same rules as in JAX
-            (`optim4rl.optimizers.infer_layout`), or, where there are none, from shapes and order,
-            and a warning says what was inferred. "sb3" (PPO and A2C) and "cleanrl" name the library
-            whose order it is.
+            (`optim4rl.optimizers.infer_layout`), or without names from shapes and order, with a
+            warning that says what was inferred. "sb3" (PPO and A2C) and "cleanrl" name the library
+            whose order applies.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
@@ -72,7 +73,7 @@ class Optim4RL(torch.optim.Optimizer):
         self._follow_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own, as in any optimizer."""
+        """Add a group of parameters with its own settings, as in any optimizer."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -87,7 +88,7 @@ class Optim4RL(torch.optim.Optimizer):
         """Continue from a state, bit for bit.
 
         Raises:
-            ValueError: it is the state of another optimizer, or of other weights or parameters.
+            ValueError: the state belongs to another optimizer, other weights or other parameters.
         """
         # torch tells which state belongs to which parameter, and casts it to the parameter's dtype.
         # Ours stays float32, so torch is given it wrapped up: after all hooks that change the state
@@ -137,7 +138,7 @@ class Optim4RL(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Args:
             closure: evaluates the model again and returns the loss.
@@ -219,14 +220,14 @@ class Optim4RL(torch.optim.Optimizer):
         return self._on_device[device]
 
     def _follow_groups(self) -> None:
-        """Infer the layouts anew where groups or parameters are others than before."""
+        """Infer the layouts again if groups or parameters have changed."""
         groups = _Groups.of(self.param_groups)
         if self._seen is None or not self._seen.equals(groups):
             self._layouts = self._infer_layouts(groups)
             self._seen = groups
 
     def _infer_layouts(self, groups: "_Groups") -> list[Layout]:
-        """What each group's parameters are for, told from the names of all of them."""
+        """Return what each group's parameters are for, inferred from the names of all of them."""
         params = [p for group in self.param_groups for p in group["params"]]
 
         def choose(inferred: list[Kind]) -> list[Any]:
@@ -245,7 +246,7 @@ class Optim4RL(torch.optim.Optimizer):
         return [tuple(next(layout) for _ in group["params"]) for group in self.param_groups]
 
     def _telling_names(self, groups: "_Groups", shapes: list[tuple[int, ...]]) -> list[str]:
-        """The parameters' names; where there are none, such as tell what shapes and order do."""
+        """Return the parameters' names, or names that tell what shapes and order tell."""
         kinds = self._kinds
         if isinstance(kinds, str):
             heads = find_heads(shapes, cast(Order, kinds))
@@ -275,7 +276,7 @@ class Optim4RL(torch.optim.Optimizer):
         return name_parameters(shapes, heads)
 
     def _warn_of_a_low_rate(self) -> None:
-        """Say at the first step that a rate is Adam's rather than that of the weights."""
+        """Warn at the first step if a rate suits Adam rather than the weights."""
         if "lr" in self._said:
             return
         self._said.add("lr")
@@ -311,20 +312,20 @@ class Optim4RL(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class _Wrapped:
-    """A parameter's state that torch hands on as it is."""
+    """A parameter's state that torch passes on as it is."""
 
     entries: dict[str, Any]
 
 
 class _Groups(NamedTuple):
-    """The parameters of all groups, as layouts are inferred from them.
+    """The parameters of all groups, from which layouts are inferred.
 
     Attributes:
         sizes: the number of parameters in each group.
-        params: the parameters; one that is gone is equal to none.
+        params: the parameters; a deleted one equals none.
         shapes: their shapes.
         names: their names, or their numbers.
-        named: whether they are names: each group has one for each of its parameters.
+        named: whether all are names: each group has a name for each of its parameters.
     """
 
     sizes: list[int]
@@ -335,7 +336,7 @@ class _Groups(NamedTuple):
 
     @classmethod
     def of(cls, param_groups: list[dict[str, Any]]) -> "_Groups":
-        """Those of an optimizer."""
+        """Return the parameters of an optimizer."""
         params = [p for group in param_groups for p in group["params"]]
         sizes = [len(group["params"]) for group in param_groups]
         given = [group.get("param_names", ()) for group in param_groups]
@@ -346,7 +347,7 @@ class _Groups(NamedTuple):
         return cls(sizes, [weakref.ref(p) for p in params], [p.shape for p in params], names, named)
 
     def equals(self, other: "_Groups") -> bool:
-        """Whether these are the same parameters, with the same shapes and names."""
+        """Return whether these are the same parameters, with the same shapes and names."""
         same = all(a() is b() for a, b in zip(self.params, other.params, strict=False))
         return same and self._replace(params=[]) == other._replace(params=[])
 
@@ -359,7 +360,7 @@ def _step(
     memories: list[Tensor],
     steps: list[Tensor],
 ) -> Tensor:
-    """The directions of all tensors, one after the other, by the formulae; the state moves on."""
+    """Return the directions of all tensors in a row, by the formulae; update the state."""
     given = Given(
         _flat(gradients),
         torch.cat(memories, dim=1),
@@ -375,7 +376,7 @@ def _step(
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """All coordinates one after the other, in float32."""
+    """Return all coordinates, one after the other, in float32."""
     return torch.cat([x.reshape(-1).float() for x in tensors])
 
 

@@ -1,4 +1,4 @@
-"""The learned rule in torch: what `optim4rl.optimizers.rule` says, on flattened coordinates."""
+"""The learned rule in torch: `optim4rl.optimizers.rule` on flattened coordinates."""
 
 import dataclasses
 import math
@@ -35,13 +35,13 @@ from optim4rl.torch.native import NativeRule, native_rule
 
 
 class Given(NamedTuple):
-    """What one step of a rule is given: the coordinates of several tensors, one after the other.
+    """Inputs of one step of a rule: the coordinates of several tensors, one after the other.
 
     Attributes:
         gradient: the gradient.
-        memory: what the rule remembers: carries of each network, then moments.
-        ages: updates made before this one, of each tensor.
-        params: the parameters, where the structure reads them.
+        memory: the rule's memory: carries of each network, then moments.
+        ages: number of earlier updates of each tensor.
+        params: the parameters, if the structure reads them.
         layout: the tensors that the coordinates belong to.
     """
 
@@ -52,7 +52,7 @@ class Given(NamedTuple):
     layout: Layout
 
     def spread(self, values: Float[Tensor, "*rows tensors"]) -> Float[Tensor, "*rows n"]:
-        """A value of each tensor as one of each coordinate."""
+        """Repeat each tensor's value for each of its coordinates."""
         sizes = torch.tensor(
             [math.prod(tensor.shape) for tensor in self.layout], device=values.device
         )
@@ -74,7 +74,7 @@ def _normalise_sizes(layout: Layout, direction: Float[Tensor, " n"]) -> None:
 
 
 def _make_orthogonal(layout: Layout, direction: Float[Tensor, " n"]) -> None:
-    """Small kernels go together, filled up with zeros: calls are most of their time."""
+    """Group small kernels, padded with zeros, because calls take most of their time."""
     together: dict[object, list[Tensor]] = {}
     for tensor, where in pieces(layout, direction.numel()):
         shape = tensor.matrix
@@ -102,7 +102,8 @@ _NORMALISE: dict[Normalisation, Callable[[Layout, Tensor], None]] = {
     "rms": _normalise_sizes,
     "orthogonal": _make_orthogonal,
 }
-# Above so many numbers a kernel is by itself; below so many rows it counts as one of so many.
+# A kernel with more numbers than this runs alone; one with fewer rows counts as if it had this
+# many.
 _LARGE, _FEW_ROWS = 2**16, 16
 
 
@@ -113,8 +114,8 @@ class Rule:
     Attributes:
         spec: the rule.
         weights: of each network.
-        kernels: the one matrix of each network's cell, None where it has none.
-        native: the rule for the C++ kernel, None where that does not know it.
+        kernels: the single matrix of each network's cell; None without a cell.
+        native: the rule for the C++ kernel; None if the kernel does not know it.
         learning_rate: the inner learning rate that the weights were trained with.
     """
 
@@ -125,7 +126,7 @@ class Rule:
     learning_rate: float
 
     def to(self, device: torch.device) -> "Rule":
-        """The rule with its weights on a device."""
+        """Return the rule with its weights on a device."""
         weights = tuple({k: x.to(device) for k, x in network.items()} for network in self.weights)
         kernels = tuple(None if x is None else x.to(device) for x in self.kernels)
         return dataclasses.replace(self, weights=weights, kernels=kernels)
@@ -133,9 +134,9 @@ class Rule:
     def step(
         self, given: Given, noise: Float[Tensor, " n"] | None = None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "state n"]]:
-        """The direction `d` (parameters move by `-alpha d`) and the memory after it.
+        """Return the direction `d` (parameters move by `-alpha d`) and the new memory.
 
-        Where the structure reads noise and there is none, it is drawn from torch's generator.
+        If the structure reads noise and none is given, it is drawn from torch's generator.
         """
         spec = self.spec
         carries, moments = self._split(given.memory)
@@ -153,13 +154,13 @@ class Rule:
         return direction, torch.cat([*memory, reading.moments])
 
     def finish(self, direction: Float[Tensor, " n"], layout: Layout) -> None:
-        """Normalise and scale what the structure gives, in place."""
+        """Normalise and scale the structure's directions, in place."""
         if self.spec.normalise != "none":
             _NORMALISE[self.spec.normalise](layout, direction)
         direction *= self.spec.step_scale
 
     def _split(self, memory: Float[Tensor, "state n"]) -> tuple[list[Carry], Tensor]:
-        """The memory as carries of each network and moments."""
+        """Return the memory as carries of each network and moments."""
         width = CARRIES[self.spec.cell]
         sizes = [self.spec.hidden_size] * width * len(self.weights)
         *carries, moments = torch.split(memory, [*sizes, self.spec.structure.num_moments])
@@ -170,7 +171,7 @@ class Rule:
     def _read(
         self, given: Given, moments: Float[Tensor, "moments n"], noise: Float[Tensor, " n"] | None
     ) -> Reading:
-        """What the rule knows of its coordinates."""
+        """Return the rule's inputs for its coordinates."""
         structure, clip = self.spec.structure, self.spec.clip
         gradient = given.gradient if clip is None else given.gradient.clamp(-clip, clip)
         if noise is None and "noise" in structure.reads:
@@ -184,7 +185,7 @@ class Rule:
         )
 
     def _features(self, reading: Reading, given: Given) -> Features:
-        """What each network reads."""
+        """Return each network's inputs."""
         spec = self.spec
         if not spec.structure.tensorwise:
             features = spec.structure.features(spec.processing, reading)
@@ -205,7 +206,7 @@ class Rule:
 
 
 def _of_tensor(reading: Reading, where: slice, tensor: NamedTensor) -> Reading:
-    """What is known of one tensor, in its shape, and its age."""
+    """Return the inputs of one tensor, in its shape, and its age."""
 
     def shaped(x: Tensor) -> Tensor:
         return x[..., where].reshape((*x.shape[:-1], *tensor.shape))
@@ -222,7 +223,7 @@ def load_rule(weights: str | Path) -> Rule:
     """Read a rule by shipped name or by path.
 
     Raises:
-        WeightsError: the file cannot be used, or holds a rule that is not there in PyTorch.
+        WeightsError: the file cannot be used, or its rule does not exist in PyTorch.
     """
     file = read_weights(weights)
     try:

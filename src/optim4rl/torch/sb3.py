@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 needs to be told, so that it runs the weights at their own rate."""
+"""Settings for Stable-Baselines3, so that it runs the weights at their own rate."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +16,12 @@ def sb3_settings(
     schedule: Callable[[float], float] | None = None,
     policy_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Arguments for Stable-Baselines3's PPO or A2C: `PPO("MlpPolicy", env, **sb3_settings())`.
+    """Return arguments for Stable-Baselines3's PPO or A2C.
+
+    Use them like this: `PPO("MlpPolicy", env, **sb3_settings())`.
 
     Stable-Baselines3 sets the rate of every optimizer to its own `learning_rate` before each
-    update, by default to one that suits Adam; and it hands over parameters without names.
+    update, by default to a rate that suits Adam, and it passes parameters without names.
 
     Args:
         weights: a shipped name or the path of a weights file.

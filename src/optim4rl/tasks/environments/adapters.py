@@ -17,7 +17,7 @@ from optim4rl.tasks.environments.physics import (
 
 
 def environment_names() -> tuple[str, ...]:
-    """List the built-in environments; `make_environment` takes names of other packages besides."""
+    """List the built-in environments; `make_environment` also takes names of other packages."""
     return ("catch", *GRID_WORLDS)
 
 

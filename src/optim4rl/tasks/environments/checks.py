@@ -1,4 +1,4 @@
-"""Whether an agent can be trained on an environment, found out before anything is compiled.
+"""Check that an agent can be trained on an environment, before anything is compiled.
 
 The environment's own `reset` and `step` are traced once, with shapes and types alone, as
 `episodes.GymnaxVector` calls them.
@@ -19,7 +19,7 @@ from optim4rl.tasks.environments.episodes import numpys_rules
 
 _STEP_ENV = ("observation", "state", "reward", "terminated", "info")
 _STEP = ("observation", "state", "reward", "terminated", "truncated", "info")
-# What gymnax's own `is_truncated` reads, by the name that an AttributeError carries.
+# The fields that gymnax's own `is_truncated` reads, as an AttributeError names them.
 _HINTS = {
     "max_steps_in_episode": "; gymnax's is_truncated needs a time limit in the parameters, "
     "max_steps_in_episode; or define is_truncated",
@@ -29,7 +29,7 @@ _HINTS = {
 
 
 def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
-    """Pass an environment through if an agent can be trained on it.
+    """Return an environment if an agent can be trained on it; refuse any other.
 
     Args:
         environment: A gymnax 1.x environment, or a wrapper that offers the same methods.
@@ -39,11 +39,11 @@ def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
         The environment itself and its parameters.
 
     Raises:
-        ValueError: The object is no gymnax environment; its actions are neither discrete nor
+        ValueError: The object is not a gymnax environment; its actions are neither discrete nor
             numbers within finite bounds; its `reset` or `step` cannot be traced by JAX; its
             observation is not one array of real numbers; its reward or an end is not one real
             number; or a step changes the shapes or types of the state or the observation. The
-            message names what is wrong, what came, and what would be right.
+            message names the fault, the value found, and what would be right.
     """
     _check_interface(environment, params)
     params = environment.default_params if params is None else params
@@ -59,7 +59,7 @@ def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
     observation, state = values("reset", ("observation", "state"), key)
     _check_observation(name, observation)
     if getattr(type(environment), "step", None) is Environment.step:
-        # Gymnax's own step fails on parts that do not fit, and does not say which.
+        # Gymnax's own step fails if parts do not fit, and does not say which.
         seen, after, reward, terminated, _ = values("step_env", _STEP_ENV, key, state, action)
         _check_step(name, (observation, state), (seen, after), reward=reward, terminated=terminated)
     seen, after, reward, *ends, info = values("step", _STEP, key, state, action)
@@ -75,7 +75,7 @@ def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
 
 
 def _check_interface(environment: Any, params: Any) -> None:
-    """Refuse what is no gymnax environment, before anything of it is called."""
+    """Refuse an object that is not a gymnax environment, before calling anything of it."""
     needed = ("reset", "step", "action_space")
     lacking = [f"{x}()" for x in needed if not callable(getattr(environment, x, None))]
     if params is None and not hasattr(environment, "default_params"):
@@ -97,13 +97,13 @@ def _check_interface(environment: Any, params: Any) -> None:
 
 
 def _name(environment: Any) -> str:
-    """The environment's own name; of a wrapper, which hands on the inner one's, its type's."""
+    """Return the environment's own name; a wrapper passes on the inner name, so its type's."""
     own = hasattr(type(environment), "name")
     return str(environment.name) if own else type(environment).__name__
 
 
 def _type(x: object) -> str:
-    """Where several libraries use a name, the module tells them apart."""
+    """Return a type's name with its module, because several libraries use the same names."""
     return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
@@ -114,7 +114,7 @@ def _check_time_limit(name: str, params: Any) -> None:
 
 
 def _action(name: str, environment: Any, params: Any) -> jax.ShapeDtypeStruct:
-    """One action as agents give it.
+    """Return one action as agents give it.
 
     Raises:
         ValueError: Policies cannot choose from these actions.
@@ -157,7 +157,7 @@ def _is_count(number: Any) -> bool:
 
 
 def _bounds(space: Box) -> tuple[Any, Any] | None:
-    """Both bounds as policies compute with them, in float32; None if there are none."""
+    """Return both bounds in float32, as policies compute with them; None if there are none."""
     try:
         low, high = (
             np.broadcast_to(x, tuple(space.shape)).astype(np.float32, casting="same_kind")
@@ -176,7 +176,7 @@ def _shown_space(space: Any) -> str:
 
 
 def _traced(what: str, method: Callable[..., Any], params: Any, *arguments: Any) -> Any:
-    """What a method returns, as shapes and types."""
+    """Return a method's results, as shapes and types."""
     try:
         with numpys_rules():
             return jax.eval_shape(lambda *x: method(*x, params), *arguments)
@@ -196,7 +196,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _values(what: str, names: tuple[str, ...], returned: Any) -> tuple[Any, ...]:
-    """As many values as gymnax 1.x returns."""
+    """Check that there are as many values as in gymnax 1.x."""
     if not isinstance(returned, tuple) or len(returned) != len(names):
         came = f"{len(returned)} values" if isinstance(returned, tuple) else _described(returned)
         raise ValueError(
@@ -219,7 +219,7 @@ def _check_observation(name: str, observation: Any) -> None:
 
 
 def _check_step(name: str, before: tuple[Any, Any], after: tuple[Any, Any], **numbers: Any) -> None:
-    """A step leads to what it came from, and gives a number for the reward and each end."""
+    """Check that a step keeps the state's form, and that reward and ends are one number each."""
     for part, old, new in zip(("observation", "state"), before, after, strict=True):
         _check_same(name, part, old, new)
     for part, number in numbers.items():
@@ -233,7 +233,7 @@ def _check_step(name: str, before: tuple[Any, Any], after: tuple[Any, Any], **nu
 
 
 def _check_same(name: str, part: str, before: Any, after: Any) -> None:
-    """A step gives the same tree of the same shapes and types as a reset."""
+    """Check that a step gives the same tree, shapes and types as a reset."""
     structures: list[Any] = [jax.tree.structure(x) for x in (before, after)]
     pairs = [(part, before, after)]
     if structures[0] == structures[1]:
@@ -256,7 +256,7 @@ def _is_real(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def _described(x: Any) -> str:
-    """A traced value in a message: float32[3] for an array, its parts for a tree."""
+    """Describe a traced value: float32[3] for an array, its parts for a tree."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return f"{x.dtype}[{','.join(map(str, x.shape))}]"
     return shown(jax.tree.map(lambda leaf: _Text(_described(leaf)), x))

@@ -1,4 +1,4 @@
-"""Many copies of one environment, stepped together, and what a learner needs of each step."""
+"""Many copies of one environment, stepped together, with the results that a learner needs."""
 
 import contextlib
 import math
@@ -19,8 +19,7 @@ class VectorState(NamedTuple):
 
     Attributes:
         environment: The environments' own states.
-        observation: What the agent sees now, the input of its next action, as a `Vectorized`
-            writes it.
+        observation: The current observation, in the form of the `Vectorized`.
         episode_return: Undiscounted sum of the rewards of the current episode so far.
     """
 
@@ -30,14 +29,14 @@ class VectorState(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one step of all environments gave; stacked over steps, every field gains an axis.
+    """Results of one step of all environments; stacked over steps, every field gains an axis.
 
     Attributes:
         reward: Reward of the step.
-        terminated: Whether the episode ended by itself, so that nothing follows.
+        terminated: Whether the episode ended in a terminal state.
         truncated: Whether the time limit was reached. Both may hold at once.
-        final_observation: What the step led to, before any reset: the observation to bootstrap from
-            where an episode was truncated.
+        final_observation: The observation after the step and before any reset. Bootstrap from it if
+            an episode was truncated.
         ended_return: Undiscounted return of the episode if it ended in this step, else 0.
     """
 
@@ -48,7 +47,7 @@ class StepResult(NamedTuple):
     ended_return: Float[Array, "*steps env"]
 
     def terminal(self) -> "StepResult":
-        """The same, with every truncation a termination."""
+        """Return the same results with every truncation as a termination."""
         return self._replace(
             terminated=self.terminated | self.truncated, truncated=jnp.zeros_like(self.truncated)
         )
@@ -66,7 +65,7 @@ class StepResult(NamedTuple):
 
 @runtime_checkable
 class Vectorized(Protocol):
-    """`num_envs` copies of an environment, with resets where an episode ends."""
+    """`num_envs` copies of an environment, which reset when an episode ends."""
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
         """Start an episode in each environment."""
@@ -82,7 +81,7 @@ class Vectorized(Protocol):
             numbers: uniform numbers that sampling one action takes.
 
         Returns:
-            The numbers for the actions, and what the environments' steps take.
+            The numbers for the actions, and the numbers for the environments' steps.
         """
 
     def step(
@@ -103,7 +102,7 @@ class Vectorized(Protocol):
 
 @contextlib.contextmanager
 def numpys_rules() -> Iterator[None]:
-    """Let types and ranks mix as in NumPy: code of other packages expects it."""
+    """Let types and ranks mix as in NumPy, as code of other packages expects."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -118,7 +117,7 @@ class GymnaxVector:
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """1: nothing is known about when a gymnax environment truncates."""
+        """Return 1: a gymnax environment may truncate at any step."""
         return 1
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
@@ -236,6 +235,6 @@ class SparseVector:
 def running_returns(
     state: VectorState, reward: Float[Array, "env"], done: Bool[Array, "env"]
 ) -> tuple[Float[Array, "env"], Float[Array, "env"]]:
-    """Returns of the episodes that go on, and of those that ended; 0 elsewhere."""
+    """Return the returns of episodes that go on, and of those that ended; 0 elsewhere."""
     total = state.episode_return + reward
     return jnp.where(done, 0.0, total), jnp.where(done, total, 0.0)

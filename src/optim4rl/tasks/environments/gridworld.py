@@ -21,7 +21,7 @@ from optim4rl.tasks.environments.sparse import TimeLimit, time_limit, uniforms
 
 
 class GridObject(NamedTuple):
-    """What a kind of object does when the agent steps on it.
+    """A kind of object, and the effect of collecting it.
 
     Attributes:
         reward: Reward for collecting it.
@@ -43,10 +43,10 @@ class GridWorldConfig:
         columns: Columns the agent can walk on, without the walls.
         objects: One entry per object.
         max_steps: Steps after which an episode is cut.
-        respawn: Where a collected object reappears. "any": on any cell, also where the agent or
-            another object is, as in the paper's release. "free": only where nothing is.
-        time_limit: What the last step of a cut episode leads to. "terminal": a terminal state, as
-            in the paper's release. "bootstrap": a state whose value counts.
+        respawn: Where a collected object reappears. "any": on any cell, even an occupied one, as in
+            the paper's release. "free": on free cells only.
+        time_limit: The kind of state after the last step of a cut episode. "terminal": a terminal
+            state, as in the paper's release. "bootstrap": a state whose value counts.
 
     Raises:
         ValueError: If the world is empty, too small for the agent and its objects, has no time, or
@@ -102,8 +102,8 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     down right. A step into a wall leaves the agent where it is. A collected object gives its
     reward, ends the episode with its probability, and otherwise reappears, in this and each later
     step, with its probability on a cell drawn uniformly from all cells or from the free ones (see
-    `GridWorldConfig.respawn`). Only objects terminate an episode and only time truncates it; both
-    may happen at once. What a truncation means to a learner is `time_limit`.
+    `GridWorldConfig.respawn`). Only objects terminate an episode, and only time truncates it; both
+    may happen at once. `time_limit` says what a truncation means to a learner.
 
     The observation is one map per object and a last one for the agent, each over the full grid with
     its walls, `[objects + 1, rows + 2, columns + 2]`: 1 where the thing is, 0 elsewhere.
@@ -265,10 +265,10 @@ def _free_cell(
 ) -> Int[Array, ""]:
     """Map a uniform number to a cell that is not `taken`; entries equal to `cells` take none.
 
-    A taken cell comes before the free cell number `index` just if at most `index` free cells come
-    before the taken one. No permutation of all cells is needed, and no sorting: on a CPU, both this
-    and a list of scalars, which become whole vectors over a batch of worlds, matter. A sorted list
-    made the step eight times as slow, an array with its short last axis twice.
+    A taken cell comes before free cell number `index` exactly if at most `index` free cells come
+    before the taken cell. So this needs no permutation of all cells and no sorting, and a list of
+    scalars is enough, which become whole vectors over a batch of worlds. Both matter on a CPU: a
+    sorted list made the step eight times as slow, an array with a short last axis twice.
     """
     index = _nth(uniform, cells - sum((cell < cells).astype(jnp.int32) for cell in taken))
     shift = jnp.zeros_like(index)
@@ -281,7 +281,7 @@ def _free_cell(
 def _stack(cells: Sequence[Int[Array, ""]]) -> Int[Array, "cells"]:
     """Stack cells into one array, also when there are none.
 
-    The barrier keeps XLA from computing every cell anew, one by one, inside the copy.
+    The barrier keeps XLA from computing every cell again inside the copy.
     """
     return jnp.stack(jax.lax.optimization_barrier(cells)) if cells else jnp.zeros((0,), jnp.int32)
 
@@ -307,5 +307,5 @@ GRID_WORLDS = _PAPERS | {
 }
 """The eight worlds of Lan et al. by name, by the rules of their release.
 
-With "/free" after the name, objects reappear on free cells alone, and a time limit bootstraps.
+With "/free" after the name, objects reappear on free cells only, and a time limit bootstraps.
 """

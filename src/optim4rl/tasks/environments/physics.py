@@ -1,8 +1,8 @@
 """Simulated bodies: Brax, and MuJoCo Playground's control suite, as gymnax environments.
 
-Both simulators share an interface: `reset(key)` and `step(state, action)` give a state with `obs`,
-`reward` and `done`. A reset costs as much as a step or more, so agents learn from them through
-`PhysicsVector`, which never computes a reset that is then thrown away.
+Both simulators share an interface: `reset(key)` and `step(state, action)` return a state with
+`obs`, `reward` and `done`. A reset costs at least as much as a step. So agents learn from them
+through `PhysicsVector`, which computes no unused reset.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
 
 
 class Replayed(NamedTuple):
-    """Episodes that all start alike: the present states, and what each of them started from."""
+    """Episodes that start from a stored state: the current states, and those first states."""
 
     state: PhysicsState
     first: PhysicsState
@@ -179,7 +179,7 @@ def _permissive() -> Iterator[None]:
 
 @lru_cache
 def make_brax(name: str) -> Physics:
-    """A body of Brax, "ant" or, with one of Brax's simulators named, "ant/generalized".
+    """Return a body of Brax: "ant", or with a simulator of Brax "ant/generalized".
 
     The spring simulator is the default here; Brax's own default is the generalized one. Thousands
     of steps a second of 64 environments, two cores of a CPU:
@@ -207,7 +207,7 @@ def make_brax(name: str) -> Physics:
 
 @lru_cache
 def make_playground(name: str) -> Physics:
-    """A task of MuJoCo Playground's control suite, simulated by MJX in JAX itself.
+    """Return a task of MuJoCo Playground's control suite, simulated by MJX in JAX.
 
     Raises:
         ValueError: if Playground is not installed.
@@ -223,8 +223,8 @@ def make_playground(name: str) -> Physics:
 def _importing(name: str, extra: str) -> Iterator[None]:
     """Import an optional package quietly.
 
-    At every import Brax warns that it is not maintained, and MJX lists what it did not find. MuJoCo
-    writes a file into the working folder where a body's description is out of date.
+    At every import Brax warns that it is not maintained, and MJX lists missing packages. MuJoCo
+    writes a file into the working folder if a body's description is out of date.
     """
     try:
         with (

@@ -1,4 +1,4 @@
-"""What an environment may offer beyond gymnax's interface, so that agents learn from it faster."""
+"""An optional interface beyond gymnax's, with which agents learn faster."""
 
 import math
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -13,10 +13,10 @@ TimeLimit = Literal["terminal", "bootstrap"]
 
 @runtime_checkable
 class SparseEnvironment(Protocol):
-    """An environment whose observations are few ones among zeros, and which takes uniform numbers.
+    """An environment with few ones among zeros in its observations, which takes uniform numbers.
 
-    The numbers of a whole rollout are drawn at once, and networks look the ones up instead of
-    multiplying by the zeros. The gymnax methods must give the same: `step_env` and `reset_env` are
+    The numbers of a whole rollout are drawn at once, and networks look up the ones instead of
+    multiplying by zeros. The gymnax methods must give the same: `step_env` and `reset_env` are
     `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All methods are for
     ONE environment; vmap over many.
 
@@ -42,16 +42,16 @@ class SparseEnvironment(Protocol):
         """Gymnax's: whether the time limit is reached, of one state or elementwise of many."""
 
     def ones(self, state: Any) -> Int[Array, "ones"]:
-        """Where the flattened observation is 1; its size stands for "nowhere"."""
+        """Return the places where the flattened observation is 1; its size stands for "nowhere"."""
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
         """The least number of steps between two truncations; None if nothing is truncated."""
 
 
 def is_sparse(environment: object) -> bool:
-    """Whether the environment offers the interface for itself.
+    """Return whether the environment's own class offers the interface.
 
-    A subclass may change gymnax's methods and inherit these, so it has to define `ones` anew.
+    A subclass may change gymnax's methods and inherit these, so it must define `ones` again.
     """
     return isinstance(environment, SparseEnvironment) and "ones" in vars(type(environment))
 

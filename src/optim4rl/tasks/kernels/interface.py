@@ -1,4 +1,4 @@
-"""What every implementation of the convolutional torso offers."""
+"""The interface of all implementations of the convolutional torso."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ class ConvLayers(Protocol):
     def forward(
         self, conv: Conv2x2, kernel: Float[Array, "features units"], observation: Num[Array, "..."]
     ) -> Float[Array, "batch units"]:
-        """What the dense layer gives, before its bias."""
+        """Return the dense layer's output, before its bias."""
 
     def backward(
         self,
@@ -34,4 +34,4 @@ class ConvLayers(Protocol):
         observation: Num[Array, "..."],
         cotangent: Float[Array, "batch units"],
     ) -> ConvGradient:
-        """The gradients, from the cotangent of what `forward` gives."""
+        """Return the gradients, from the cotangent of `forward`'s output."""

@@ -1,9 +1,9 @@
 """The convolutional torso in C++ for CPUs: `conv.cc` through XLA's foreign function interface.
 
-An observation of few ones leaves most of the image at relu(bias). What that gives is computed once
-for all observations, and only the positions that a one touches are computed for each. Agents
-(`jax.vmap`) and chunks of the work are shared out to XLA's own threads; results do not depend on
-the number of threads. `optim4rl.cpp.library` loads what suits the machine.
+An observation with few ones leaves most of the image at relu(bias). That part is computed once for
+all observations; for each observation only the positions that its ones touch are computed. XLA's
+own threads share the agents (`jax.vmap`) and chunks of the work; results do not depend on the
+number of threads. `optim4rl.cpp.library` loads the library for this machine.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ LIBRARY = Library(Path(__file__).with_name("conv.so"), (_FORWARD, _BACKWARD))
 
 @dataclass(frozen=True)
 class NativeConvLayers:
-    """Only what the ones touch."""
+    """The layers, computed only where the ones touch."""
 
     inputs: SparseInputs
 

@@ -1,4 +1,4 @@
-"""Which implementation runs the convolutional torso: the fastest that can."""
+"""Choose the implementation of the convolutional torso: the fastest that can run it."""
 
 from optim4rl.tasks.inputs import Inputs, SparseInputs
 from optim4rl.tasks.kernels import native
@@ -7,7 +7,7 @@ from optim4rl.tasks.kernels.xla import XlaConvLayers
 
 
 def choose(inputs: Inputs) -> ConvLayers:
-    """The layers that read such inputs on this machine."""
+    """Return the layers that read these inputs on this machine."""
     if isinstance(inputs, SparseInputs) and native.LIBRARY.refusal() is None:
         return native.NativeConvLayers(inputs)
     return XlaConvLayers(inputs)

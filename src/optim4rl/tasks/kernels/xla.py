@@ -32,8 +32,8 @@ class XlaConvLayers:
     ) -> ConvGradient:
         """The transpose of `forward`.
 
-        The convolution is done again, for all observations at once: its images are large, and to
-        store them in each step of a rollout takes longer.
+        The convolution runs again, for all observations at once: its images are large, and storing
+        them in each step of a rollout takes longer.
         """
         features = self._features(conv, observation)
         images = jnp.where(features > 0, cotangent @ kernel.T, 0.0)
@@ -47,6 +47,6 @@ class XlaConvLayers:
     def _features(
         self, conv: Conv2x2, observation: Num[Array, "..."]
     ) -> Float[Array, "batch features"]:
-        """What the convolution gives, flattened."""
+        """Return the convolution's output, flattened."""
         images = jax.nn.relu(self.inputs.conv(conv.kernel, observation) + conv.bias[None, None])
         return images.reshape(len(images), -1)
