@@ -1,9 +1,9 @@
 """Libraries of C++ kernels for CPUs, which XLA calls through its foreign function interface.
 
-Each is compiled for several instruction sets; the best that the machine has is taken when the
-library is loaded. OPTIM4RL_NATIVE_ISA = avx512, avx2 or sse2 asks for another. They are built when
-the package is installed, if a C++ compiler is there; after a change of the C++ files,
-`pip install -e .` builds them again. JAX is needed for what XLA calls alone.
+Each library is compiled for several instruction sets, and loading it takes the best that the
+machine has. OPTIM4RL_NATIVE_ISA = avx512, avx2 or sse2 asks for another. Installing the package
+builds the libraries if there is a C++ compiler; after a change of the C++ files, `pip install -e .`
+builds them again. Only functions that XLA calls need JAX.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ ISA_VARIABLE = "OPTIM4RL_NATIVE_ISA"
 
 
 class _Loaded(NamedTuple):
-    """A library and its instruction set, or why there is none."""
+    """A library and its instruction set, or the reason why there is none."""
 
     functions: Any = None
     instruction_set: str = ""
@@ -26,10 +26,10 @@ class _Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Library:
-    """A library that is loaded when it is first asked for.
+    """A library that is loaded at its first use.
 
     Attributes:
-        path: where it lies, if it was built.
+        path: its file, if it was built.
         handlers: names of the functions that XLA calls.
     """
 
@@ -38,19 +38,19 @@ class Library:
 
     @property
     def functions(self) -> Any:
-        """The library for ctypes; None where it cannot be used."""
+        """Return the library for ctypes; None if it cannot be used."""
         return self._loaded.functions
 
     def target(self, handler: str) -> str:
-        """The name under which XLA knows one of its handlers."""
+        """Return the name under which XLA knows one of its handlers."""
         return f"{handler}_{self._registered.instruction_set}"
 
     def status(self) -> str:
-        """Which instruction set is in use, or why none is: one line."""
+        """Say in one line which instruction set is in use, or why none is."""
         return self._registered.problem or f"instruction set {self._registered.instruction_set}"
 
     def refusal(self) -> str | None:
-        """Why XLA cannot run it here, in one line; None where it can."""
+        """Say in one line why XLA cannot run it here; None if it can."""
         import jax
 
         if jax.default_backend() != "cpu":
@@ -68,7 +68,7 @@ class Library:
             library = ctypes.CDLL(str(self.path))
             library.optim4rl_instruction_set.restype = ctypes.c_char_p
             chosen = library.optim4rl_instruction_set()
-        except Exception as error:  # whatever is wrong with it, there is a way without
+        except Exception as error:  # there is a way without the library, whatever is wrong with it
             return self._unusable(error)
         if chosen is None:
             wanted = os.environ.get(ISA_VARIABLE)
@@ -77,7 +77,7 @@ class Library:
 
     @cached_property
     def _registered(self) -> _Loaded:
-        """The library, once XLA knows its handlers."""
+        """Return the library, after telling XLA its handlers."""
         if self._loaded.problem:
             return self._loaded
         import jax
@@ -89,7 +89,7 @@ class Library:
                     jax.ffi.pycapsule(getattr(self.functions, handler)),
                     platform="cpu",
                 )
-        except Exception as error:  # XLA can do without, too
+        except Exception as error:  # XLA can run without it, too
             return self._unusable(error)
         return self._loaded
 

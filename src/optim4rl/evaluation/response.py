@@ -1,9 +1,9 @@
-"""What an optimizer makes of gradients: their size, their history, and its own age.
+"""Measure an optimizer's steps: by size and history of gradients, and by its own age.
 
-Every optimizer is shown the same streams of gradients, and its step is read: `d` where a parameter
-moves by `-learning_rate * d`. Sign-SGD's is always 1 or -1, Adam's is 1 under a constant gradient.
-A rule that reads statistics of a whole tensor is shown each stream in a tensor of its own, in which
-all else stands still (`surroundings`).
+Every optimizer sees the same streams of gradients, and we record its step: `d` if a parameter moves
+by `-learning_rate * d`. Sign-SGD's step is always 1 or -1, Adam's is 1 under a constant gradient. A
+rule that reads statistics of a whole tensor sees each stream in its own tensor, in which all else
+is constant (`surroundings`).
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ SIZES: Float[np.ndarray, " size"] = 10.0 ** np.linspace(-10.0, 2.0, 25)
 TYPICAL = 1e-3
 # Updates after which a gradient vanishes.
 VANISHES_AT = 128
-# A noisy gradient's mean over its standard deviation, and the number of such streams: of half of
-# them the mean is negative, so that what a rule does whatever the sign cancels.
+# A noisy gradient's mean over its standard deviation, and the number of such streams. Half of them
+# have a negative mean, so that effects that do not depend on the sign cancel.
 SIGNAL_TO_NOISE = 0.3
 NOISY_STREAMS = 256
-# Averages over a life are taken over windows of as many updates.
+# Averages over a life use windows of this many updates.
 WINDOW = 64
 # Updates over which the influence of one gradient is followed.
 LAGS = 32
@@ -49,11 +49,11 @@ class Streams(NamedTuple):
     """Gradients of one coordinate over a life.
 
     Attributes:
-        constant: of each of `SIZES`, positive and negative.
-        alternating: of size `TYPICAL`, its sign changing with each update.
+        constant: constant gradients of each of `SIZES`, positive and negative.
+        alternating: of size `TYPICAL`, with a sign that changes at each update.
         vanishing: `TYPICAL` for `VANISHES_AT` updates, then exactly zero.
-        noisy: normal with standard deviation `TYPICAL` around `SIGNAL_TO_NOISE` times that; the
-            second half of the streams is the first with its signs changed.
+        noisy: normal, with standard deviation `TYPICAL` around `SIGNAL_TO_NOISE` times that. The
+            second half of the streams is the first half with opposite signs.
     """
 
     constant: Float[np.ndarray, "age sizes"]
@@ -71,7 +71,7 @@ class Response:
         alternating: along the newest gradient, whose sign changes with each update.
         vanishing: along a gradient that is zero from update `VANISHES_AT` on.
         noisy: along the mean of noisy gradients, by age and stream.
-        kernel: how far a gradient moves the step that many updates later, on average over a window
+        kernel: effect of a gradient on the step that many updates later, on average over a window
             of `WINDOW` updates, in learning rates for each standard deviation of noise: Wiener's
             first-order kernel. An average with decay `b` has `(1 - b) b**lag`.
     """
@@ -84,20 +84,20 @@ class Response:
 
     @property
     def effective_step(self) -> Float[np.ndarray, " window"]:
-        """The mean step along the mean of noisy gradients."""
+        """Return the mean step along the mean of noisy gradients."""
         return self.noisy.reshape(-1, WINDOW * NOISY_STREAMS).mean(axis=1)
 
     @property
     def drift(self) -> Float[np.ndarray, " window"]:
-        """The mean step that noisy gradients have whatever their sign; 0 for an odd rule."""
+        """Return the mean step that is the same for both signs of noisy gradients; 0 if odd."""
         up, down = np.split(self.noisy, 2, axis=1)
         return 0.5 * (up - down).reshape(-1, up.shape[1] * WINDOW).mean(axis=1)
 
     @property
     def implied_momentum(self) -> Float[np.ndarray, " window"]:
-        """The share of the step that comes of gradients before the newest: Adam's is 0.9.
+        """Return the share of the step that comes from gradients before the newest: Adam's is 0.9.
 
-        NaN where the whole response does not stand out from chance.
+        NaN if the whole response does not stand out from chance.
         """
         total = self.kernel.sum(axis=1)
         spread = self.noisy.reshape(-1, WINDOW * NOISY_STREAMS).std(axis=1)
@@ -108,7 +108,7 @@ class Response:
 
 @cache
 def streams() -> Streams:
-    """The gradients that every optimizer is shown, always the same."""
+    """Return the gradients that every optimizer sees, always the same."""
     ages = np.arange(LIFE)[:, None]
     noisy = TYPICAL * (SIGNAL_TO_NOISE + _noise())
     sizes = np.concatenate([SIZES, -SIZES])
@@ -127,11 +127,11 @@ def _noise() -> Float[np.ndarray, "age stream"]:
 
 
 def measure(tx: optax.GradientTransformation, tensor: tuple[int, ...] = (1,)) -> Response:
-    """The response of any optax transformation in its ascent form (`scale_by_*`).
+    """Measure the response of any optax transformation in its ascent form (`scale_by_*`).
 
     Args:
         tx: the transformation.
-        tensor: the shape of the tensor that each coordinate is part of.
+        tensor: the shape of the tensor around each coordinate.
     """
     shown = streams()
     steps = np.asarray(_steps(tx, tensor, jnp.asarray(np.concatenate(shown, axis=1), jnp.float32)))
@@ -148,14 +148,14 @@ def measure(tx: optax.GradientTransformation, tensor: tuple[int, ...] = (1,)) ->
 
 
 def respond(optimizer: LearnedOptimizer) -> Response:
-    """The response of a learned optimizer to the gradient of a weight, its step scale included."""
+    """Measure a learned optimizer's response to the gradient of a weight, with its step scale."""
     return measure(*_probe(optimizer))
 
 
 def surroundings(
     tensor: tuple[int, ...],
 ) -> tuple[Float[np.ndarray, "*tensor"], Float[np.ndarray, "*tensor"]]:
-    """Gradients and parameters of the tensor around a coordinate: normal, and always the same.
+    """Return gradients and parameters of the tensor around a coordinate: normal, always the same.
 
     Gradients have a standard deviation of `TYPICAL`, parameters of 0.1.
     """
@@ -208,10 +208,10 @@ def _lagged_noise() -> Float[np.ndarray, "window lag sample"]:
 
 @dataclass(frozen=True)
 class TimeScales:
-    """How fast a learned rule forgets: time constants of its state, in updates.
+    """Time constants of a learned rule's state, in updates: how fast it forgets.
 
-    The state's update is linearised where a constant gradient has brought it. A deviation along an
-    eigenvector shrinks to 1/e of itself in `-1 / ln|eigenvalue|` updates: 0 if at once, infinite if
+    The state's update is linearised at the state to which a constant gradient leads. A deviation
+    along an eigenvector shrinks to 1/e in `-1 / ln|eigenvalue|` updates: 0 if at once, infinite if
     never, NaN if the state is not finite.
 
     Attributes:
@@ -228,7 +228,7 @@ class TimeScales:
 def time_scales(
     optimizer: LearnedOptimizer, sizes: Sequence[float] = (1e-6, 1e-3, 1.0)
 ) -> TimeScales:
-    """The time scales of a learned rule after `LIFE` updates of a constant gradient."""
+    """Return the time scales of a learned rule after `LIFE` updates of a constant gradient."""
     tx, tensor = _probe(optimizer)
     jacobians = np.asarray(_jacobians(tx, tensor, jnp.asarray(sizes, jnp.float32)), np.float64)
     split = optimizer.spec.state_floats - optimizer.spec.structure.num_moments
@@ -243,7 +243,7 @@ def time_scales(
 def _jacobians(
     tx: optax.GradientTransformation, tensor: tuple[int, ...], gradients: Float[Array, " gradient"]
 ) -> Float[Array, "gradient state state"]:
-    """The derivative of a coordinate's state by the one before it."""
+    """Return the derivative of a coordinate's state with respect to the state before it."""
     around, params = map(jnp.asarray, surroundings(tensor))
     probed = (0,) * len(tensor)
 

@@ -1,8 +1,8 @@
-"""What the formulae of a rule are written in: JAX's arrays and PyTorch's tensors by the same names.
+"""Array functions for the formulae of a rule, with the same names for JAX and PyTorch.
 
-`xp = namespace(x)` is `jax.numpy` or `torch`, of which the formulae use what is called and behaves
-alike in both. The few functions that do not are here. JAX comes in with its own arrays alone, and
-torch is never imported: where there is a tensor it is there already.
+`xp = namespace(x)` is `jax.numpy` or `torch`. The formulae use functions that have the same name
+and behaviour in both; the few others are here. JAX is imported only for its own arrays. torch is
+never imported: if there is a tensor, it has been imported already.
 """
 
 import sys
@@ -13,13 +13,13 @@ Array: TypeAlias = Any
 
 
 def is_tensor(x: Array) -> bool:
-    """Whether an array is PyTorch's."""
+    """Return whether an array is a PyTorch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
 
 def namespace(x: Array) -> Any:
-    """The module of array functions that an array belongs to: `torch` or `jax.numpy`."""
+    """Return the module of array functions for an array: `torch` or `jax.numpy`."""
     if is_tensor(x):
         return sys.modules["torch"]
     import jax.numpy
@@ -28,7 +28,7 @@ def namespace(x: Array) -> Any:
 
 
 def constant(values: float | tuple[float, ...], like: Array) -> Array:
-    """Numbers as a float32 array, where `like` is."""
+    """Return numbers as a float32 array on the device of `like`."""
     if is_tensor(like):
         return like.new_tensor(values)
     import jax.numpy as jnp
@@ -37,12 +37,12 @@ def constant(values: float | tuple[float, ...], like: Array) -> Array:
 
 
 def to_float32(x: Array) -> Array:
-    """An array's numbers in float32."""
+    """Return an array's numbers in float32."""
     return x.float() if is_tensor(x) else x.astype("float32")
 
 
 def stop_gradient(x: Array) -> Array:
-    """The identity, through which no derivative goes."""
+    """Return the array itself, and stop derivatives."""
     if is_tensor(x):
         return x.detach()
     from jax import lax
@@ -77,19 +77,19 @@ def relu(x: Array) -> Array:
 
 
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
-    """Means over some axes, which are kept with length 1; over none it is the identity."""
+    """Return means over some axes, kept with length 1; without axes, the array itself."""
     if is_tensor(x) and not axes:
         return x
     return namespace(x).mean(x, axis=axes, keepdims=True)
 
 
 def split(x: Array, parts: int) -> tuple[Array, ...]:
-    """Equal parts of an array, along its first axis."""
+    """Split an array into equal parts along its first axis."""
     return x.chunk(parts) if is_tensor(x) else tuple(namespace(x).split(x, parts))
 
 
 def linear(kernel: Array, x: Array) -> Array:
-    """A matrix `[outputs, inputs]` times `[inputs, *shape]`."""
+    """Multiply a matrix `[outputs, inputs]` by `[inputs, *shape]`."""
     if is_tensor(x):
         return sys.modules["torch"].tensordot(kernel, x, dims=1)
     import jax
@@ -100,7 +100,7 @@ def linear(kernel: Array, x: Array) -> Array:
 
 
 def shift(matrix: Array, by: float) -> Array:
-    """A square matrix plus a multiple of the identity; a tensor is changed in place."""
+    """Add a multiple of the identity to a square matrix; a tensor changes in place."""
     if is_tensor(matrix):
         matrix.diagonal(dim1=-2, dim2=-1).add_(by)
         return matrix

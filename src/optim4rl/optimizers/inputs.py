@@ -1,7 +1,7 @@
 """Inputs of a rule's networks beside the gradient, as arrays.
 
 They are constants of a tensor (`tensors.tensor_inputs`), so their cost does not grow with the
-agents: a kernel makes them where it needs them, or adds their effect to a bias.
+agents: a kernel computes them when it needs them, or adds their effect to a bias.
 """
 
 from functools import lru_cache

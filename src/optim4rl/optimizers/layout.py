@@ -49,7 +49,7 @@ def infer_layout(params: Any, kinds: Kinds = None) -> Layout:
 
 
 def _chosen(params: Any, kinds: Kinds, inferred: list[Kind]) -> Sequence[Any]:
-    """The user's kinds where there are any."""
+    """Return the user's kinds if there are any."""
     if kinds is None:
         return inferred
     if _is_function(kinds):
@@ -66,7 +66,10 @@ def _chosen(params: Any, kinds: Kinds, inferred: list[Kind]) -> Sequence[Any]:
 
 
 def _is_function(kinds: Kinds) -> bool:
-    """Whether `kinds` is a function. A module can be called, too, but is a tree with leaves."""
+    """Return whether `kinds` is a function.
+
+    A module is callable, too, but is a tree with leaves.
+    """
     whole = all(leaf is kinds for leaf in jax.tree.leaves(kinds))
     return callable(kinds) and (whole or isinstance(kinds, jax.tree_util.Partial))
 

@@ -1,9 +1,9 @@
-"""Gradient processing: what a learned rule reads of a gradient, and how it writes a magnitude back.
+"""Gradient processing: how a learned rule reads a gradient, and how it writes a magnitude back.
 
-Agent-gradients span many orders of magnitude while their absolute values lie in a tiny range, so a
-network that reads them raw sees almost nothing (Lan et al. 2024, section 4.1). A processing is a
-pair of encodings, for the cell that follows the first moment and the cell that follows the second,
-and the decoding that turns a head's output into a first moment again.
+Gradients of agents span many orders of magnitude, while their absolute values lie in a tiny range.
+So a network that reads them raw sees almost nothing (Lan et al. 2024, section 4.1). A processing is
+a pair of encodings, for the cell that follows the first moment and the cell that follows the
+second, and the decoding that turns a head's output into a first moment again.
 
 Features lead and coordinates trail: an encoding maps `[*shape]` to `[features, *shape]`. JAX and
 PyTorch share these formulae (`arrays`).
@@ -16,46 +16,46 @@ from jaxtyping import Float
 
 from optim4rl.optimizers.arrays import Array, constant, namespace
 
-# exp() of anything larger is of no use to an optimizer and overflows float32 in products.
+# exp() of anything larger overflows float32 in products, and no optimizer needs it.
 LOG_DOMAIN_LIMIT = 40.0
 # Squares of anything larger overflow float32.
 SQUARE_LIMIT = 1e15
 
 
 def bounded_exp(x: Float[Array, "*shape"], limit: float) -> Float[Array, "*shape"]:
-    """`exp(x)` with the exponent held to `[-limit, limit]`, so that products of it stay finite."""
+    """Return `exp(x)` with `x` clipped to `[-limit, limit]`, so that its products stay finite."""
     xp = namespace(x)
     return xp.exp(xp.clip(x, -limit, limit))
 
 
 def bounded_square(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x**2`, finite for every finite float32."""
+    """Return `x**2`, finite for every finite float32."""
     xp = namespace(x)
     return xp.square(xp.clip(x, -SQUARE_LIMIT, SQUARE_LIMIT))
 
 
 @runtime_checkable
 class Processing(Protocol):
-    """How a gradient is shown to the recurrent cells, coordinate by coordinate."""
+    """Encodings of a gradient for the recurrent cells, coordinate by coordinate."""
 
     name: ClassVar[str]
     first_features: ClassVar[int]
     second_features: ClassVar[int]
 
     def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "features *shape"]:
-        """What the cell of the first moment reads."""
+        """Return the features for the cell of the first moment."""
 
     def second(self, gradient: Float[Array, "*shape"]) -> Float[Array, "features *shape"]:
-        """What the cell of the second moment reads."""
+        """Return the features for the cell of the second moment."""
 
     def decode(
         self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
-        """The first moment that a head's output stands for."""
+        """Return the first moment from a head's output."""
 
 
 class _SignedMagnitude:
-    """Decoding shared by all but `Raw`: the gradient's sign times a learned magnitude."""
+    """The decoding of all but `Raw`: the gradient's sign times a learned magnitude."""
 
     def decode(
         self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]

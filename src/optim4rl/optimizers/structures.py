@@ -2,7 +2,7 @@
 
 A structure says how many networks it needs, what each of them reads, which running moments it keeps
 beside their hidden states, and the formula of the update. It returns the step *direction* `d`; the
-parameter moves by `-alpha * d`. The last three make features of their own and read no processing.
+parameter moves by `-alpha * d`. The last three compute their own features and use no processing.
 JAX and PyTorch share these formulae (`arrays`).
 
 | name | direction d | source |
@@ -216,7 +216,7 @@ class Anchored:
 
 
 def _log_age(reading: Reading) -> Float[Array, "*shape"]:
-    """The logarithm of the age, scaled so that a few hundred updates read about 1."""
+    """Return the logarithm of the age, scaled so that a few hundred updates give about 1."""
     xp = namespace(reading.gradient)
     log_age = xp.log1p(to_float32(reading.age)) / 6.0
     return log_age + xp.zeros_like(reading.gradient)
@@ -224,12 +224,12 @@ def _log_age(reading: Reading) -> Float[Array, "*shape"]:
 
 @dataclass(frozen=True)
 class Mirrored(Anchored):
-    """`Anchored`, whose network reads nothing that tells a gradient from its negative.
+    """`Anchored`, with a network that cannot tell a gradient from its negative.
 
-    It reads the size of the gradient, the log of the age, the sizes of the three ratios, and how
-    far Adam's ratio agrees with each of the others, as products. So all that it decides is even,
-    and the rule is odd: mirrored gradients make mirrored steps, where `Anchored` may learn to
-    drift. An extension of this project, not a structure of the paper.
+    The network reads the size of the gradient, the log of the age, the sizes of the three ratios,
+    and the products of Adam's ratio with the others. So its outputs are even and the rule is odd:
+    mirrored gradients make mirrored steps. `Anchored` may learn to drift; this rule cannot. An
+    extension of this project, not a structure of the paper.
     """
 
     name: ClassVar[str] = "mirrored"

@@ -20,20 +20,20 @@ from optim4rl.fields import float32
 FORMAT = "optim4rl-weights"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
-# What `load()` takes without a name: the weights that we recommend for RL.
+# The weights that we recommend for RL, which `load()` takes without a name.
 DEFAULT_WEIGHTS = "ppo-generalist"
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be used; the message names the file and what is wrong with it."""
+    """A weights file cannot be used; the message names the file and the fault."""
 
 
 class WeightFile(NamedTuple):
-    """What a weights file holds.
+    """Contents of a weights file.
 
     Attributes:
         path: its path or shipped name, for messages.
-        spec: the rule, as plain JSON values; not yet looked at.
+        spec: the rule, as plain JSON values that are not checked yet.
         learning_rate: the inner learning rate that the weights were trained with.
         card: the rest of the card.
         tensors: the meta-parameters, by "network0.input" and so on.
@@ -73,7 +73,7 @@ def weights_as_bytes(
     card: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
 ) -> bytes:
-    """The contents of a weights file."""
+    """Return the contents of a weights file."""
     from safetensors.numpy import save
 
     said = {
@@ -94,7 +94,7 @@ def require_tensors(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> 
     """Check that a file holds finite float32 tensors of these shapes, and no others.
 
     Raises:
-        WeightsError: it does not; the message names the tensors.
+        WeightsError: a tensor is missing, unknown or wrong; the message names it.
     """
     if set(shapes) != set(file.tensors):
         wrong = sorted(set(shapes) ^ set(file.tensors))
@@ -111,7 +111,7 @@ def require_tensors(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def shipped_names() -> tuple[str, ...]:
-    """The names of the weights inside the package."""
+    """Return the names of the shipped weights."""
     zoo = resources.files("optim4rl.optimizers") / "zoo"
     if not zoo.is_dir():
         return ()
@@ -161,7 +161,10 @@ def _parse(path: str, data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 
 def _digest(card: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of card and tensors. A flipped bit is still a valid float; only this finds it."""
+    """Return the SHA-256 of card and tensors.
+
+    A flipped bit is still a valid float; only this finds it.
+    """
     said = {key: value for key, value in card.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -1,4 +1,4 @@
-"""Learned optimizers as values and as files; the format is that of `weight_files`."""
+"""Learned optimizers as values and as files; `weight_files` has the format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ from optim4rl.optimizers.weight_files import (
 
 @dataclass(frozen=True)
 class LearnedOptimizer:
-    """A rule with its weights: the value that meta-training returns and everything else takes.
+    """A rule with its weights: meta-training returns one, and everything else takes one.
 
     Attributes:
         spec: the rule.
@@ -61,9 +61,9 @@ class LearnedOptimizer:
         kinds: Kinds = None,
         state_dtype: DTypeLike = "float32",
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer for optax. `step_scale` multiplies every update; tune it like a rate.
+        """Return the optimizer for optax.
 
-        `kernel`, `kinds` and `state_dtype` are those of `scale_by_learned_rule`.
+        `step_scale` multiplies every update; tune it like a learning rate. See `scale_by_learned_rule` for `kernel`, `kinds` and `state_dtype`.
         """
         return learned_optimizer(
             self.spec,
@@ -77,7 +77,7 @@ class LearnedOptimizer:
 
 
 def untrained(preset: str, learning_rate: float, key: PRNGKeyArray) -> LearnedOptimizer:
-    """A preset with fresh weights: the control that every trained optimizer is compared with."""
+    """Return a preset with fresh weights: the control for every trained optimizer."""
     spec = learned_spec(preset)
     return LearnedOptimizer(spec, init_meta_parameters(spec, key), learning_rate)
 
@@ -118,14 +118,15 @@ def load(
     kinds: Kinds = None,
     state_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """A pretrained learned optimizer as a drop-in optax optimizer.
+    """Load trained weights as a drop-in optax optimizer.
 
     Args:
-        weights: a shipped name (`optim4rl list weights`) or the path of a weights file. Without
-            one, the weights that we recommend for RL.
-        learning_rate: a float or an optax schedule; None for the rate it was trained with. There is
-            a warning where a float is more than ten times below that one, as rates for Adam are.
-        step_scale: multiplies every update; tune it like a learning rate. It too may be a schedule.
+        weights: a shipped name (`optim4rl list weights`) or the path of a weights file. Default:
+            the weights that we recommend for RL.
+        learning_rate: a float or an optax schedule; None for the rate that the weights were trained
+            with. A float more than ten times lower, as rates for Adam are, gives a warning.
+        step_scale: multiplies every update; tune it like a learning rate. It may be a schedule,
+            too.
         kernel: the implementation of the rule: "auto", "native", "xla", "plain" or "pallas"; None
             is "plain" (`transform.scale_by_learned_rule`).
         kinds: what each parameter is for, for weights that read it: a tree of "weight", "bias",
@@ -158,7 +159,7 @@ def load(
 
 
 def flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Meta-parameters by flat names, "network0.input"."""
+    """Return meta-parameters by flat names, such as "network0.input"."""
     return {
         f"{network}.{name}": x
         for network, weights in meta_parameters.items()
@@ -167,7 +168,7 @@ def flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def unflatten(arrays: Mapping[str, Any]) -> MetaParameters:
-    """The meta-parameters that `flatten` named."""
+    """Return meta-parameters from what `flatten` returned."""
     found: MetaParameters = {}
     for flat, x in arrays.items():
         network, _, name = flat.partition(".")

@@ -1,4 +1,4 @@
-"""What an optimizer's response says, in a few words and numbers."""
+"""Put an optimizer's response into a few words and numbers."""
 
 import math
 
@@ -14,44 +14,44 @@ from optim4rl.evaluation.response import (
 
 
 def relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
-    """A kernel over its largest entry."""
+    """Divide a kernel by its largest entry."""
     largest = np.abs(kernel).max()
     return kernel / largest if largest > 0 else kernel
 
 
 def at_size(response: Response, age: int, size: float) -> float:
-    """The step at an age under constant gradients of a size."""
+    """Return the step at an age under constant gradients of a size."""
     return float(response.constant[0, age, index(size)])
 
 
 def index(size: float) -> int:
-    """Where a size is among the sizes shown."""
+    """Return the index of a size among the sizes shown."""
     return int(np.argmin(np.abs(np.log(SIZES / size))))
 
 
 def at_typical(response: Response, age: int) -> float:
-    """The step at an age under gradients of typical size."""
+    """Return the step at an age under gradients of typical size."""
     return at_size(response, age, TYPICAL)
 
 
 def settled(response: Response) -> float:
-    """The step after a whole life of constant gradients."""
+    """Return the step after a whole life of constant gradients."""
     return at_typical(response, -1)
 
 
 def momentum(response: Response) -> str:
-    """The implied momentum late in life."""
+    """Return the implied momentum late in life."""
     late = float(response.implied_momentum[-1])
     return "not clear" if math.isnan(late) else f"{late:.2f}".replace("-", "−")
 
 
 def change(first: float, last: float) -> str:
-    """How a step changes from the first to the last."""
+    """Say how a step changes from the first to the last."""
     return f"goes from {number(first)} to {number(last)}"
 
 
 def tenth_after(response: Response) -> int | None:
-    """Updates after the gradient's end until the step has fallen to a tenth."""
+    """Return the updates after the gradient's end until the step has fallen to a tenth."""
     before, after = response.vanishing[VANISHES_AT - 1], response.vanishing[VANISHES_AT:]
     small = np.abs(after) <= 0.1 * abs(before)
     # The last update that is not small, so that a passing zero does not count.
@@ -62,7 +62,7 @@ def tenth_after(response: Response) -> int | None:
 
 
 def after_the_end(response: Response) -> str:
-    """What the rule does once gradients are zero."""
+    """Say what the rule does when gradients have become zero."""
     updates = tenth_after(response)
     if updates is None:
         return "This rule’s step does not fall to a tenth."
@@ -70,7 +70,7 @@ def after_the_end(response: Response) -> str:
 
 
 def forgets(constant: float) -> str:
-    """How soon something with that time constant forgets."""
+    """Say how soon a state with this time constant forgets."""
     return f"forgets in {brief(constant)} updates" if constant < 1e4 else "does not forget"
 
 
