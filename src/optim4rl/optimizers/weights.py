@@ -63,7 +63,8 @@ class LearnedOptimizer:
     ) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer for optax.
 
-        `step_scale` multiplies every update; tune it like a learning rate. See `scale_by_learned_rule` for `kernel`, `kinds` and `state_dtype`.
+        `step_scale` multiplies every update; tune it like a learning rate. See
+        `scale_by_learned_rule` for `kernel`, `kinds` and `state_dtype`.
         """
         return learned_optimizer(
             self.spec,
