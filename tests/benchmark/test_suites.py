@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from optim4rl.benchmark import suites
 from optim4rl.benchmark.suites import SUITES, Suite, SuiteTask, load_suite
-from optim4rl.tasks import TaskConfig
+from optim4rl.tasks import TaskConfig, make_task
 
 GRID_WORLDS = [
     f"{size}_{density}_{length}/free"
@@ -74,3 +75,34 @@ def test_a_grid_must_ascend():
     task = SuiteTask(TaskConfig(), 1)
     with pytest.raises(ValueError, match=r"rates = .* must ascend"):
         Suite("x", (task,), rates=(1.0, 0.1), step_scales=(0.1, 1.0))
+
+
+def test_discobench_is_as_published():
+    """Goldie et al. 2026, arXiv 2603.17863: its table for Adam is made with these settings."""
+    suite = load_suite("discobench")
+    games = ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
+    assert [task.name for task in suite.tasks] == [f"gymnax:{game}-MinAtar" for game in games]
+    assert suite.rates == tuple(round(1e-3 * k, 6) for k in range(1, 11))
+    assert suite.score == "greedy_return"
+    assert suite.companions
+    for task in suite.tasks:
+        assert task.rollouts == 1220
+        config, learner = task.config, task.config.learner
+        assert (config.num_envs, learner.rollout, learner.epochs, learner.minibatches) == (
+            *(64, 128),
+            *(4, 8),
+        )
+        assert (learner.gamma, learner.lam, learner.clip, learner.value_clip) == (
+            *(0.99, 0.95),
+            *(0.2, 0.2),
+        )
+        assert (learner.value_weight, learner.entropy_weight) == (0.5 * 0.5, 0.01)
+        assert learner.normalise_advantages
+        assert not config.normalise_rewards
+        assert not config.normalise_observations
+        network = make_task(config).init_params(jax.random.key(0))
+        for layers in (network.policy, network.value):
+            assert [len(layer.bias) for layer in layers[:2]] == [64, 64]
+        assert config.activation == "relu"
+        assert config.time_limit == "terminal"
+        assert config.greedy_episodes == 16

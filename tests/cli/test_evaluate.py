@@ -294,3 +294,15 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, capsy
         assert exit.value.code == 2
         assert str(tmp_path / "file") in capsys.readouterr().err
         assert pool.ran == []
+
+
+def test_all_contenders_of_a_published_suite_have_its_companions(tmp_path):
+    options = EvaluateOptions(
+        ("ppo-generalist",), suite="discobench", baselines=("adam", "adam_ppo")
+    )
+    found = lay_out(options, make_suite(options), tmp_path).contenders
+    names = ["ppo-generalist", "ppo-generalist untrained", "adam", "adam_ppo"]
+    assert [x.name for x in found] == names
+    assert all((m.clip, m.decay) == (0.5, True) for x in found for m in x.members)
+    assert found[0].control == names[1]
+    assert [x.members[0].epsilon for x in found[2:]] == [None, 1e-5]

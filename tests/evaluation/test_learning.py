@@ -1,6 +1,7 @@
 """Learning curves: shape, pairing, divergence, and that agents learn."""
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -161,3 +162,29 @@ def test_adam_learns_catch() -> None:
     np.testing.assert_array_equal(curves.env_steps, 320 * np.arange(1, 151))
     assert curves.returns[:, :3].mean() < -0.2
     assert final_return(curves).mean() > 0.9
+
+
+def test_finished_agents_play_greedily_where_the_task_asks_for_it() -> None:
+    """Of one run no number depends on the others; a diverged run has none."""
+    config = TaskConfig("catch", num_envs=2, width=4, greedy_episodes=3)
+    task = make_task(config)
+    found = train_runs(task, SGD, None, [(0.1, 1), (1e30, 1), (0.1, 2)], 8)
+    assert found.greedy is not None
+    assert np.isfinite(found.greedy[[0, 2]]).all()
+    assert np.isnan(found.greedy[1])
+    assert (np.abs(found.greedy[[0, 2]]) <= 1.0).all()
+    alone = train_runs(task, SGD, None, [(0.1, 2)], 8).greedy
+    np.testing.assert_array_equal(alone, found.greedy[2:])
+    silent = make_task(dataclasses.replace(config, greedy_episodes=0))
+    assert train_runs(silent, SGD, None, [(0.1, 1)], 8).greedy is None
+
+
+def test_a_run_s_seconds_are_without_compilation() -> None:
+    """Compiling takes most of a short run's time, and is no part of them."""
+    task = make_task(TaskConfig("catch", num_envs=3, width=5))
+    started = time.perf_counter()
+    cold = train_runs(task, SGD, None, [(0.1, 1)], 2 * CHUNK)
+    whole = time.perf_counter() - started
+    assert cold.seconds is not None
+    assert cold.seconds.shape == (1,)
+    assert 0 < BATCH * cold.seconds[0] < 0.5 * whole

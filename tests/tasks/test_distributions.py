@@ -167,3 +167,16 @@ def test_actions_have_the_environment_s_shape() -> None:
     """Also if it is not flat."""
     square = TanhNormal((-1.0,) * 4, (1.0,) * 4, (2, 2))
     assert square.squash(jnp.zeros((3, 5, 4), jnp.float32)).shape == (3, 5, 2, 2)
+
+
+def test_the_greedy_action_is_the_most_probable_one() -> None:
+    """Of discrete actions the first of the largest; of continuous ones the median, stretched."""
+    logits = jnp.array([[0.0, 2.0, -1.0], [1.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(Categorical(3).mode(logits), [1, 0])
+    normal = TanhNormal((-1.0, 0.0), (1.0, 4.0), (2,))
+    outputs = jnp.array([[0.3, -0.7, 0.1, 0.2]])
+    middle = normal.sample(jnp.full((2, 1), 0.5), outputs)
+    np.testing.assert_allclose(normal.mode(outputs), middle, atol=1e-6)
+    np.testing.assert_allclose(
+        normal.squash(normal.mode(outputs))[0], [np.tanh(0.3), 2.0 + 2.0 * np.tanh(-0.7)], rtol=1e-5
+    )

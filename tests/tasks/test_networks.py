@@ -162,6 +162,21 @@ def test_separate_networks_start_as_flax_s() -> None:
     assert abs(np.corrcoef(layers[0].kernel.ravel(), layers[3].kernel.ravel())[0, 1]) < 0.02
 
 
+def test_orthogonal_networks() -> None:
+    """Rows or columns are orthogonal, of length root 2, in the last layers 0.01 and 1."""
+    network = jax.jit(lambda key: make_mlps(40, 3, (8, 8), (8, 8), "relu", "orthogonal", key=key))(
+        KEY
+    )
+    gains = [2**0.5, 2**0.5, 0.01, 2**0.5, 2**0.5, 1.0]
+    for layer, gain in zip([*network.policy, *network.value], gains, strict=True):
+        kernel = np.asarray(layer.kernel)
+        gram = kernel.T @ kernel if kernel.shape[0] >= kernel.shape[1] else kernel @ kernel.T
+        np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-5 * gain**2)
+        assert not layer.bias.any()
+    assert abs(network.policy[0].kernel - network.value[0].kernel).max() > 0.1
+    assert abs(network.policy[0].kernel[:8] - network.policy[1].kernel).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -74,10 +74,10 @@ def log_probs_and_entropies(distribution: Any, outputs: Any, samples: Samples) -
 
 
 @pytest.mark.parametrize("distribution", [Categorical(3), TanhNormal((-1.0,), (1.0,), (1,))])
-@pytest.mark.parametrize("normalise", [False, True])
-def test_the_loss_is_the_formula(distribution: Any, normalise: bool) -> None:
-    """Clipped ratios, squared errors, entropy; some ratios are clipped on either side."""
-    config = dataclasses.replace(CONFIG, normalise_advantages=normalise)
+@pytest.mark.parametrize(("normalise", "value_clip"), [(False, None), (True, None), (True, 0.5)])
+def test_the_loss_is_the_formula(distribution: Any, normalise: bool, value_clip: Any) -> None:
+    """Clipped ratios, squared errors, entropy; some ratios and values are clipped."""
+    config = dataclasses.replace(CONFIG, normalise_advantages=normalise, value_clip=value_clip)
     outputs, value, samples = random_samples(distribution, 64)
     found = quick_jit(ppo_loss, static_argnums=(0, 1))(
         distribution, config, outputs, value, samples
@@ -93,8 +93,15 @@ def test_the_loss_is_the_formula(distribution: Any, normalise: bool) -> None:
     gain = np.where(
         advantage >= 0, np.minimum(ratio, 1.2) * advantage, np.maximum(ratio, 0.8) * advantage
     )
-    error = np.asarray(samples.target) - np.asarray(value)
-    expected = -gain.mean() + 0.7 * (error**2).mean() - 0.03 * entropy.mean()
+    target, now = np.asarray(samples.target), np.asarray(value)
+    errors = (target - now) ** 2
+    if value_clip is not None:
+        before = target - np.asarray(samples.advantage)
+        clipped = (target - np.clip(now, before - value_clip, before + value_clip)) ** 2
+        assert (errors > clipped).any()
+        assert (errors < clipped).any()
+        errors = np.maximum(errors, clipped)
+    expected = -gain.mean() + 0.7 * errors.mean() - 0.03 * entropy.mean()
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
@@ -114,6 +121,25 @@ def test_a_ratio_beyond_the_clip_has_no_gradient() -> None:
         Categorical(2), config, logits, jnp.zeros(4, jnp.float32), samples
     )
     np.testing.assert_array_equal(np.abs(gradient).sum(axis=1) > 0, [False, True, True, False])
+
+
+def test_a_value_beyond_the_clip_has_no_gradient() -> None:
+    """Where it has already moved to the target by more; where it moved away, it has one."""
+    before, target = jnp.zeros(4), jnp.array([1.0, 1.0, -1.0, -1.0])
+    value = jnp.array([0.5, -0.5, 0.5, -0.5])
+    samples = Samples(
+        jnp.zeros((4, 1), jnp.float32),
+        jnp.zeros(4, jnp.int32),
+        jnp.zeros((1, 4), jnp.float32),
+        jnp.log(jnp.full(4, 0.5)),
+        target - before,
+        target,
+    )
+    config = dataclasses.replace(CONFIG, value_clip=0.2)
+    gradient = quick_jit(jax.grad(ppo_loss, argnums=3), static_argnums=(0, 1))(
+        Categorical(2), config, jnp.zeros((4, 2)), value, samples
+    )
+    np.testing.assert_array_equal(np.abs(gradient) > 0, [False, True, True, False])
 
 
 def small_task(**changes: Any) -> Task:

@@ -468,3 +468,25 @@ def test_a_reward_factor_is_a_reward_scale() -> None:
     )
     np.testing.assert_allclose(found_data.reward, data.reward, rtol=1e-6)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, gradient)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(12, 4.0), (3, 3.0)])
+def test_a_greedy_agent_plays_one_episode_without_chance(limit: int, expected: float) -> None:
+    """Logits of 0 and 0.1 are nearly a coin to the policy; greedy is always the better action.
+
+    An episode has four steps or ends at the limit, and later ones do not count.
+    """
+    probe = Probe(lambda time, seen, action: (action, time == 3), limit=limit)
+    config = TaskConfig("probe", num_envs=2, width=4, greedy_episodes=5)
+    task = task_from_environment(probe, config)
+    params = jax.tree.map(jnp.zeros_like, task.init_params(jax.random.key(0)))
+    params = eqx.tree_at(lambda tree: tree.policy.bias, params, jnp.array([0.0, 0.1]))
+    actor = task.init_actor(jax.random.key(0))
+    found = quick_jit(task.greedy_return)(params, actor, jax.random.key(1))
+    assert float(found) == expected
+
+
+def test_orthogonal_kernels_are_for_separate_networks() -> None:
+    """A shared torso has none."""
+    with pytest.raises(ValueError, match=r"initialisation = 'orthogonal': this is for torso 'mlp'"):
+        TaskConfig(initialisation="orthogonal")

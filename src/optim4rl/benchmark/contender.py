@@ -152,13 +152,15 @@ class Contender:
         family, parameters = self.members[meta_seed].family(folder, updates)
         return family(parameters, rate)
 
-    def accompanied(self) -> "Contender":
-        """The same with a norm clip of 0.5 and a falling rate, as PPO users run Adam."""
+    def accompanied(self, suffix: str = ACCOMPANIED) -> "Contender":
+        """The same with a norm clip of 0.5 and a falling rate, as PPO users run Adam.
+
+        Args:
+            suffix: what its name gets, and its control's; nothing where all contenders have these.
+        """
         members = tuple(dataclasses.replace(x, clip=0.5, decay=True) for x in self.members)
-        control = None if self.control is None else self.control + ACCOMPANIED
-        return dataclasses.replace(
-            self, name=self.name + ACCOMPANIED, members=members, control=control
-        )
+        control = None if self.control is None else self.control + suffix
+        return dataclasses.replace(self, name=self.name + suffix, members=members, control=control)
 
 
 BASELINES: dict[str, Maker] = {

@@ -25,6 +25,7 @@ from optim4rl.benchmark.scale import (
     make_scale,
     stand,
 )
+from optim4rl.benchmark.scores import SCORES
 from optim4rl.benchmark.suites import Suite, SuiteTask
 from optim4rl.benchmark.tuning import Tuning
 from optim4rl.evaluation.curves import Curves, stack
@@ -285,12 +286,13 @@ def _guess(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
 def scoring_areas(
     b: Benchmark, contender: Contender, member: int
 ) -> Float[np.ndarray, "task value seed"]:
-    """AUC of a member's runs on the tuning seeds, at every setting of its grid."""
+    """The suite's score of a member's runs on the tuning seeds, at every setting of its grid."""
     found = [
         read_batches(b.folder, scoring_runs(b, task, contender, member)).values()
         for task in b.suite.tasks
     ]
-    return np.stack([[area_under_curve(curves) for curves in task] for task in found])
+    score = SCORES[b.suite.score]
+    return np.stack([[score(curves) for curves in task] for task in found])
 
 
 def choose(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
@@ -301,7 +303,7 @@ def choose(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
         if len(x.grid) > 1
     }
     untrained = [
-        area_under_curve(read_batches(b.folder, untrained_runs(task, b.protocol.tuning))[0.0])
+        SCORES[b.suite.score](read_batches(b.folder, untrained_runs(task, b.protocol.tuning))[0.0])
         for task in b.suite.tasks
     ]
     low = np.array([scores.mean() for scores in untrained])

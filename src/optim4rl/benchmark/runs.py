@@ -10,7 +10,7 @@ import numpy as np
 
 from optim4rl.benchmark.contender import Maker
 from optim4rl.evaluation.curves import Curves, stack
-from optim4rl.evaluation.learning import BATCH, train_runs
+from optim4rl.evaluation.learning import BATCH, Still, train_runs
 from optim4rl.fields import from_json, to_json
 from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.store import get_result
@@ -78,12 +78,16 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
     task = make_task(batch.config)
     updates = batch.schedule * task.updates_per_rollout
     family, parameters = batch.maker.family(folder, updates)
+    if not any(rate for rate, _ in batch.runs):
+        family, parameters = Still(), None
     curves = train_runs(task, family, parameters, batch.runs, batch.rollouts)
     arrays = {
         "returns": curves.returns,
         "diverged_at": curves.diverged_at,
         "env_steps": curves.env_steps,
     }
+    optional = {"greedy": curves.greedy, "seconds": curves.seconds}
+    arrays |= {name: x for name, x in optional.items() if x is not None}
     return Result(arrays, {})
 
 
@@ -97,7 +101,7 @@ def describe(batch: Batch) -> str:
 
 
 def read_batches(folder: Path, batches: Sequence[Batch]) -> dict[float, Curves]:
-    """Finished curves by rate, all seeds together, and the seconds that they took.
+    """Finished curves by rate, all seeds together.
 
     Raises:
         StoreError: a result is missing or damaged.
@@ -107,11 +111,7 @@ def read_batches(folder: Path, batches: Sequence[Batch]) -> dict[float, Curves]:
         arrays = get_result(folder, job(batch)).arrays
         rates = np.array([rate for rate, _ in batch.runs])
         for rate in dict.fromkeys(rates.tolist()):
-            runs = rates == rate
-            curves = Curves(
-                arrays["returns"][runs], arrays["diverged_at"][runs], arrays["env_steps"]
-            )
-            parts.setdefault(rate, []).append(curves)
+            parts.setdefault(rate, []).append(Curves(**arrays).take(rates == rate))
     return {rate: stack(found) for rate, found in parts.items()}
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optim4rl.benchmark.protocol import require_grid
-from optim4rl.tasks import TaskConfig, default_config, make_task
+from optim4rl.benchmark.scores import Score
+from optim4rl.tasks import PPOConfig, TaskConfig, default_config, make_task
 
 # The big grid worlds' share of a suite is how long it takes to learn them at all: with Adam at
 # 1e-2, big_dense_long takes off after 1,200 rollouts and is at 20 of its 26 after these.
@@ -53,6 +54,9 @@ class Suite:
         rates: learning rates that classical optimizers are tuned over.
         step_scales: multiples of alpha that learned optimizers are tuned over, as many.
         extra: the extra of this package that its environments need, and the module it brings.
+        score: what settings are chosen by.
+        companions: the published protocol has every optimizer between a norm clip of 0.5 and a rate
+            that falls linearly to 0, so all contenders get these.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Suite:
     rates: tuple[float, ...]
     step_scales: tuple[float, ...]
     extra: str | None = None
+    score: Score = "auc"
+    companions: bool = False
 
     def __post_init__(self) -> None:
         require_grid("rates", self.rates)
@@ -166,6 +172,31 @@ def _task(environment: str, env_steps: int) -> SuiteTask:
     return SuiteTask(config, max(1, env_steps // (config.num_envs * config.learner.rollout)))
 
 
+def _published_minatar(greedy_episodes: int) -> tuple[SuiteTask, ...]:
+    """The four games at the settings that OPEN and DiscoBench share, for 1e7 environment steps.
+
+    Both halve the squared error before they weigh it with 0.5, so its weight is 0.25 here, and both
+    take the time limit for a terminal state.
+    """
+    learner = PPOConfig(rollout=128, minibatches=8, value_weight=0.25, value_clip=0.2)
+    config = TaskConfig(
+        num_envs=64,
+        torso="mlp",
+        policy_layers=(64, 64),
+        value_layers=(64, 64),
+        activation="relu",
+        initialisation="orthogonal",
+        learner=learner,
+        time_limit="terminal",
+        greedy_episodes=greedy_episodes,
+    )
+    rollouts = 10_000_000 // (config.num_envs * learner.rollout)
+    return tuple(
+        SuiteTask(dataclasses.replace(config, environment=f"gymnax:{game}-MinAtar"), rollouts)
+        for game in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
+    )
+
+
 def _normalised(environment: str) -> TaskConfig:
     """Rewards on a scale that agents find out, instead of one that somebody chose."""
     config = default_config(environment)
@@ -177,6 +208,8 @@ TASK_RATES = (1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)
 TASK_SCALES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 _WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _WIDE_SCALES = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+_DISCOBENCH_RATES = (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 7e-3, 8e-3, 9e-3, 1e-2)
+_DISCOBENCH_SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _ALL = (
     Suite(
         "grid",
@@ -236,6 +269,26 @@ _ALL = (
         rates=_WIDE_RATES,
         step_scales=_WIDE_SCALES,
         extra="brax",
+    ),
+    # AlexGoldie/discogen, OnPolicyRL (arXiv 2603.17863): its table's score is that of 16 greedy
+    # episodes, and its ten learning rates are these.
+    Suite(
+        "discobench",
+        _published_minatar(greedy_episodes=16),
+        rates=_DISCOBENCH_RATES,
+        step_scales=_DISCOBENCH_SCALES,
+        score="greedy_return",
+        companions=True,
+    ),
+    # AlexGoldie/rl-learned-optimization (Goldie et al. 2024, arXiv 2407.07082): the same agents,
+    # scored by their last episodes in training. Ant and the grid world are not in it.
+    Suite(
+        "open",
+        _published_minatar(greedy_episodes=0),
+        rates=_WIDE_RATES,
+        step_scales=_WIDE_SCALES,
+        score="final_return",
+        companions=True,
     ),
 )
 SUITES = {suite.name: suite for suite in _ALL}

@@ -13,6 +13,8 @@
 | seed | int | seed of the run |
 | auc | float | mean return over all updates; NaN if the run diverged |
 | final_return | float | mean return over the last updates; NaN if the run diverged |
+| greedy_return | float | of its greedy episodes at the end; NaN if diverged or not asked for |
+| seconds | float | that the run took (`evaluation.learning.train_runs`); NaN if not measured |
 | diverged_at | int | first update with a number that is not finite; -1 for a healthy run |
 | env_steps | list of int | environment steps taken up to each update; empty in tuning runs |
 | returns | list of float | mean return of the episodes that ended in each update; likewise |
@@ -47,10 +49,14 @@ _COLUMNS = (
     "seed",
     "auc",
     "final_return",
+    "greedy_return",
+    "seconds",
     "diverged_at",
     "env_steps",
     "returns",
 )
+# Columns that tables of earlier versions do not have.
+_NEW_COLUMNS = ("greedy_return", "seconds")
 
 
 class TableError(ValueError):
@@ -95,23 +101,23 @@ def table_rows(
                     own = slice(member * size, (member + 1) * size)
                     row = {**named, "purpose": "stress", "step_multiple": multiple}
                     row["setting"] = choice.at("tuned", index) * multiple
-                    yield from _rows(row, _part(together, own), b.protocol.stress)
-
-
-def _part(curves: Curves, own: slice) -> Curves:
-    return Curves(curves.returns[own], curves.diverged_at[own], curves.env_steps)
+                    yield from _rows(row, together.take(own), b.protocol.stress)
 
 
 def _rows(
     labels: Mapping[str, Any], curves: Curves, seeds: Sequence[int], *, with_curves: bool = True
 ) -> Iterator[dict[str, Any]]:
     areas, finals = area_under_curve(curves), final_return(curves)
+    unknown = np.full(len(seeds), np.nan)
+    greedy, seconds = (unknown if x is None else x for x in (curves.greedy, curves.seconds))
     for run, seed in enumerate(seeds):
         row = {
             **labels,
             "seed": seed,
             "auc": float(areas[run]),
             "final_return": float(finals[run]),
+            "greedy_return": float(greedy[run]),
+            "seconds": float(seconds[run]),
             "diverged_at": int(curves.diverged_at[run]),
             "env_steps": curves.env_steps.tolist() if with_curves else [],
             "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
@@ -162,6 +168,8 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
             pl.lit("").alias("change"),
             pl.lit(1.0).alias("step_multiple"),
         )
+    absent = [name for name in _NEW_COLUMNS if name not in table.columns]
+    table = table.with_columns(pl.lit(float("nan")).alias(name) for name in absent)
     missing = [name for name in _COLUMNS if name not in table.columns]
     if missing:
         raise TableError(

@@ -53,6 +53,7 @@ BaselineName = Literal[
 ]
 A2C_BASELINES: tuple[BaselineName, ...] = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
 PPO_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
+COMPANION_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo")
 # Rollouts of a run on a single task.
 TASK_ROLLOUTS = 390
 
@@ -73,7 +74,7 @@ class EvaluateOptions:
             own, my_file.py:make_optimizer, a function of the learning rate that returns an optax
             transformation.
         task: a single task; `optim4rl list tasks` names them. Default: catch.
-        suite: all tasks of a benchmark: grid, minatar, classic, brax or mixed.
+        suite: all tasks of a benchmark: grid, minatar, classic, brax, mixed, discobench or open.
         out: folder for results.md, results.json, runs.parquet, pictures, and finished runs.
         only: environments of the suite to keep; all by default.
         seeds: reported runs of an optimizer on a task.
@@ -243,17 +244,21 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
     if baselines is None:
         ppo = all(isinstance(task.config.learner, PPOConfig) for task in suite.tasks)
         baselines = PPO_BASELINES if ppo else A2C_BASELINES
-        if options.suite is not None:  # Suites normalise rewards.
+        if suite.companions:
+            baselines = COMPANION_BASELINES
+        elif options.suite is not None:  # Suites normalise rewards.
             baselines += ("adam_raw_rewards",)
     contenders = learned_contenders(
         options.learned, suite.step_scales, folder, controls=options.controls
     )
     given = [name for name in options.weights if ".py:" in name]
     contenders += [given_contender(name, suite.rates, folder) for name in given]
-    if options.companions != "no":
+    if options.companions != "no" and not suite.companions:
         accompanied = [x.accompanied() for x in contenders]
         contenders = accompanied if options.companions == "only" else contenders + accompanied
     contenders += [baseline(name, suite.rates) for name in baselines]
+    if suite.companions:
+        contenders = [x.accompanied(suffix="") for x in contenders]
     return Benchmark(suite, tuple(contenders), folder, options.protocol)
 
 

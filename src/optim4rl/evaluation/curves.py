@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,9 @@ class Curves:
         returns: Episode return, one row per run (evaluation seed), one column per update.
         diverged_at: For each run the first update with a non-finite number, -1 for a healthy run.
         env_steps: Environment steps taken by one run up to each column, strictly increasing.
+        greedy: Of each run the mean return of the episodes that the finished agent played without
+            chance in its actions, NaN if it diverged; None where none were asked for.
+        seconds: What each run took, without compilation and those episodes; None if not measured.
 
     Raises:
         ValueError: The arrays contradict each other; the message names field, run and value.
@@ -34,6 +37,8 @@ class Curves:
     returns: Float[np.ndarray, "run time"]
     diverged_at: Int[np.ndarray, " run"]
     env_steps: Int[np.ndarray, " time"]
+    greedy: Float[np.ndarray, " run"] | None = None
+    seconds: Float[np.ndarray, " run"] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -84,6 +89,16 @@ class Curves:
         diverged: Bool[np.ndarray, " run"] = self.diverged_at != HEALTHY
         return diverged
 
+    def take(self, runs: slice | Int[np.ndarray, " some"] | Bool[np.ndarray, " run"]) -> Curves:
+        """Some of the runs."""
+        return Curves(
+            self.returns[runs],
+            self.diverged_at[runs],
+            self.env_steps,
+            None if self.greedy is None else self.greedy[runs],
+            None if self.seconds is None else self.seconds[runs],
+        )
+
     def thin(self, points: int) -> Curves:
         """Averages the curves over at most `points` bins of nearly equal width, for plotting.
 
@@ -97,7 +112,8 @@ class Curves:
         starts = np.arange(points) * time // points
         widths = np.diff(starts, append=time)
         bin_of = np.repeat(np.arange(points), widths)
-        return Curves(
+        return replace(
+            self,
             returns=np.add.reduceat(self.returns, starts, axis=1) / widths,
             diverged_at=np.where(self.diverged, bin_of[self.diverged_at], HEALTHY),
             env_steps=np.add.reduceat(self.env_steps, starts) // widths,
@@ -141,7 +157,15 @@ def stack(parts: Sequence[Curves]) -> Curves:
         returns=np.concatenate([part.returns for part in parts]),
         diverged_at=np.concatenate([part.diverged_at for part in parts]),
         env_steps=parts[0].env_steps,
+        greedy=_join([part.greedy for part in parts]),
+        seconds=_join([part.seconds for part in parts]),
     )
+
+
+def _join(parts: Sequence[Float[np.ndarray, " run"] | None]) -> Float[np.ndarray, " run"] | None:
+    """The numbers of all runs; None where a part has none."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _check_shapes(curves: Curves) -> None:
@@ -153,6 +177,10 @@ def _check_shapes(curves: Curves) -> None:
         raise ValueError(f"diverged_at: shape {diverged_at.shape} must be ({runs},), one per run")
     if env_steps.shape != (time,):
         raise ValueError(f"env_steps: shape {env_steps.shape} must be ({time},), one per update")
+    for name in ("greedy", "seconds"):
+        found = getattr(curves, name)
+        if found is not None and found.shape != (runs,):
+            raise ValueError(f"{name}: shape {found.shape} must be ({runs},), one per run")
     if env_steps[0] < 0 or (np.diff(env_steps) <= 0).any():
         raise ValueError(f"env_steps: {env_steps} must be non-negative and strictly increasing")
     if ((diverged_at < HEALTHY) | (diverged_at >= time)).any():

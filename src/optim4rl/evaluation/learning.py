@@ -1,9 +1,10 @@
 """Learning curves: agents trained with an optimizer, many seeds and rates in one program."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import ScalarOrSchedule, classical
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
-from optim4rl.tasks.interface import EvaluationTask, update_gradient
+from optim4rl.tasks.interface import EvaluationTask, GreedyTask, update_gradient
 
 
 @runtime_checkable
@@ -45,6 +46,15 @@ class Classical:
     def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         del parameters
         return classical(self.name, rate, self.epsilon)
+
+
+@dataclass(frozen=True)
+class Still:
+    """Agents that never update: their gradients are not computed."""
+
+    def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
+        del parameters, rate
+        return optax.set_to_zero()
 
 
 @dataclass(frozen=True)
@@ -128,10 +138,7 @@ def learning_curves(
     """
     runs = [(rate, seed) for rate in rates for seed in seeds]
     curves = train_runs(task, family, parameters, runs, updates)
-    return tuple(
-        Curves(curves.returns[group], curves.diverged_at[group], curves.env_steps)
-        for group in np.split(np.arange(len(runs)), len(rates))
-    )
+    return tuple(curves.take(group) for group in np.split(np.arange(len(runs)), len(rates)))
 
 
 def train_runs(
@@ -141,14 +148,26 @@ def train_runs(
     runs: Sequence[tuple[float, int]],
     updates: int,
 ) -> Curves:
-    """Train an agent for every pair of a rate and a seed; see `learning_curves`."""
+    """Train an agent for every pair of a rate and a seed; see `learning_curves`.
+
+    A run's seconds are those of its batch, divided by the agents in it. On CPUs they are CPU time
+    of this process, so that other processes change them little; a worker of `jobs` has one thread,
+    and there they are seconds of one core. On other devices they are wall-clock time.
+    """
     batches = [
         _train_batch(task, family, parameters, runs[start : start + BATCH], updates)
         for start in range(0, len(runs), BATCH)
     ]
-    sums, counts, finite = (np.concatenate(x) for x in zip(*batches, strict=True))
+    sums, counts, finite, greedy, seconds = (np.concatenate(x) for x in zip(*batches, strict=True))
     env_steps = task.env_steps_per_rollout * np.arange(1, updates + 1)
-    return Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
+    curves = Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
+    greedy = np.where(finite.all(axis=1), greedy, np.nan)
+    return replace(curves, greedy=greedy if _is_greedy(task) else None, seconds=seconds)
+
+
+def _is_greedy(task: EvaluationTask) -> TypeGuard[GreedyTask]:
+    """Whether finished agents play episodes without chance in their actions."""
+    return isinstance(task, GreedyTask) and task.greedy_episodes > 0
 
 
 class _Agent(NamedTuple):
@@ -171,12 +190,22 @@ def _train_batch(
     rates = jnp.asarray([rate for rate, _ in filled], jnp.float32)
     keys = jnp.stack([jax.random.key(seed) for _, seed in filled])
     agents = _start(task, family, parameters, rates, keys)
+    # Compiled before the clock starts; the calls below find the program.
+    _advance.lower(task, family, parameters, rates, keys, agents, 0).compile()
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    started = clock()
     outcomes = []
     for first in range(0, updates, CHUNK):
         agents, outcome = _advance(task, family, parameters, rates, keys, agents, first)
         outcomes.append(jax.tree.map(np.asarray, outcome))
+    done = CHUNK * len(outcomes)
+    seconds = (clock() - started) * updates / done / BATCH
     whole = (np.concatenate(x, axis=1) for x in zip(*outcomes, strict=True))
-    return tuple(x[: len(runs), :updates] for x in whole)
+    greedy = np.full(BATCH, np.nan)
+    if _is_greedy(task):
+        greedy = np.asarray(_play_greedily(task, keys, agents), np.float64)
+    count = len(runs)
+    return *(x[:count, :updates] for x in whole), greedy[:count], np.full(count, seconds)
 
 
 @partial(jax.jit, static_argnames=("task", "family"))
@@ -193,6 +222,18 @@ def _start(
         return _Agent(params, family(parameters, rate).init(params), task.init_actor(agent_key))
 
     return jax.vmap(start)(rates, keys)
+
+
+@partial(jax.jit, static_argnames="task")
+def _play_greedily(
+    task: GreedyTask, keys: Key[Array, " run"], agents: _Agent
+) -> Float[Array, " run"]:
+    """Each finished agent's mean return without chance in its actions."""
+
+    def play(key: PRNGKeyArray, agent: _Agent) -> Float[Array, ""]:
+        return task.greedy_return(agent.params, agent.actor, jax.random.fold_in(key, 2))
+
+    return jax.vmap(play)(keys, agents)
 
 
 @partial(jax.jit, static_argnames=("task", "family"), donate_argnames="agents")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from optim4rl.benchmark.contender import Contender
-from optim4rl.benchmark.loop import Choice, Reading, Results
-from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.loop import Benchmark, Choice, Reading, Results
 from optim4rl.benchmark.scale import Lead, Normalised, Scale, Standing
+from optim4rl.benchmark.scores import SCORE_WORDS, greedy_return
 from optim4rl.benchmark.table import table_rows, write_runs
 from optim4rl.benchmark.tuning import Tuning
 from optim4rl.evaluation.curves import Curves, stack
@@ -111,6 +111,7 @@ def _rank(standing: Standing) -> float:
 
 def raw_table(results: Results, reading: Reading, task: int) -> Table:
     """AUC and final return of each contender on a task, in the task's own units."""
+    greedy = results.benchmark.suite.tasks[task].config.greedy_episodes > 0
     rows = []
     for contender in results.benchmark.contenders:
         members = results.runs.curves[reading][contender.name][task]
@@ -129,8 +130,11 @@ def raw_table(results: Results, reading: Reading, task: int) -> Table:
                 f"{failure_rate(stack(members)).value:.0%}",
             ]
         )
+        if greedy:
+            found = np.stack([greedy_return(x) for x in members])[None]
+            rows[-1].append(with_interval(bootstrap_interval(found, statistic="mean")))
     header = ["optimizer", "AUC, IQM (95 %)", "mean", "worst run", "final return, IQM", "diverged"]
-    return header, rows
+    return header + ["greedy return, mean"] * greedy, rows
 
 
 def stability_table(results: Results, task: int) -> Table:
@@ -251,16 +255,17 @@ def _protocol(results: Results) -> str:
     if len(b.readings) > 1:
         one = " The one setting for all tasks has the best mean normalised AUC on the tuning seeds."
     return (
-        f"{_tuning(b.contenders, b.protocol)} 0 is the untrained policy: agents that never update. "
+        f"{_tuning(b)} 0 is the untrained policy: agents that never update. "
         f"1 is the best of {', '.join(b.ceilings) or 'no baseline'}, tuned for the task.{one} "
         "Intervals are 95 % bootstrap intervals that resample seeds, with them the runs that 0 and "
         "1 are made of, and meta-seeds where there are several."
     )
 
 
-def _tuning(contenders: Sequence[Contender], protocol: Protocol) -> str:
+def _tuning(b: Benchmark) -> str:
     """How settings are chosen."""
-    grids = {x.role: x.grid for x in contenders if x.role != "control"}
+    protocol = b.protocol
+    grids = {x.role: x.grid for x in b.contenders if x.role != "control"}
     shown = "; ".join(
         f"{counted(len(grid), 'learning rate' if role == 'baseline' else 'step scale')}: "
         f"{', '.join(f'{x:g}' for x in grid)}"
@@ -271,8 +276,8 @@ def _tuning(contenders: Sequence[Contender], protocol: Protocol) -> str:
         return f"Nothing is tuned ({shown}). Every optimizer is reported on {reported}."
     return (
         f"Every optimizer is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
-        f"({shown}) and reported on {reported} that chose nothing. The setting with the best AUC, "
-        "the mean return over a run, is chosen."
+        f"({shown}) and reported on {reported} that chose nothing. The setting with the best "
+        f"{SCORE_WORDS[b.suite.score]} is chosen."
     )
 
 

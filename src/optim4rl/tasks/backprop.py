@@ -22,6 +22,7 @@ from optim4rl.tasks.networks import (
     Activation,
     ActorCritic,
     Dense,
+    Initialisation,
     SeparateMLPs,
     activation,
     make_mlps,
@@ -205,6 +206,7 @@ class SeparateTorsos:
         policy_layers: units of the policy's hidden layers.
         value_layers: units of the value's.
         activation: between the layers.
+        initialisation: of the kernels, see `networks.make_mlps`.
     """
 
     inputs: Inputs
@@ -212,6 +214,7 @@ class SeparateTorsos:
     policy_layers: tuple[int, ...]
     value_layers: tuple[int, ...]
     activation: Activation
+    initialisation: Initialisation = "lecun"
 
     def init(self, key: PRNGKeyArray) -> SeparateMLPs:
         """Fresh parameters."""
@@ -221,6 +224,7 @@ class SeparateTorsos:
             self.policy_layers,
             self.value_layers,
             self.activation,
+            self.initialisation,
             key=jax.random.fold_in(key, 0),
         )
 

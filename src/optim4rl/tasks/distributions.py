@@ -42,6 +42,9 @@ class Distribution(Protocol):
     ) -> Num[Array, "..."]:
         """Return raw actions, by inverting the distribution function."""
 
+    def mode(self, outputs: Float[Array, "*batch E outputs"]) -> Num[Array, "..."]:
+        """The raw action that a greedy policy takes."""
+
     def squash(self, raw: Num[Array, "..."]) -> Num[Array, "..."]:
         """Return the actions that the environment takes."""
 
@@ -76,6 +79,10 @@ class Categorical:
         threshold = uniforms[..., 0, :] * sums[-1]
         steps = [(threshold >= x).astype(jnp.int32) for x in sums[:-1]]
         return functools.reduce(jnp.add, steps, jnp.zeros(threshold.shape, jnp.int32))
+
+    def mode(self, outputs: Float[Array, "*batch E actions"]) -> Int[Array, "*batch E"]:
+        """The most probable action."""
+        return jnp.argmax(outputs, axis=-1).astype(jnp.int32)
 
     def squash(self, raw: Int[Array, "*batch E"]) -> Int[Array, "*batch E"]:
         """Return the actions: environments take discrete ones as they are."""
@@ -138,6 +145,10 @@ class TanhNormal:
         mean, scale = _mean_and_scale(outputs)
         inside = jnp.clip(jnp.swapaxes(uniforms, -1, -2), _EDGE, 1.0 - _EDGE)
         return mean + scale * math.sqrt(2.0) * jax.scipy.special.erfinv(2.0 * inside - 1.0)
+
+    def mode(self, outputs: Float[Array, "*batch E outputs"]) -> Float[Array, "*batch E size"]:
+        """The Gaussian's mean, as in Brax."""
+        return _mean_and_scale(outputs)[0]
 
     def squash(self, raw: Float[Array, "*batch E size"]) -> Float[Array, "..."]:
         """Squash into the bounds."""

@@ -92,3 +92,15 @@ class EvaluationTask(InnerTask, Protocol):
 
     def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Returns]:
         """One rollout: (batch, the actor after it, stats)."""
+
+
+@runtime_checkable
+class GreedyTask(EvaluationTask, Protocol):
+    """A task whose finished agents can be tried without chance in their actions."""
+
+    @property
+    def greedy_episodes(self) -> int:
+        """Episodes that a finished agent plays; 0: none."""
+
+    def greedy_return(self, params: Any, actor: Any, key: PRNGKeyArray) -> Float[Array, ""]:
+        """Mean return of those episodes."""

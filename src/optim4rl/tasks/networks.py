@@ -14,6 +14,7 @@ from optim4rl.tasks.inputs import MapOrder, shifted_images
 
 TorsoKind = Literal["dense", "conv", "mlp"]
 Activation = Literal["relu", "swish", "tanh"]
+Initialisation = Literal["lecun", "orthogonal"]
 
 # As in flax, whose default the paper's networks use: variance 1 / fan-in, truncated at two
 # standard deviations; biases start at zero.
@@ -119,6 +120,7 @@ def make_mlps(
     policy_layers: tuple[int, ...],
     value_layers: tuple[int, ...],
     activation: Activation,
+    initialisation: Initialisation = "lecun",
     *,
     key: PRNGKeyArray,
 ) -> SeparateMLPs:
@@ -130,6 +132,10 @@ def make_mlps(
         policy_layers: Units of the policy's hidden layers.
         value_layers: Units of the value's hidden layers.
         activation: Between the layers.
+        initialisation: Of the kernels: "lecun" has variance 1 / fan-in; "orthogonal" has
+            orthogonal columns or rows, times the root of 2 in hidden layers, 0.01 in the policy's
+            last layer and 1 in the value's (Huang et al. 2022, "The 37 implementation details of
+            PPO", number 2).
         key: Source of the initial kernels.
     """
 
@@ -141,7 +147,8 @@ def make_mlps(
         policy, value = layers(policy_layers, num_outputs), layers(value_layers, 1)
         return SeparateMLPs(policy, value, activation)
 
-    return _draw(jax.eval_shape(shapes), key)
+    drawn = jax.eval_shape(shapes)
+    return _draw(drawn, key) if initialisation == "lecun" else _draw_orthogonal(drawn, key)
 
 
 def make_network(
@@ -227,3 +234,24 @@ def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
         ],
     )
     return network
+
+
+def _draw_orthogonal(shapes: SeparateMLPs, key: PRNGKeyArray) -> SeparateMLPs:
+    """Fresh parameters of those shapes, kernels orthogonal; see `make_mlps`."""
+
+    def layers(hidden: tuple[Dense, ...], last_gain: float, key: PRNGKeyArray) -> tuple[Dense, ...]:
+        gains = [math.sqrt(2.0)] * (len(hidden) - 1) + [last_gain]
+        keys = jax.random.split(key, len(hidden))
+        kernels = [
+            jax.nn.initializers.orthogonal(gain)(k, layer.kernel.shape, jnp.float32)
+            for gain, k, layer in zip(gains, keys, hidden, strict=True)
+        ]
+        return tuple(
+            eqx.tree_at(lambda x: (x.kernel, x.bias), layer, (kernel, jnp.zeros(kernel.shape[1:])))
+            for layer, kernel in zip(hidden, kernels, strict=True)
+        )
+
+    policy, value = jax.random.split(key)
+    return SeparateMLPs(
+        layers(shapes.policy, 0.01, policy), layers(shapes.value, 1.0, value), shapes.activation
+    )

@@ -2,7 +2,9 @@
 
 `loss = -min(r A, clip(r, 1 - c, 1 + c) A) + 0.5 TD^2 - 0.01 entropy`, means over a minibatch, with
 `r` the ratio of the new policy's probability of an action to the old one's and A the advantages by
-GAE (Schulman et al. 2017, arXiv 1707.06347; 2016, arXiv 1506.02438). The value is not clipped.
+GAE (Schulman et al. 2017, arXiv 1707.06347; 2016, arXiv 1506.02438). With `value_clip` d the
+squared error is the larger of `(G - V)^2` and `(G - V0 - clip(V - V0, -d, d))^2`, with G the target
+and V0 the value when the rollout was played.
 """
 
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ class PPOConfig:
         entropy_weight: weight of the policy's entropy.
         normalise_advantages: whether advantages have mean 0 and deviation 1 in each minibatch.
         reward_scale: multiplies rewards before learning, but not the reported returns.
+        value_clip: limit of a value's change from what it was in the rollout, beyond which its
+            squared error does not fall; None: no limit.
     """
 
     rollout: int = 32
@@ -45,6 +49,7 @@ class PPOConfig:
     entropy_weight: float = 0.01
     normalise_advantages: bool = True
     reward_scale: float = 1.0
+    value_clip: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -58,6 +63,7 @@ class PPOConfig:
             value_weight=NOT_NEGATIVE,
             entropy_weight=NOT_NEGATIVE,
             reward_scale=POSITIVE,
+            value_clip=POSITIVE,
         )
 
 
@@ -104,9 +110,20 @@ def ppo_loss(
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
     return (
         -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
-        + config.value_weight * jnp.mean(jnp.square(samples.target - value))
+        + config.value_weight * jnp.mean(_squared_error(config, value, samples))
         - config.entropy_weight * jnp.mean(distribution.entropy(outputs, samples.uniforms))
     )
+
+
+def _squared_error(
+    config: PPOConfig, value: Float[Array, "N"], samples: Samples
+) -> Float[Array, "N"]:
+    error = jnp.square(samples.target - value)
+    if config.value_clip is None:
+        return error
+    before = samples.target - samples.advantage
+    near = before + jnp.clip(value - before, -config.value_clip, config.value_clip)
+    return jnp.maximum(error, jnp.square(samples.target - near))
 
 
 @dataclass(frozen=True)

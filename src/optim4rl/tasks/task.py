@@ -11,7 +11,7 @@ import numpy as np
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.fields import COUNT, check_fields
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, check_fields
 from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
@@ -28,7 +28,7 @@ from optim4rl.tasks.environments.physics import Physics, PhysicsVector
 from optim4rl.tasks.environments.sparse import TimeLimit, is_sparse
 from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
 from optim4rl.tasks.learner import Learner, Rollout
-from optim4rl.tasks.networks import Activation, TorsoKind
+from optim4rl.tasks.networks import Activation, Initialisation, TorsoKind
 from optim4rl.tasks.normalisation import (
     Moments,
     RunningReturns,
@@ -66,6 +66,10 @@ class TaskConfig:
         time_limit: the kind of state after a step that hits the time limit. "bootstrap": a state
             whose value counts. "terminal": a terminal state. None: the environment's own
             `time_limit`, or else "bootstrap".
+        initialisation: of an "mlp": "lecun", or "orthogonal" as in PPO's first implementation
+            (see `networks.make_mlps`).
+        greedy_episodes: episodes that a finished agent plays, always with its most probable action;
+            evaluation reports their mean return. 0: none.
     """
 
     environment: str = "catch"
@@ -80,9 +84,23 @@ class TaskConfig:
     value_layers: tuple[int, ...] = (64, 64, 64, 64, 64)
     activation: Activation = "swish"
     time_limit: TimeLimit | None = None
+    initialisation: Initialisation = "lecun"
+    greedy_episodes: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, num_envs=COUNT, width=COUNT, policy_layers=COUNT, value_layers=COUNT)
+        check_fields(
+            self,
+            num_envs=COUNT,
+            width=COUNT,
+            policy_layers=COUNT,
+            value_layers=COUNT,
+            greedy_episodes=COUNT_OR_ZERO,
+        )
+        if self.initialisation != "lecun" and self.torso != "mlp":
+            raise ValueError(
+                f"initialisation = {self.initialisation!r}: this is for torso 'mlp', and torso is "
+                f"{self.torso!r}"
+            )
         if not self.widths:
             raise ValueError(
                 f"width = {self.width!r}: a whole number of at least 1 is needed, or several"
@@ -183,7 +201,11 @@ class Task:
     @cached_property
     def vector(self) -> Vectorized:
         """The agent's environments."""
-        arguments = (self.environment, self.env_params, self.config.num_envs)
+        return self.vector_of(self.config.num_envs)
+
+    def vector_of(self, num_envs: int) -> Vectorized:
+        """So many of the agent's environments."""
+        arguments = (self.environment, self.env_params, num_envs)
         if self._looks_up:
             return SparseVector(*arguments, self.observation_shape)
         if type(self.environment) is Physics:  # A subclass may step otherwise.
@@ -213,7 +235,9 @@ class Task:
         config, outputs = self.config, self.distribution.outputs
         if config.torso == "mlp":
             layers = (config.policy_layers, config.value_layers)
-            return SeparateTorsos(self.inputs, outputs, *layers, config.activation)
+            return SeparateTorsos(
+                self.inputs, outputs, *layers, config.activation, config.initialisation
+            )
         return SharedTorso(self.inputs, config.torso, outputs, config.widths)
 
     @cached_property
@@ -300,6 +324,42 @@ class Task:
             self._next_values(params, actor, after, steps),
         )
         return after, transitions, _stats(steps)
+
+    @property
+    def greedy_episodes(self) -> int:
+        """Episodes that a finished agent plays."""
+        return self.config.greedy_episodes
+
+    def greedy_return(self, params: Any, actor: Actor, key: PRNGKeyArray) -> Float[Array, ""]:
+        """Mean return of the first episode in each of `greedy_episodes` fresh environments.
+
+        The agent takes its most probable action in every step, and sees as it did when it learned
+        last. An episode that the environment's limit of steps does not end counts with what it has.
+        """
+        vector = self.vector_of(self.config.greedy_episodes)
+        start = vector.reset(jax.random.fold_in(key, 0))
+        prepared = self.network.prepare(params, actor.live)
+
+        def step(carry: tuple[Any, ...], chance: Any) -> tuple[tuple[Any, ...], None]:
+            episodes, ended, total = carry
+            seen = _normalised(actor, episodes.observation)
+            outputs = self.network.forward(prepared, seen)[0]
+            action = self.distribution.squash(self.distribution.mode(outputs))
+            episodes, result = vector.step(chance, episodes, action)
+            total = total + jnp.where(ended, 0.0, result.reward)
+            return (episodes, ended | result.terminated | result.truncated, total), None
+
+        limit = getattr(self.env_params, "max_steps_in_episode", None)
+        if limit is None:
+            raise ValueError(
+                f"greedy_episodes = {self.config.greedy_episodes}: an environment with a limit of "
+                "steps, max_steps_in_episode in its parameters, is needed"
+            )
+        _, chance = vector.draw(jax.random.fold_in(key, 1), int(limit), self.distribution.uniforms)
+        none = jnp.zeros(self.config.greedy_episodes)
+        carry = (start, none > 0, none)
+        (_, _, total), _ = jax.lax.scan(step, carry, chance)
+        return jnp.mean(total)
 
     def _play(
         self, params: Any, actor: Actor, key: PRNGKeyArray

@@ -1,0 +1,36 @@
+"""Scores of runs by name: what settings are chosen by, and what a suite's own table shows."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from optim4rl.evaluation.curves import Curves
+from optim4rl.evaluation.returns import area_under_curve, final_return
+
+Score = Literal["auc", "final_return", "greedy_return"]
+
+
+def greedy_return(curves: Curves) -> Float[np.ndarray, " run"]:
+    """Mean return of the episodes that each finished agent played without chance in its actions.
+
+    Raises:
+        ValueError: the runs were made without such episodes.
+    """
+    if curves.greedy is None:
+        raise ValueError("greedy = None: runs of a task with greedy_episodes are needed")
+    return curves.greedy
+
+
+SCORES: Mapping[Score, Callable[[Curves], Float[np.ndarray, " run"]]] = {
+    "auc": area_under_curve,
+    "final_return": final_return,
+    "greedy_return": greedy_return,
+}
+# What pages call them.
+SCORE_WORDS: Mapping[Score, str] = {
+    "auc": "AUC, the mean return over a run,",
+    "final_return": "final return",
+    "greedy_return": "mean return of greedy episodes after training",
+}
