@@ -163,7 +163,7 @@ def test_separate_networks_start_as_flax_s() -> None:
 
 
 def test_orthogonal_networks() -> None:
-    """Rows or columns are orthogonal, of length root 2, in the last layers 0.01 and 1."""
+    """Rows or columns are orthogonal, of length root 2, in the last layers 0.01 and 1: JAX's."""
     network = jax.jit(lambda key: make_mlps(40, 3, (8, 8), (8, 8), "relu", "orthogonal", key=key))(
         KEY
     )
@@ -173,6 +173,12 @@ def test_orthogonal_networks() -> None:
         gram = kernel.T @ kernel if kernel.shape[0] >= kernel.shape[1] else kernel @ kernel.T
         np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-5 * gain**2)
         assert not layer.bias.any()
+    shapes = [(40, 8), (8, 8), (8, 3)]
+    for layer, shape, gain, key in zip(
+        network.policy, shapes, gains, jax.random.split(jax.random.split(KEY)[0], 3), strict=False
+    ):
+        expected = jax.nn.initializers.orthogonal(gain)(key, shape)
+        np.testing.assert_allclose(layer.kernel, expected, atol=1e-5 * gain)
     assert abs(network.policy[0].kernel - network.value[0].kernel).max() > 0.1
     assert abs(network.policy[0].kernel[:8] - network.policy[1].kernel).max() > 0.1
 

@@ -239,19 +239,40 @@ def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
 def _draw_orthogonal(shapes: SeparateMLPs, key: PRNGKeyArray) -> SeparateMLPs:
     """Fresh parameters of those shapes, kernels orthogonal; see `make_mlps`."""
 
-    def layers(hidden: tuple[Dense, ...], last_gain: float, key: PRNGKeyArray) -> tuple[Dense, ...]:
-        gains = [math.sqrt(2.0)] * (len(hidden) - 1) + [last_gain]
-        keys = jax.random.split(key, len(hidden))
-        kernels = [
-            jax.nn.initializers.orthogonal(gain)(k, layer.kernel.shape, jnp.float32)
-            for gain, k, layer in zip(gains, keys, hidden, strict=True)
-        ]
+    def layers(drawn: tuple[Dense, ...], last_gain: float, key: PRNGKeyArray) -> tuple[Dense, ...]:
+        gains = [math.sqrt(2.0)] * (len(drawn) - 1) + [last_gain]
+        keys = jax.random.split(key, len(drawn))
         return tuple(
-            eqx.tree_at(lambda x: (x.kernel, x.bias), layer, (kernel, jnp.zeros(kernel.shape[1:])))
-            for layer, kernel in zip(hidden, kernels, strict=True)
+            eqx.tree_at(
+                lambda x: (x.kernel, x.bias),
+                layer,
+                (gain * _orthogonal(k, *layer.kernel.shape), jnp.zeros(layer.bias.shape)),
+            )
+            for gain, k, layer in zip(gains, keys, drawn, strict=True)
         )
 
     policy, value = jax.random.split(key)
     return SeparateMLPs(
         layers(shapes.policy, 0.01, policy), layers(shapes.value, 1.0, value), shapes.activation
     )
+
+
+def _orthogonal(key: PRNGKeyArray, inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:
+    """What `jax.nn.initializers.orthogonal` draws, by Gram-Schmidt, twice for accuracy.
+
+    That takes LAPACK's QR, which in jaxlib 0.10 waits for its own threads: two of a batch of agents
+    at once stand still for ever on a machine of two cores.
+    """
+    tall = inputs >= outputs
+    normal = jax.random.normal(key, (inputs, outputs) if tall else (outputs, inputs))
+
+    def add(done: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
+        """One direction more, orthogonal to those before it; those to come are still zero."""
+        index, rest = column
+        for _ in range(2):
+            rest = rest - done @ (done.T @ rest)
+        return done.at[:, index].set(rest / jnp.linalg.norm(rest)), None
+
+    columns = (jnp.arange(normal.shape[1]), normal.T)
+    basis, _ = jax.lax.scan(add, jnp.zeros_like(normal), columns)
+    return basis if tall else basis.T
