@@ -405,7 +405,7 @@ def test_a_task_has_settings_of_its_own():
 def test_what_tasks_have_of_their_own_is_one_a_task(name, values):
     tasks = ("catch", "small_dense_long")
     options = Recipe(tasks=tasks, **{name: values})
-    with pytest.raises(ValueError, match=rf"{name} = \(.*\): 2 are needed, one a task"):
+    with pytest.raises(ValueError, match=rf"{name} = \(.*\): 2 are needed, one for each task"):
         build(options)
 
 

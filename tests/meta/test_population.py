@@ -93,7 +93,7 @@ def test_what_cannot_be_shared_out_is_refused():
         init(SPEC, TASKS, dataclasses.replace(CONFIG, agents=7), None, Execution(agents_mesh(2)))
     with pytest.raises(ValueError, match=r"^agents_per_chunk = 0: at least 1"):
         Execution(agents_per_chunk=0)
-    with pytest.raises(ValueError, match=r"^devices = 99: 1 to 4 are there"):
+    with pytest.raises(ValueError, match=r"^devices = 99: a number from 1 to 4 is needed"):
         agents_mesh(99)
     with pytest.raises(ValueError, match=r"a mesh with the one axis 'agents' is needed"):
         Execution(Mesh(np.asarray(jax.devices()[:1]), ("batch",)))

@@ -204,9 +204,9 @@ def test_masked_leaves_need_no_kind():
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ({"a": "head"}, "'head' is none; known kinds are weight, bias, policy_head, value_head"),
+        ({"a": "head"}, "'head' is unknown; known kinds are weight, bias, policy_head, value_head"),
         ({"b": W}, "kinds = .*not a tree like the parameters'"),
-        (lambda path, leaf: "kernel", "'kernel' is none"),
+        (lambda path, leaf: "kernel", "'kernel' is unknown"),
     ],
 )
 def test_bad_kinds_are_refused(kinds, message):

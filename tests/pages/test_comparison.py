@@ -254,5 +254,5 @@ def test_a_suite_of_0_1_0_is_read(old_columns, tmp_path):
 def test_an_evaluation_of_0_1_0_is_no_finished_run(tmp_path):
     curves(0.2).to_table(optimizer="adam", meta_seed=0).write_parquet(tmp_path / "runs.parquet")
     (tmp_path / "evaluation.json").write_text("[]")
-    with pytest.raises(StoreError, match="no finished run is there"):
+    with pytest.raises(StoreError, match="no finished run: it has none"):
         read_run(tmp_path)

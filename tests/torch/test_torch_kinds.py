@@ -185,7 +185,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say(params, options):
 
 
 def test_an_order_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="kinds = 'sb3': these 4 parameters are no policy"):
+    with pytest.raises(ValueError, match="kinds = 'sb3': these 4 parameters are not a policy"):
         Optim4RL(mlp(3, 4, 2).parameters(), kinds="sb3")
     with pytest.raises(ValueError, match="kinds = 'rllib': known orders are sb3, cleanrl"):
         Optim4RL(mlp(3, 4, 2).parameters(), kinds="rllib")

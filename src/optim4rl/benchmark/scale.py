@@ -301,8 +301,8 @@ def choose_for_all(
         grid: the settings.
         areas: AUC of the tuning runs at each of them.
         low: the untrained policy's AUC on the tuning seeds.
-        high: the best baseline's, tuned for the task. A task where that is no higher has no say,
-            unless that is so on all, when AUC is compared as it is.
+        high: the best baseline's, tuned for the task. Tasks whose baseline does not beat the
+            untrained policy are ignored; if none does, plain AUC is compared.
     """
     learned = high > low
     if learned.any():

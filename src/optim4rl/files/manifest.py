@@ -46,7 +46,7 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
         if (folder / name).is_file() and known.get(name) != _digest(folder / name):
             raise DamagedFileError(
                 f"{folder / name}: damaged or changed: it does not match {path}; restore it, or "
-                f"delete {MANIFEST} to take it as it is"
+                f"delete {MANIFEST} to accept the change"
             )
 
 

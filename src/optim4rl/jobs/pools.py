@@ -44,7 +44,7 @@ class Workers:
         if self.cluster == "local" and (self.job_cpus, self.job_gpus) != (1.0, 0.0):
             raise ValueError(
                 f"job_cpus = {self.job_cpus!r}, job_gpus = {self.job_gpus!r}: these are for a "
-                "cluster; --cluster local shares out nothing"
+                "cluster; --cluster local does not use them"
             )
 
 

@@ -233,8 +233,7 @@ class RayPool:
         if not self._room and self._size is None and not self._hired:
             raise ClusterError(
                 f"job_cpus = {self._needs.cpus:g}, job_gpus = {self._needs.gpus:g}: no machine of "
-                f"the cluster {self._address!r} has that; one that grows on demand grows to "
-                "--jobs N workers"
+                f"the cluster {self._address!r} has as much; if it grows on demand, give --jobs N"
             )
         return nodes
 
@@ -315,7 +314,7 @@ def _inside(name: str) -> PurePosixPath:
     """Return a path that leads into the folder; refuse any other."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise JobError(f"a worker made {name!r}, which is not in its folder")
+        raise JobError(f"a worker returned the file {name!r}, which is outside its folder")
     return path
 
 

@@ -262,7 +262,7 @@ def _check_tensors(path: str | Path, file: Any, wanted: Mapping[str, Any]) -> No
     if names != wanted.keys():
         absent = sorted(wanted.keys() - names)
         extra = sorted(names - wanted.keys())
-        raise CheckpointError(f"{path}: another state: it lacks {absent} and has {extra} besides")
+        raise CheckpointError(f"{path}: another state: it lacks {absent} and also has {extra}")
     for name, leaf in wanted.items():
         stored = file.get_slice(name)
         found = (stored.get_dtype(), list(stored.get_shape()))

@@ -84,7 +84,7 @@ def agents_mesh(num_devices: int | None = None) -> Mesh:
     """
     devices = jax.devices()
     if num_devices is not None and not 1 <= num_devices <= len(devices):
-        raise ValueError(f"devices = {num_devices!r}: 1 to {len(devices)} are there")
+        raise ValueError(f"devices = {num_devices!r}: a number from 1 to {len(devices)} is needed")
     return Mesh(np.asarray(devices[:num_devices]), (AXIS,))
 
 

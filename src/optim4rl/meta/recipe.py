@@ -87,7 +87,7 @@ def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tu
     """
     if len(values) not in (1, len(tasks)) or any(not 0 < x < float("inf") for x in values):
         raise ValueError(
-            f"{name} = {values!r}: one positive number is needed, or {len(tasks)}, one a task"
+            f"{name} = {values!r}: give one positive number, or {len(tasks)}, one for each task"
         )
     return values * (len(tasks) // len(values))
 
@@ -188,7 +188,7 @@ def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
     ):
         values = getattr(recipe, name)
         if values and len(values) != len(own):
-            raise ValueError(f"{name} = {values!r}: {len(own)} are needed, one a task")
+            raise ValueError(f"{name} = {values!r}: {len(own)} are needed, one for each task")
         for settings, value in zip(own, values, strict=False):
             settings[of_task] = value
     return own

@@ -25,7 +25,7 @@ def of_low_rate(name: str, rate: float, step_scale: float, own: float, remedy: s
         return None
     return (
         f"{name} = {rate:g} is {own / rate:.0f} times below the rate of these weights, {own:g}: "
-        f"{remedy}; where smaller steps are meant, set step_scale instead"
+        f"{remedy}; for smaller steps set step_scale instead"
     )
 
 

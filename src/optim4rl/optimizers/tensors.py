@@ -153,7 +153,7 @@ def layout_of(
     )
     for kind in kinds:
         if kind not in KINDS:
-            raise ValueError(f"kinds: {kind!r} is none; known kinds are {', '.join(KINDS)}")
+            raise ValueError(f"kinds: {kind!r} is unknown; known kinds are {', '.join(KINDS)}")
     depths = _depths(paths, branches)
     of_images = any(len(shape) >= 4 for shape in shapes)
     return tuple(

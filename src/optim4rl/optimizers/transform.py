@@ -107,14 +107,14 @@ def _leaves(like: Any, tree: Any) -> list[Array]:
 
 def _real(gradient: Any) -> Array:
     if jnp.iscomplexobj(gradient):
-        raise ValueError(f"updates: a gradient is {gradient.dtype}; the rule reads real ones")
+        raise ValueError(f"updates: a gradient is {gradient.dtype}; real numbers are needed")
     return jnp.asarray(gradient)
 
 
 def _state_dtype(dtype: DTypeLike) -> Any:
     kept = jnp.dtype(dtype)
     if kept not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"state_dtype = {kept.name!r}: float32 and bfloat16 will do")
+        raise ValueError(f"state_dtype = {kept.name!r}: float32 or bfloat16 is needed")
     return kept
 
 

@@ -38,7 +38,7 @@ _FRAME = Frame(width=540.0, height=250.0, right=150.0)
 
 
 class Heading(NamedTuple):
-    """What a picture shows, and what its horizontal axis counts."""
+    """The title of a picture, and the unit of its horizontal axis."""
 
     title: str
     x_label: str
@@ -46,7 +46,7 @@ class Heading(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, with the ends of a 95 % interval where there are several runs."""
+    """A curve, with the ends of its 95 % interval if there are several runs."""
 
     x: Float[np.ndarray, " points"]
     y: Float[np.ndarray, " points"]
@@ -104,16 +104,14 @@ def read_run(folder: Path) -> FinishedRun:
                 return read(folder)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(f"{folder}: this run cannot be read ({error})") from error
-    raise StoreError(
-        f"{folder}: no finished run is there: none of the files {', '.join(readers)} is"
-    )
+    raise StoreError(f"{folder}: no finished run: it has none of the files {', '.join(readers)}")
 
 
 def _read_training(folder: Path) -> FinishedRun:
     with (folder / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     if not rows:
-        raise ValueError("progress.csv has no iteration yet")
+        raise ValueError("progress.csv has no finished iteration yet")
     columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
     iterations, norms = columns["iteration"], columns["meta_gradient_norm"]
     returns = {
@@ -269,7 +267,7 @@ def render_comparison(runs: Sequence[FinishedRun]) -> str:
         raise ValueError("runs: at least one finished run is needed")
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"runs = {[str(run.folder) for run in runs]!r}: each is compared once")
+        raise ValueError(f"runs = {[str(run.folder) for run in runs]!r}: give each run once")
     names = short_names(runs)
     differing = differing_settings(runs)
     return page_template("comparison.html.jinja").render(

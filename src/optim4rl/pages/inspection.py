@@ -66,7 +66,7 @@ _STYLES = {RULE: "variant", ADAM: "adam", SIGN_SGD: "reference"}
 
 @dataclass(frozen=True)
 class Inspection:
-    """A learned optimizer and what was measured of it.
+    """A learned optimizer and its measurements.
 
     Attributes:
         name: what it is called.
@@ -82,7 +82,7 @@ class Inspection:
 
 
 def inspect(name: str, optimizer: LearnedOptimizer) -> Inspection:
-    """Measures all that the page shows; seconds, most of which is compilation."""
+    """Measure all that the page shows. It takes seconds, mostly to compile."""
     classical = {other: measure(tx) for other, tx in CLASSICAL.items()}
     return Inspection(
         name, optimizer, {RULE: respond(optimizer), **classical}, time_scales(optimizer)
@@ -90,7 +90,7 @@ def inspect(name: str, optimizer: LearnedOptimizer) -> Inspection:
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:
-    """The numbers behind the page as JSON values; None where there is none."""
+    """Return the numbers behind the page as JSON values; None if there is none."""
     scales = inspection.scales
     return {
         "name": inspection.name,
@@ -107,7 +107,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
 
 
 def facts(optimizer: LearnedOptimizer) -> dict[str, Any]:
-    """What a weights file says of itself, and what its optimizer costs."""
+    """Return what a weights file says about itself, and the size of its optimizer."""
     spec = optimizer.spec
     return {
         "learning_rate": optimizer.learning_rate,
@@ -141,7 +141,7 @@ def _values(numbers: Float[np.ndarray, " n"]) -> list[float | None]:
 
 
 def render_inspection(inspection: Inspection) -> str:
-    """The page's HTML."""
+    """Return the page as HTML."""
     optimizer = inspection.optimizer
     card = json.dumps(dict(optimizer.card), indent=1, ensure_ascii=False)
     return page_template("inspect.html.jinja").render(
@@ -199,7 +199,7 @@ def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     yield (
         "Implied momentum, late in life",
         momentum(rule),
-        "the share of the step that earlier gradients than the newest have. "
+        "the share of the step that comes from gradients before the newest. "
         f"Adam: {momentum(adam)}.",
     )
     hidden, moments = (
@@ -208,9 +208,9 @@ def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     yield (
         "The slowest part of its hidden state",
         forgets(hidden[-1]) if hidden.size else "it has none",
-        f"Of its running moments, the slowest {forgets(moments[-1])}."
+        f"The slowest of its running moments {forgets(moments[-1])}."
         if moments.size
-        else "It keeps no running moments beside. Adam’s two forget in 9.5 and 999 updates.",
+        else "It keeps no running moments. Adam’s two forget in 9.5 and 999 updates.",
     )
 
 
@@ -219,20 +219,19 @@ def _sections(inspection: Inspection) -> Iterable[_Section]:
     yield _Section(
         "size",
         "Step against gradient",
-        "How the size of a gradient becomes the size of a step, for gradients of both signs that "
-        "do not change.",
+        "The size of the step for each size of a constant gradient of either sign.",
         tuple(_size_pictures(responses)),
     )
     yield _Section(
         "surface",
         "Response surface",
-        "The same over the optimizer’s whole age: the step under a constant positive gradient.",
+        "The step under a constant positive gradient, at every age of the optimizer.",
         tuple(_surface_pictures(responses)),
     )
     yield _Section(
         "history",
         "Step against history",
-        f"Gradients of one size, {number(TYPICAL)}, in four orders of events.",
+        f"The step under gradients of one size, {number(TYPICAL)}, with four histories.",
         tuple(_history_pictures(responses)),
     )
     yield _Section(
@@ -260,10 +259,10 @@ def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             for sign, label, style in ((1, "rule, g < 0", "run-2"), (0, "rule, g > 0", "variant"))
         ]
         words = (
-            "A flat line steps by the sign alone; a slope of one decade per decade is plain "
-            "gradient descent."
+            "A flat line means that only the sign counts. A slope of one decade per decade is "
+            "plain gradient descent."
             if age == 0
-            else "Where the lines of both signs part, the rule does not treat them alike; here "
+            else "If the lines of the two signs differ, the rule treats them differently. Here "
             f"they differ by at most {number(odd)}."
         )
         drawing = figures.line_chart(
@@ -274,10 +273,10 @@ def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
 
 def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
     words = {
-        RULE: "Stripes across mean that size decides, stripes upward that age does; grey is where "
-        "it steps against the gradient.",
-        ADAM: "One colour: under a constant gradient Adam’s step is one learning rate at any age "
-        "and size above its epsilon of 10⁻⁸.",
+        RULE: "Horizontal stripes mean that the size decides the step, vertical ones that the "
+        "age does. Grey: the step goes against the gradient.",
+        ADAM: "One colour: under a constant gradient Adam’s step is one learning rate at any age, "
+        "for any size above its epsilon of 10⁻⁸.",
     }
     for name, sentence in words.items():
         drawing = as_svg(
@@ -330,14 +329,15 @@ def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     column = index(TYPICAL)
     yield _History(
         "A constant gradient",
-        f"It {change(at_typical(rule, 0), settled(rule))}; Adam’s and sign-SGD’s stay at 1.",
+        f"This rule’s step {change(at_typical(rule, 0), settled(rule))}. Adam’s and sign-SGD’s "
+        "stay at 1.",
         LIFE,
         {name: r.constant[0, :, column] for name, r in responses.items()},
     )
     yield _History(
         "A gradient that changes its sign each time",
-        "Along the newest gradient: what averages gradients hardly steps at all (Adam: "
-        f"{number(float(adam.alternating[-1]))}), this rule by "
+        "The step along the newest gradient. An optimizer that averages gradients hardly steps "
+        f"at all: Adam’s last step is {number(float(adam.alternating[-1]))}, this rule’s "
         f"{number(float(rule.alternating[-1]))}.",
         64,
         {name: r.alternating for name, r in responses.items()},
@@ -351,17 +351,17 @@ def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     )
     yield _History(
         f"A noisy gradient, mean over deviation {SIGNAL_TO_NOISE}",
-        "Along the mean gradient, median and middle half of the streams: on average this rule "
-        f"gets {mean} ahead with each update, Adam {others}. Whatever the gradient’s sign, it "
-        f"drifts by {drift}.",
+        "The step along the mean gradient: median and middle half of the streams. On average "
+        f"this rule advances by {mean} with each update, and Adam by {others}. This rule drifts "
+        f"by {drift}, whatever the gradient’s sign.",
         LIFE,
         middle,
         {name: (low[name], high[name]) for name in (ADAM, RULE)},
     )
     yield _History(
         f"A gradient that vanishes after update {VANISHES_AT}",
-        f"{after_the_end(rule)} Adam’s falls to a tenth in {tenth_after(adam)} updates; "
-        "sign-SGD’s is over at once.",
+        f"{after_the_end(rule)} Adam’s step falls to a tenth in {tenth_after(adam)} updates; "
+        "sign-SGD’s is 0 at once.",
         2 * VANISHES_AT,
         {name: r.vanishing for name, r in responses.items()},
     )
@@ -380,8 +380,8 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             y=steps_axis([*effective.values()]),
             label="Effective step over a life",
         ),
-        "How far an update gets along the mean of a noisy gradient: "
-        f"it {change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
+        "The mean step along the mean of a noisy gradient. This rule’s "
+        f"{change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
     )
     momenta = {name: r.implied_momentum for name, r in responses.items()}
     yield _Picture(
@@ -392,8 +392,8 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             y=figures.axis([0.0, 1.0, *np.concatenate([*momenta.values()])], ticks=5),
             label="Implied momentum over a life",
         ),
-        "0: the newest gradient alone makes the step; 0.9: nine tenths of it are older, as with "
-        "Adam; a gap: no linear response stands out from chance.",
+        "0: only the newest gradient makes the step. 0.9: nine tenths of the step come from "
+        "older gradients, as with Adam. A gap: no linear response stands out from chance.",
     )
     lags = np.arange(24)
     kernels = {name: relative(r.kernel[-1])[lags] for name, r in responses.items()}
@@ -408,8 +408,8 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             x_label="updates since",
             label="Effect of one gradient on later steps",
         ),
-        "How much one gradient moves the steps that follow it, late in life: Adam’s influence "
-        "fades by a tenth with each update, sign-SGD’s ends with its own.",
+        "The effect of one gradient on later steps, late in life. With Adam it fades by a tenth "
+        "with each update; with sign-SGD it ends with its own update.",
     )
 
 

@@ -115,8 +115,8 @@ class Optim4RL(torch.optim.Optimizer):
         for index in ours & set(state):
             if state[index] and len(state[index].get("memory", ())) != rows:
                 raise ValueError(
-                    f"state of parameter {index}: not a memory of {rows} numbers for each "
-                    "coordinate, which these weights keep"
+                    f"state of parameter {index}: these weights need a memory of {rows} numbers "
+                    "for each coordinate"
                 )
             state[index] = _Wrapped(state[index])
         return {**state_dict, "state": state}
@@ -128,8 +128,8 @@ class Optim4RL(torch.optim.Optimizer):
             memory = state.entries.get("memory")
             if memory is not None and memory.shape[1:] != (p.numel(),):
                 raise ValueError(
-                    f"state of a parameter of shape {list(p.shape)}: a memory of "
-                    f"{memory.shape[1:].numel()} coordinates, where it has {p.numel()}"
+                    f"state of a parameter of shape {list(p.shape)}: its memory has "
+                    f"{memory.shape[1:].numel()} coordinates; {p.numel()} are needed"
                 )
             self.state[p] = {
                 name: x.to(p.device, copy=True) if isinstance(x, Tensor) else x
@@ -180,7 +180,7 @@ class Optim4RL(torch.optim.Optimizer):
             if p.grad.is_sparse:
                 raise RuntimeError("Optim4RL does not support sparse gradients")
             if not p.is_floating_point():
-                raise RuntimeError(f"a gradient is {p.dtype}, where real floating point is needed")
+                raise RuntimeError(f"a gradient is {p.dtype}; a real float is needed")
             state = self.state[p]
             if not state:
                 rows = self.rule.spec.state_floats
@@ -252,8 +252,8 @@ class Optim4RL(torch.optim.Optimizer):
             heads = find_heads(shapes, cast(Order, kinds))
             if heads is None:
                 raise ValueError(
-                    f"kinds = {kinds!r}: these {len(shapes)} parameters are no "
-                    "policy and value in its order; give model.named_parameters(), or kinds by name"
+                    f"kinds = {kinds!r}: these {len(shapes)} parameters are not a policy "
+                    "and a value in its order; give model.named_parameters(), or kinds by name"
                 )
             return name_parameters(shapes, heads)
         if groups.named:
@@ -281,7 +281,7 @@ class Optim4RL(torch.optim.Optimizer):
             return
         self._said.add("lr")
         remedy = (
-            "where a library sets Adam's, give it that of the weights "
+            "if a library sets a rate for Adam, give it the rate of the weights "
             "(optim4rl.torch.sb3_settings for Stable-Baselines3)"
         )
         for group in self.param_groups:
@@ -388,6 +388,6 @@ def _require_settings(group: Mapping[str, Any]) -> None:
     for index, p in enumerate(group["params"]):
         name = group.get("param_names", {index: index})[index]
         if p.requires_grad and not p.is_floating_point():
-            raise ValueError(f"parameter {name}: {p.dtype}, where real floating point is needed")
+            raise ValueError(f"parameter {name} is {p.dtype}; a real float is needed")
         if hasattr(p, "device_mesh"):
-            raise ValueError(f"parameter {name}: a DTensor, where a whole tensor is needed")
+            raise ValueError(f"parameter {name} is a DTensor; a whole tensor is needed")
