@@ -82,6 +82,36 @@ def test_links_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
 
 
+RESULTS = sorted(
+    page
+    for folder in ("results", "studies")
+    for page in (ROOT / "docs" / folder).glob("*.md")
+    if page.name != "index.md"
+)
+INDEX = ROOT / "docs" / "results" / "index.md"
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_a_result_begins_with_its_claim_evidence_and_limit(page):
+    title, box, _ = page.read_text("utf-8").split("\n\n", maxsplit=2)
+    assert title.startswith("# ")
+    lines = re.findall(r"^> \*\*([\w ]+)\.\*\* \S", box, re.MULTILINE)
+    assert lines == ["Claim", "Evidence", "What it does not show"]
+
+
+def test_every_result_is_in_the_index():
+    linked = {(INDEX.parent / x).resolve() for x in re.findall(r"\]\(([^)#:]+)", INDEX.read_text())}
+    assert set(RESULTS) <= linked
+
+
+def test_no_table_stands_twice():
+    seen = {}
+    for page in PAGES:
+        for found in re.findall(r"(?:^\|.*\n){4,}", page.read_text("utf-8"), re.MULTILINE):
+            body = found.split("\n", 2)[2]
+            assert seen.setdefault(body, page) == page, f"{page} and {seen[body]}: {found}"
+
+
 def table(page, first):
     """The rows of the table whose first column has that title, as text."""
     lines = (ROOT / "docs" / page).read_text("utf-8").splitlines()
