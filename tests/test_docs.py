@@ -131,6 +131,9 @@ def preset_facts(name):
     own = structure.tensorwise and spec.processing == Raw()
     cell = "none" if spec.cell == "none" else f"{spec.cell} {spec.hidden_size}"
     coordinates = not structure.tensorwise and spec.normalise == "none"
+    works_on = "network" if spec.networkwise else "coordinates" if coordinates else "tensors"
+    norm = " normalised" if spec.head_norm else ""
+    clip = f"norm {spec.clip_norm:g}" if spec.clip is None else f"{spec.clip:g}"
     # Every kernel runs `anchored`, unless this machine lacks it: then it says so of every rule.
     runs = [k.name for k in KERNELS if k.refusal(spec) == k.refusal(LEARNED["anchored"])]
     return [
@@ -140,10 +143,10 @@ def preset_facts(name):
             ["own features" if own else spec.processing.name, *spec.inputs, *structure.reads]
         ),
         ", ".join(f"{shape.inputs} > {shape.outputs}" for shape in spec.networks),
-        f"{cell}, {'-'.join(map(str, spec.head_sizes)) or 'linear'}",
-        f"{spec.clip:g}",
+        f"{cell}, {'-'.join(map(str, spec.head_sizes)) or 'linear'}{norm}",
+        clip,
         str(spec.state_floats),
-        "coordinates" if coordinates else "tensors",
+        works_on,
         ", ".join(runs),
     ]
 

@@ -23,7 +23,10 @@ from optim4rl.study.settings import SCALES
 from optim4rl.tasks.environments.adapters import environment_names, package_names
 
 PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
-COMMANDS = ["train", "evaluate", "plan show", "ablate", "report", "identity", "inspect", "list"]
+COMMANDS = [
+    *("train", "evaluate", "plan show", "ablate", "report", "identity", "import", "inspect"),
+    "list",
+]
 
 
 @pytest.fixture(autouse=True)

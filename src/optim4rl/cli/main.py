@@ -32,6 +32,7 @@ optim4rl: learned optimizers for reinforcement learning
   optim4rl report DIRS               finished runs side by side, or a study's report again
   optim4rl replicate EXPERIMENT --out DIR    an experiment of the paper at its own scale
   optim4rl identity                  can an RNN reproduce the gradients it is shown?
+  optim4rl import open FILE.npy --out WEIGHTS   read the published weights of another optimizer
   optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
   optim4rl list WHAT                 tasks, optimizers, components, weights, recipes, kernels
 
@@ -126,6 +127,7 @@ def _dispatch(words: list[str]) -> None:
         "report": _ablate,
         "identity": _ablate,
         "replicate": _replicate,
+        "import": _import,
         "inspect": _inspect,
         "list": _list,
     }
@@ -215,6 +217,12 @@ def _plan(command: str, rest: list[str]) -> None:
         "plan lint": (plan.LintOptions, plan.lint_plan),
     }[command]
     run(_parse(options, command, rest))  # type: ignore[operator]
+
+
+def _import(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import importing
+
+    importing.run(_parse(importing.ImportOptions, command, rest))
 
 
 def _inspect(command: str, rest: list[str]) -> None:
