@@ -32,6 +32,7 @@ from optim4rl.benchmark.runs import read_batches
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -150,7 +151,7 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
     import polars as pl
 
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(read_file(path))
     except pl.exceptions.PolarsError as error:
         raise TableError(f"{path}: not a readable Parquet file ({error})") from error
     if "step_scale" in table.columns:  # a study of 0.1.0

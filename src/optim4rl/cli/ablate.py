@@ -16,8 +16,9 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from optim4rl.cli.runtime import print_table, progress_bar, require_file_name
-from optim4rl.cli.signals import stop_in_order, stop_now
+from optim4rl.cli.runtime import progress_bar, require_file_name
+from optim4rl.cli.signals import keeping, stop_in_order, stop_now
+from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import (
     Tracker,
     TrackerName,
@@ -34,7 +35,7 @@ from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pools import Workers
 from optim4rl.jobs.provenance import provenance
-from optim4rl.jobs.store import kept
+from optim4rl.jobs.store import has_results, kept
 from optim4rl.meta.agents import num_rollouts
 from optim4rl.pages.comparison import (
     differing_settings,
@@ -111,7 +112,7 @@ def ablate(options: AblateOptions) -> None:
     study = lay_out(plan, options.scale, settings, skip_unmapped=options.skip_unmapped)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
     config = {"scale": options.scale, **dataclasses.asdict(settings)}
-    with locked(options.out):
+    with locked(options.out), keeping(lambda: has_results(options.out)):
         remove_manifest(options.out)
         with (
             tracking(options.tracker, options.out, config) as tracker,
@@ -179,6 +180,8 @@ def report(options: ReportOptions) -> None:
     """The command `report`."""
     if not options.folders:
         raise ValueError("folders = (): the output folder of at least one finished run is needed")
+    if options.out is not None:
+        require_file_name("out", options.out)
     first = options.folders[0]
     if len(options.folders) == 1 and (first / "study.json").is_file():
         with locked(first):
@@ -292,7 +295,8 @@ def identity(options: IdentityOptions) -> None:
     with (
         locked(parts) if parts is not None else nullcontext(),
         progress_bar(f"identity experiment on {name}", "networks") as update,
-        stop_in_order("the network in flight is finished") as stop,
+        stop_in_order(lambda: "the network in flight is finished") as stop,
+        keeping(lambda: parts is not None and has_results(parts)),
     ):
         done = 0
         update(done, len(config.networks))

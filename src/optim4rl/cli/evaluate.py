@@ -22,14 +22,16 @@ from optim4rl.benchmark.contender import (
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import EVALUATION_SEED, Protocol
 from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
-from optim4rl.cli.runtime import print_table, progress_bar
-from optim4rl.cli.signals import stop_now
+from optim4rl.cli.runtime import progress_bar
+from optim4rl.cli.signals import keeping, stop_now
+from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
 from optim4rl.evaluation.curves import Curves
 from optim4rl.fields import COUNT, check_fields, to_json as settings_json
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.store import has_results
 from optim4rl.pages.benchmark import (
     TITLES,
     claims,
@@ -199,7 +201,7 @@ def _results_folder(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
             yield Path(scratch)
         return
-    with locked(out):
+    with locked(out), keeping(lambda: has_results(out)):
         remove_manifest(out)
         yield out
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from optim4rl.cli.runtime import require_file_name
 from optim4rl.files.atomic import write_atomically
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, untrained
@@ -31,6 +32,8 @@ class InspectOptions:
 
 def run(options: InspectOptions) -> None:
     """The command."""
+    if options.out is not None:
+        require_file_name("out", options.out)
     name, optimizer = _find(options.weights)
     out = options.out
     if out is None and not options.json:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.cli.runtime import print_table
+from optim4rl.cli.terminal import print_table
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,12 @@ def run(options: ListOptions) -> None:
         print(json.dumps(rows, indent=1))
         return
     columns = list(rows[0]) if rows else ["none"]
-    cells = [[str(value) for value in row.values()] for row in rows]
-    try:
-        print_table(options.what, columns, cells)
-    except ModuleNotFoundError:  # no rich
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        for row in (columns, *cells):
-            padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(padded).rstrip())
+    print_table(options.what, columns, [[str(value) for value in row.values()] for row in rows])
 
 
 def _tasks() -> list[dict[str, Any]]:
     from optim4rl.tasks import default_config
-    from optim4rl.tasks.environments.adapters import environment_names, package_names
+    from optim4rl.tasks.environments.names import environment_names, package_names
 
     rows = []
     for name in (*environment_names(), *package_names()):
@@ -118,18 +111,19 @@ def _components() -> list[dict[str, Any]]:
 
 
 def _weights() -> list[dict[str, Any]]:
-    from optim4rl.optimizers.weights import load_weights, shipped_names
+    from optim4rl.optimizers.spec import spec_from_dict
+    from optim4rl.optimizers.weight_files import read_weights, shipped_names
 
     rows = []
     for name in shipped_names():
-        weights = load_weights(name)
+        file = read_weights(name)
         rows.append(
             {
                 "weights": name,
-                "trained on": ", ".join(weights.card.get("tasks", [])),
-                "learning rate": weights.learning_rate,
-                "state": _state_cost(weights.spec.state_floats),
-                "results": weights.card.get("results", {}).get("summary", ""),
+                "trained on": ", ".join(file.card.get("tasks", [])),
+                "learning rate": file.learning_rate,
+                "state": _state_cost(spec_from_dict(file.spec).state_floats),
+                "results": file.card.get("results", {}).get("summary", ""),
             }
         )
     return rows

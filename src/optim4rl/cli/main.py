@@ -5,17 +5,18 @@ bad input, one line that names it and nothing started; 130 or 143 stopped by SIG
 the command to go on.
 """
 
+import difflib
 import errno
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
-from optim4rl.cli.runtime import configure_jax
-from optim4rl.cli.signals import StoppedBySignalError
+from optim4rl.cli.runtime import configure_jax, missing_device
+from optim4rl.cli.signals import StoppedBySignalError, keeps_work
 
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
@@ -54,6 +55,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with its code."""
+    _require_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -79,24 +81,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read the output has seen enough; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except StoppedBySignalError as stopped:
-        print(f"stopped by {stopped}. {_go_on(words)}", file=sys.stderr)
-        sys.exit(stopped.code)
-    except KeyboardInterrupt:
-        print(f"stopped. {_go_on(words)}", file=sys.stderr)
-        sys.exit(130)
+        _stop(f"stopped by {stopped}", words, stopped, stopped.code)
+    except KeyboardInterrupt as stopped:
+        _stop("stopped", words, stopped, 130)
     except (ValueError, OSError) as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            print(f"stopped: {error}. {_go_on(words)}", file=sys.stderr)
-            sys.exit(1)
-        print(f"error: {error}", file=sys.stderr)
+            _stop(f"stopped: {_sentence(error)}", words, error, 1)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if debug or type(error).__module__.split(".")[0] != "optim4rl":
+    except (RuntimeError, AssertionError) as error:
+        device = missing_device(error)
+        if debug or (device is None and type(error).__module__.split(".")[0] != "optim4rl"):
             raise
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(1)
+        print(f"error: {device}" if device else f"stopped: {error}", file=sys.stderr)
+        sys.exit(2 if device else 1)
+
+
+def _require_streams() -> None:
+    """Refuse a closed stdout, whose number a file would take; nothing is asked of the others."""
+    for number in (0, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        print(
+            "error: stdout is closed; where nobody reads it, send it to /dev/null", file=sys.stderr
+        )
+        sys.exit(2)
+
+
+def _stop(said: str, words: list[str], error: BaseException, code: int) -> NoReturn:
+    """Say why a command has stopped and, where anything is kept, how it goes on; exit."""
+    if keeps_work(error):
+        resume = ["--resume"] * (words[0] == "train" and "--resume" not in words)
+        command = shlex.join(["optim4rl", *words, *resume])
+        said = f"{said}. What is finished is kept; go on with\n  {command}"
+    print(said, file=sys.stderr)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of one of the system's the file, and the reason without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _is_of_lab(package: str) -> bool:
@@ -105,18 +143,14 @@ def _is_of_lab(package: str) -> bool:
     return any(map(asked.match, metadata.requires("optim4rl") or ()))
 
 
-def _go_on(words: list[str]) -> str:
-    resume = ["--resume"] * (words[0] == "train" and "--resume" not in words)
-    command = shlex.join(["optim4rl", *words, *resume])
-    return f"What is finished is kept; go on with\n  {command}"
-
-
 def _dispatch(words: list[str]) -> None:
     command, rest = words[0], words[1:]
     if command == "plan":
         if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
             known = ", ".join(f"`{word}`" for word in PLAN_COMMANDS)
-            raise UsageError(f"plan {' '.join(rest[:1])}: with plans one can {known}")
+            given = " ".join(rest[:1])
+            near = _did_you_mean(given, PLAN_COMMANDS)
+            raise UsageError(f"plan {given}: with plans one can {known}{near}")
         command, rest = f"plan {rest[0]}", rest[1:]
     commands: dict[str, Callable[[str, list[str]], None]] = {
         "train": _train,
@@ -130,24 +164,15 @@ def _dispatch(words: list[str]) -> None:
         "list": _list,
     }
     if command not in commands:
-        raise UsageError(f"command {command!r}: known commands are {', '.join(commands)}")
+        known = f"known commands are {', '.join(commands)}"
+        raise UsageError(f"command {command!r}: {known}{_did_you_mean(command, commands)}")
     commands[command](command, rest)
 
 
 def _parse(options: type[Any], command: str, rest: list[str], default: Any = None) -> Any:
-    import tyro
+    from optim4rl.cli.options import parse
 
-    chosen = {} if default is None else {"default": default}
-    # Options of parts have names of their own: --iterations, not --recipe.meta.iterations.
-    flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, config=flat, **chosen)
-
-
-def _parse_known(options: type[Any], command: str, rest: list[str]) -> Any:
-    """Those options, whatever else there is."""
-    import tyro
-
-    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, return_unknown_args=True)[0]
+    return parse(options, f"optim4rl {command}", rest, default)
 
 
 def _train(command: str, rest: list[str]) -> None:
@@ -156,8 +181,10 @@ def _train(command: str, rest: list[str]) -> None:
     from optim4rl.cli import processes
 
     if not {"-h", "--help"} & set(rest):
+        from optim4rl.cli.options import parse_known
+
         # Processes must have met before anything of JAX runs; importing gymnax is enough for that.
-        processes.join(_parse_known(processes.ProcessOptions, command, rest))
+        processes.join(parse_known(processes.ProcessOptions, f"optim4rl {command}", rest))
     from optim4rl.cli import train
     from optim4rl.meta.recipes import RECIPES
 
@@ -167,7 +194,8 @@ def _train(command: str, rest: list[str]) -> None:
         at = rest.index("--recipe")
         name = rest[at + 1] if at + 1 < len(rest) else ""
         if name not in RECIPES:
-            raise UsageError(f"recipe = {name!r}: known recipes are {', '.join(RECIPES)}")
+            known = f"known recipes are {', '.join(RECIPES)}"
+            raise UsageError(f"recipe = {name!r}: {known}{_did_you_mean(name, RECIPES)}")
         del rest[at : at + 2]
         default = train.TrainOptions(Path("runs") / name.replace("/", "-"), RECIPES[name])
     with processes.noticing_losses():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from optim4rl.cli.runtime import print_table, require_file_name
+from optim4rl.cli.runtime import require_file_name
+from optim4rl.cli.terminal import duration, print_table
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, map_plan, plan_as_dict
 from optim4rl.plans.planner.catalogue import catalogue_plan
@@ -307,19 +308,13 @@ def _print_lint(
             cost.scale,
             str(cost.trained),
             str(cost.jobs),
-            _duration(cost.seconds),
+            duration(cost.seconds),
             f"{cost.measured} of {cost.jobs} jobs' times" if cost.measured else "a table",
         ]
         for cost in costs
     ]
     columns = ["scale", "meta-trained", "jobs", "predicted time", "from"]
     _print_table(f"what a study of it costs, {jobs} workers", columns, prices)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 5_400:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3_600:.1f} h"
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

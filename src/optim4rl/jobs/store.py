@@ -26,6 +26,11 @@ def has_result(folder: Path, job: Job) -> bool:
     return result_path(folder, job).is_file()
 
 
+def has_results(folder: Path) -> bool:
+    """Whether any job is finished there."""
+    return any((folder / FOLDER).glob("*.safetensors"))
+
+
 def put_result(folder: Path, job: Job, result: Result) -> None:
     """Write a result atomically, with its question and the code that answered it."""
     metadata = {

@@ -26,6 +26,7 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
+from optim4rl.files.reading import read_text
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.pages import figures
@@ -108,8 +109,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _read_training(folder: Path) -> FinishedRun:
-    with (folder / "progress.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(read_text(folder / "progress.csv").splitlines()))
     if not rows:
         raise ValueError("progress.csv has no finished iteration yet")
     columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
@@ -119,7 +119,7 @@ def _read_training(folder: Path) -> FinishedRun:
         for name, values in columns.items()
         if name.startswith("return_")
     }
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads(read_text(folder / "settings.json"))
     lines = {
         Heading(f"Return of the agents on {task}", "meta-iteration"): _bins(iterations, values)
         for task, values in returns.items()
@@ -159,14 +159,14 @@ def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
 
 
 def _read_study(folder: Path) -> FinishedRun:
-    record = json.loads((folder / "study.json").read_text())
+    record = json.loads(read_text(folder / "study.json"))
     task = record["settings"]["environment"]
     settings = {key: record[key] for key in ("scale", "settings", "versions")}
     return _evaluated(folder, "ablation study", settings, task)
 
 
 def _read_benchmark(folder: Path) -> FinishedRun:
-    record = json.loads((folder / "results.json").read_text())
+    record = json.loads(read_text(folder / "results.json"))
     keys = ("suite", "seeds", "tuning_seeds", "versions", "code")
     settings = {key: record[key] for key in keys}
     settings["tasks"] = list(record["tasks"])

@@ -33,6 +33,7 @@ from optim4rl.benchmark.table import table_rows, write_runs
 from optim4rl.benchmark.tuning import best_of_grid, is_edge
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
+from optim4rl.files.reading import read_text
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
@@ -263,7 +264,7 @@ def _collect(study: Study, folder: Path) -> tuple[StudyResults, Runs]:
         for candidate in study.candidates
     ]
     classical = [_classical_row(name, label, runs) for name, label in CLASSICAL_BASELINES.items()]
-    record = json.loads((folder / "study.json").read_text())
+    record = json.loads(read_text(folder / "study.json"))
     found = None
     if study.identity:
         info = get_result(folder, identity_job(study.settings.identity)).info
