@@ -75,11 +75,10 @@ def test_a_busy_process_answers_the_first_signal_and_ends_at_the_second(second):
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, lambda: StoppedBySignalError(15), OSError])
 def test_what_stops_a_command_tells_whether_it_can_go_on(kind, kept):
-    try:
-        with keeping(lambda: kept):
-            raise kind()
-    except BaseException as error:
-        assert keeps_work(error) == kept
+    kinds = (KeyboardInterrupt, StoppedBySignalError, OSError)
+    with pytest.raises(kinds) as stopped, keeping(lambda: kept):
+        raise kind()
+    assert keeps_work(stopped.value) == kept
     assert not keeps_work(kind())
 
 
