@@ -9,12 +9,12 @@ import pytest
 from optim4rl.benchmark.contender import Contender, Maker, baseline
 from optim4rl.benchmark.loop import Benchmark, Runs, Stages, run_stages
 from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.suites import Suite, SuiteTask
 from optim4rl.benchmark.table import (
     TableError,
     curves_of,
     read_runs,
-    table_rows,
     write_runs,
 )
 from optim4rl.evaluation.curves import Curves

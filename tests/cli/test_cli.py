@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +15,7 @@ from optim4rl import __version__
 from optim4rl.cli import ablate, main as cli
 from optim4rl.cli.main import HELP, main
 from optim4rl.cli.runtime import configure_jax
+from optim4rl.cli.signals import StoppedBySignalError
 from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
@@ -261,6 +263,98 @@ def test_a_plan_of_nothing_known_is_refused(tmp_path, capsys):
     assert str(plan) in refused(capsys, "plan", "show", str(plan))
 
 
+@pytest.fixture
+def in_time():
+    """A command that waits for ever fails instead."""
+
+    def give_up(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "{}"],
+        ["evaluate", "{}"],
+        ["evaluate", "{}.py:make"],
+        ["train", "--out", "x", "--optimizer", "optim4rl-rlc", "--start", "{}"],
+        ["plan", "show", "{}"],
+        ["plan", "lint", "{}"],
+        ["plan", "propose", "{}", "--out", "x"],
+        ["plan", "score", "{}", "--against", str(PLAN)],
+        ["plan", "score", str(PLAN), "--against", "{}"],
+        ["ablate", "{}", "--out", "x"],
+        ["report", "{}"],
+    ],
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "long"])
+def test_whatever_is_read_is_a_regular_file_of_a_sane_size(kind, words, tmp_path, capsys):
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    said = refused(capsys, *(word.format(path) for word in words))
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert str(path) in said
+    assert "Errno" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--out", ""],
+        ["evaluate", "anchored-catch", "--out="],
+        ["plan", "show", ""],
+        ["report", ""],
+        ["report", "x", "--out", ""],
+    ],
+)
+def test_no_path_is_no_folder(words, capsys):
+    assert "a path is needed" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "anchored-catch", "--out"],
+        ["plan", "propose", "--of", "optim4rl", "--out"],
+        ["identity", "--out"],
+        ["report", "x", "--out"],
+    ],
+)
+def test_a_folder_is_no_name_of_a_file(words, tmp_path, capsys):
+    named = f"error: out = {str(tmp_path)!r}: the name of a file is needed"
+    assert refused(capsys, *words, str(tmp_path)) == f"{named} (it is a folder)\n"
+    assert "the name of a file is needed" in refused(capsys, *words, "/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("evalute x", "evaluate"),
+        ("plan shwo x", "show"),
+        ("train --recipe zoo/ppo-genralist", "zoo/ppo-generalist"),
+        ("list weight", "weights"),
+    ],
+)
+def test_what_was_meant_is_guessed(words, meant, capsys):
+    assert f"did you mean {meant}?" in refused(capsys, *words.split()).replace("'", "")
+
+
 BAD_WEIGHTS = {
     "a pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94.",
     "truncated": b'\x40\x00\x00\x00\x00\x00\x00\x00{"__metadata__"',
@@ -322,6 +416,52 @@ def test_the_process_exits_with_2_and_reads_a_closed_pipe():
     os.close(write)
     assert b"Traceback" not in closed.stderr
     assert b"Exception" not in closed.stderr
+
+
+def test_a_closed_stdout_is_one_sentence():
+    """Where a number is free, a file that is opened next would take it, and the output with it."""
+    for closed in (">&-", ">&- <&-"):
+        command = f"{sys.executable} -m optim4rl list components {closed}"
+        done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "error: stdout is closed; send it to a file or to /dev/null\n"
+    silent = f"{sys.executable} -m optim4rl list components 2>&- <&-"
+    done = subprocess.run(["sh", "-c", silent], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert "structure" in done.stdout
+
+
+@pytest.mark.parametrize("platform", ["tpu", "bogus", "cuda"])
+def test_a_device_that_is_not_here_is_one_sentence(platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "optim4rl", "inspect", "anchored-catch"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        f"error: JAX_PLATFORMS = {platform!r}: JAX finds no such device here; unset it, or set it "
+        "to 'cpu'"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), StoppedBySignalError(15), OSError(28, "full")]
+)
+def test_what_is_not_there_is_not_gone_on_with(error, monkeypatch, capsys):
+    def stop(options):
+        raise error
+
+    monkeypatch.setattr("optim4rl.cli.listing.run", stop)
+    with pytest.raises(SystemExit):
+        main(["list", "tasks"])
+    assert "go on" not in capsys.readouterr().err
+    error.add_note("what is finished is kept")
+    with pytest.raises(SystemExit):
+        main(["list", "tasks"])
+    assert "What is finished is kept; go on with\n  optim4rl list tasks" in capsys.readouterr().err
 
 
 def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):

@@ -157,7 +157,7 @@ def _dispatch(words: list[str]) -> None:
         "evaluate": _evaluate,
         **{f"plan {word}": _plan for word in PLAN_COMMANDS},
         "ablate": _ablate,
-        "report": _ablate,
+        "report": _report,
         "identity": _ablate,
         "replicate": _replicate,
         "inspect": _inspect,
@@ -221,10 +221,15 @@ def _ablate(command: str, rest: list[str]) -> None:
 
     options, run = {
         "ablate": (ablate.AblateOptions, ablate.ablate),
-        "report": (ablate.ReportOptions, ablate.report),
         "identity": (ablate.IdentityOptions, ablate.identity),
     }[command]
     run(_parse(options, command, rest))  # type: ignore[operator]
+
+
+def _report(command: str, rest: list[str]) -> None:
+    from optim4rl.cli import report
+
+    report.report(_parse(report.ReportOptions, command, rest))
 
 
 def _replicate(command: str, rest: list[str]) -> None:

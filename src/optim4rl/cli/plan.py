@@ -256,12 +256,14 @@ class LintOptions:
         jobs: worker processes that the time is predicted for; as many as there are processors by
             default.
         measured: the folder of a study, whose jobs' times are taken where they fit.
+        cost: predict the time; without it the answer comes at once.
         json: print it as JSON.
     """
 
     plan: Annotated[Path, tyro.conf.Positional]
     jobs: int | None = None
     measured: Path | None = None
+    cost: bool = True
     json: bool = False
 
 
@@ -271,12 +273,14 @@ def lint_plan(options: LintOptions) -> None:
     plan = MappedPlan.read(options.plan)
     findings = lint(plan.mapped)
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
-    costs = _costs(plan, jobs, options.measured)
+    costs = _costs(plan, jobs, options.measured) if options.cost else []
     if options.json:
         values = {"findings": list(map(asdict, findings)), "costs": list(map(asdict, costs))}
         print(json.dumps(values, indent=1))
     else:
-        _print_lint(plan, findings, costs, jobs)
+        _print_findings(plan, findings)
+        if options.cost:
+            _print_costs(costs, jobs)
     if findings:
         sys.exit(1)
 
@@ -291,15 +295,16 @@ def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
     return predict(plan, jobs, times) if pairs(plan.mapped) else []
 
 
-def _print_lint(
-    plan: MappedPlan, findings: tuple[Finding, ...], costs: "list[Cost]", jobs: int
-) -> None:
+def _print_findings(plan: MappedPlan, findings: tuple[Finding, ...]) -> None:
     parts = [entry.ablation.part for entry in plan.mapped]
     rows = [[f"{f.ablation}. {parts[f.ablation - 1]}", f.kind, f.message] for f in findings]
     if rows:
         _print_table("what is wrong", ["ablation", "kind", "what"], rows)
     else:
         print("nothing is wrong with this plan")
+
+
+def _print_costs(costs: "list[Cost]", jobs: int) -> None:
     if not costs:
         print("a study can run nothing of it")
         return

@@ -28,8 +28,9 @@ from optim4rl.benchmark.loop import (
     scoring_runs,
     tuning_runs,
 )
+from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.runs import job, seconds_of
-from optim4rl.benchmark.table import table_rows, write_runs
+from optim4rl.benchmark.table import write_runs
 from optim4rl.benchmark.tuning import best_of_grid, is_edge
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_fields
 from optim4rl.tasks.backprop import BatchNetwork
 from optim4rl.tasks.config import PPOConfig as PPOConfig
 from optim4rl.tasks.distributions import Distribution

@@ -11,8 +11,7 @@ import numpy as np
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.fields import COUNT, COUNT_OR_ZERO, check_fields
-from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
+from optim4rl.tasks.a2c import A2C, Transitions, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
 from optim4rl.tasks.config import TaskConfig as TaskConfig, TimeLimit
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal

@@ -4,10 +4,9 @@ Source: Oh et al., "Discovering Reinforcement Learning Algorithms" (arXiv 2007.0
 variants of Lan et al., "Learning to Optimize for Reinforcement Learning" (arXiv 2302.01470).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
