@@ -59,6 +59,8 @@ class AblateOptions:
     evaluation seeds. Finished work is kept in the folder and never done twice: stop it and start it
     again as you like.
 
+      optim4rl ablate plans/optim4rl.md --out runs/study --scale quick
+
     Attributes:
         plan: the plan file.
         out: output folder: report.html, runs.parquet, and the finished jobs.
@@ -89,7 +91,7 @@ class AblateOptions:
     seeds: int | None = None
     meta_learning_rates: tuple[float, ...] | None = None
     step_scales: tuple[float, ...] | None = None
-    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
+    workers: Workers = Workers()
     skip_unmapped: bool = False
     tracker: TrackerName | None = None
     json: bool = False
@@ -179,6 +181,8 @@ def _print_summary(summary: Summary) -> None:
 @dataclass(frozen=True)
 class IdentityOptions:
     """The identity experiment: can a small RNN reproduce the gradients that it is shown?
+
+      optim4rl identity --out runs/identity.json --scale quick
 
     Attributes:
         out: file for the result as JSON, beside which a Parquet file of the same name has the

@@ -5,11 +5,11 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -71,6 +71,9 @@ class EvaluateOptions:
     recipe. With --out, finished runs are kept and never made twice: stop it and start it again as
     you like.
 
+      optim4rl evaluate anchored-catch --task catch --out runs/catch
+      optim4rl evaluate ppo-generalist --suite classic --out runs/classic
+
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them; or an optimizer of your
             own, my_file.py:make_optimizer, a function of the learning rate that returns an optax
@@ -124,9 +127,14 @@ class EvaluateOptions:
     stress_rollouts: int | None = None
     num_envs: int | None = None
     width: int | None = None
-    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
+    workers: Workers = Workers()
     tracker: TrackerName | None = None
     json: bool = False
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "runs": ("rollouts", "num_envs", "width"),
+        "tuning": ("tuning_seeds", "rates", "step_scales"),
+        "stress_test": ("stress_scales", "stress_seeds", "stress_rollouts"),
+    }
 
     def __post_init__(self) -> None:
         check_fields(self, rollouts=COUNT, stress_rollouts=COUNT, num_envs=COUNT, width=COUNT)

@@ -19,6 +19,8 @@ from optim4rl.pages.inspection import inspect, render_inspection, to_json
 class InspectOptions:
     """Draw a learned optimizer's step against size, history and age, beside Adam and sign-SGD.
 
+      optim4rl inspect anchored-catch --out runs/anchored.html
+
     Attributes:
         weights: a shipped name, a path, or the name of a preset, which is shown untrained.
         out: the page to write, runs/inspect/NAME.html by default.

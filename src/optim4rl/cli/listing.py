@@ -18,7 +18,7 @@ class ListOptions:
 
     Attributes:
         what: a name in `LISTS`.
-        json: print it as JSON.
+        json: print it as JSON: a list of objects, each with its "name".
     """
 
     what: str
@@ -45,7 +45,7 @@ def run(options: ListOptions) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    columns = list(rows[0]) if rows else ["none"]
+    columns = [key.replace("_", " ") for key in rows[0]]
     print_table(options.what, columns, [[str(value) for value in row.values()] for row in rows])
 
 
@@ -60,7 +60,7 @@ def _tasks() -> list[dict[str, Any]]:
         if config.torso == "mlp":
             sizes = f"policy {config.policy_layers}, value {config.value_layers}"
         learner = type(config.learner).__name__.removesuffix("Config")
-        rows.append({"task": name, "network": f"{config.torso}, {sizes}", "learner": learner})
+        rows.append({"name": name, "network": f"{config.torso}, {sizes}", "learner": learner})
     return rows
 
 
@@ -69,7 +69,7 @@ def _optimizers() -> list[dict[str, Any]]:
 
     learned = [
         {
-            "optimizer": name,
+            "name": name,
             "kind": "learned",
             "processing": spec.processing.name,
             "structure": spec.structure.name,
@@ -80,7 +80,7 @@ def _optimizers() -> list[dict[str, Any]]:
     floats = {"adam": 2, "rmsprop": 1, "sgd": 0, "sign_sgd": 0, "muon": 1}
     classical = [
         {
-            "optimizer": name,
+            "name": name,
             "kind": "classical (optax)",
             "processing": "",
             "structure": "",
@@ -99,12 +99,12 @@ def _components() -> list[dict[str, Any]]:
     from optim4rl.plans.components import COMPONENTS, METRICS
 
     choices = [
-        {"component": component.key, "choice": choice.value, "meaning": choice.description}
+        {"component": component.key, "name": choice.value, "meaning": choice.description}
         for component in COMPONENTS
         for choice in component.choices
     ]
     metrics = [
-        {"component": "(metric)", "choice": metric.key, "meaning": metric.description}
+        {"component": "(metric)", "name": metric.key, "meaning": metric.description}
         for metric in METRICS
     ]
     return [*choices, *metrics]
@@ -119,9 +119,9 @@ def _weights() -> list[dict[str, Any]]:
         file = read_weights(name)
         rows.append(
             {
-                "weights": name,
-                "trained on": ", ".join(file.card.get("tasks", [])),
-                "learning rate": file.learning_rate,
+                "name": name,
+                "trained_on": ", ".join(file.card.get("tasks", [])),
+                "learning_rate": file.learning_rate,
                 "state": _state_cost(spec_from_dict(file.spec).state_floats),
                 "results": file.card.get("results", {}).get("summary", ""),
             }
@@ -134,7 +134,7 @@ def _recipes() -> list[dict[str, Any]]:
 
     return [
         {
-            "recipe": name,
+            "name": name,
             "optimizer": recipe.optimizer,
             "tasks": ", ".join(recipe.tasks),
         }
@@ -152,7 +152,7 @@ def _kernels() -> list[dict[str, Any]]:
         faster = AUTOMATIC[: AUTOMATIC.index(used)]
         reasons = [f"not {kernel.name}: {kernel.refusal(spec)}" for kernel in faster]
         why = "; ".join([used.status(), *reversed(reasons)])
-        rows.append({"what": name, "kernel": used.name, "why": why})
+        rows.append({"name": name, "kernel": used.name, "why": why})
     return [*rows, _convolution()]
 
 
@@ -163,7 +163,7 @@ def _convolution() -> dict[str, Any]:
     reason = native.LIBRARY.refusal()
     why = native.LIBRARY.status() if reason is None else f"not native: {reason}"
     used = "native" if reason is None else "xla"
-    return {"what": "convolution on grid worlds", "kernel": used, "why": why}
+    return {"name": "convolution on grid worlds", "kernel": used, "why": why}
 
 
 LISTS = {

@@ -7,11 +7,12 @@ the command to go on.
 
 import difflib
 import errno
+import importlib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -21,32 +22,59 @@ from optim4rl.cli.signals import StoppedBySignalError, keeps_work
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
 
-  optim4rl train --out DIR           meta-train an optimizer        [--recipe NAME]
-  optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
-  optim4rl evaluate FILE.py:FUNCTION       the same for an optimizer of your own
-  optim4rl evaluate WEIGHTS --suite NAME --out DIR    on all tasks of a benchmark
-  optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
-  optim4rl plan propose TEXT --out PLAN     a plan for a method     [--model NAME]
-  optim4rl plan score PLANS --against PLAN  how much of a plan others find
-  optim4rl plan lint PLAN            what is wrong with a plan, and what it would cost to run
-  optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale quick|standard|paper]
-  optim4rl report DIRS               finished runs side by side, or a study's report again
-  optim4rl replicate EXPERIMENT --out DIR    an experiment of the paper at its own scale
-  optim4rl identity                  can an RNN reproduce the gradients it is shown?
-  optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
-  optim4rl list WHAT                 tasks, optimizers, components, weights, recipes, kernels
+Optimizers
+  optim4rl list WHAT                        tasks, optimizers, weights, recipes,
+                                            components, kernels
+  optim4rl inspect WEIGHTS                  draw what one makes of gradients
+  optim4rl evaluate WEIGHTS                 compare with tuned classical ones
+                                            [--task NAME | --suite NAME]
+  optim4rl evaluate FILE.py:FUNCTION        the same for one of your own
+  optim4rl train --out DIR                  meta-train one     [--recipe NAME]
 
-Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
+Ablation plans
+  optim4rl plan show PLAN                   what it asks for, what that maps to
+  optim4rl plan propose TEXT --out PLAN     a plan for a method [--model NAME]
+  optim4rl plan score PLANS --against PLAN  how much of a plan others find
+  optim4rl plan lint PLAN                   what is wrong, what it costs to run
+  optim4rl ablate PLAN --out DIR            run it as a study  [--scale NAME]
+
+Results
+  optim4rl report DIRS                      finished runs side by side, or a
+                                            study's report again
+  optim4rl replicate EXPERIMENT --out DIR   the paper's, at its own scale
+  optim4rl identity                         can an RNN reproduce gradients?
+
+  optim4rl completion SHELL                 completes commands and options
+                                            in bash, zsh or fish
+
+Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a
+trained optimizer:
 
   import optim4rl
-  optimizer = optim4rl.load()   # an optax optimizer, with the weights recommended for RL
+  optimizer = optim4rl.load()   # for optax, with the weights recommended for RL
 
-Each command explains itself with --help.
+Each command explains itself with --help. Most print JSON with --json.
 """
 
 # What says that a disk is full or broken, in the middle of a run and through no fault of its user.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-PLAN_COMMANDS = ("show", "propose", "score", "lint")
+# Each command's module in `optim4rl.cli`, its options there, and the function that takes them.
+COMMANDS = {
+    "train": ("train", "TrainOptions", "run"),
+    "evaluate": ("evaluate", "EvaluateOptions", "run"),
+    "plan show": ("plan", "ShowOptions", "show"),
+    "plan propose": ("plan", "ProposeOptions", "propose_plan"),
+    "plan score": ("plan", "ScoreOptions", "score"),
+    "plan lint": ("plan", "LintOptions", "lint_plan"),
+    "ablate": ("ablate", "AblateOptions", "ablate"),
+    "report": ("report", "ReportOptions", "report"),
+    "identity": ("ablate", "IdentityOptions", "identity"),
+    "replicate": ("replicate", "ReplicateOptions", "run"),
+    "inspect": ("inspect", "InspectOptions", "run"),
+    "list": ("listing", "ListOptions", "run"),
+    "completion": ("completion", "CompletionOptions", "run"),
+}
+PLAN_COMMANDS = tuple(x.partition(" ")[2] for x in COMMANDS if x.startswith("plan "))
 
 
 class UsageError(ValueError):
@@ -152,21 +180,19 @@ def _dispatch(words: list[str]) -> None:
             near = _did_you_mean(given, PLAN_COMMANDS)
             raise UsageError(f"plan {given}: with plans one can {known}{near}")
         command, rest = f"plan {rest[0]}", rest[1:]
-    commands: dict[str, Callable[[str, list[str]], None]] = {
-        "train": _train,
-        "evaluate": _evaluate,
-        **{f"plan {word}": _plan for word in PLAN_COMMANDS},
-        "ablate": _ablate,
-        "report": _report,
-        "identity": _ablate,
-        "replicate": _replicate,
-        "inspect": _inspect,
-        "list": _list,
-    }
-    if command not in commands:
-        known = f"known commands are {', '.join(commands)}"
-        raise UsageError(f"command {command!r}: {known}{_did_you_mean(command, commands)}")
-    commands[command](command, rest)
+    if command not in COMMANDS:
+        known = f"known commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"command {command!r}: {known}{_did_you_mean(command, COMMANDS)}")
+    if command == "train":
+        _train(rest)
+        return
+    module, options, run = COMMANDS[command]
+    found = importlib.import_module(f"optim4rl.cli.{module}")
+    # What the core install can do is parsed without tyro.
+    parse = getattr(found, "parse", None)
+    program = f"optim4rl {command}"
+    chosen = parse(program, rest) if parse else _parse(getattr(found, options), command, rest)
+    getattr(found, run)(chosen)
 
 
 def _parse(options: type[Any], command: str, rest: list[str], default: Any = None) -> Any:
@@ -175,11 +201,12 @@ def _parse(options: type[Any], command: str, rest: list[str], default: Any = Non
     return parse(options, f"optim4rl {command}", rest, default)
 
 
-def _train(command: str, rest: list[str]) -> None:
+def _train(rest: list[str]) -> None:
     from pathlib import Path
 
     from optim4rl.cli import processes
 
+    command = "train"
     if not {"-h", "--help"} & set(rest):
         from optim4rl.cli.options import parse_known
 
@@ -208,58 +235,6 @@ def _split_recipe(word: str) -> list[str]:
     if name not in ("--recipe", "--preset"):
         return [word]
     return ["--recipe", value] if equals else ["--recipe"]
-
-
-def _evaluate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import evaluate
-
-    evaluate.run(_parse(evaluate.EvaluateOptions, command, rest))
-
-
-def _ablate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import ablate
-
-    options, run = {
-        "ablate": (ablate.AblateOptions, ablate.ablate),
-        "identity": (ablate.IdentityOptions, ablate.identity),
-    }[command]
-    run(_parse(options, command, rest))  # type: ignore[operator]
-
-
-def _report(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import report
-
-    report.report(_parse(report.ReportOptions, command, rest))
-
-
-def _replicate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import replicate
-
-    replicate.run(_parse(replicate.ReplicateOptions, command, rest))
-
-
-def _plan(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import plan
-
-    options, run = {
-        "plan show": (plan.ShowOptions, plan.show),
-        "plan propose": (plan.ProposeOptions, plan.propose_plan),
-        "plan score": (plan.ScoreOptions, plan.score),
-        "plan lint": (plan.LintOptions, plan.lint_plan),
-    }[command]
-    run(_parse(options, command, rest))  # type: ignore[operator]
-
-
-def _inspect(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import inspect
-
-    inspect.run(_parse(inspect.InspectOptions, command, rest))
-
-
-def _list(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import listing
-
-    listing.run(listing.parse(f"optim4rl {command}", rest))
 
 
 if __name__ == "__main__":

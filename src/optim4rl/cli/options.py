@@ -5,7 +5,7 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_type_hints
 
@@ -23,7 +23,11 @@ from optim4rl.cli.terminal import columns
 
 # Options of parts have names of their own: --iterations, not --recipe.meta.iterations. None is
 # what stands there where nothing is given, and no word of the command line.
-_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
+_CONFIG = (
+    tyro.conf.OmitArgPrefixes,
+    tyro.conf.DisallowNone,
+    tyro.conf.PositionalMetavarFromFieldName,
+)
 # Defaults that the text of an option explains, if anything has to be explained.
 _UNSAID = ("", "None", "''")
 
@@ -70,9 +74,13 @@ def description(options: type[Any]) -> str:
     text = inspect.getdoc(options) or ""
     paragraphs = text.partition("\nAttributes:")[0].strip().split("\n\n")
     width = min(columns(), 80) - 2
-    # Of a line that does not start with a letter tyro keeps the end: hence the spaces.
+    # Examples are indented, and stay as they are. Of a line that does not start with a letter tyro
+    # keeps the end: hence the spaces.
     return "\n\n".join(
-        textwrap.indent(textwrap.fill(" ".join(p.split()), width), "  ") for p in paragraphs
+        p
+        if p.startswith("  ")
+        else textwrap.indent(textwrap.fill(" ".join(p.split()), width), "  ")
+        for p in paragraphs
     )
 
 
@@ -107,25 +115,41 @@ def _settings(info: StructTypeInfo) -> StructConstructorSpec | None:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         return None
     types, help_of = get_type_hints(cls, include_extras=True), _field_help(cls)
-    given = isinstance(info.default, cls)
-    return StructConstructorSpec(
-        instantiate=cls,
-        fields=tuple(
-            StructFieldSpec(
-                name=field.name,
-                type=cast(Any, Annotated[types[field.name], _WITH_HINT]),
-                default=getattr(info.default, field.name) if given else _default(field),
-                helptext=help_of.get(field.name),
-            )
-            for field in dataclasses.fields(cls)
-        ),
-    )
+    groups: Mapping[str, tuple[str, ...]] = getattr(cls, "groups", {})
+    grouped = {name for names in groups.values() for name in names}
+
+    def default(field: dataclasses.Field[Any]) -> Any:
+        if isinstance(info.default, cls):
+            return getattr(info.default, field.name)
+        return tyro.MISSING if field.default is dataclasses.MISSING else field.default
+
+    fields = {field.name: (types[field.name], default(field)) for field in dataclasses.fields(cls)}
+    own = [
+        StructFieldSpec(name, cast(Any, Annotated[kind, _WITH_HINT]), found, help_of.get(name))
+        for name, (kind, found) in fields.items()
+        if name not in grouped
+    ]
+    parts = [
+        _part(title, {name: fields[name] for name in names}, help_of)
+        for title, names in groups.items()
+    ]
+
+    def make(**values: Any) -> Any:
+        inside = [vars(values.pop(title)) for title in groups]
+        return cls(**values, **{name: x for part in inside for name, x in part.items()})
+
+    return StructConstructorSpec(instantiate=make, fields=(*own, *parts))
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return tyro.MISSING
+def _part(
+    title: str, fields: Mapping[str, tuple[Any, Any]], help_of: Mapping[str, str]
+) -> StructFieldSpec:
+    """Some options of a class as a class of their own, which --help shows as a group."""
+    part = dataclasses.make_dataclass(title, [(name, kind) for name, (kind, _) in fields.items()])
+    said = "\n".join(f"    {name}: {help_of.get(name, '')}" for name in fields)
+    part.__doc__ = f"{title.replace('_', ' ').capitalize()}.\n\nAttributes:\n{said}\n"
+    default = part(**{name: found for name, (_, found) in fields.items()})
+    return StructFieldSpec(title, part, default)
 
 
 def _hint(default: str) -> str:

@@ -34,6 +34,8 @@ CATALOGUE = "catalogue"
 class ShowOptions:
     """Show what was read of an ablation plan, and what each part of it maps to.
 
+      optim4rl plan show plans/optim4rl.md
+
     Attributes:
         plan: the plan file.
         json: print it as JSON.
@@ -71,6 +73,8 @@ class ProposeOptions:
     knows. Any other name is a chat model behind an OpenAI-compatible endpoint (OPENAI_API_KEY,
     OPENAI_BASE_URL; `pip install optim4rl[planner]`). What it is asked and all that it answers are
     kept beside the plan, in NAME.record.jsonl.
+
+      optim4rl plan propose --of optim4rl --out p.md
 
     Attributes:
         method: the description, as plain text, Markdown or HTML.
@@ -185,6 +189,8 @@ class ScoreOptions:
 
     Plans are compared by what they map to: pairs of a component and a replacement.
 
+      optim4rl plan score p.md --against plans/optim4rl.md
+
     Attributes:
         plans: the plan files.
         against: the reference plan's file.
@@ -250,6 +256,8 @@ def _score_values(path: Path, score: Score) -> dict[str, Any]:
 @dataclass(frozen=True)
 class LintOptions:
     """Say what is wrong with a plan, and what it would cost to run; exits with 1 if anything is.
+
+      optim4rl plan lint p.md --no-cost
 
     Attributes:
         plan: the plan file.

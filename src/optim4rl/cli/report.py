@@ -32,6 +32,8 @@ class ReportOptions:
     that differ, final numbers, curves. Folders of `train`, `evaluate --out` and `ablate` can stand
     side by side.
 
+      optim4rl report runs/a runs/b --out runs/comparison.html
+
     Attributes:
         folders: output folders of finished runs.
         out: file to write; by default report.html in the folder, comparison.html for several.

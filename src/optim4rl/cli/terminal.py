@@ -82,14 +82,17 @@ def _records(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterato
     indent = max(map(len, names[1:]), default=0) + 4
     for row in rows:
         yield ""
-        yield from textwrap.wrap(f"{names[0]} {row[0]}".strip(), width, subsequent_indent="  ")
+        head = row[0] if names[0] in ("", "name") else f"{names[0]} {row[0]}"
+        yield from _wrap(head, width, "  ")
         for name, cell in zip(names[1:], row[1:], strict=True):
             if cell:
-                yield from textwrap.wrap(
-                    f"  {name:{indent - 2}}{cell}",
-                    max(width, indent + _LEAST_COLUMNS),
-                    subsequent_indent=" " * indent,
-                )
+                yield from _wrap(f"  {name:{indent - 2}}{cell}", width, " " * indent)
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    """Lines of whole words, all but the first one indented."""
+    width = max(width, len(indent) + _LEAST_COLUMNS)
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _printable(text: str) -> str:

@@ -87,6 +87,9 @@ class TrainOptions:
     `--recipe NAME` starts from a recipe (`optim4rl list recipes`), whose options the others then
     change.
 
+      optim4rl train --out runs/mine --tasks catch --learning-rate 1e-2
+      optim4rl train --recipe zoo/anchored-catch --out runs/again
+
     Attributes:
         out: output folder.
         recipe: what is trained, on what, and how.
