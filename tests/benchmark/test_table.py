@@ -48,7 +48,7 @@ def runs(tmp_path_factory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     pool = PretendedPool(diverging).open(folder, None)
     suite = Suite("two", TASKS, (0.1, 1.0), (0.1, 1.0))
-    return run_stages(Benchmark(suite, CONTENDERS, folder, PROTOCOL), Stages(pool, folder, 0))
+    return run_stages(Benchmark(suite, CONTENDERS, folder, PROTOCOL), Stages(pool, folder))
 
 
 @pytest.fixture(scope="module")

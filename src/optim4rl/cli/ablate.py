@@ -31,7 +31,7 @@ from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.jobs.job import Job, Result
-from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import has_results, kept
 from optim4rl.meta.agents import num_rollouts
@@ -109,7 +109,7 @@ def ablate(options: AblateOptions) -> None:
         remove_manifest(options.out)
         with (
             tracking(options.tracker, options.out, config) as tracker,
-            progress_bar(f"study ({options.scale})", "jobs") as update,
+            progress_bar(f"study ({options.scale})", "jobs", in_words(options.workers)) as update,
             stop_now("jobs in flight are abandoned"),
         ):
             on_progress = with_progress(update, tracker)

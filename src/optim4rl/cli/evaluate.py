@@ -30,7 +30,7 @@ from optim4rl.evaluation.curves import Curves
 from optim4rl.fields import COUNT, check_fields, to_json as settings_json
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
-from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.store import has_results
 from optim4rl.pages.benchmark import (
     TITLES,
@@ -168,7 +168,9 @@ def run(options: EvaluateOptions) -> None:
         config = settings_json(options) | {"out": str(options.out)}
         with (
             tracking(options.tracker, options.out, config) as tracker,
-            progress_bar(f"evaluating on {suite.name}", "batches of runs") as update,
+            progress_bar(
+                f"evaluating on {suite.name}", "batches of runs", in_words(options.workers)
+            ) as update,
             stop_now("runs in flight are abandoned"),
         ):
             results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))

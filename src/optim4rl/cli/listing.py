@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.cli.terminal import print_table
+from optim4rl.cli.terminal import did_you_mean, print_table
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,17 @@ def parse(program: str, words: list[str]) -> ListOptions:
     parser = argparse.ArgumentParser(program, description="List what there is.", allow_abbrev=False)
     parser.add_argument(
         "what",
-        choices=LISTS,
+        metavar="WHAT",
         help="tasks, optimizers, components (of an ablation study), weights, recipes of train, or "
         "kernels (the implementation that runs each optimizer here, and the agents' convolution on "
         "grid worlds, and why)",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    return ListOptions(**vars(parser.parse_args(words)))
+    options = ListOptions(**vars(parser.parse_args(words)))
+    if options.what not in LISTS:
+        near = did_you_mean(options.what, LISTS)
+        raise ValueError(f"what = {options.what!r}: known lists are {', '.join(LISTS)}{near}")
+    return options
 
 
 def run(options: ListOptions) -> None:

@@ -5,19 +5,19 @@ bad input, one line that names it and nothing started; 130 or 143 stopped by SIG
 the command to go on.
 """
 
-import difflib
 import errno
 import importlib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
 
 from optim4rl.cli.runtime import configure_jax, missing_device
 from optim4rl.cli.signals import StoppedBySignalError, keeps_work
+from optim4rl.cli.terminal import did_you_mean
 
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
@@ -137,9 +137,7 @@ def _require_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115
     if sys.stdout is None:
-        print(
-            "error: stdout is closed; where nobody reads it, send it to /dev/null", file=sys.stderr
-        )
+        print("error: stdout is closed; send it to a file or to /dev/null", file=sys.stderr)
         sys.exit(2)
 
 
@@ -160,11 +158,6 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _is_of_lab(package: str) -> bool:
     """Whether a package is one that the extra `lab` brings."""
     asked = re.compile(rf"{re.escape(package)}\b.*extra == .lab\b", re.IGNORECASE)
@@ -177,12 +170,12 @@ def _dispatch(words: list[str]) -> None:
         if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
             known = ", ".join(f"`{word}`" for word in PLAN_COMMANDS)
             given = " ".join(rest[:1])
-            near = _did_you_mean(given, PLAN_COMMANDS)
+            near = did_you_mean(given, PLAN_COMMANDS)
             raise UsageError(f"plan {given}: with plans one can {known}{near}")
         command, rest = f"plan {rest[0]}", rest[1:]
     if command not in COMMANDS:
         known = f"known commands are {', '.join(COMMANDS)}"
-        raise UsageError(f"command {command!r}: {known}{_did_you_mean(command, COMMANDS)}")
+        raise UsageError(f"command {command!r}: {known}{did_you_mean(command, COMMANDS)}")
     if command == "train":
         _train(rest)
         return
@@ -222,7 +215,7 @@ def _train(rest: list[str]) -> None:
         name = rest[at + 1] if at + 1 < len(rest) else ""
         if name not in RECIPES:
             known = f"known recipes are {', '.join(RECIPES)}"
-            raise UsageError(f"recipe = {name!r}: {known}{_did_you_mean(name, RECIPES)}")
+            raise UsageError(f"recipe = {name!r}: {known}{did_you_mean(name, RECIPES)}")
         del rest[at : at + 2]
         default = train.TrainOptions(Path("runs") / name.replace("/", "-"), RECIPES[name])
     with processes.noticing_losses():

@@ -15,7 +15,7 @@ from optim4rl.cli.runtime import progress_bar
 from optim4rl.cli.signals import keeping, stop_now
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
-from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.store import has_results
 from optim4rl.pages.benchmark import to_json
 from optim4rl.pages.replication import write_replication
@@ -66,7 +66,9 @@ def run(options: ReplicateOptions) -> None:
     with locked(options.out), keeping(lambda: has_results(options.out)):
         remove_manifest(options.out)
         with (
-            progress_bar(f"replicating {options.experiment}", "jobs") as update,
+            progress_bar(
+                f"replicating {options.experiment}", "jobs", in_words(options.workers)
+            ) as update,
             stop_now("jobs in flight are abandoned"),
         ):
             found = run_replication(replication, options.out, options.workers, update)

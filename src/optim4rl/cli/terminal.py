@@ -1,10 +1,12 @@
 """What a terminal shows: its width, tables that fit it, and times in words."""
 
+import difflib
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 # Of a pipe, which has no width of its own, and at least.
 _PIPE_COLUMNS, _LEAST_COLUMNS = 160, 20
@@ -29,6 +31,12 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{max(1, round(seconds / unit))} {name}"
     return f"{seconds / 86_400:.1f} days"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A clause that names the most similar of the known words; "" where none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def print_table(title: str, names: Row, rows: Sequence[Row]) -> None:
@@ -60,14 +68,15 @@ def _table(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[
         return
     # Text, not markup: it may hold somebody's words.
     table = Table(title=Text(title), title_justify="left")
+    room = width - sum(least) - 3 * len(least) - 1
     for index, name in enumerate(names):
-        numbers = index > 0 and all(_is_number(row[index]) for row in rows)
-        table.add_column(
-            Text(name),
-            justify="right" if numbers else "left",
-            min_width=least[index],
-            overflow="fold",
-        )
+        cells = [row[index] for row in rows]
+        # What is not needed to keep words whole goes to the first columns that want it.
+        more = min(room, max(map(len, (name, *cells))) - least[index])
+        room -= more
+        numbers = index > 0 and all(map(_is_number, cells))
+        side: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(Text(name), justify=side, width=least[index] + more, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console(width=width)

@@ -223,7 +223,8 @@ def _meta_train(
     started, first = time.perf_counter(), int(resumed.state.iteration)
     name = options.recipe.optimizer
     pace = Pace(options.chunk, lambda: compiling.seconds)
-    bar = progress_bar(f"meta-training {name}", "iterations", silent=not first_process)
+    on = f"{execution.devices.size} device{'s' * (execution.devices.size > 1)}"
+    bar = progress_bar(f"meta-training {name}", "iterations", on, silent=not first_process)
     chosen = options.tracker if first_process else None
     with (
         tracking(chosen, options.out, settings, first + 1) as tracker,

@@ -102,7 +102,7 @@ class RayPool:
             for member in members:
                 self._ray.kill(member.actor)
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
         """Run every job; run the jobs of lost workers again.
 
         Raises:
@@ -124,7 +124,7 @@ class RayPool:
                 else:
                     self._keep(answer["files"])
                     done += 1
-                    on_job(done, job.what)
+                    on_job(done, job)
         if failures:
             raise_failure(*failures[0])
 

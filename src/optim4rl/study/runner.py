@@ -190,7 +190,7 @@ def run_study(
     *,
     command: str,
     workers: Workers = Workers(),
-    on_progress: OnProgress = lambda done, total, what: None,
+    on_progress: OnProgress = lambda *_, **__: None,
 ) -> StudyResults:
     """Run all that is not yet done, and collect the results.
 
@@ -208,7 +208,7 @@ def run_study(
     record_study(study, folder, command)
     members = partial(keep_members, folder)
     with open_pool(folder, workers) as pool:
-        stages = Stages(pool, folder, len(expected_jobs(study)), on_progress)
+        stages = Stages(pool, folder, expected_jobs(study), on_progress)
         tuned = [x for each in to_tune(study) for x in tuning_trainings(study, *each)]
         stages.run([training_job(x) for x in tuned])
         stages.run(scoring_jobs(tuning_benchmark(study, folder, members)))
