@@ -10,6 +10,7 @@ import numpy as np
 from optim4rl.benchmark.runs import Batch
 from optim4rl.fields import from_json
 from optim4rl.jobs.job import Job, Result
+from optim4rl.jobs.pool import OnJob
 from optim4rl.jobs.store import has_result, put_result
 from optim4rl.study import identity
 from optim4rl.study.cells import Training
@@ -76,16 +77,14 @@ class PretendedPool:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def run(
-        self, jobs: Sequence[Job], on_job: Callable[[int, str], None] = lambda done, what: None
-    ) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
         """Do all of them, none of which has been done."""
         for done, job in enumerate(jobs, 1):
             assert not has_result(self.folder, job)
             found = self.answer(self.folder, job)
             put_result(self.folder, job, Result(found.arrays, {**found.info, "seconds": 1.0}))
             self.ran.append(job)
-            on_job(done, job.what)
+            on_job(done, job)
 
 
 def put_worker(folder: Path, source: str) -> str:

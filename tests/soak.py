@@ -123,7 +123,7 @@ def jobs(folder: Path, seconds: float) -> None:
         def __exit__(self, *exception: object) -> None:
             pass
 
-        def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
+        def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
             nonlocal done
             for index, job in enumerate(jobs, 1):
                 if samples.over:
@@ -131,7 +131,7 @@ def jobs(folder: Path, seconds: float) -> None:
                 found = answer(folder / "study", job.question | {"address": job.address})
                 assert "error" not in found, found
                 done += 1
-                on_job(index, job.what)
+                on_job(index, job)
 
     runner.open_pool = lambda folder, workers: Here()
     try:

@@ -22,7 +22,7 @@ FLOORS = {
     "torch": {"cpp", "fields", "optimizers"},
     "tasks": {"cpp", "fields"},
     "jobs": {"fields", "files"},
-    "plans": {"fields", "optimizers"},
+    "plans": {"fields", "files", "optimizers"},
     "meta": {"__init__", "fields", "files", "optimizers", "tasks"},
     "evaluation": {"__init__", "fields", "optimizers", "tasks"},
     "benchmark": {"fields", "files", "optimizers", "tasks", "jobs", "evaluation"},
@@ -90,6 +90,19 @@ def code_running(tree):
     yield from (name for name in imports(tree) if name.split(".")[0] in CODE_RUNNING_MODULES)
 
 
+def unbounded_reads(tree):
+    """Reads of a file that would wait for a pipe, or for the end of a device."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if getattr(node.func.value, "id", "") == "os":
+            continue
+        name, modes = node.func.attr, [x.value for x in node.args if isinstance(x, ast.Constant)]
+        writes = any(str(mode).startswith(("w", "a")) for mode in modes)
+        if name in ("read_bytes", "read_text") or (name == "open" and not writes):
+            yield name
+
+
 def undocumented(tree):
     """Public functions and classes without a docstring."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -120,6 +133,16 @@ def test_no_module_imports_itself_through_others():
 @every_module
 def test_no_data_can_become_code(module):
     assert list(code_running(TREES[module])) == []
+
+
+# What they read is the package's own, or the kernel's.
+OWN_READS = {"optim4rl.files.reading", "optim4rl.jobs.provenance", "optim4rl.meta.memory"}
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if name not in OWN_READS])
+def test_files_are_read_within_bounds(module):
+    allowed = ["read_bytes"] * (module == "optim4rl.optimizers.weight_files")  # shipped weights
+    assert list(unbounded_reads(TREES[module])) == allowed
 
 
 @every_module
@@ -203,6 +226,13 @@ def test_data_becoming_code_is_found(source):
 def test_harmless_code_passes():
     source = "jax.eval_shape(f)\nre.compile(p)\nnp.load(p, allow_pickle=False)\nimport json"
     assert list(code_running(ast.parse(source))) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["path.read_bytes()", "path.read_text()", "path.open()", "path.open('rb')"]
+)
+def test_an_unbounded_read_is_found(source):
+    assert len(list(unbounded_reads(ast.parse(source)))) == 1
 
 
 def test_a_missing_docstring_is_found():

@@ -19,7 +19,7 @@ from optim4rl.cli.evaluate import EvaluateOptions, lay_out, make_suite
 from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.fields import from_json
 from optim4rl.jobs.job import Result
-from optim4rl.optimizers.weights import save_weights, untrained
+from optim4rl.optimizers.weights import LearnedOptimizer, save_weights, untrained
 from pretended import PretendedPool, curves
 
 RATES, SCALES = (0.001, 0.01, 0.1), (0.3, 1.0, 3.0)
@@ -129,4 +129,22 @@ def write_benchmark(folder, runs, *, task="catch", **changes):
     record = {"suite": task, "seeds": 6, "tuning_seeds": 2, "tasks": {task: {}}}
     record |= {"versions": {"jax": "0.10.2"}, "code": "c" * 64} | changes
     (folder / "results.json").write_text(json.dumps(record))
+    return folder
+
+
+def write_training(
+    folder, *, rate=0.01, returns=(-0.5, "", 0.5, 0.9), norms=(1, 2, 3, 4), done=True
+):
+    """The folder of a meta-training on Catch."""
+    folder.mkdir(parents=True)
+    lines = ["iteration,meta_gradient_norm,return_catch"]
+    lines += [f"{i},{norm},{x}" for i, (norm, x) in enumerate(zip(norms, returns, strict=True), 1)]
+    (folder / "progress.csv").write_text("\n".join(lines) + "\n")
+    settings = {"optimizer": "optim4rl-rlc", "learning_rate": [rate], "meta": {"iterations": 4}}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    if done:
+        fresh = untrained("optim4rl-rlc", rate, jax.random.key(0))
+        card = {"training_seconds": 12.5, "versions": {"jax": "0.10.2"}}
+        trained = LearnedOptimizer(fresh.spec, fresh.meta_parameters, rate, card)
+        save_weights(folder / "weights.safetensors", trained)
     return folder

@@ -148,8 +148,17 @@ def _describe(declared: Any, wanted: Range | None) -> str:
     choices = [x for part in _alternatives(declared) for x in _choices(part)]
     if choices:
         return f"known values are {', '.join(map(str, choices))}"
-    kinds = [_kind(part, wanted) for part in _alternatives(declared)]
-    return f"{' or '.join(dict.fromkeys(kinds))} is needed"
+    alternatives = _alternatives(declared)
+    several = [part for part in alternatives if typing.get_origin(part) is tuple]
+    single = [part for part in alternatives if part not in several]
+    kinds = " or ".join(dict.fromkeys(_kind(part, wanted) for part in single))
+    if not several:
+        return f"{kinds} is needed"
+    parts = typing.get_args(several[0])
+    each = f"each value must be {_kind(parts[0], wanted)}"
+    count = "" if parts[-1] is Ellipsis else f"{len(parts)} values are needed, and "
+    others = f", or give {kinds}" if kinds not in ("", "None") else ""
+    return f"{count}{each}{others}"
 
 
 def _alternatives(declared: Any) -> tuple[Any, ...]:
@@ -169,10 +178,6 @@ def _choices(declared: Any) -> tuple[Any, ...]:
 
 
 def _kind(declared: Any, wanted: Range | None) -> str:
-    parts = typing.get_args(declared)
-    if typing.get_origin(declared) is tuple:
-        each = _kind(parts[0], wanted)
-        return f"several, each {each}" if parts[-1] is Ellipsis else f"{len(parts)}, each {each}"
     if wanted is not None and declared in (int, float):
         return wanted.words
     names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}

@@ -29,7 +29,7 @@ def test_the_floor_is_agents_that_never_update_over_whole_runs(tmp_path, monkeyp
     pool = PretendedPool(lambda folder, job: job.run(folder)).open(tmp_path, None)
     suite = Suite("long", (CATCH,), (1e-3,), (1.0,))
     b = Benchmark(suite, (baseline("sgd", (1e-3,)),), tmp_path, PROTOCOL)
-    results = read(run_stages(b, Stages(pool, tmp_path, 0)))
+    results = read(run_stages(b, Stages(pool, tmp_path)))
     np.testing.assert_allclose(results.auc_scale.low, untouched_area(30), rtol=1e-5)
     np.testing.assert_allclose(results.final_scale.low, LATE, rtol=1e-5)
     assert results.auc_scale.resolved.all()
@@ -58,7 +58,7 @@ def test_all_that_may_be_run_is_counted_beforehand(tasks, tmp_path):
     pool = PretendedPool(conflict).open(tmp_path, None)
     said = []
     expected = {job.address for job in expected_jobs(b)}
-    found = run_stages(b, Stages(pool, tmp_path, len(expected), lambda *x: said.append(x[:2])))
+    found = run_stages(b, Stages(pool, tmp_path, expected, lambda *x, **_: said.append(x[:2])))
     ran = [job.address for job in pool.ran]
     assert len(set(ran)) == len(ran)
     # The one setting of Adam and of both members of the rule is also one task's own.
@@ -67,5 +67,5 @@ def test_all_that_may_be_run_is_counted_beforehand(tasks, tmp_path):
     assert said[-1] == (len(ran), len(ran))
     assert found.benchmark.readings == ("tuned", "one")[:tasks]
     pool.ran.clear()
-    run_stages(b, Stages(pool, tmp_path, len(expected)))
+    run_stages(b, Stages(pool, tmp_path, expected))
     assert pool.ran == []

@@ -9,12 +9,12 @@ import pytest
 from optim4rl.benchmark.contender import Contender, Maker, baseline
 from optim4rl.benchmark.loop import Benchmark, Runs, Stages, run_stages
 from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.suites import Suite, SuiteTask
 from optim4rl.benchmark.table import (
     TableError,
     curves_of,
     read_runs,
-    table_rows,
     write_runs,
 )
 from optim4rl.evaluation.curves import Curves
@@ -48,7 +48,7 @@ def runs(tmp_path_factory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     pool = PretendedPool(diverging).open(folder, None)
     suite = Suite("two", TASKS, (0.1, 1.0), (0.1, 1.0))
-    return run_stages(Benchmark(suite, CONTENDERS, folder, PROTOCOL), Stages(pool, folder, 0))
+    return run_stages(Benchmark(suite, CONTENDERS, folder, PROTOCOL), Stages(pool, folder))
 
 
 @pytest.fixture(scope="module")

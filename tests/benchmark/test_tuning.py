@@ -47,7 +47,7 @@ def test_tuning_finds_the_rate_of_a_quadratic(tmp_path, monkeypatch):
     rates = (0.1, 0.9, 2.5, 1e10)
     suite = Suite("quadratic", (SuiteTask(TaskConfig(), 10),), rates, rates)
     b = Benchmark(suite, (baseline("sgd", rates),), tmp_path, Protocol(2, 2, (1.0,), 1))
-    Stages(pool, tmp_path, 0).run(first_jobs(b))
+    Stages(pool, tmp_path).run(first_jobs(b))
     assert np.isnan(scoring_areas(b, b.contenders[0], 0)[0, 3]).all()
     (choice,) = choose(b)["sgd"]
     (tuning,) = choice.each

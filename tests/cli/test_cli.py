@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +15,7 @@ from optim4rl import __version__
 from optim4rl.cli import ablate, main as cli
 from optim4rl.cli.main import HELP, main
 from optim4rl.cli.runtime import configure_jax
+from optim4rl.cli.signals import StoppedBySignalError
 from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
@@ -23,10 +25,6 @@ from optim4rl.study.settings import SCALES
 from optim4rl.tasks.environments.adapters import environment_names, package_names
 
 PLAN = Path(__file__).parents[2] / "plans" / "optim4rl.md"
-COMMANDS = [
-    *("train", "evaluate", "plan show", "ablate", "report", "identity", "import", "inspect"),
-    "list",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -56,18 +54,23 @@ def refused(capsys, *words):
 def test_help_names_every_command(words, capsys):
     main(words)
     assert capsys.readouterr().out == HELP
-    for command in COMMANDS:
+    for command in cli.COMMANDS:
         assert f"\n  optim4rl {command} " in HELP
+    assert max(map(len, HELP.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capsys):
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_itself_in_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as exit:
         main([*command.split(), "--help"])
     assert exit.value.code == 0
     said = capsys.readouterr().out
     assert f"optim4rl {command}" in said
-    assert "--json" in said
+    assert ("--json" in said) == (command != "completion")
+    assert max(map(len, said.splitlines()[1:])) <= 80  # tyro does not fold the first line
+    assert "default: None" not in said
+    assert "default: )" not in said
 
 
 def test_the_installed_command_tells_its_version():
@@ -85,38 +88,38 @@ def listed(capsys, what):
 
 
 def test_tasks_are_listed(capsys):
-    rows = {row["task"]: row for row in listed(capsys, "tasks")}
+    rows = {row["name"]: row for row in listed(capsys, "tasks")}
     assert list(rows) == [*environment_names(), *package_names()]
     assert rows["big_dense_long"]["network"] == "conv, width 32"
     assert [rows[name]["learner"] for name in ("catch", "brax:ant")] == ["A2C", "PPO"]
 
 
 def test_optimizers_are_listed_with_their_state(capsys):
-    rows = {row["optimizer"]: row for row in listed(capsys, "optimizers")}
+    rows = {row["name"]: row for row in listed(capsys, "optimizers")}
     assert list(rows) == list(optimizer_names())
     assert rows["adam"]["state"] == "2 floats, 8 bytes a parameter"
     assert rows["optim4rl"]["structure"] == "adaptive"
 
 
 def test_components_are_listed_with_their_choices(capsys):
-    rows = [(row["component"], row["choice"]) for row in listed(capsys, "components")]
+    rows = [(row["component"], row["name"]) for row in listed(capsys, "components")]
     choices = [(c.key, choice.value) for c in COMPONENTS for choice in c.choices]
     assert rows == [*choices, *(("(metric)", metric.key) for metric in METRICS)]
 
 
 def test_weights_are_listed(capsys):
-    assert [row["weights"] for row in listed(capsys, "weights")] == list(shipped_names())
+    assert [row["name"] for row in listed(capsys, "weights")] == list(shipped_names())
 
 
 def test_recipes_are_listed(capsys):
-    assert [row["recipe"] for row in listed(capsys, "recipes")] == list(RECIPES)
+    assert [row["name"] for row in listed(capsys, "recipes")] == list(RECIPES)
 
 
 def test_kernels_are_listed_with_the_reason(capsys):
     """Every optimizer has one; where a faster one was passed over, it is said why."""
     rows = listed(capsys, "kernels")
-    assert [row["what"] for row in rows] == [*LEARNED, "convolution on grid worlds"]
-    by_name = {row["what"]: row for row in rows}
+    assert [row["name"] for row in rows] == [*LEARNED, "convolution on grid worlds"]
+    by_name = {row["name"]: row for row in rows}
     assert by_name["linear"]["kernel"] == "xla"
     assert "not native: structure = 'linear'" in by_name["linear"]["why"]
     native = rows[-1]["kernel"] == "native"
@@ -126,11 +129,17 @@ def test_kernels_are_listed_with_the_reason(capsys):
 @pytest.mark.parametrize(
     "what", ["tasks", "optimizers", "components", "weights", "recipes", "kernels"]
 )
-def test_lists_are_tables_for_people(what, capsys):
+@pytest.mark.parametrize("width", ["80", "40", "160"])
+def test_lists_are_tables_for_people(what, width, capsys, monkeypatch):
+    """However narrow the terminal, names stay whole and lines fit."""
+    monkeypatch.setenv("COLUMNS", width)
     main(["list", what])
-    table = capsys.readouterr().out
+    table = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= int(width)
+    assert all(line == line.rstrip() for line in table)
+    words = {word for line in table for word in line.split()}
     for row in listed(capsys, what):
-        assert next(iter(row.values())) in table
+        assert set(row["name"].split()) <= words
 
 
 def test_a_plan_is_shown(capsys):
@@ -264,6 +273,99 @@ def test_a_plan_of_nothing_known_is_refused(tmp_path, capsys):
     assert str(plan) in refused(capsys, "plan", "show", str(plan))
 
 
+@pytest.fixture
+def in_time():
+    """A command that waits for ever fails instead."""
+
+    def give_up(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "{}"],
+        ["evaluate", "{}"],
+        ["evaluate", "{}.py:make"],
+        ["train", "--out", "x", "--optimizer", "optim4rl-rlc", "--start", "{}"],
+        ["plan", "show", "{}"],
+        ["plan", "lint", "{}"],
+        ["plan", "propose", "{}", "--out", "x"],
+        ["plan", "score", "{}", "--against", str(PLAN)],
+        ["plan", "score", str(PLAN), "--against", "{}"],
+        ["ablate", "{}", "--out", "x"],
+        ["report", "{}"],
+    ],
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "long"])
+def test_whatever_is_read_is_a_regular_file_of_a_sane_size(kind, words, tmp_path, capsys):
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    said = refused(capsys, *(word.format(path) for word in words))
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert str(path) in said
+    assert "Errno" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--out", ""],
+        ["evaluate", "anchored-catch", "--out="],
+        ["plan", "show", ""],
+        ["report", ""],
+        ["report", "x", "--out", ""],
+    ],
+)
+def test_no_path_is_no_folder(words, capsys):
+    said = " ".join(refused(capsys, *words).replace("│", " ").split())
+    assert "a path is needed, and '' is none" in said or "[FOLDERS]" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "anchored-catch", "--out"],
+        ["plan", "propose", "--of", "optim4rl", "--out"],
+        ["identity", "--out"],
+        ["report", "x", "--out"],
+    ],
+)
+def test_a_folder_is_no_name_of_a_file(words, tmp_path, capsys):
+    named = f"error: out = {str(tmp_path)!r}: the name of a file is needed"
+    assert refused(capsys, *words, str(tmp_path)) == f"{named} (it is a folder)\n"
+    assert "the name of a file is needed" in refused(capsys, *words, "/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("evalute x", "evaluate"),
+        ("plan shwo x", "show"),
+        ("train --recipe zoo/ppo-genralist", "zoo/ppo-generalist"),
+        ("list weight", "weights"),
+    ],
+)
+def test_what_was_meant_is_guessed(words, meant, capsys):
+    assert f"did you mean {meant}?" in refused(capsys, *words.split()).replace("'", "")
+
+
 BAD_WEIGHTS = {
     "a pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94.",
     "truncated": b'\x40\x00\x00\x00\x00\x00\x00\x00{"__metadata__"',
@@ -325,6 +427,52 @@ def test_the_process_exits_with_2_and_reads_a_closed_pipe():
     os.close(write)
     assert b"Traceback" not in closed.stderr
     assert b"Exception" not in closed.stderr
+
+
+def test_a_closed_stdout_is_one_sentence():
+    """Where a number is free, a file that is opened next would take it, and the output with it."""
+    for closed in (">&-", ">&- <&-"):
+        command = f"{sys.executable} -m optim4rl list components {closed}"
+        done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "error: stdout is closed; send it to a file or to /dev/null\n"
+    silent = f"{sys.executable} -m optim4rl list components 2>&- <&-"
+    done = subprocess.run(["sh", "-c", silent], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert "structure" in done.stdout
+
+
+@pytest.mark.parametrize("platform", ["tpu", "bogus", "cuda"])
+def test_a_device_that_is_not_here_is_one_sentence(platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "optim4rl", "inspect", "anchored-catch"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": platform},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        f"error: JAX_PLATFORMS = {platform!r}: JAX finds no such device here; unset it, or set it "
+        "to 'cpu'"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), StoppedBySignalError(15), OSError(28, "full")]
+)
+def test_what_is_not_there_is_not_gone_on_with(error, monkeypatch, capsys):
+    def stop(options):
+        raise error
+
+    monkeypatch.setattr("optim4rl.cli.listing.run", stop)
+    with pytest.raises(SystemExit):
+        main(["list", "tasks"])
+    assert "go on" not in capsys.readouterr().err
+    error.add_note("what is finished is kept")
+    with pytest.raises(SystemExit):
+        main(["list", "tasks"])
+    assert "What is finished is kept; go on with\n  optim4rl list tasks" in capsys.readouterr().err
 
 
 def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):

@@ -97,7 +97,7 @@ def test_weights_are_listed(told: dict[str, tuple[int, str, str]]) -> None:
     state = titles.index("state")
     assert all(re.match(r"  \d+ floats, ", row[state - 2 :]) for row in rows), "it has a column"
     code, out, err = told["list weights --json"]
-    assert tuple(row["weights"] for row in json.loads(out)) == optim4rl.shipped_names()
+    assert tuple(row["name"] for row in json.loads(out)) == optim4rl.shipped_names()
 
 
 def test_optimizers_are_listed(told: dict[str, tuple[int, str, str]]) -> None:

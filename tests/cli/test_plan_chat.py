@@ -208,8 +208,9 @@ def written():
         MARKDOWN.replace("optimizer structure", "pipeline training").replace("linear", "never")
         + "\n"
         + MARKDOWN.partition("## Ablation Plan\n")[2],
+        [{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}],
     ],
-    ids=["json", "fenced", "thought", "markdown"],
+    ids=["json", "fenced", "thought", "markdown", "parts"],
 )
 def test_an_answer_becomes_a_plan(content, serve, capsys):
     server = serve(says(content))
@@ -293,7 +294,7 @@ BAD_ANSWERS = {
     "empty": (says(""), "empty"),
     "null": (says(None), "empty"),
     "blank": (says(" \n\t"), "empty"),
-    "no text": (says([{"type": "text", "text": GOOD}]), "empty"),
+    "no text": (says([{"type": "image_url", "image_url": {"url": "x"}}, 1, None]), "empty"),
     "thoughts alone": (says("<think>hm"), "empty"),
     "declined": (says("I'm sorry, I can't help with that."), "no ablation"),
     "no plan": (says('{"answer": 42}'), "no list 'ablations'"),
@@ -382,7 +383,8 @@ def test_too_many_requests_are_waited_for(serve):
     ("reply", "named", "requests"),
     [
         (fails(429, retry_after="0.1"), ["429", "after 2 tries"], 2),
-        (fails(429, retry_after="86400"), ["429"], 1),
+        (fails(429, retry_after="86400"), ["429", "after 1 try; ", "Retry-After = '86400'"], 1),
+        (fails(429, retry_after="\x1b[2J"), ["429", "after 2 tries", "Retry-After = '[2J'"], 2),
         (fails(500, "Oops\r\n\x1b[2J", x_should_retry="true"), ["500", "Oops"], 2),
         (fails(500, x_should_retry="false"), ["500", "'no'"], 1),
         (fails(401, f'{{"error": "{KEY} is wrong"}}'), ["401", "OPENAI_API_KEY", "[key]"], 1),
@@ -434,7 +436,15 @@ def trickle(status):
     return reply
 
 
-@pytest.mark.parametrize("reply", [silent, trickle(200), trickle(500)])
+def drip(handler):
+    """Headers, a byte at a time."""
+    with suppress(OSError):
+        for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Slow: yes\r\n" * 20:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("reply", [silent, drip, trickle(200), trickle(500)])
 def test_a_slow_endpoint_is_given_up_in_time(reply, serve, capsys):
     serve(reply)
     started = time.monotonic()

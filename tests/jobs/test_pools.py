@@ -79,15 +79,15 @@ def test_a_job_is_done_once_whoever_asks(tmp_path):
     put_result(tmp_path, first, Result({}, {}))
     pool, said = PretendedPool().open(tmp_path, None), []
     jobs = [first, second, third, jobs_of("xy")[1]]
-    run_jobs(pool, tmp_path, jobs, lambda *x: said.append(x))
+    run_jobs(pool, tmp_path, jobs, lambda n, job: said.append((n, job and job.what)))
     assert pool.ran == [jobs[3], third]  # of two that are one, the last
-    assert said == [(1, ""), (2, "job 1"), (3, "job 2")]
+    assert said == [(1, None), (2, "job 1"), (3, "job 2")]
 
 
 def test_stages_count_over_all_of_them(tmp_path):
     pool, said = PretendedPool().open(tmp_path, None), []
     a, b, c, d = jobs_of("abcd")
-    stages = Stages(pool, tmp_path, 5, lambda *x: said.append(x))
+    stages = Stages(pool, tmp_path, jobs_of("abcde"), lambda *x, **_: said.append(x))
     stages.run([a, b])
     stages.run([])
     stages.run([b, c, d, d], last=True)
@@ -102,7 +102,7 @@ def test_stages_count_over_all_of_them(tmp_path):
 
 def test_more_jobs_than_were_foreseen_are_counted(tmp_path):
     pool, said = PretendedPool().open(tmp_path, None), []
-    Stages(pool, tmp_path, 1, lambda *x: said.append(x)).run(jobs_of("abc"))
+    Stages(pool, tmp_path, jobs_of("a"), lambda *x, **_: said.append(x)).run(jobs_of("abc"))
     assert said[-1] == (3, 3, "job 2")
 
 
@@ -232,7 +232,7 @@ def run(monkeypatch, folder, ray, programs="abc", **options):
     monkeypatch.setattr(ray_pool, "_import_ray", lambda: ray)
     said = []
     with RayPool(folder, "auto", options.pop("workers", None), Needs()) as pool:
-        pool.run(jobs_of(programs), lambda *x: said.append(x))
+        pool.run(jobs_of(programs), lambda n, job: said.append((n, job.what)))
     return said
 
 

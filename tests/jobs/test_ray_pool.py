@@ -192,7 +192,7 @@ def wait_until(true, seconds=240):
 def run(folder, asked, files=(), **workers):
     said = []
     with open_pool(folder, Workers(**{"cluster": "auto", **workers})) as pool:
-        pool.run(as_jobs(asked, files), lambda *x: said.append(x))
+        pool.run(as_jobs(asked, files), lambda n, job: said.append((n, job.what)))
     return said
 
 

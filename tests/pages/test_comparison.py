@@ -3,7 +3,6 @@
 import json
 import re
 
-import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +11,6 @@ from test_report import HOSTILE, make_results
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.returns import area_under_curve, interquartile_mean
 from optim4rl.jobs.store import StoreError
-from optim4rl.optimizers.weights import LearnedOptimizer, save_weights, untrained
 from optim4rl.pages.comparison import (
     Heading,
     differing_settings,
@@ -22,23 +20,7 @@ from optim4rl.pages.comparison import (
     short_names,
     write_comparison,
 )
-from toys import write_benchmark, write_curves
-
-
-def training(folder, *, rate=0.01, returns=(-0.5, "", 0.5, 0.9), norms=(1, 2, 3, 4), done=True):
-    """The folder of a meta-training on Catch."""
-    folder.mkdir(parents=True)
-    lines = ["iteration,meta_gradient_norm,return_catch"]
-    lines += [f"{i},{norm},{x}" for i, (norm, x) in enumerate(zip(norms, returns, strict=True), 1)]
-    (folder / "progress.csv").write_text("\n".join(lines) + "\n")
-    settings = {"optimizer": "optim4rl-rlc", "learning_rate": [rate], "meta": {"iterations": 4}}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    if done:
-        fresh = untrained("optim4rl-rlc", rate, jax.random.key(0))
-        card = {"training_seconds": 12.5, "versions": {"jax": "0.10.2"}}
-        trained = LearnedOptimizer(fresh.spec, fresh.meta_parameters, rate, card)
-        save_weights(folder / "weights.safetensors", trained)
-    return folder
+from toys import write_benchmark, write_curves, write_training
 
 
 def curves(level, *, diverged=False):
@@ -79,7 +61,7 @@ def study(tmp_path_factory):
 
 
 def test_a_training_has_its_progress_its_settings_and_its_time(tmp_path):
-    run = read_run(training(tmp_path / "a"))
+    run = read_run(write_training(tmp_path / "a"))
     assert run.kind == "meta-training"
     assert run.settings["meta.iterations"] == 4
     assert run.settings["versions.jax"] == "0.10.2"
@@ -101,7 +83,7 @@ def test_a_training_has_its_progress_its_settings_and_its_time(tmp_path):
     ],
 )
 def test_a_training_that_stopped_says_so(options, said, tmp_path):
-    run = read_run(training(tmp_path / "a", **options))
+    run = read_run(write_training(tmp_path / "a", **options))
     assert run.numbers["stopped"] == said
     assert "seconds" not in run.numbers
 
@@ -143,7 +125,9 @@ def test_a_folder_without_a_run_is_named(content, tmp_path):
 
 
 def test_only_settings_that_differ_are_shown_as_such(tmp_path):
-    runs = [read_run(training(tmp_path / name, rate=r)) for name, r in (("a", 0.01), ("b", 0.02))]
+    runs = [
+        read_run(write_training(tmp_path / name, rate=r)) for name, r in (("a", 0.01), ("b", 0.02))
+    ]
     assert differing_settings(runs) == {"learning_rate": [[0.01], [0.02]]}
     page = render_comparison(runs)
     assert "1 of 4 settings differ" in page
@@ -151,10 +135,24 @@ def test_only_settings_that_differ_are_shown_as_such(tmp_path):
 
 
 def test_runs_of_different_kinds_stand_side_by_side(tmp_path, study):
-    runs = [read_run(training(tmp_path / "a")), read_run(study[0])]
+    runs = [read_run(write_training(tmp_path / "a")), read_run(study[0])]
     numbers = numbers_by_name(runs)
     assert numbers["seconds"] == [12.5, None]
     assert numbers["adam on catch: AUC"][0] is None
+
+
+def test_runs_of_different_kinds_differ_in_what_both_have(tmp_path):
+    """What a meta-training alone has is no difference, however many settings that are."""
+    runs = [
+        read_run(write_training(tmp_path / "a", rate=0.01)),
+        read_run(evaluation(tmp_path / "e", {"adam": [0.2]})),
+        read_run(write_training(tmp_path / "b", rate=0.02)),
+    ]
+    assert differing_settings(runs[:2]) == {}
+    assert differing_settings(runs) == {"learning_rate": [[0.01], None, [0.02]]}
+    page = render_comparison(runs[:2])
+    assert "0 of 1 settings differ" in page
+    assert "Settings that no other run has: a" in page
 
 
 def test_the_same_optimizer_is_drawn_in_one_picture(tmp_path):
@@ -165,12 +163,12 @@ def test_the_same_optimizer_is_drawn_in_one_picture(tmp_path):
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
-    runs = [read_run(training(tmp_path / name / "run", done=False)) for name in ("a", "b")]
+    runs = [read_run(write_training(tmp_path / name / "run", done=False)) for name in ("a", "b")]
     assert short_names(runs) == [str(tmp_path / name / "run") for name in ("a", "b")]
 
 
 def test_a_run_is_compared_once(tmp_path):
-    run = read_run(training(tmp_path / "a", done=False))
+    run = read_run(write_training(tmp_path / "a", done=False))
     with pytest.raises(ValueError, match="once"):
         render_comparison([run, run])
     with pytest.raises(ValueError, match="at least one"):
@@ -183,7 +181,7 @@ def test_a_run_is_compared_once(tmp_path):
 def test_the_page_loads_and_runs_nothing(tmp_path):
     folders = [
         evaluation(tmp_path / "a", {HOSTILE: [0.1]}, task=HOSTILE),
-        training(tmp_path / "<script>b", done=False),
+        write_training(tmp_path / "<script>b", done=False),
     ]
     path = tmp_path / "page.html"
     write_comparison([read_run(folder) for folder in folders], path)
@@ -200,7 +198,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 
 
 def test_many_runs_have_lines_that_can_be_told_apart(tmp_path):
-    runs = [read_run(training(tmp_path / f"{i}", done=False)) for i in range(8)]
+    runs = [read_run(write_training(tmp_path / f"{i}", done=False)) for i in range(8)]
     styles = set(re.findall(r'class="line (run-[^"]+)"', render_comparison(runs)))
     assert len(styles) == 8
 

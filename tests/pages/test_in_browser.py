@@ -1,7 +1,7 @@
 """The self-contained pages as a browser shows them."""
 
 import pytest
-from test_comparison import evaluation, training
+from test_comparison import evaluation
 from test_report import make_results
 
 from browser import TELEPHONE, assert_good, browser, file_url
@@ -9,6 +9,7 @@ from optim4rl.optimizers import load_weights
 from optim4rl.pages.comparison import read_run, write_comparison
 from optim4rl.pages.inspection import inspect, render_inspection
 from optim4rl.pages.study import write_report
+from toys import write_training
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +26,8 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     write_report(make_results(), folder / "report.html")
     runs = [
-        training(folder / "a"),
-        training(folder / "b", rate=0.02, norms=(1, 2, 3, "nan"), done=False),
+        write_training(folder / "a"),
+        write_training(folder / "b", rate=0.02, norms=(1, 2, 3, "nan"), done=False),
         evaluation(folder / "a-name-that-is-rather-long", {"ours": [0.1, 0.3], "adam": [0.2]}),
     ]
     write_comparison([read_run(run) for run in runs], folder / "comparison.html")

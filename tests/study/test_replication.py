@@ -56,7 +56,7 @@ def replicated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("replication")
     counts = []
     with pretending():
-        found = run_replication(replication, folder, on_progress=lambda *x: counts.append(x))
+        found = run_replication(replication, folder, on_progress=lambda *x, **_: counts.append(x))
     return replication, folder, found, counts
 
 

@@ -108,7 +108,11 @@ def run(study, folder, **options):
     """The study's results, and what was reported on the way."""
     said = []
     results = run_study(
-        study, folder, command="optim4rl test", on_progress=lambda *x: said.append(x), **options
+        study,
+        folder,
+        command="optim4rl test",
+        on_progress=lambda *x, **_: said.append(x),
+        **options,
     )
     return results, said
 
@@ -448,7 +452,7 @@ def test_no_job_is_started_after_a_failure(tmp_path, monkeypatch):
             tmp_path,
             command="",
             workers=Workers(1),
-            on_progress=lambda *x: said.append(x[2]),
+            on_progress=lambda *x, **_: said.append(x[2]),
         )
     assert [what for what in said if what] == [
         *["catch: untrained policy"] * 2,
@@ -466,7 +470,7 @@ def test_every_job_is_asked_for_once_and_much_output_blocks_nobody(jobs, tmp_pat
             tmp_path,
             command="",
             workers=Workers(jobs),
-            on_progress=lambda *x: said.append(x),
+            on_progress=lambda *x, **_: said.append(x),
         )
     opening = opening_jobs(STUDY, tmp_path, RATES_OF_ALL)
     done = [(done, total) for done, total, what in said if what]

@@ -1,14 +1,19 @@
 """Names become environments; what cannot be trained on is refused with a reason."""
 
+import sys
+
 import gymnax
 import jax
 import jax.numpy as jnp
 import pytest
 
+from optim4rl.tasks.environments import names
 from optim4rl.tasks.environments.adapters import environment_names, make_environment
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.environments.checks import check_environment
-from optim4rl.tasks.environments.gridworld import GRID_WORLDS, GridWorld
+from optim4rl.tasks.environments.gridworld import GridWorld
+from optim4rl.tasks.environments.names import package_names
+from optim4rl.tasks.environments.worlds import GRID_WORLDS
 
 
 def test_every_known_name_builds() -> None:
@@ -82,3 +87,13 @@ def test_a_users_own_environment_passes_through() -> None:
     assert same is environment
     assert params is given
     assert check_environment(gymnax.make("CartPole-v1")[0])[1].max_steps_in_episode == 500
+
+
+def test_gymnaxs_names_are_known_without_it():
+    """And are asked of gymnax where it is there, for it may have been given more."""
+    assert set(names.GYMNAX) == set(gymnax.registered_envs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gymnax, "registered_envs", ["Mine-v0"])
+        assert "gymnax:Mine-v0" in package_names()
+        patch.delitem(sys.modules, "gymnax")
+        assert "gymnax:CartPole-v1" in package_names()

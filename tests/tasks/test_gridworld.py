@@ -10,13 +10,8 @@ import pytest
 from scipy import stats
 from test_a2c import quick_jit
 
-from optim4rl.tasks.environments.gridworld import (
-    GRID_WORLDS,
-    GridObject,
-    GridWorld,
-    GridWorldConfig,
-    GridWorldState,
-)
+from optim4rl.tasks.environments.gridworld import GridWorld, GridWorldState
+from optim4rl.tasks.environments.worlds import GRID_WORLDS, GridObject, GridWorldConfig
 
 KEY = jax.random.key(0)
 

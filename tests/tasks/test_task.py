@@ -24,7 +24,8 @@ from optim4rl.tasks import (
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.distributions import TanhNormal
 from optim4rl.tasks.environments.catch import Catch
-from optim4rl.tasks.environments.gridworld import GridWorld, GridWorldConfig
+from optim4rl.tasks.environments.gridworld import GridWorld
+from optim4rl.tasks.environments.worlds import GridWorldConfig
 from optim4rl.tasks.normalisation import normalise
 from optim4rl.tasks.task import Task
 
@@ -441,7 +442,7 @@ def test_bad_widths_are_named(width: Any) -> None:
 @pytest.mark.parametrize("field", ["policy_layers", "value_layers"])
 def test_bad_layers_are_named(field: str) -> None:
     """A tuple of whole numbers; an empty one is a linear map."""
-    with pytest.raises(ValueError, match=rf"^{field} = \(4, 0\): several, each a whole number of"):
+    with pytest.raises(ValueError, match=rf"^{field} = \(4, 0\): each value must be a whole"):
         TaskConfig(**cast(Any, {field: (4, 0)}))
 
 

@@ -20,6 +20,7 @@ from optim4rl.benchmark.protocol import require_grid
 from optim4rl.evaluation.learning import Accompanied, Classical, Family, Learned
 from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_file
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import (
@@ -98,7 +99,7 @@ class Maker:
         else:
             address, _, function = str(self.source).partition(":")
             path = folder / str(self.file)
-            _require_address(path, source_address(path.read_bytes()), address)
+            _require_address(path, source_address(read_file(path)), address)
             family = FromFile(path, function, updates)
         if self.clip is None and not self.decay:
             return family, parameters
@@ -295,7 +296,7 @@ def given_contender(name: str, rates: Sequence[float], folder: Path) -> Contende
     """
     path, _, function = name.rpartition(":")
     grid = check_given(Path(path), function) or tuple(rates)
-    data = Path(path).read_bytes()
+    data = read_file(path)
     maker = Maker(source=f"{source_address(data)}:{function}")
     kept = folder / str(maker.file)
     if not kept.is_file():

@@ -239,7 +239,7 @@ def expected_jobs(b: Benchmark) -> list[Job]:
 def run(
     b: Benchmark,
     workers: Workers = Workers(),
-    update: Callable[..., None] = lambda *_: None,
+    update: Callable[..., None] = lambda *_, **__: None,
 ) -> Results:
     """Run all that is not yet done, and read the results.
 
@@ -253,7 +253,7 @@ def run(
         ClusterError: there is no such cluster.
     """
     with open_pool(b.folder, workers) as pool:
-        return read(run_stages(b, Stages(pool, b.folder, len(expected_jobs(b)), update)))
+        return read(run_stages(b, Stages(pool, b.folder, expected_jobs(b), update)))
 
 
 def run_stages(b: Benchmark, stages: Stages) -> Runs:

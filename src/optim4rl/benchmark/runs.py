@@ -16,6 +16,9 @@ from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.store import get_result
 from optim4rl.tasks import TaskConfig, default_config, make_task
 
+# Of a whole batch on Catch; of other tasks the ratio to it is found out as runs finish.
+_SECONDS_PER_ROLLOUT = 0.004
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -69,6 +72,8 @@ def job(batch: Batch) -> Job:
         what=describe(batch),
         program=(batch.config, shared),
         files=() if maker.file is None else (maker.file.as_posix(),),
+        kind=batch.config.environment,
+        work=_SECONDS_PER_ROLLOUT * batch.rollouts * len(batch.runs) / BATCH,
     )
 
 

@@ -21,23 +21,20 @@
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optim4rl.benchmark.loop import Runs, tuning_runs
-from optim4rl.benchmark.runs import read_batches
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_file
 
 if TYPE_CHECKING:
     import polars as pl
 
-UNTRAINED = "untrained policy"
-_COLUMNS = (
+COLUMNS = (
     "optimizer",
     "role",
     "change",
@@ -61,68 +58,6 @@ _NEW_COLUMNS = ("greedy_return", "seconds")
 
 class TableError(ValueError):
     """A table of runs that cannot be read; the message names the file."""
-
-
-def table_rows(
-    runs: Runs, labels: Mapping[str, Mapping[str, str]] = {}
-) -> Iterator[dict[str, Any]]:
-    """Every run of a benchmark.
-
-    Args:
-        runs: the runs.
-        labels: contender -> columns in which it differs ("role", "change").
-    """
-    b = runs.benchmark
-    for index, task in enumerate(b.suite.tasks):
-        of_task = {"task": task.name, "change": "", "step_multiple": 1.0}
-        untrained = {"optimizer": UNTRAINED, "role": "untrained", "purpose": "tuned"}
-        yield from _rows(
-            {**of_task, **untrained, "meta_seed": 0, "setting": 0.0},
-            runs.untrained[index],
-            b.protocol.reported,
-        )
-        for contender in b.contenders:
-            whose = {**of_task, "optimizer": contender.name, "role": contender.role}
-            whose |= labels.get(contender.name, {})
-            for member, choice in enumerate(runs.choices[contender.name]):
-                named = {**whose, "meta_seed": member}
-                # By the grid's values, not rates over units, which floats do not give back.
-                tuning = read_batches(b.folder, tuning_runs(b, task, contender, member))
-                for setting, curves in zip(contender.grid, tuning.values(), strict=False):
-                    row = {**named, "purpose": "tuning", "setting": setting}
-                    yield from _rows(row, curves, b.protocol.tuning, with_curves=False)
-                for reading in b.readings:
-                    row = {**named, "purpose": reading, "setting": choice.at(reading, index)}
-                    curves = runs.curves[reading][contender.name][index][member]
-                    yield from _rows(row, curves, b.protocol.reported)
-                stress = runs.stress[contender.name].get(task.name, {})
-                for multiple, together in stress.items():
-                    size = b.protocol.stress_seeds
-                    own = slice(member * size, (member + 1) * size)
-                    row = {**named, "purpose": "stress", "step_multiple": multiple}
-                    row["setting"] = choice.at("tuned", index) * multiple
-                    yield from _rows(row, together.take(own), b.protocol.stress)
-
-
-def _rows(
-    labels: Mapping[str, Any], curves: Curves, seeds: Sequence[int], *, with_curves: bool = True
-) -> Iterator[dict[str, Any]]:
-    areas, finals = area_under_curve(curves), final_return(curves)
-    unknown = np.full(len(seeds), np.nan)
-    greedy, seconds = (unknown if x is None else x for x in (curves.greedy, curves.seconds))
-    for run, seed in enumerate(seeds):
-        row = {
-            **labels,
-            "seed": seed,
-            "auc": float(areas[run]),
-            "final_return": float(finals[run]),
-            "greedy_return": float(greedy[run]),
-            "seconds": float(seconds[run]),
-            "diverged_at": int(curves.diverged_at[run]),
-            "env_steps": curves.env_steps.tolist() if with_curves else [],
-            "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
-        }
-        yield {name: row[name] for name in _COLUMNS}
 
 
 def write_runs(rows: Iterator[dict[str, Any]], path: Path) -> None:
@@ -150,7 +85,7 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
     import polars as pl
 
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(read_file(path))
     except pl.exceptions.PolarsError as error:
         raise TableError(f"{path}: not a readable Parquet file ({error})") from error
     if "step_scale" in table.columns:  # a study of 0.1.0
@@ -170,13 +105,13 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
         )
     absent = [name for name in _NEW_COLUMNS if name not in table.columns]
     table = table.with_columns(pl.lit(float("nan")).alias(name) for name in absent)
-    missing = [name for name in _COLUMNS if name not in table.columns]
+    missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise TableError(
             f"{path}: not a table of runs: it has no column {', '.join(missing)}. `evaluate` of "
             "version 0.1.0 wrote another form; run it again"
         )
-    return table.select(_COLUMNS)
+    return table.select(COLUMNS)
 
 
 def curves_of(table: "pl.DataFrame") -> Curves:

@@ -1,23 +1,23 @@
-"""`optim4rl ablate`, `optim4rl report` and `optim4rl identity`."""
+"""`optim4rl ablate` and `optim4rl identity`."""
 
 import dataclasses
 import io
 import json
-import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 from jaxtyping import Float
 
-from optim4rl.cli.runtime import print_table, progress_bar, require_file_name
-from optim4rl.cli.signals import stop_in_order, stop_now
+from optim4rl.cli.runtime import progress_bar, require_file_name
+from optim4rl.cli.signals import keeping, stop_in_order, stop_now
+from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import (
     Tracker,
     TrackerName,
@@ -26,23 +26,15 @@ from optim4rl.cli.trackers import (
     tracking,
     with_progress,
 )
-from optim4rl.evaluation.returns import Estimate
 from optim4rl.fields import to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
 from optim4rl.jobs.job import Job, Result
-from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
-from optim4rl.jobs.store import kept
+from optim4rl.jobs.store import has_results, kept
 from optim4rl.meta.agents import num_rollouts
-from optim4rl.pages.comparison import (
-    differing_settings,
-    numbers_by_name,
-    read_run,
-    short_names,
-    write_comparison,
-)
 from optim4rl.pages.study import write_report
 from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
 from optim4rl.pages.words import interval, number
@@ -50,9 +42,9 @@ from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.planner.text import one_line
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
 from optim4rl.study.identity import IdentityResult, IdentityRow
-from optim4rl.study.layout import lay_out, load_study
+from optim4rl.study.layout import lay_out
 from optim4rl.study.results import StudyResults
-from optim4rl.study.runner import collect, run_study
+from optim4rl.study.runner import run_study
 from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
@@ -67,12 +59,14 @@ class AblateOptions:
     evaluation seeds. Finished work is kept in the folder and never done twice: stop it and start it
     again as you like.
 
+      optim4rl ablate plans/optim4rl.md --out runs/study --scale quick
+
     Attributes:
         plan: the plan file.
         out: output folder: report.html, runs.parquet, and the finished jobs.
-        scale: smoke takes a minute and shows nothing but that all parts run; quick takes minutes,
-            standard half an hour, paper days on a laptop; the paper's own settings are those of
-            catch and small_dense_long.
+        scale: smoke takes three minutes of one core, most of them to compile, and shows nothing but
+            that all parts run; quick takes minutes, standard half an hour, paper days on a laptop;
+            the paper's own settings are those of catch and small_dense_long.
         task: what agents learn, in meta-training and in evaluation.
         learning_rate: the agents' learning rate alpha in meta-training; the scale's own by default,
             which suits catch.
@@ -97,7 +91,7 @@ class AblateOptions:
     seeds: int | None = None
     meta_learning_rates: tuple[float, ...] | None = None
     step_scales: tuple[float, ...] | None = None
-    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
+    workers: Workers = Workers()
     skip_unmapped: bool = False
     tracker: TrackerName | None = None
     json: bool = False
@@ -111,11 +105,11 @@ def ablate(options: AblateOptions) -> None:
     study = lay_out(plan, options.scale, settings, skip_unmapped=options.skip_unmapped)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
     config = {"scale": options.scale, **dataclasses.asdict(settings)}
-    with locked(options.out):
+    with locked(options.out), keeping(lambda: has_results(options.out)):
         remove_manifest(options.out)
         with (
             tracking(options.tracker, options.out, config) as tracker,
-            progress_bar(f"study ({options.scale})", "jobs") as update,
+            progress_bar(f"study ({options.scale})", "jobs", in_words(options.workers)) as update,
             stop_now("jobs in flight are abandoned"),
         ):
             on_progress = with_progress(update, tracker)
@@ -127,7 +121,7 @@ def ablate(options: AblateOptions) -> None:
                 on_progress=on_progress,
             )
             log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
-        _finish(results, options.out, as_json=options.json)
+        finish(results, options.out, as_json=options.json)
 
 
 def _settings(options: AblateOptions) -> StudySettings:
@@ -156,75 +150,8 @@ def _settings(options: AblateOptions) -> StudySettings:
     )
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """Write the page of finished runs: a study's report again, or any runs side by side.
-
-    The folder of a study alone gives its report. Otherwise the page compares the runs: settings
-    that differ, final numbers, curves. Folders of `train`, `evaluate --out` and `ablate` can stand
-    side by side.
-
-    Attributes:
-        folders: output folders of finished runs.
-        out: file to write; by default report.html in the folder, comparison.html for several.
-        json: print the numbers as JSON.
-    """
-
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    out: Path | None = None
-    json: bool = False
-
-
-def report(options: ReportOptions) -> None:
-    """The command `report`."""
-    if not options.folders:
-        raise ValueError("folders = (): the output folder of at least one finished run is needed")
-    first = options.folders[0]
-    if len(options.folders) == 1 and (first / "study.json").is_file():
-        with locked(first):
-            results = collect(load_study(first), first)
-            _finish(results, first, as_json=options.json, page=options.out)
-        return
-    alone = first / "report.html" if len(options.folders) == 1 else Path("comparison.html")
-    _compare(options.folders, options.out or alone, as_json=options.json)
-
-
-def _compare(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
-    runs = [read_run(folder) for folder in folders]
-    write_comparison(runs, page)
-    numbers = numbers_by_name(runs)
-    if as_json:
-        values = {name: [_json_value(x) for x in found] for name, found in numbers.items()}
-        print(json.dumps({"report": str(page), "runs": [str(x) for x in folders], **values}))
-        return
-    rows = [[name, *map(_words, found)] for name, found in numbers.items()]
-    print_table("finished runs", ["measure", *map(one_line, short_names(runs))], rows)
-    print(f"settings that differ: {', '.join(differing_settings(runs)) or 'none'}")
-    print(f"report: {page.resolve()}")
-
-
-def _json_value(value: Estimate | float | str | None) -> Any:
-    """A JSON value; None where a run diverged or has no such number."""
-    if isinstance(value, Estimate):
-        return [_json_value(x) for x in (value.value, value.low, value.high)]
-    return value if not isinstance(value, float) or math.isfinite(value) else None
-
-
-def _words(value: Estimate | float | str | None) -> str:
-    match value:
-        case Estimate():
-            return f"{number(value.value, 3)} ({interval(value, 3)})"
-        case float():
-            return f"{value:.4g}"
-        case None:
-            return "-"
-        case _:
-            return value
-
-
-def _finish(
-    results: StudyResults, folder: Path, *, as_json: bool, page: Path | None = None
-) -> None:
+def finish(results: StudyResults, folder: Path, *, as_json: bool, page: Path | None = None) -> None:
+    """Write a study's report, by default into its folder, and show the most important."""
     path = page or folder / "report.html"
     write_report(results, path)
     write_manifest(folder)
@@ -254,6 +181,8 @@ def _print_summary(summary: Summary) -> None:
 @dataclass(frozen=True)
 class IdentityOptions:
     """The identity experiment: can a small RNN reproduce the gradients that it is shown?
+
+      optim4rl identity --out runs/identity.json --scale quick
 
     Attributes:
         out: file for the result as JSON, beside which a Parquet file of the same name has the
@@ -292,7 +221,8 @@ def identity(options: IdentityOptions) -> None:
     with (
         locked(parts) if parts is not None else nullcontext(),
         progress_bar(f"identity experiment on {name}", "networks") as update,
-        stop_in_order("the network in flight is finished") as stop,
+        stop_in_order(lambda: "the network in flight is finished") as stop,
+        keeping(lambda: parts is not None and has_results(parts)),
     ):
         done = 0
         update(done, len(config.networks))

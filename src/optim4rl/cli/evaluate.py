@@ -5,11 +5,11 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -22,14 +22,16 @@ from optim4rl.benchmark.contender import (
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import EVALUATION_SEED, Protocol
 from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
-from optim4rl.cli.runtime import print_table, progress_bar
-from optim4rl.cli.signals import stop_now
+from optim4rl.cli.runtime import progress_bar
+from optim4rl.cli.signals import keeping, stop_now
+from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
 from optim4rl.evaluation.curves import Curves
 from optim4rl.fields import COUNT, check_fields, to_json as settings_json
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
-from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.pools import Workers, in_words
+from optim4rl.jobs.store import has_results
 from optim4rl.pages.benchmark import (
     TITLES,
     claims,
@@ -68,6 +70,9 @@ class EvaluateOptions:
     one recipe and several meta-seeds can be given together, separated by commas: they count as one
     recipe. With --out, finished runs are kept and never made twice: stop it and start it again as
     you like.
+
+      optim4rl evaluate anchored-catch --task catch --out runs/catch
+      optim4rl evaluate ppo-generalist --suite classic --out runs/classic
 
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them; or an optimizer of your
@@ -122,9 +127,14 @@ class EvaluateOptions:
     stress_rollouts: int | None = None
     num_envs: int | None = None
     width: int | None = None
-    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
+    workers: Workers = Workers()
     tracker: TrackerName | None = None
     json: bool = False
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "runs": ("rollouts", "num_envs", "width"),
+        "tuning": ("tuning_seeds", "rates", "step_scales"),
+        "stress_test": ("stress_scales", "stress_seeds", "stress_rollouts"),
+    }
 
     def __post_init__(self) -> None:
         check_fields(self, rollouts=COUNT, stress_rollouts=COUNT, num_envs=COUNT, width=COUNT)
@@ -158,7 +168,9 @@ def run(options: EvaluateOptions) -> None:
         config = settings_json(options) | {"out": str(options.out)}
         with (
             tracking(options.tracker, options.out, config) as tracker,
-            progress_bar(f"evaluating on {suite.name}", "batches of runs") as update,
+            progress_bar(
+                f"evaluating on {suite.name}", "batches of runs", in_words(options.workers)
+            ) as update,
             stop_now("runs in flight are abandoned"),
         ):
             results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))
@@ -199,7 +211,7 @@ def _results_folder(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
             yield Path(scratch)
         return
-    with locked(out):
+    with locked(out), keeping(lambda: has_results(out)):
         remove_manifest(out)
         yield out
 

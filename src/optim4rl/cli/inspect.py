@@ -8,6 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from optim4rl.cli.runtime import require_file_name
 from optim4rl.files.atomic import write_atomically
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, untrained
@@ -17,6 +18,8 @@ from optim4rl.pages.inspection import inspect, render_inspection, to_json
 @dataclass(frozen=True)
 class InspectOptions:
     """Draw a learned optimizer's step against size, history and age, beside Adam and sign-SGD.
+
+      optim4rl inspect anchored-catch --out runs/anchored.html
 
     Attributes:
         weights: a shipped name, a path, or the name of a preset, which is shown untrained.
@@ -31,6 +34,8 @@ class InspectOptions:
 
 def run(options: InspectOptions) -> None:
     """The command."""
+    if options.out is not None:
+        require_file_name("out", options.out)
     name, optimizer = _find(options.weights)
     out = options.out
     if out is None and not options.json:

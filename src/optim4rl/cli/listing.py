@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.cli.runtime import print_table
+from optim4rl.cli.terminal import did_you_mean, print_table
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ListOptions:
 
     Attributes:
         what: a name in `LISTS`.
-        json: print it as JSON.
+        json: print it as JSON: a list of objects, each with its "name".
     """
 
     what: str
@@ -30,13 +30,17 @@ def parse(program: str, words: list[str]) -> ListOptions:
     parser = argparse.ArgumentParser(program, description="List what there is.", allow_abbrev=False)
     parser.add_argument(
         "what",
-        choices=LISTS,
+        metavar="WHAT",
         help="tasks, optimizers, components (of an ablation study), weights, recipes of train, or "
         "kernels (the implementation that runs each optimizer here, and the agents' convolution on "
         "grid worlds, and why)",
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    return ListOptions(**vars(parser.parse_args(words)))
+    options = ListOptions(**vars(parser.parse_args(words)))
+    if options.what not in LISTS:
+        near = did_you_mean(options.what, LISTS)
+        raise ValueError(f"what = {options.what!r}: known lists are {', '.join(LISTS)}{near}")
+    return options
 
 
 def run(options: ListOptions) -> None:
@@ -45,20 +49,13 @@ def run(options: ListOptions) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    columns = list(rows[0]) if rows else ["none"]
-    cells = [[str(value) for value in row.values()] for row in rows]
-    try:
-        print_table(options.what, columns, cells)
-    except ModuleNotFoundError:  # no rich
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        for row in (columns, *cells):
-            padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(padded).rstrip())
+    columns = [key.replace("_", " ") for key in rows[0]]
+    print_table(options.what, columns, [[str(value) for value in row.values()] for row in rows])
 
 
 def _tasks() -> list[dict[str, Any]]:
     from optim4rl.tasks import default_config
-    from optim4rl.tasks.environments.adapters import environment_names, package_names
+    from optim4rl.tasks.environments.names import environment_names, package_names
 
     rows = []
     for name in (*environment_names(), *package_names()):
@@ -67,7 +64,7 @@ def _tasks() -> list[dict[str, Any]]:
         if config.torso == "mlp":
             sizes = f"policy {config.policy_layers}, value {config.value_layers}"
         learner = type(config.learner).__name__.removesuffix("Config")
-        rows.append({"task": name, "network": f"{config.torso}, {sizes}", "learner": learner})
+        rows.append({"name": name, "network": f"{config.torso}, {sizes}", "learner": learner})
     return rows
 
 
@@ -76,7 +73,7 @@ def _optimizers() -> list[dict[str, Any]]:
 
     learned = [
         {
-            "optimizer": name,
+            "name": name,
             "kind": "learned",
             "processing": spec.processing.name,
             "structure": spec.structure.name,
@@ -87,7 +84,7 @@ def _optimizers() -> list[dict[str, Any]]:
     floats = {"adam": 2, "rmsprop": 1, "sgd": 0, "sign_sgd": 0, "muon": 1}
     classical = [
         {
-            "optimizer": name,
+            "name": name,
             "kind": "classical (optax)",
             "processing": "",
             "structure": "",
@@ -106,30 +103,31 @@ def _components() -> list[dict[str, Any]]:
     from optim4rl.plans.components import COMPONENTS, METRICS
 
     choices = [
-        {"component": component.key, "choice": choice.value, "meaning": choice.description}
+        {"component": component.key, "name": choice.value, "meaning": choice.description}
         for component in COMPONENTS
         for choice in component.choices
     ]
     metrics = [
-        {"component": "(metric)", "choice": metric.key, "meaning": metric.description}
+        {"component": "(metric)", "name": metric.key, "meaning": metric.description}
         for metric in METRICS
     ]
     return [*choices, *metrics]
 
 
 def _weights() -> list[dict[str, Any]]:
-    from optim4rl.optimizers.weights import load_weights, shipped_names
+    from optim4rl.optimizers.spec import spec_from_dict
+    from optim4rl.optimizers.weight_files import read_weights, shipped_names
 
     rows = []
     for name in shipped_names():
-        weights = load_weights(name)
+        file = read_weights(name)
         rows.append(
             {
-                "weights": name,
-                "trained on": ", ".join(weights.card.get("tasks", [])),
-                "learning rate": weights.learning_rate,
-                "state": _state_cost(weights.spec.state_floats),
-                "results": weights.card.get("results", {}).get("summary", ""),
+                "name": name,
+                "trained_on": ", ".join(file.card.get("tasks", [])),
+                "learning_rate": file.learning_rate,
+                "state": _state_cost(spec_from_dict(file.spec).state_floats),
+                "results": file.card.get("results", {}).get("summary", ""),
             }
         )
     return rows
@@ -140,7 +138,7 @@ def _recipes() -> list[dict[str, Any]]:
 
     return [
         {
-            "recipe": name,
+            "name": name,
             "optimizer": recipe.optimizer,
             "tasks": ", ".join(recipe.tasks),
         }
@@ -158,7 +156,7 @@ def _kernels() -> list[dict[str, Any]]:
         faster = AUTOMATIC[: AUTOMATIC.index(used)]
         reasons = [f"not {kernel.name}: {kernel.refusal(spec)}" for kernel in faster]
         why = "; ".join([used.status(), *reversed(reasons)])
-        rows.append({"what": name, "kernel": used.name, "why": why})
+        rows.append({"name": name, "kernel": used.name, "why": why})
     return [*rows, _convolution()]
 
 
@@ -169,7 +167,7 @@ def _convolution() -> dict[str, Any]:
     reason = native.LIBRARY.refusal()
     why = native.LIBRARY.status() if reason is None else f"not native: {reason}"
     used = "native" if reason is None else "xla"
-    return {"what": "convolution on grid worlds", "kernel": used, "why": why}
+    return {"name": "convolution on grid worlds", "kernel": used, "why": why}
 
 
 LISTS = {

@@ -6,47 +6,77 @@ the command to go on.
 """
 
 import errno
+import importlib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
-from optim4rl.cli.runtime import configure_jax
-from optim4rl.cli.signals import StoppedBySignalError
+from optim4rl.cli.runtime import configure_jax, missing_device
+from optim4rl.cli.signals import StoppedBySignalError, keeps_work
+from optim4rl.cli.terminal import did_you_mean
 
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
 
-  optim4rl train --out DIR           meta-train an optimizer        [--recipe NAME]
-  optim4rl evaluate WEIGHTS          compare it with tuned classical optimizers
-  optim4rl evaluate FILE.py:FUNCTION       the same for an optimizer of your own
-  optim4rl evaluate WEIGHTS --suite NAME --out DIR    on all tasks of a benchmark
-  optim4rl plan show PLAN            what an ablation plan asks for, and what it maps to
-  optim4rl plan propose TEXT --out PLAN     a plan for a method     [--model NAME]
-  optim4rl plan score PLANS --against PLAN  how much of a plan others find
-  optim4rl plan lint PLAN            what is wrong with a plan, and what it would cost to run
-  optim4rl ablate PLAN --out DIR     run the plan as a study        [--scale quick|standard|paper]
-  optim4rl report DIRS               finished runs side by side, or a study's report again
-  optim4rl replicate EXPERIMENT --out DIR    an experiment of the paper at its own scale
-  optim4rl identity                  can an RNN reproduce the gradients it is shown?
-  optim4rl import open FILE.npy --out WEIGHTS   read the published weights of another optimizer
-  optim4rl inspect WEIGHTS           draw what it makes of gradients  [--out PAGE]
-  optim4rl list WHAT                 tasks, optimizers, components, weights, recipes, kernels
+Optimizers
+  optim4rl list WHAT                        tasks, optimizers, weights, recipes,
+                                            components, kernels
+  optim4rl inspect WEIGHTS                  draw what one makes of gradients
+  optim4rl evaluate WEIGHTS                 compare with tuned classical ones
+                                            [--task NAME | --suite NAME]
+  optim4rl evaluate FILE.py:FUNCTION        the same for one of your own
+  optim4rl train --out DIR                  meta-train one     [--recipe NAME]
+  optim4rl import open FILE --out WEIGHTS   read OPEN's published weights
 
-Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a trained optimizer:
+Ablation plans
+  optim4rl plan show PLAN                   what it asks for, what that maps to
+  optim4rl plan propose TEXT --out PLAN     a plan for a method [--model NAME]
+  optim4rl plan score PLANS --against PLAN  how much of a plan others find
+  optim4rl plan lint PLAN                   what is wrong, what it costs to run
+  optim4rl ablate PLAN --out DIR            run it as a study  [--scale NAME]
+
+Results
+  optim4rl report DIRS                      finished runs side by side, or a
+                                            study's report again
+  optim4rl replicate EXPERIMENT --out DIR   the paper's, at its own scale
+  optim4rl identity                         can an RNN reproduce gradients?
+
+  optim4rl completion SHELL                 completes commands and options
+                                            in bash, zsh or fish
+
+Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a
+trained optimizer:
 
   import optim4rl
-  optimizer = optim4rl.load()   # an optax optimizer, with the weights recommended for RL
+  optimizer = optim4rl.load()   # for optax, with the weights recommended for RL
 
-Each command explains itself with --help.
+Each command explains itself with --help. Most print JSON with --json.
 """
 
 # What says that a disk is full or broken, in the middle of a run and through no fault of its user.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-PLAN_COMMANDS = ("show", "propose", "score", "lint")
+# Each command's module in `optim4rl.cli`, its options there, and the function that takes them.
+COMMANDS = {
+    "train": ("train", "TrainOptions", "run"),
+    "evaluate": ("evaluate", "EvaluateOptions", "run"),
+    "plan show": ("plan", "ShowOptions", "show"),
+    "plan propose": ("plan", "ProposeOptions", "propose_plan"),
+    "plan score": ("plan", "ScoreOptions", "score"),
+    "plan lint": ("plan", "LintOptions", "lint_plan"),
+    "ablate": ("ablate", "AblateOptions", "ablate"),
+    "report": ("report", "ReportOptions", "report"),
+    "identity": ("ablate", "IdentityOptions", "identity"),
+    "replicate": ("replicate", "ReplicateOptions", "run"),
+    "import": ("importing", "ImportOptions", "run"),
+    "inspect": ("inspect", "InspectOptions", "run"),
+    "list": ("listing", "ListOptions", "run"),
+    "completion": ("completion", "CompletionOptions", "run"),
+}
+PLAN_COMMANDS = tuple(x.partition(" ")[2] for x in COMMANDS if x.startswith("plan "))
 
 
 class UsageError(ValueError):
@@ -55,6 +85,7 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with its code."""
+    _require_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -80,24 +111,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read the output has seen enough; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except StoppedBySignalError as stopped:
-        print(f"stopped by {stopped}. {_go_on(words)}", file=sys.stderr)
-        sys.exit(stopped.code)
-    except KeyboardInterrupt:
-        print(f"stopped. {_go_on(words)}", file=sys.stderr)
-        sys.exit(130)
+        _stop(f"stopped by {stopped}", words, stopped, stopped.code)
+    except KeyboardInterrupt as stopped:
+        _stop("stopped", words, stopped, 130)
     except (ValueError, OSError) as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            print(f"stopped: {error}. {_go_on(words)}", file=sys.stderr)
-            sys.exit(1)
-        print(f"error: {error}", file=sys.stderr)
+            _stop(f"stopped: {_sentence(error)}", words, error, 1)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if debug or type(error).__module__.split(".")[0] != "optim4rl":
+    except (RuntimeError, AssertionError) as error:
+        device = missing_device(error)
+        if debug or (device is None and type(error).__module__.split(".")[0] != "optim4rl"):
             raise
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(1)
+        print(f"error: {device}" if device else f"stopped: {error}", file=sys.stderr)
+        sys.exit(2 if device else 1)
+
+
+def _require_streams() -> None:
+    """Refuse a closed stdout, whose number a file would take; nothing is asked of the others."""
+    for number in (0, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        print("error: stdout is closed; send it to a file or to /dev/null", file=sys.stderr)
+        sys.exit(2)
+
+
+def _stop(said: str, words: list[str], error: BaseException, code: int) -> NoReturn:
+    """Say why a command has stopped and, where anything is kept, how it goes on; exit."""
+    if keeps_work(error):
+        resume = ["--resume"] * (words[0] == "train" and "--resume" not in words)
+        command = shlex.join(["optim4rl", *words, *resume])
+        said = f"{said}. What is finished is kept; go on with\n  {command}"
+    print(said, file=sys.stderr)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of one of the system's the file, and the reason without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _is_of_lab(package: str) -> bool:
@@ -106,60 +166,47 @@ def _is_of_lab(package: str) -> bool:
     return any(map(asked.match, metadata.requires("optim4rl") or ()))
 
 
-def _go_on(words: list[str]) -> str:
-    resume = ["--resume"] * (words[0] == "train" and "--resume" not in words)
-    command = shlex.join(["optim4rl", *words, *resume])
-    return f"What is finished is kept; go on with\n  {command}"
-
-
 def _dispatch(words: list[str]) -> None:
     command, rest = words[0], words[1:]
     if command == "plan":
         if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
             known = ", ".join(f"`{word}`" for word in PLAN_COMMANDS)
-            raise UsageError(f"plan {' '.join(rest[:1])}: with plans one can {known}")
+            given = " ".join(rest[:1])
+            near = did_you_mean(given, PLAN_COMMANDS)
+            raise UsageError(f"plan {given}: with plans one can {known}{near}")
         command, rest = f"plan {rest[0]}", rest[1:]
-    commands: dict[str, Callable[[str, list[str]], None]] = {
-        "train": _train,
-        "evaluate": _evaluate,
-        **{f"plan {word}": _plan for word in PLAN_COMMANDS},
-        "ablate": _ablate,
-        "report": _ablate,
-        "identity": _ablate,
-        "replicate": _replicate,
-        "import": _import,
-        "inspect": _inspect,
-        "list": _list,
-    }
-    if command not in commands:
-        raise UsageError(f"command {command!r}: known commands are {', '.join(commands)}")
-    commands[command](command, rest)
+    if command not in COMMANDS:
+        known = f"known commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"command {command!r}: {known}{did_you_mean(command, COMMANDS)}")
+    if command == "train":
+        _train(rest)
+        return
+    module, options, run = COMMANDS[command]
+    found = importlib.import_module(f"optim4rl.cli.{module}")
+    # What the core install can do is parsed without tyro.
+    parse = getattr(found, "parse", None)
+    program = f"optim4rl {command}"
+    chosen = parse(program, rest) if parse else _parse(getattr(found, options), command, rest)
+    getattr(found, run)(chosen)
 
 
 def _parse(options: type[Any], command: str, rest: list[str], default: Any = None) -> Any:
-    import tyro
+    from optim4rl.cli.options import parse
 
-    chosen = {} if default is None else {"default": default}
-    # Options of parts have names of their own: --iterations, not --recipe.meta.iterations.
-    flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, config=flat, **chosen)
+    return parse(options, f"optim4rl {command}", rest, default)
 
 
-def _parse_known(options: type[Any], command: str, rest: list[str]) -> Any:
-    """Those options, whatever else there is."""
-    import tyro
-
-    return tyro.cli(options, prog=f"optim4rl {command}", args=rest, return_unknown_args=True)[0]
-
-
-def _train(command: str, rest: list[str]) -> None:
+def _train(rest: list[str]) -> None:
     from pathlib import Path
 
     from optim4rl.cli import processes
 
+    command = "train"
     if not {"-h", "--help"} & set(rest):
+        from optim4rl.cli.options import parse_known
+
         # Processes must have met before anything of JAX runs; importing gymnax is enough for that.
-        processes.join(_parse_known(processes.ProcessOptions, command, rest))
+        processes.join(parse_known(processes.ProcessOptions, f"optim4rl {command}", rest))
     from optim4rl.cli import train
     from optim4rl.meta.recipes import RECIPES
 
@@ -169,7 +216,8 @@ def _train(command: str, rest: list[str]) -> None:
         at = rest.index("--recipe")
         name = rest[at + 1] if at + 1 < len(rest) else ""
         if name not in RECIPES:
-            raise UsageError(f"recipe = {name!r}: known recipes are {', '.join(RECIPES)}")
+            known = f"known recipes are {', '.join(RECIPES)}"
+            raise UsageError(f"recipe = {name!r}: {known}{did_you_mean(name, RECIPES)}")
         del rest[at : at + 2]
         default = train.TrainOptions(Path("runs") / name.replace("/", "-"), RECIPES[name])
     with processes.noticing_losses():
@@ -182,59 +230,6 @@ def _split_recipe(word: str) -> list[str]:
     if name not in ("--recipe", "--preset"):
         return [word]
     return ["--recipe", value] if equals else ["--recipe"]
-
-
-def _evaluate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import evaluate
-
-    evaluate.run(_parse(evaluate.EvaluateOptions, command, rest))
-
-
-def _ablate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import ablate
-
-    options, run = {
-        "ablate": (ablate.AblateOptions, ablate.ablate),
-        "report": (ablate.ReportOptions, ablate.report),
-        "identity": (ablate.IdentityOptions, ablate.identity),
-    }[command]
-    run(_parse(options, command, rest))  # type: ignore[operator]
-
-
-def _replicate(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import replicate
-
-    replicate.run(_parse(replicate.ReplicateOptions, command, rest))
-
-
-def _plan(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import plan
-
-    options, run = {
-        "plan show": (plan.ShowOptions, plan.show),
-        "plan propose": (plan.ProposeOptions, plan.propose_plan),
-        "plan score": (plan.ScoreOptions, plan.score),
-        "plan lint": (plan.LintOptions, plan.lint_plan),
-    }[command]
-    run(_parse(options, command, rest))  # type: ignore[operator]
-
-
-def _import(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import importing
-
-    importing.run(_parse(importing.ImportOptions, command, rest))
-
-
-def _inspect(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import inspect
-
-    inspect.run(_parse(inspect.InspectOptions, command, rest))
-
-
-def _list(command: str, rest: list[str]) -> None:
-    from optim4rl.cli import listing
-
-    listing.run(listing.parse(f"optim4rl {command}", rest))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from optim4rl.cli.runtime import print_table, require_file_name
+from optim4rl.cli.runtime import require_file_name
+from optim4rl.cli.terminal import duration, print_table
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, map_plan, plan_as_dict
 from optim4rl.plans.planner.catalogue import catalogue_plan
@@ -32,6 +33,8 @@ CATALOGUE = "catalogue"
 @dataclass(frozen=True)
 class ShowOptions:
     """Show what was read of an ablation plan, and what each part of it maps to.
+
+      optim4rl plan show plans/optim4rl.md
 
     Attributes:
         plan: the plan file.
@@ -70,6 +73,8 @@ class ProposeOptions:
     knows. Any other name is a chat model behind an OpenAI-compatible endpoint (OPENAI_API_KEY,
     OPENAI_BASE_URL; `pip install optim4rl[planner]`). What it is asked and all that it answers are
     kept beside the plan, in NAME.record.jsonl.
+
+      optim4rl plan propose --of optim4rl --out p.md
 
     Attributes:
         method: the description, as plain text, Markdown or HTML.
@@ -184,6 +189,8 @@ class ScoreOptions:
 
     Plans are compared by what they map to: pairs of a component and a replacement.
 
+      optim4rl plan score p.md --against plans/optim4rl.md
+
     Attributes:
         plans: the plan files.
         against: the reference plan's file.
@@ -250,17 +257,21 @@ def _score_values(path: Path, score: Score) -> dict[str, Any]:
 class LintOptions:
     """Say what is wrong with a plan, and what it would cost to run; exits with 1 if anything is.
 
+      optim4rl plan lint p.md --no-cost
+
     Attributes:
         plan: the plan file.
         jobs: worker processes that the time is predicted for; as many as there are processors by
             default.
         measured: the folder of a study, whose jobs' times are taken where they fit.
+        cost: predict the time; without it the answer comes at once.
         json: print it as JSON.
     """
 
     plan: Annotated[Path, tyro.conf.Positional]
     jobs: int | None = None
     measured: Path | None = None
+    cost: bool = True
     json: bool = False
 
 
@@ -270,12 +281,14 @@ def lint_plan(options: LintOptions) -> None:
     plan = MappedPlan.read(options.plan)
     findings = lint(plan.mapped)
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
-    costs = _costs(plan, jobs, options.measured)
+    costs = _costs(plan, jobs, options.measured) if options.cost else []
     if options.json:
         values = {"findings": list(map(asdict, findings)), "costs": list(map(asdict, costs))}
         print(json.dumps(values, indent=1))
     else:
-        _print_lint(plan, findings, costs, jobs)
+        _print_findings(plan, findings)
+        if options.cost:
+            _print_costs(costs, jobs)
     if findings:
         sys.exit(1)
 
@@ -290,15 +303,16 @@ def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
     return predict(plan, jobs, times) if pairs(plan.mapped) else []
 
 
-def _print_lint(
-    plan: MappedPlan, findings: tuple[Finding, ...], costs: "list[Cost]", jobs: int
-) -> None:
+def _print_findings(plan: MappedPlan, findings: tuple[Finding, ...]) -> None:
     parts = [entry.ablation.part for entry in plan.mapped]
     rows = [[f"{f.ablation}. {parts[f.ablation - 1]}", f.kind, f.message] for f in findings]
     if rows:
         _print_table("what is wrong", ["ablation", "kind", "what"], rows)
     else:
         print("nothing is wrong with this plan")
+
+
+def _print_costs(costs: "list[Cost]", jobs: int) -> None:
     if not costs:
         print("a study can run nothing of it")
         return
@@ -307,19 +321,13 @@ def _print_lint(
             cost.scale,
             str(cost.trained),
             str(cost.jobs),
-            _duration(cost.seconds),
+            duration(cost.seconds),
             f"{cost.measured} of {cost.jobs} jobs' times" if cost.measured else "a table",
         ]
         for cost in costs
     ]
     columns = ["scale", "meta-trained", "jobs", "predicted time", "from"]
     _print_table(f"what a study of it costs, {jobs} workers", columns, prices)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 5_400:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3_600:.1f} h"
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

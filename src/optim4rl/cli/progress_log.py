@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import LARGEST_TEXT, read_file
 from optim4rl.meta.trainer import Progress
 
 
@@ -46,7 +47,7 @@ class ProgressLog:
         kept = f"{header}\n".encode()
         # Deleting the log is a way to go on without its earlier lines.
         if extent is not None and path.exists():
-            kept = path.read_bytes()[: extent["bytes"]]
+            kept = read_file(path, LARGEST_TEXT)[: extent["bytes"]]
             if hashlib.sha256(kept).hexdigest() != extent["sha256"]:
                 raise LogError(
                     f"{path}: damaged: it is not the log that the checkpoint has seen; restore "

@@ -12,10 +12,11 @@ import tyro
 
 from optim4rl.cli.evaluate import print_summary
 from optim4rl.cli.runtime import progress_bar
-from optim4rl.cli.signals import stop_now
+from optim4rl.cli.signals import keeping, stop_now
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
-from optim4rl.jobs.pools import Workers
+from optim4rl.jobs.pools import Workers, in_words
+from optim4rl.jobs.store import has_results
 from optim4rl.pages.benchmark import to_json
 from optim4rl.pages.replication import write_replication
 from optim4rl.study.paper import EXPERIMENTS
@@ -33,6 +34,8 @@ class ReplicateOptions:
     meta-seeds. Evaluates them beside Adam and RMSProp and beside themselves untrained, with the
     step as trained and with a tuned step. Finished work is kept in the folder, and a meta-training
     that was cut off goes on: stop it and start it again as you like.
+
+      optim4rl replicate catch --out runs/paper-catch
 
     Attributes:
         experiment: catch takes an hour on two cores, small_dense_long a night, big_dense_long days.
@@ -53,17 +56,19 @@ class ReplicateOptions:
     seeds: int | None = None
     meta_learning_rates: tuple[float, ...] | None = None
     reset_intervals: tuple[int, ...] | None = None
-    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers()
+    workers: Workers = Workers()
     json: bool = False
 
 
 def run(options: ReplicateOptions) -> None:
     """The command."""
     replication = lay_out(options)
-    with locked(options.out):
+    with locked(options.out), keeping(lambda: has_results(options.out)):
         remove_manifest(options.out)
         with (
-            progress_bar(f"replicating {options.experiment}", "jobs") as update,
+            progress_bar(
+                f"replicating {options.experiment}", "jobs", in_words(options.workers)
+            ) as update,
             stop_now("jobs in flight are abandoned"),
         ):
             found = run_replication(replication, options.out, options.workers, update)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+from optim4rl.cli.terminal import duration
 
 
 def configure_jax() -> None:
@@ -39,6 +41,16 @@ def _add_xla_flag(name: str, value: str) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".strip()
 
 
+def missing_device(error: BaseException) -> str | None:
+    """What to say of an error of JAX's that means: the device asked for is not here; else None."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    # Of a platform that it knows and cannot find JAX asserts that it did, without a word.
+    unfound = isinstance(error, AssertionError) and not str(error)
+    if not asked or not (unfound or "Unable to initialize backend" in str(error)):
+        return None
+    return f"JAX_PLATFORMS = {asked!r}: JAX finds no such device here; unset it, or set it to 'cpu'"
+
+
 class CompileClock:
     """Seconds until programs are there, from its making on: compiled, or read from the cache."""
 
@@ -54,76 +66,83 @@ class CompileClock:
             self.seconds += duration_secs
 
 
+class Update(Protocol):
+    """What tells a progress bar how far the work is."""
+
+    def __call__(
+        self, done: int, total: int, note: str = "", rate: str = "", left: float | None = None
+    ) -> None:
+        """Show it.
+
+        Args:
+            done: pieces that are done.
+            total: pieces in all.
+            note: what the last one was.
+            rate: how fast it goes; by default pieces a minute.
+            left: seconds that are left; by default as if pieces took as long as until now.
+        """
+
+
 @contextmanager
-def progress_bar(label: str, unit: str, silent: bool = False) -> Iterator[Any]:
-    """A bar with rate and time left on stderr; yields `update(done, total, note)`."""
+def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> Iterator[Update]:
+    """A bar with rate and time left on stderr, and an estimate of the whole once there is one.
+
+    Args:
+        label: what is done.
+        unit: what is counted.
+        on: what it runs on ("2 workers"), for the estimate.
+        silent: show nothing.
+    """
     if silent:
-        yield lambda *_: None
+        yield lambda *_, **__: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn(unit),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=None, rate="", note="")
-        started, first = time.perf_counter(), None
+        task = progress.add_task(label, total=None, rate="", note="", left="")
+        started, first, told = time.perf_counter(), None, False
 
-        def update(done: int, total: int, note: str = "", rate: str = "") -> None:
-            nonlocal first
+        def update(
+            done: int, total: int, note: str = "", rate: str = "", left: float | None = None
+        ) -> None:
+            nonlocal first, told
             first = done if first is None else first
-            if done > first and not rate:
-                minutes = (time.perf_counter() - started) / 60
-                rate = f"{(done - first) / minutes:.1f} a minute"
-            progress.update(task, completed=done, total=total, note=note, rate=rate)
+            seconds = time.perf_counter() - started
+            if done > first:
+                rate = rate or f"{60 * (done - first) / seconds:.1f} a minute"
+                left = (total - done) * seconds / (done - first) if left is None else left
+            shown = "" if left is None else f"{duration(left)} left"
+            progress.update(task, completed=done, total=total, note=note, rate=rate, left=shown)
+            if left is not None and not told and done < total:
+                told = True
+                pieces = f"{total - done} of {total} {unit}{' on ' * bool(on)}{on}"
+                console.print(f"{label}: about {duration(left)} for {pieces}", highlight=False)
             if not console.is_terminal and note:
                 # A log has no bar: one line for each step instead.
-                print(
-                    f"{label}: {done}/{total} {note} {rate}".rstrip(), file=sys.stderr, flush=True
-                )
+                said = (f"{label}: {done}/{total} {note}", rate, shown)
+                print(", ".join(filter(None, said)), file=sys.stderr, flush=True)
 
         yield update
 
 
 def require_file_name(option: str, path: Path) -> None:
-    """Refuse a path that can only be a folder.
+    """Refuse a path that names no file, or one of another kind; asked before any work is done.
 
     Raises:
         ValueError: the message names the option.
     """
-    if not path.name:
-        raise ValueError(f"{option} = {str(path)!r}: the name of a file is needed")
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text, not markup: it may hold somebody's words.
-    table = Table(title=Text(title), title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    # A pipe has no width; a table cut to 80 columns would be of no use there.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
+    if not path.name or (path.exists() and not path.is_file()):
+        what = " (it is a folder)" if path.is_dir() else ""
+        raise ValueError(f"{option} = {str(path)!r}: the name of a file is needed{what}")

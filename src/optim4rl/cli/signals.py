@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A note on an error: what was done until then is in files, and the same command goes on from there.
+_KEPT = "what is finished is kept"
 
 
 class StoppedBySignalError(Exception):
@@ -33,39 +35,76 @@ class StopRequest:
             raise StoppedBySignalError(self.number)
 
 
+@contextmanager
+def keeping(is_kept: Callable[[], bool]) -> Iterator[None]:
+    """Note on whatever stops the block whether there is something to go on from.
+
+    Args:
+        is_kept: whether finished work lies in the command's folder.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_kept():
+            error.add_note(_KEPT)
+        raise
+
+
+def keeps_work(error: BaseException) -> bool:
+    """Whether the command that the error has stopped can go on from what it has finished."""
+    return _KEPT in getattr(error, "__notes__", ())
+
+
 def stop_now(doing: str) -> AbstractContextManager[StopRequest]:
     """Raise `StoppedBySignalError` in the main thread, whatever it is at, at the first signal."""
-    return stop_in_order(doing, StopRequest.raise_if_asked)
+    return stop_in_order(lambda: doing, StopRequest.raise_if_asked)
 
 
 @contextmanager
 def stop_in_order(
-    doing: str, on_stop: Callable[[StopRequest], None] = lambda request: None
+    doing: Callable[[], str], on_stop: Callable[[StopRequest], None] = lambda request: None
 ) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; the second one ends the process.
+
+    Python's handlers wait until the main thread is done with what JAX computes. So the signals are
+    answered by a thread, which learns of them at once.
 
     Args:
         doing: what becomes of what is in flight, for the message.
         on_stop: called when the first signal comes, in the main thread; it may raise.
     """
     request = StopRequest()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        if request.number:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        request.number = number
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\nstopping: {doing}; once more stops at once\n".encode())
-        on_stop(request)
-
     if threading.current_thread() is not threading.main_thread():
         yield request  # Signals are the main thread's.
         return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        request.number = request.number or number
+        on_stop(request)
+
+    def answer(pipe: int) -> None:
+        heard = (number for (number,) in iter(lambda: os.read(pipe, 1), b"") if number in SIGNALS)
+        for number in heard:
+            request.number = request.number or number
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, f"\nstopping: {doing()}; once more stops at once\n".encode())
+            break
+        for number in heard:
+            os._exit(128 + number)
+
+    pipe, bell = os.pipe()
+    os.set_blocking(bell, False)
+    thread = threading.Thread(target=answer, args=(pipe,), daemon=True)
+    thread.start()
+    bell_before = signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(bell_before)
+        os.close(bell)
+        thread.join()
+        os.close(pipe)

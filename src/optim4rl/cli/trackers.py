@@ -111,8 +111,8 @@ def log_progress(
 def with_progress(update: Callable[..., None], tracker: Tracker) -> Callable[..., None]:
     """A progress bar's `update(done, total, ...)` that also logs the share done."""
 
-    def both(done: int, total: int, *details: str) -> None:
-        update(done, total, *details)
+    def both(done: int, total: int, *details: Any, **further: Any) -> None:
+        update(done, total, *details, **further)
         tracker.log(done, {"progress": done / max(1, total)})
 
     return both

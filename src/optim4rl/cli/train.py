@@ -5,6 +5,7 @@ import io
 import json
 import math
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -17,15 +18,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from optim4rl.cli.pace import Pace
 from optim4rl.cli.processes import ProcessOptions
 from optim4rl.cli.progress_log import ProgressLog, task_labels
-from optim4rl.cli.runtime import CompileClock, print_table, progress_bar
-from optim4rl.cli.signals import StopRequest, stop_in_order
+from optim4rl.cli.runtime import CompileClock, progress_bar
+from optim4rl.cli.signals import StopRequest, keeping, stop_in_order
+from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import Tracker, TrackerName, log_progress, require_tracker, tracking
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.files.reading import read_text
 from optim4rl.jobs.provenance import provenance
 from optim4rl.meta.checkpoint import (
     Resumed,
@@ -83,10 +87,14 @@ class TrainOptions:
     `--recipe NAME` starts from a recipe (`optim4rl list recipes`), whose options the others then
     change.
 
+      optim4rl train --out runs/mine --tasks catch --learning-rate 1e-2
+      optim4rl train --recipe zoo/anchored-catch --out runs/again
+
     Attributes:
         out: output folder.
         recipe: what is trained, on what, and how.
-        chunk: meta-iterations between two checkpoints.
+        chunk: meta-iterations between two checkpoints; by default as many as take about five
+            seconds.
         resume: go on from the checkpoint in the output folder.
         execution: devices, memory, kernel.
         processes: several processes.
@@ -97,7 +105,7 @@ class TrainOptions:
 
     out: Path
     recipe: Recipe = Recipe()
-    chunk: int = 20
+    chunk: int | None = None
     resume: bool = False
     execution: ExecutionOptions = ExecutionOptions()
     processes: ProcessOptions = ProcessOptions()
@@ -121,9 +129,13 @@ def run(options: TrainOptions) -> None:
         if first_process:
             _show_plan(options, settings, execution, plan)
         return
-    with locked(options.out) if first_process else nullcontext():
+    checkpoint = options.out / "checkpoint.safetensors"
+    with (
+        locked(options.out) if first_process else nullcontext(),
+        keeping(lambda: has_checkpoint(checkpoint)),
+    ):
         resumed = _resumed(options, spec, tasks, settings, start, execution)
-        state, figures = _meta_train(options, spec, tasks, settings, resumed, execution)
+        state, figures = _meta_train(options, spec, tasks, settings, resumed, execution, compiling)
         if not first_process:
             return
         weights = options.out / "weights.safetensors"
@@ -139,14 +151,14 @@ def run(options: TrainOptions) -> None:
         "picture": str(options.out / "progress.svg"),
         "iterations": int(state.iteration),
         **figures,
-        "compile_seconds": round(compiling.seconds, 1),
         "peak_memory_gib": round(_peak_memory() / 2**30, 2),
     }
     if options.json:
         print(json.dumps(summary))
     else:
         print_table("meta-training", ["", "value"], [[k, str(v)] for k, v in summary.items()])
-        print(f"next: optim4rl evaluate {weights} --task {options.recipe.tasks[0]}")
+        words = ["optim4rl", "evaluate", str(weights), "--task", options.recipe.tasks[0]]
+        print(f"next: {shlex.join(words)}")
 
 
 def _resumed(
@@ -189,6 +201,7 @@ def _meta_train(
     settings: dict[str, Any],
     resumed: Resumed,
     execution: Execution,
+    compiling: CompileClock,
 ) -> tuple[MetaState, dict[str, Any]]:
     """The meta-training, chunk by chunk, each with a checkpoint: its final state, and its speed.
 
@@ -209,21 +222,24 @@ def _meta_train(
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
     name = options.recipe.optimizer
-    bar = progress_bar(f"meta-training {name}", "iterations", silent=not first_process)
+    pace = Pace(options.chunk, lambda: compiling.seconds)
+    on = f"{execution.devices.size} device{'s' * (execution.devices.size > 1)}"
+    bar = progress_bar(f"meta-training {name}", "iterations", on, silent=not first_process)
     chosen = options.tracker if first_process else None
     with (
         tracking(chosen, options.out, settings, first + 1) as tracker,
         bar as update,
-        stop_in_order("the chunk is finished and saved") as stop,
+        stop_in_order(pace.ending) as stop,
     ):
         update(first, meta.iterations)
-        keeper = _ChunkKeeper(options, settings, resumed, steps, tracker, update, stop)
+        keeper = _ChunkKeeper(options, settings, resumed, steps, tracker, update, stop, pace)
         state, _ = train(
             spec,
             tasks,
             meta,
             state=resumed.state,
-            chunk=options.chunk,
+            chunk=pace.most,
+            size=pace.start,
             report=keeper.keep,
             execution=execution,
         )
@@ -233,6 +249,7 @@ def _meta_train(
         # Of the whole run, and of its fastest chunk, which had nothing to compile.
         "env_steps_per_second": round((meta.iterations - first) * steps / seconds),
         "env_steps_per_second_at_best": round(keeper.best),
+        "compile_seconds": round(compiling.seconds, 1),
     }
 
 
@@ -247,6 +264,7 @@ class _ChunkKeeper:
         tracker: where the progress goes, too.
         update: of the progress bar.
         stop: whether a signal has asked to stop.
+        pace: the sizes of chunks.
     """
 
     def __init__(
@@ -258,9 +276,10 @@ class _ChunkKeeper:
         tracker: Tracker,
         update: Callable[..., None],
         stop: StopRequest,
+        pace: Pace,
     ) -> None:
         self._options, self._settings, self._steps = options, settings, steps
-        self._tracker, self._update, self._stop = tracker, update, stop
+        self._tracker, self._update, self._stop, self._pace = tracker, update, stop, pace
         self._labels = task_labels(options.recipe.tasks)
         self._log = None
         if jax.process_index() == 0:
@@ -268,29 +287,27 @@ class _ChunkKeeper:
             self._log = ProgressLog(path, self._labels, resumed.notes.get("log"))
         # A damaged checkpoint is not to take the place of the good one before it.
         self._rotate = not resumed.damage
-        self._done, self._since = int(resumed.state.iteration), time.perf_counter()
+        self._done = int(resumed.state.iteration)
         self.best = 0.0
 
     def keep(self, state: MetaState, progress: Progress) -> None:
         """Keep a chunk, and stop after it if a signal asked for that."""
+        done, iterations = int(state.iteration), self._options.recipe.meta.iterations
+        count, seconds, pace = done - self._done, self._pace.elapsed, self._pace
         notes = dict(provenance("optim4rl.meta.recipe"))
         if self._log is not None:
             self._log.append(self._done, progress)
             notes["log"] = self._log.extent
         checkpoint = self._options.out / "checkpoint.safetensors"
         save_checkpoint(checkpoint, state, self._settings, notes, rotate=self._rotate)
-        now, done, iterations = (
-            time.perf_counter(),
-            int(state.iteration),
-            self._options.recipe.meta.iterations,
-        )
-        rate = (done - self._done) * self._steps / (now - self._since)
+        pace.note(count, seconds)
+        rate = count * self._steps / pace.elapsed
         self.best = max(self.best, rate)
         log_progress(self._tracker, self._done, progress, self._labels, rate)
-        self._rotate, self._done, self._since = True, done, now
+        self._rotate, self._done = True, done
         note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
-        self._update(done, iterations, note, f"{rate:,.0f} steps/s")
-        self._stop.number = _first_signal(self._stop.number)
+        self._update(done, iterations, note, f"{rate:,.0f} steps/s", pace.left(iterations - done))
+        self._stop.number, pace.size = _agreed(self._stop.number, pace.size)
         if done < iterations and not state.stopped:
             self._stop.raise_if_asked()
 
@@ -299,18 +316,19 @@ def _write_table(log: Path, path: Path) -> None:
     """The progress as Parquet: the columns of the CSV, null where no episode ended."""
     import polars as pl
 
-    columns = log.read_text().partition("\n")[0].split(",")
+    columns = read_text(log).partition("\n")[0].split(",")
     types = dict.fromkeys(columns, pl.Float64) | {"iteration": pl.Int64}
     buffer = io.BytesIO()
     pl.read_csv(log, schema_overrides=types).write_parquet(buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def _first_signal(number: int) -> int:
-    """The signal that has asked any of the processes to stop, so that all stop together."""
+def _agreed(*numbers: int) -> tuple[int, ...]:
+    """The largest of each number that any of the processes has, so that all do the same."""
     if jax.process_count() == 1:
-        return number
-    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+        return numbers
+    found = multihost_utils.process_allgather(np.array(numbers, np.int32))
+    return tuple(int(x) for x in np.max(found, axis=0))
 
 
 def plan_execution(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from optim4rl.evaluation.returns import (
     COARSEST_FLOOR,
@@ -127,5 +127,5 @@ def smallest_effect(
         return None
     freedom = np.array([part.size - 1 for part in luck])
     degrees = variance**2 / float((variances**2 / freedom).sum())
-    quantiles = stats.t.ppf(1 - SIGNIFICANCE / 2, degrees) + stats.t.ppf(POWER, degrees)
+    quantiles = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, degrees) + scipy.stats.t.ppf(POWER, degrees)
     return float(quantiles) * math.sqrt(variance)

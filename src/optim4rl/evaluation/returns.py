@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.significance import (
@@ -123,7 +123,7 @@ def stuck_rate(
 
 
 def _rate(hits: int, count: int) -> Estimate:
-    interval = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
     return Estimate(hits / count, float(interval.low), float(interval.high))
 
 
@@ -359,7 +359,7 @@ def _mid_ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks all runs of X and Y within each task, diverged runs lowest."""
     tasks = x.shape[0]
     pooled = worst_first(np.concatenate([x.reshape(tasks, -1), y.reshape(tasks, -1)], axis=1))
-    ranks = stats.rankdata(pooled, axis=1)
+    ranks = scipy.stats.rankdata(pooled, axis=1)
     x_runs = x[0].size
     return ranks[:, :x_runs].reshape(x.shape), ranks[:, x_runs:].reshape(y.shape)
 

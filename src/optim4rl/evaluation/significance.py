@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import stats
 
 MAX_EXACT_SPLITS = 200_000
 MONTE_CARLO_SPLITS = 20_000
@@ -62,7 +62,7 @@ def permutation_test(
         raise ValueError(f"x, y: sizes {x.size} and {y.size} must both be at least 1")
     pooled = worst_first(np.concatenate([x, y]).astype(np.float64))
     if np.isneginf(pooled).any():
-        pooled = stats.rankdata(pooled)
+        pooled = scipy.stats.rankdata(pooled)
     pooled = pooled - pooled.mean()
     count = math.comb(pooled.size, x.size)
     exact = count <= MAX_EXACT_SPLITS
@@ -129,7 +129,7 @@ def welch_test(
     if variance == 0:
         return WelchTest(float(difference == 0), difference, float(freedom.sum()))
     degrees = variance**2 / float((variances**2 / freedom).sum())
-    p = 2 * float(stats.t.sf(abs(difference) / math.sqrt(variance), degrees))
+    p = 2 * float(scipy.stats.t.sf(abs(difference) / math.sqrt(variance), degrees))
     return WelchTest(p, difference, degrees)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import signal
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import final_return
@@ -167,9 +167,9 @@ def smooth(returns: Float[np.ndarray, "run time"]) -> Float[np.ndarray, "run tim
     time = returns.shape[1]
     if time <= 2 * CYCLES_PER_RUN:
         return returns
-    sections = signal.butter(FILTER_ORDER, 2 * CYCLES_PER_RUN / time, output="sos")
+    sections = scipy.signal.butter(FILTER_ORDER, 2 * CYCLES_PER_RUN / time, output="sos")
     # Mirrored ends: the default, an odd extension, would hang each end on a single noisy value.
-    smoothed: Float[np.ndarray, "run time"] = signal.sosfiltfilt(
+    smoothed: Float[np.ndarray, "run time"] = scipy.signal.sosfiltfilt(
         sections, returns, axis=1, padtype="even", padlen=time - 1
     )
     return smoothed

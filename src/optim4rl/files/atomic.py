@@ -26,7 +26,14 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     Args:
         path: the file.
         keep: where to move the old file; None: nowhere.
+
+    Raises:
+        OSError: a folder, a pipe or a device has that name, or it cannot be written.
     """
+    if path.exists() and not path.is_file():
+        # A device would be replaced, and be one no more.
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise OSError(errno.EEXIST, f"it is {what}, so no file is written there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     temporary = Path(name)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import LARGEST_TEXT, opened, read_file
 from optim4rl.files.sealed import DamagedFileError
 
 MANIFEST = "SHA256SUMS"
@@ -40,7 +41,7 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
     path = folder / MANIFEST
     if not path.is_file():
         return
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    lines = read_file(path, LARGEST_TEXT).decode("utf-8", "replace").splitlines()
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in names:
         if (folder / name).is_file() and known.get(name) != _digest(folder / name):
@@ -51,5 +52,5 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

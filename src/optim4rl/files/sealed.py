@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from optim4rl.files.atomic import replacing
+from optim4rl.files.reading import opened, read_file
 
 SEAL = "sha256"
 _OPEN = "0" * 64
@@ -83,7 +84,7 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     from safetensors.numpy import load
 
-    data = path.read_bytes()
+    data = read_file(path)
     metadata = _check(path, io.BytesIO(data))
     return load(data), metadata
 
@@ -95,7 +96,7 @@ def check_seal(path: Path) -> dict[str, str]:
         DamagedFileError: the file is damaged, or not a sealed file.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         return _check(path, file)
 
 
@@ -106,11 +107,11 @@ def read_header(path: Path) -> dict[str, str]:
         DamagedFileError: it is not a sealed file.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         return _read_header(path, file)[1]
 
 
-def _check(path: Path, file: io.BufferedIOBase) -> dict[str, str]:
+def _check(path: Path, file: BinaryIO) -> dict[str, str]:
     header, metadata = _read_header(path, file)
     seal = metadata.pop(SEAL, "").encode()
     if not re.fullmatch(rb"[0-9a-f]{64}", seal) or header.count(seal) != 1:
@@ -140,7 +141,7 @@ def _header(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[bytes, dict[str, str]]:
+def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, str]]:
     """The bytes before the first array, and the metadata."""
     start = file.read(8)
     length = int.from_bytes(start, "little")

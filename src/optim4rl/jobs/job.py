@@ -46,6 +46,8 @@ class Job:
         what: the job in a few words, for people.
         program: jobs with an equal program share compiled programs.
         files: the files that the function reads, as paths below the folder.
+        kind: jobs of a kind take as long as they have work (`forecast`).
+        work: how much that is: seconds on one core, as rough as they may be.
     """
 
     function: str
@@ -53,6 +55,8 @@ class Job:
     what: str = ""
     program: Hashable = None
     files: tuple[str, ...] = ()
+    kind: str = ""
+    work: float = 1.0
 
     @property
     def question(self) -> dict[str, Any]:

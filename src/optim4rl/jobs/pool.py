@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn, Protocol, runtime_checkable
 
+from optim4rl.jobs.forecast import Forecast, kinds_first
 from optim4rl.jobs.job import Job
-from optim4rl.jobs.store import has_result
+from optim4rl.jobs.store import has_result, job_seconds
 
 # One thread for each worker: jobs run in parallel, and results must not depend on the number of
 # threads.
@@ -30,15 +32,15 @@ class JobError(RuntimeError):
     """A job failed; the other jobs that had started are finished and kept."""
 
 
-# Called after every job with the number of jobs done and the words for the last one.
-OnJob = Callable[[int, str], None]
+# Called after every job with the number of jobs done and the last one; at first with None.
+OnJob = Callable[[int, Job | None], None]
 
 
 @runtime_checkable
 class Pool(AbstractContextManager["Pool"], Protocol):
     """Workers that live as long as the pool, on any machine."""
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
         """Have every job done; its results are then in the pool's folder.
 
         Raises:
@@ -47,7 +49,7 @@ class Pool(AbstractContextManager["Pool"], Protocol):
 
 
 def run_jobs(
-    pool: Pool, folder: Path, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None
+    pool: Pool, folder: Path, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None
 ) -> None:
     """Run the jobs whose results are not in the folder yet; the others count as done.
 
@@ -57,25 +59,33 @@ def run_jobs(
     wanted = list({job.address: job for job in jobs}.values())
     missing = [job for job in wanted if not has_result(folder, job)]
     before = len(wanted) - len(missing)
-    on_job(before, "")
-    pool.run(missing, lambda done, what: on_job(before + done, what))
+    on_job(before, None)
+    pool.run(missing, lambda done, job: on_job(before + done, job))
 
 
 class Stages:
-    """Runs jobs stage after stage, and counts over all of them.
+    """Runs jobs stage after stage, counts over all of them, and says what is left.
 
     Args:
         pool: who does the jobs.
         folder: where results are kept.
-        total: jobs in all, as far as is known.
-        update: called with jobs done, jobs in all, and the words for the last one.
+        expected: all jobs, as far as is known.
+        update: called with jobs done, jobs in all, the words for the last one and, as `left`, the
+            seconds that are left.
     """
 
     def __init__(
-        self, pool: Pool, folder: Path, total: int, update: Callable[..., None] = lambda *_: None
+        self,
+        pool: Pool,
+        folder: Path,
+        expected: Sequence[Job] = (),
+        update: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        self._pool, self._folder, self._total, self._update = pool, folder, total, update
+        self._pool, self._folder, self._update = pool, folder, update
+        self._total, self._forecast = len(expected), Forecast(expected)
         self._counted: set[str] = set()
+        self._busy = 0.0  # seconds, of all workers together
+        self._started: float | None = None
 
     def run(self, jobs: Sequence[Job], *, last: bool = False) -> None:
         """Run the jobs of a stage that are not done yet.
@@ -86,13 +96,33 @@ class Stages:
         new = {job.address: job for job in jobs if job.address not in self._counted}
         before = len(self._counted)
         total = before + len(new) if last else max(self._total, before + len(new))
-        run_jobs(
-            self._pool,
-            self._folder,
-            list(new.values()),
-            lambda done, what: self._update(before + done, total, what),
-        )
+        if last:
+            self._forecast.expect(new.values())
+        for job in new.values():
+            if has_result(self._folder, job):
+                self._forecast.skip(job)
+
+        def on_job(done: int, job: Job | None) -> None:
+            what = "" if job is None else job.what
+            self._update(before + done, total, what, left=self._left(job))
+
+        run_jobs(self._pool, self._folder, kinds_first(new.values()), on_job)
         self._counted.update(new)
+
+    def _left(self, job: Job | None) -> float | None:
+        """Seconds that are left now that a job is done; None while nothing is known."""
+        now = time.perf_counter()
+        if job is not None:
+            seconds = job_seconds(self._folder, job)
+            if self._started is None:  # Not when the workers began to start.
+                self._started = now - seconds
+            self._busy += seconds
+            self._forecast.note(job, seconds)
+        left = self._forecast.left()
+        if left is None or self._started is None or not self._busy:
+            return None
+        # As many at once as until now, with whatever else the machine has to do.
+        return left * (now - self._started) / self._busy
 
 
 class JobQueue:
@@ -191,7 +221,7 @@ class LocalPool:
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
         """Have every job done.
 
         Raises:
@@ -219,7 +249,7 @@ class LocalPool:
                         waiting.clear()
                     else:
                         done += 1
-                        on_job(done, job.what)
+                        on_job(done, job)
 
         threads = [threading.Thread(target=employ, args=x) for x in enumerate(self._workers)]
         for thread in threads:

@@ -48,6 +48,14 @@ class Workers:
             )
 
 
+def in_words(workers: Workers) -> str:
+    """Return who does the jobs, for people: "2 workers"."""
+    count = workers.jobs or (_local_workers() if workers.cluster == "local" else None)
+    if count is None:
+        return f"the cluster {workers.cluster}"
+    return f"{count} worker{'s' * (count > 1)}"
+
+
 def open_pool(folder: Path, workers: Workers) -> Pool:
     """Open the pool that the address names; use it in a `with` block.
 

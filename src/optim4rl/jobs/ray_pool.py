@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_file
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import JobError, JobQueue, OnJob, raise_failure, worker_flags
 
@@ -101,7 +102,7 @@ class RayPool:
             for member in members:
                 self._ray.kill(member.actor)
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, what: None) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
         """Run every job; run the jobs of lost workers again.
 
         Raises:
@@ -123,7 +124,7 @@ class RayPool:
                 else:
                     self._keep(answer["files"])
                     done += 1
-                    on_job(done, job.what)
+                    on_job(done, job)
         if failures:
             raise_failure(*failures[0])
 
@@ -147,7 +148,7 @@ class RayPool:
             member = self._idle.pop()
             job = self._queue.take(member.number)
             assert job is not None
-            files = {name: (self._folder / name).read_bytes() for name in job.files}
+            files = {name: read_file(self._folder / name) for name in job.files}
             question = job.question | {"address": job.address}
             self._busy[member.actor.do.remote(question, files)] = member, job
 
@@ -272,7 +273,7 @@ class _Actor:
             if "error" in answer:
                 return {"error": answer["error"]}
             paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-            made = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+            made = {path.relative_to(folder).as_posix(): read_file(path) for path in paths}
             return {"files": {path: data for path, data in made.items() if path not in files}}
 
 

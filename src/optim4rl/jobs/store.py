@@ -26,6 +26,16 @@ def has_result(folder: Path, job: Job) -> bool:
     return result_path(folder, job).is_file()
 
 
+def has_results(folder: Path) -> bool:
+    """Whether any job is finished there."""
+    return any((folder / FOLDER).glob("*.safetensors"))
+
+
+def job_seconds(folder: Path, job: Job) -> float:
+    """What a worker took for a finished job, by the header of its result alone; 0 where unsaid."""
+    return float(json.loads(read_header(result_path(folder, job))["info"]).get("seconds", 0.0))
+
+
 def put_result(folder: Path, job: Job, result: Result) -> None:
     """Write a result atomically, with its question and the code that answered it."""
     metadata = {

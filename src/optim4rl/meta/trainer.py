@@ -294,6 +294,7 @@ def train(
     *,
     state: MetaState | None = None,
     chunk: int = 20,
+    size: Callable[[], int] | None = None,
     report: Callable[[MetaState, Progress], None] | None = None,
     execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress | None]:
@@ -306,6 +307,8 @@ def train(
         state: the state to go on from; None: a fresh one. The run updates its arrays in place, so
             keep a copy (`jax.tree.map(jnp.copy, state)`) if you need it again.
         chunk: iterations between two reports.
+        size: called before every chunk, for the iterations that it has, 1 to `chunk`; None: always
+            `chunk`.
         report: called after every chunk with the state, which is valid until `report` returns, and
             the chunk's progress. Then no progress is kept here, because a run may take days.
         execution: devices, chunks of agents, kernel.
@@ -321,7 +324,7 @@ def train(
         state = init(spec, tasks, config, execution=execution)
     chunks = []
     while (first := int(state.iteration)) < config.iterations:
-        end = min(first + chunk, config.iterations)
+        end = min(first + (chunk if size is None else size()), config.iterations)
         state, progress = _run(spec, tasks, _program(config), execution, chunk, state, end)
         # Also report the iteration with a number that is not finite, if there is one.
         done = int(state.iteration) - first + bool(state.stopped)

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optim4rl.fields import float32
+from optim4rl.files.reading import read_file, why
 
 FORMAT = "optim4rl-weights"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
+# Bytes; a rule has thousands of weights.
+LARGEST_WEIGHTS = 100_000_000
 # The weights that we recommend for RL, which `load()` takes without a name.
 DEFAULT_WEIGHTS = "ppo-generalist"
 
@@ -125,10 +128,10 @@ def _read(weights: str | Path) -> tuple[str, bytes]:
         file = resources.files("optim4rl.optimizers") / "zoo" / f"{weights}{SUFFIX}"
         return str(weights), file.read_bytes()
     try:
-        return str(weights), Path(weights).read_bytes()
-    except OSError as error:
+        return str(weights), read_file(weights, LARGEST_WEIGHTS)
+    except (OSError, ValueError) as error:
         raise WeightsError(
-            f"weights = {str(weights)!r}: no readable file there ({error.strerror}); shipped "
+            f"weights = {str(weights)!r}: no readable file there ({why(error)}); shipped "
             f"weights are {', '.join(shipped_names()) or 'none'}"
         ) from error
 

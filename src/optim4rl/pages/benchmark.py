@@ -8,9 +8,10 @@ import numpy as np
 
 from optim4rl.benchmark.contender import Contender
 from optim4rl.benchmark.loop import Benchmark, Choice, Reading, Results
+from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.scale import Lead, Normalised, Scale, Standing
 from optim4rl.benchmark.scores import SCORE_WORDS, greedy_return
-from optim4rl.benchmark.table import table_rows, write_runs
+from optim4rl.benchmark.table import write_runs
 from optim4rl.benchmark.tuning import Tuning
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (

@@ -26,11 +26,12 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
+from optim4rl.files.reading import read_text
 from optim4rl.jobs.store import StoreError
-from optim4rl.optimizers.weights import load_weights
+from optim4rl.optimizers.weight_files import read_weights
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Frame, Series
-from optim4rl.pages.study import CURVE_POINTS, iqm_band, page_template
+from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template
 
 # Colours of a page's lines; further runs start again, dashed.
 STYLES = 6
@@ -108,8 +109,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _read_training(folder: Path) -> FinishedRun:
-    with (folder / "progress.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(read_text(folder / "progress.csv").splitlines()))
     if not rows:
         raise ValueError("progress.csv has no finished iteration yet")
     columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
@@ -119,7 +119,7 @@ def _read_training(folder: Path) -> FinishedRun:
         for name, values in columns.items()
         if name.startswith("return_")
     }
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads(read_text(folder / "settings.json"))
     lines = {
         Heading(f"Return of the agents on {task}", "meta-iteration"): _bins(iterations, values)
         for task, values in returns.items()
@@ -139,7 +139,7 @@ def _read_training(folder: Path) -> FinishedRun:
         numbers["stopped"] = f"no finite numbers from iteration {int(iterations[-1])} on"
     weights = folder / "weights.safetensors"
     if weights.is_file():
-        card = load_weights(str(weights)).card
+        card = read_weights(weights).card
         numbers["seconds"] = float(card["training_seconds"])
         settings = {**settings, "versions": card["versions"]}
     else:
@@ -159,14 +159,14 @@ def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
 
 
 def _read_study(folder: Path) -> FinishedRun:
-    record = json.loads((folder / "study.json").read_text())
+    record = json.loads(read_text(folder / "study.json"))
     task = record["settings"]["environment"]
     settings = {key: record[key] for key in ("scale", "settings", "versions")}
     return _evaluated(folder, "ablation study", settings, task)
 
 
 def _read_benchmark(folder: Path) -> FinishedRun:
-    record = json.loads((folder / "results.json").read_text())
+    record = json.loads(read_text(folder / "results.json"))
     keys = ("suite", "seeds", "tuning_seeds", "versions", "code")
     settings = {key: record[key] for key in keys}
     settings["tasks"] = list(record["tasks"])
@@ -230,10 +230,32 @@ def short_names(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs: a value for each, None where it has none."""
-    names = _union(run.settings for run in runs)
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: found for name, found in values.items() if any(x != found[0] for x in found)}
+    """Settings that several runs have, and not with one value: a value for each run.
+
+    None stands where a run, of another command perhaps, has no such setting.
+    """
+    differing = {}
+    for name in _union(run.settings for run in runs):
+        found = [run.settings[name] for run in runs if name in run.settings]
+        if any(x != found[0] for x in found):
+            differing[name] = [run.settings.get(name) for run in runs]
+    return differing
+
+
+def _shared(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Settings that all runs have, with the same value."""
+    first, *others = (run.settings for run in runs)
+    return {
+        name: value
+        for name, value in first.items()
+        if all(name in other and other[name] == value for other in others)
+    }
+
+
+def _alone(run: FinishedRun, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Settings that no other run has."""
+    others = set().union(*(other.settings for other in runs if other is not run))
+    return {name: value for name, value in run.settings.items() if name not in others}
 
 
 def numbers_by_name(runs: Sequence[FinishedRun]) -> dict[str, list[Estimate | float | str | None]]:
@@ -275,7 +297,8 @@ def render_comparison(runs: Sequence[FinishedRun]) -> str:
         names=names,
         numbers=numbers_by_name(runs),
         differing=differing,
-        shared={k: v for k, v in runs[0].settings.items() if k not in differing},
+        shared=_shared(runs),
+        alone=[_alone(run, runs) for run in runs],
         panels=list(_panels(runs, names)),
         is_estimate=lambda value: isinstance(value, Estimate),
         figure=_figure,

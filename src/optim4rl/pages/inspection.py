@@ -57,7 +57,7 @@ from optim4rl.pages.inspection_words import (
     settled,
     tenth_after,
 )
-from optim4rl.pages.study import page_template
+from optim4rl.pages.page import page_template
 
 RULE, ADAM, SIGN_SGD = "this rule", "Adam", "sign-SGD"
 MAX_CARD = 20_000  # characters of a card that are shown

@@ -14,6 +14,7 @@ from optim4rl.benchmark.contender import CONTROL
 from optim4rl.benchmark.scale import PROFILE_POINTS, Profile
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.atomic import replacing
+from optim4rl.files.reading import read_text
 
 _T = TypeVar("_T")
 
@@ -124,8 +125,7 @@ def plot_training(log: Path, path: Path) -> None:
         log: the `progress.csv` of a run.
         path: file to write.
     """
-    with log.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(read_text(log).splitlines()))
     columns = {
         name: np.array([float(row[name] or "nan") for row in rows])
         for name in (rows[0] if rows else ())

@@ -4,23 +4,20 @@
 never trains, and the same results give the same bytes.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.returns import bootstrap_interval
 from optim4rl.evaluation.stability import METRICS
 from optim4rl.files.atomic import write_atomically
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Series
 from optim4rl.pages.identity import identity_view
+from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template
 from optim4rl.pages.summary import (
     OUTCOMES,
     RowSummary,
@@ -29,7 +26,7 @@ from optim4rl.pages.summary import (
     summarise,
     summary_table,
 )
-from optim4rl.pages.words import duration, interval, number, p_value, percent, percent_range, plain
+from optim4rl.pages.words import interval, number
 from optim4rl.study.results import RowKind, StudyResults
 
 __all__ = ["render_report", "summary_table", "write_report"]
@@ -41,8 +38,6 @@ GROUPS: dict[RowKind, str] = {
     "control": "Control: never meta-trained",
     "baseline": "Classical baselines",
 }
-CURVE_POINTS = 100
-BAND_RESAMPLES = 400
 MAX_REASONING = 50_000  # characters of a plan's prose that are shown
 
 
@@ -82,30 +77,6 @@ def render_report(results: StudyResults) -> str:
         outcomes=OUTCOMES,
         seconds=sum(entry.row.seconds for entry in summary.rows),
     )
-
-
-@functools.cache
-def page_template(name: str) -> jinja2.Template:
-    """A page's template, which escapes what it is given and has the filters of all pages."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("optim4rl.pages"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number,
-        interval=interval,
-        p=p_value,
-        percent=percent,
-        percent_range=lambda ends: percent_range(*ends),
-        rate_interval=lambda rate: percent_range(rate.low, rate.high),
-        plain=plain,
-        duration=duration,
-        badge=_badge,
-    )
-    return environment.get_template(name)
 
 
 def _groups(summary: Summary) -> Iterable[tuple[str, list[tuple[int, RowSummary]]]]:
@@ -167,11 +138,6 @@ def _strip_label(score: Score, summary: Summary) -> str:
     return f"{score.name} {shown}, {'95 % interval ' if score.iqm.has_interval else ''}{ends}"
 
 
-def _badge(outcome: str) -> Markup:
-    path = figures.tag("path", d=figures.MARKS[outcome], class_=f"mark {outcome}")
-    return figures.tag("svg", path, viewBox="-8 -8 16 16", class_="badge", aria_hidden="true")
-
-
 # Learning curves
 
 
@@ -229,29 +195,3 @@ def _curve(
     low, middle, high = band
     steps = entry.curves.thin(CURVE_POINTS).env_steps.astype(np.float64)
     return Series(label, style, steps, middle, low, high)
-
-
-def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, " points"], ...]:
-    """Interquartile mean over runs at each point of time, between the ends of its interval.
-
-    Args:
-        curves: those of each meta-seed.
-        points: of time, at most.
-
-    Returns:
-        Low end, mean, high end.
-    """
-    returns = np.stack([_thinned(each, points) for each in curves])
-    estimates = [
-        bootstrap_interval(returns[None, :, :, time], resamples=BAND_RESAMPLES)
-        for time in range(returns.shape[2])
-    ]
-    low, middle, high = (
-        np.array([getattr(estimate, name) for estimate in estimates])
-        for name in ("low", "value", "high")
-    )
-    return low, middle, high
-
-
-def _thinned(curves: Curves, points: int) -> Float[np.ndarray, "run points"]:
-    return curves.thin(points).returns.astype(np.float64)

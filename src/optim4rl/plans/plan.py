@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from optim4rl.files.reading import read_file, why
 from optim4rl.plans.ablation import Ablation, Action, Plan, PlanError, read_action, refuse
 from optim4rl.plans.plan_fields import Line, caption, fields_of, parse_line, read_fields
 from optim4rl.plans.plan_json import cut_json
@@ -46,15 +47,9 @@ def read_plan_bytes(path: str | Path) -> bytes:
       PlanError: it is no regular file, cannot be read, or is longer than `MAX_BYTES`.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError("it is no regular file")
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        return read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise PlanError(f"plan {str(path)!r} cannot be read: {error}") from error
-    if len(data) > MAX_BYTES:
-        raise PlanError(f"plan {str(path)!r} is longer than {MAX_BYTES:,} bytes, the limit")
-    return data
+        raise PlanError(f"plan {str(path)!r} cannot be read: {why(error)}") from error
 
 
 def parse_plan(text: str | bytes) -> Plan:

@@ -92,12 +92,20 @@ def training_job(training: Training) -> Job:
         arguments=to_json(training),
         what=f"meta-training: {change}, meta-seed {training.meta_seed}",
         program=dataclasses.replace(training, meta_seed=0, meta_learning_rate=1.0),
+        kind="meta-training" if training.trained else "fresh weights",
+        work=3.0 if training.trained else 0.1,
     )
 
 
 def identity_job(scale: IdentityScale) -> Job:
     """The identity experiment as a job."""
-    return Job("optim4rl.study.cells:run_identity", {"scale": scale}, "identity experiment")
+    return Job(
+        "optim4rl.study.cells:run_identity",
+        {"scale": scale},
+        "identity experiment",
+        kind="identity",
+        work=25.0,
+    )
 
 
 def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:

@@ -10,10 +10,11 @@ from pathlib import Path
 from optim4rl.fields import from_json, to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
+from optim4rl.files.reading import read_text
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import StoreError
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, require_mapped
-from optim4rl.plans.plan import Plan, PlanError
+from optim4rl.plans.plan import Plan, PlanError, read_plan_bytes
 from optim4rl.study.cells import Training, does_the_same
 from optim4rl.study.results import RowKind
 from optim4rl.study.settings import StudySettings
@@ -149,8 +150,8 @@ def load_study(folder: Path) -> Study:
     """
     try:
         check_files(folder, ("study.json", "plan.md"))
-        record = json.loads((folder / "study.json").read_text())
-        source = (folder / "plan.md").read_bytes()
+        record = json.loads(read_text(folder / "study.json"))
+        source = read_plan_bytes(folder / "plan.md")
         settings = from_json(StudySettings, record["settings"])
         return lay_out(
             source, record["scale"], settings, skip_unmapped=bool(record["skip_unmapped"])

@@ -350,7 +350,7 @@ def run_replication(
     replication: Replication,
     folder: Path,
     workers: Workers = Workers(),
-    on_progress: Callable[..., None] = lambda *_: None,
+    on_progress: Callable[..., None] = lambda *_, **__: None,
 ) -> Replicated:
     """Run all that is not yet done, and read the results.
 
@@ -366,7 +366,7 @@ def run_replication(
     """
     members = partial(keep_members, folder)
     with open_pool(folder, workers) as pool:
-        stages = Stages(pool, folder, len(_all_jobs(replication, folder)), on_progress)
+        stages = Stages(pool, folder, _all_jobs(replication, folder), on_progress)
         stages.run(_tuning_trainings(replication))
         stages.run(_tuning_runs(replication, folder, members))
         tried = tried_settings(replication, folder)

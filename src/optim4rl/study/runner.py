@@ -28,11 +28,13 @@ from optim4rl.benchmark.loop import (
     scoring_runs,
     tuning_runs,
 )
+from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.runs import job, seconds_of
-from optim4rl.benchmark.table import table_rows, write_runs
+from optim4rl.benchmark.table import write_runs
 from optim4rl.benchmark.tuning import best_of_grid, is_edge
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
+from optim4rl.files.reading import read_text
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
@@ -188,7 +190,7 @@ def run_study(
     *,
     command: str,
     workers: Workers = Workers(),
-    on_progress: OnProgress = lambda done, total, what: None,
+    on_progress: OnProgress = lambda *_, **__: None,
 ) -> StudyResults:
     """Run all that is not yet done, and collect the results.
 
@@ -206,7 +208,7 @@ def run_study(
     record_study(study, folder, command)
     members = partial(keep_members, folder)
     with open_pool(folder, workers) as pool:
-        stages = Stages(pool, folder, len(expected_jobs(study)), on_progress)
+        stages = Stages(pool, folder, expected_jobs(study), on_progress)
         tuned = [x for each in to_tune(study) for x in tuning_trainings(study, *each)]
         stages.run([training_job(x) for x in tuned])
         stages.run(scoring_jobs(tuning_benchmark(study, folder, members)))
@@ -263,7 +265,7 @@ def _collect(study: Study, folder: Path) -> tuple[StudyResults, Runs]:
         for candidate in study.candidates
     ]
     classical = [_classical_row(name, label, runs) for name, label in CLASSICAL_BASELINES.items()]
-    record = json.loads((folder / "study.json").read_text())
+    record = json.loads(read_text(folder / "study.json"))
     found = None
     if study.identity:
         info = get_result(folder, identity_job(study.settings.identity)).info

@@ -11,42 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_fields
 from optim4rl.tasks.backprop import BatchNetwork
+from optim4rl.tasks.config import A2CConfig as A2CConfig
 from optim4rl.tasks.distributions import Distribution
 from optim4rl.tasks.learner import Rollout
-
-
-@dataclass(frozen=True)
-class A2CConfig:
-    """Settings of the inner learner.
-
-    Attributes:
-        rollout: environment steps T between updates, in each environment.
-        gamma: discount factor.
-        lam: lambda of the TD(lambda) errors.
-        value_weight: weight of the values' squared error in the loss.
-        entropy_weight: weight of the policy's entropy.
-        reward_scale: multiplies rewards before learning, but not the reported returns.
-    """
-
-    rollout: int = 20
-    gamma: float = 0.995
-    lam: float = 0.95
-    value_weight: float = 0.5
-    entropy_weight: float = 0.01
-    reward_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            rollout=COUNT,
-            gamma=SHARE,
-            lam=SHARE,
-            value_weight=NOT_NEGATIVE,
-            entropy_weight=NOT_NEGATIVE,
-            reward_scale=POSITIVE,
-        )
 
 
 class Transitions(NamedTuple):

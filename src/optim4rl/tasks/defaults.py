@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from optim4rl.tasks.ppo import PPOConfig
-from optim4rl.tasks.task import TaskConfig
+from optim4rl.tasks.config import PPOConfig, TaskConfig
 
 # Separate networks of two layers, the usual choice for observations of a few numbers.
 _SMALL = TaskConfig(

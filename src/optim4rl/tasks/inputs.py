@@ -12,12 +12,12 @@ size means that this one is absent. Each map comes with the gradient of its kern
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-MapOrder = Literal["channels", "rows"]
+from optim4rl.tasks.config import MapOrder
 
 
 @runtime_checkable

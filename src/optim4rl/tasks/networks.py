@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from optim4rl.tasks.inputs import MapOrder, shifted_images
-
-TorsoKind = Literal["dense", "conv", "mlp"]
-Activation = Literal["relu", "swish", "tanh"]
-Initialisation = Literal["lecun", "orthogonal"]
+from optim4rl.tasks.config import Activation, Initialisation, MapOrder
+from optim4rl.tasks.inputs import shifted_images
 
 # As in flax, whose default the paper's networks use: variance 1 / fan-in, truncated at two
 # standard deviations; biases start at zero.

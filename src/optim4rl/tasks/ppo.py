@@ -14,57 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, check_fields
 from optim4rl.tasks.backprop import BatchNetwork
+from optim4rl.tasks.config import PPOConfig as PPOConfig
 from optim4rl.tasks.distributions import Distribution
 from optim4rl.tasks.learner import Rollout
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Settings of the inner learner.
-
-    Attributes:
-        rollout: environment steps T of a rollout, in each environment.
-        epochs: times that the whole rollout is learned from.
-        minibatches: updates of an epoch; their number must divide the samples of a rollout.
-        gamma: discount factor.
-        lam: lambda of the generalised advantage estimates and of the values' targets.
-        clip: limit of the ratio of probabilities, 1 - clip to 1 + clip.
-        value_weight: weight of the values' squared error in the loss.
-        entropy_weight: weight of the policy's entropy.
-        normalise_advantages: whether advantages have mean 0 and deviation 1 in each minibatch.
-        reward_scale: multiplies rewards before learning, but not the reported returns.
-        value_clip: limit of a value's change from what it was in the rollout, beyond which its
-            squared error does not fall; None: no limit.
-    """
-
-    rollout: int = 32
-    epochs: int = 4
-    minibatches: int = 4
-    gamma: float = 0.99
-    lam: float = 0.95
-    clip: float = 0.2
-    value_weight: float = 0.5
-    entropy_weight: float = 0.01
-    normalise_advantages: bool = True
-    reward_scale: float = 1.0
-    value_clip: float | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            rollout=COUNT,
-            epochs=COUNT,
-            minibatches=COUNT,
-            gamma=SHARE,
-            lam=SHARE,
-            clip=POSITIVE,
-            value_weight=NOT_NEGATIVE,
-            entropy_weight=NOT_NEGATIVE,
-            reward_scale=POSITIVE,
-            value_clip=POSITIVE,
-        )
 
 
 class Samples(NamedTuple):

@@ -11,9 +11,9 @@ import numpy as np
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.fields import COUNT, COUNT_OR_ZERO, check_fields
-from optim4rl.tasks.a2c import A2C, A2CConfig, Transitions, lambda_returns
+from optim4rl.tasks.a2c import A2C, Transitions, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
+from optim4rl.tasks.config import TaskConfig as TaskConfig, TimeLimit
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
 from optim4rl.tasks.environments.adapters import make_environment
 from optim4rl.tasks.environments.checks import check_environment
@@ -25,10 +25,9 @@ from optim4rl.tasks.environments.episodes import (
     VectorState,
 )
 from optim4rl.tasks.environments.physics import Physics, PhysicsVector
-from optim4rl.tasks.environments.sparse import TimeLimit, is_sparse
-from optim4rl.tasks.inputs import DenseInputs, Inputs, MapOrder, SparseInputs
+from optim4rl.tasks.environments.sparse import is_sparse
+from optim4rl.tasks.inputs import DenseInputs, Inputs, SparseInputs
 from optim4rl.tasks.learner import Learner, Rollout
-from optim4rl.tasks.networks import Activation, Initialisation, TorsoKind
 from optim4rl.tasks.normalisation import (
     Moments,
     RunningReturns,
@@ -39,83 +38,6 @@ from optim4rl.tasks.normalisation import (
     update_moments,
 )
 from optim4rl.tasks.ppo import PPO, PPOConfig
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """A task by name, with all its settings as plain values.
-
-    Attributes:
-        environment: a name from `environment_names()`, "gymnax:NAME", or another that
-            `make_environment` knows.
-        num_envs: environments that one agent learns from at once.
-        torso: "dense": policy and value share a dense layer. "conv": they share a convolution and a
-            dense layer. "mlp": each has its own layers.
-        width: units of the shared dense layer. With several values every fresh agent draws one.
-            Arrays have the largest size, and units beyond an agent's own are masked out, so one
-            program serves all.
-        maps: order of the observation's maps in a convolution; "rows" is the paper's release.
-        learner: the inner learner's settings: A2C or PPO.
-        normalise_rewards: each agent divides its rewards by a running scale of its returns;
-            reported returns are not scaled.
-        normalise_observations: each agent scales its observations to mean 0 and variance 1, with
-            statistics of its earlier rollouts.
-        policy_layers: units of the policy's hidden layers in an "mlp"; the default is Brax's.
-        value_layers: units of the value's hidden layers in an "mlp"; the default is the paper's.
-        activation: between the layers of an "mlp".
-        time_limit: the kind of state after a step that hits the time limit. "bootstrap": a state
-            whose value counts. "terminal": a terminal state. None: the environment's own
-            `time_limit`, or else "bootstrap".
-        initialisation: of an "mlp": "lecun", or "orthogonal" as in PPO's first implementation
-            (see `networks.make_mlps`).
-        greedy_episodes: episodes that a finished agent plays, always with its most probable action;
-            evaluation reports their mean return. 0: none.
-    """
-
-    environment: str = "catch"
-    num_envs: int = 64
-    torso: TorsoKind = "dense"
-    width: int | tuple[int, ...] = 256
-    maps: MapOrder = "channels"
-    learner: A2CConfig | PPOConfig = A2CConfig()
-    normalise_rewards: bool = False
-    normalise_observations: bool = False
-    policy_layers: tuple[int, ...] = (32, 32, 32, 32)
-    value_layers: tuple[int, ...] = (64, 64, 64, 64, 64)
-    activation: Activation = "swish"
-    time_limit: TimeLimit | None = None
-    initialisation: Initialisation = "lecun"
-    greedy_episodes: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            num_envs=COUNT,
-            width=COUNT,
-            policy_layers=COUNT,
-            value_layers=COUNT,
-            greedy_episodes=COUNT_OR_ZERO,
-        )
-        if self.initialisation != "lecun" and self.torso != "mlp":
-            raise ValueError(
-                f"initialisation = {self.initialisation!r}: this is for torso 'mlp', and torso is "
-                f"{self.torso!r}"
-            )
-        if not self.widths:
-            raise ValueError(
-                f"width = {self.width!r}: a whole number of at least 1 is needed, or several"
-            )
-        samples = self.num_envs * self.learner.rollout
-        if isinstance(self.learner, PPOConfig) and samples % self.learner.minibatches:
-            raise ValueError(
-                f"minibatches = {self.learner.minibatches}: a divisor of num_envs x rollout = "
-                f"{self.num_envs} x {self.learner.rollout} is needed"
-            )
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The widths that agents come in."""
-        return self.width if isinstance(self.width, tuple) else (self.width,)
 
 
 class RolloutStats(NamedTuple):

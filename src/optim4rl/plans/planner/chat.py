@@ -7,8 +7,10 @@ text that leaves this module, and an endpoint that lacks a feature is asked with
 
 import json
 import os
-import time
+import socket
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -40,37 +42,86 @@ _WAYS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 
 
 class _Client(openai.DefaultHttpxClient):
-    """An HTTP client whose responses are bounded in time and size, whatever their status."""
+    """An HTTP client whose responses are bounded in time and size, whatever their status.
+
+    Attributes:
+        tries: requests that were sent, until it is set to 0 again.
+    """
 
     def __init__(self, seconds: float) -> None:
         # A run makes few requests, far apart: no connection is kept for the next one.
         limits = httpx2.Limits(max_keepalive_connections=0)
         super().__init__(timeout=seconds, limits=limits, follow_redirects=False)
-        self._seconds = seconds
+        self._seconds, self.tries = seconds, 0
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """The response, read whole."""
-        deadline = time.monotonic() + self._seconds
-        response = super().send(request, **{**options, "stream": True})
-        try:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout("the response takes too long", request=request)
-                if len(body) > MAX_RESPONSE_BYTES:
-                    raise _TooLong
-        finally:
-            response.close()
+        """The response, read whole, headers and all within the time."""
+        self.tries += 1
+        with _Deadline(self._seconds) as deadline:
+            request.extensions = {**request.extensions, "trace": deadline.watch}
+            try:
+                response = super().send(request, **{**options, "stream": True})
+                try:
+                    body = _read_body(response)
+                finally:
+                    response.close()
+            except httpx2.HTTPError:
+                if not deadline.over:
+                    raise
+                raise httpx2.ReadTimeout("the response takes too long", request=request) from None
         # The body is decoded and whole: what the header says of its coding and length is over.
         kept = [
             (name, value)
             for name, value in response.headers.multi_items()
             if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
         ]
-        return httpx2.Response(
-            response.status_code, headers=kept, content=bytes(body), request=request
+        return httpx2.Response(response.status_code, headers=kept, content=body, request=request)
+
+
+class _Deadline:
+    """Hangs up when the time is over: each read has a time-out of its own, of which many are long.
+
+    Args:
+        seconds: from the start of the block on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._timer = threading.Timer(seconds, self._hang_up)
+        self._timer.daemon = True
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note each connection that is made; the client calls it with all that happens."""
+        stream = (
+            info.get("return_value") if event.endswith(("_tcp.complete", "_tls.complete")) else None
         )
+        if stream is not None:
+            self._sockets.append(stream.get_extra_info("socket"))
+            if self.over:
+                self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.over = True
+        for connection in self._sockets:
+            with suppress(OSError):  # The other side has hung up already.
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _read_body(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise _TooLong
+    return bytes(body)
 
 
 class _TooLong(openai.OpenAIError):
@@ -104,13 +155,14 @@ class ChatModel:
                 f"endpoint that needs none, named by {URL_VARIABLE}, set it to any word"
             )
         self._model, self._answer_tokens = model, answer_tokens
-        self._seconds, self._retries = seconds, retries
+        self._seconds = seconds
         try:
+            self._connection = _Client(seconds)
             self._client = openai.OpenAI(
                 api_key=self._key,
                 timeout=seconds,
                 max_retries=retries,
-                http_client=_Client(seconds),
+                http_client=self._connection,
             )
             self._endpoint = _origin(str(self._client.base_url))
         except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
@@ -128,6 +180,7 @@ class ChatModel:
         """
         while True:
             limit, further = self._ways[0]
+            self._connection.tries = 0
             try:
                 response = self._client.chat.completions.with_raw_response.create(
                     model=self._model,
@@ -153,7 +206,8 @@ class ChatModel:
 
     def _failure(self, error: openai.OpenAIError) -> ChatError:
         """What went wrong, for people. The error is no cause of it: that could show the key."""
-        tried = f"after {self._retries + 1} tries"
+        tries = self._connection.tries
+        tried = "after 1 try" if tries == 1 else f"after {tries} tries"
         if isinstance(error, _TooLong):
             return ChatError(
                 f"{self._endpoint} answers with more than {MAX_RESPONSE_BYTES:,} bytes"
@@ -170,7 +224,7 @@ class ChatModel:
                 401: f"; is {KEY_VARIABLE} right?",
                 403: f"; may {KEY_VARIABLE} use this model?",
                 404: f"; is model {one_line(self._model)!r} known there, and {URL_VARIABLE} right?",
-                429: f", {tried}; wait, or raise retries",
+                429: f", {tried}{_asked_to_wait(error.response.headers)}",
             }.get(code, f", {tried}" if code >= 500 else "")
             return ChatError(f"{self._endpoint} answers {code}: {said!r}{advice}", raw)
         if isinstance(error, openai.APIConnectionError):
@@ -198,7 +252,7 @@ class ChatModel:
         if finish == "content_filter":
             refusal = refusal or "the endpoint's content filter stopped the answer"
         return Answer(
-            text=_encodable(content) if isinstance(content, str) else "",
+            text=_encodable(_text(content)),
             raw=raw,
             cut_off=finish == "length",
             refusal=refusal if isinstance(refusal, str) and refusal else None,
@@ -212,6 +266,19 @@ def _origin(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("an address begins with http:// or https:// and a host")
     return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+
+def _asked_to_wait(headers: httpx2.Headers) -> str:
+    """What an endpoint that has had too many requests asks for."""
+    asked = one_line(headers.get("retry-after", ""), 60)
+    return f"; it asks to wait: Retry-After = {asked!r}" if asked else "; wait, or raise retries"
+
+
+def _text(content: object) -> str:
+    """The text of a message, which may come in parts."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
 
 
 def _encodable(text: str) -> str:

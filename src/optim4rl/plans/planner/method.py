@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from optim4rl.files.reading import read_file, why
 from optim4rl.plans.components import COMPONENTS
 
 # The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
@@ -43,15 +44,14 @@ def read_method(path: Path) -> Method:
     """
     named = f"method {one_line(str(path))!r}"
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise PlannerError(f"{named} cannot be read: {error}") from error
+        raise PlannerError(f"{named} cannot be read: {why(error)}") from error
     for start, what in _BINARY.items():
         if data.startswith(start):
             raise PlannerError(f"{named} is {what}; give its text, as plain text, Markdown or HTML")
-    text = to_markdown(clean_text(decode_text(data))).strip() if len(data) <= MAX_BYTES else ""
-    if len(data) > MAX_BYTES or len(text) > MAX_CHARACTERS:
+    text = to_markdown(clean_text(decode_text(data))).strip()
+    if len(text) > MAX_CHARACTERS:
         raise PlannerError(
             f"{named} is longer than {MAX_CHARACTERS:,} characters; give its method section alone"
         )

@@ -7,24 +7,18 @@ from gymnax.environments.environment import Environment, EnvParams
 
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.environments.checks import check_environment
-from optim4rl.tasks.environments.gridworld import GRID_WORLDS, GridWorld
-from optim4rl.tasks.environments.physics import (
+from optim4rl.tasks.environments.gridworld import GridWorld
+from optim4rl.tasks.environments.names import (
     BRAX,
     PLAYGROUND,
+    environment_names as environment_names,
+    package_names as package_names,
+)
+from optim4rl.tasks.environments.physics import (
     make_brax,
     make_playground,
 )
-
-
-def environment_names() -> tuple[str, ...]:
-    """List the built-in environments; `make_environment` also takes names of other packages."""
-    return ("catch", *GRID_WORLDS)
-
-
-def package_names() -> tuple[str, ...]:
-    """List the environments of other packages, such as "gymnax:CartPole-v1" and "brax:ant"."""
-    packages = {"gymnax": gymnax.registered_envs, "brax": BRAX, "playground": PLAYGROUND}
-    return tuple(f"{package}:{name}" for package, names in packages.items() for name in names)
+from optim4rl.tasks.environments.worlds import GRID_WORLDS
 
 
 def make_environment(name: str) -> tuple[Environment, EnvParams]:

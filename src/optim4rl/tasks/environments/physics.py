@@ -25,21 +25,11 @@ from optim4rl.tasks.environments.episodes import (
     numpys_rules,
     running_returns,
 )
+from optim4rl.tasks.environments.names import BRAX as BRAX, PLAYGROUND as PLAYGROUND
 from optim4rl.tasks.environments.sparse import time_limit
 
-# The bodies of the paper and of its field's benchmarks, all in Brax itself.
-BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_double_pendulum", "walker2d")
 # Brax's simulators; the first is the default here.
 BRAX_BACKENDS = ("spring", "generalized", "positional", "mjx")
-
-# MuJoCo Playground's version of the DeepMind control suite, which needs no download.
-PLAYGROUND = (
-    *("AcrobotSwingup", "AcrobotSwingupSparse", "BallInCup", "CartpoleBalance"),
-    *("CartpoleBalanceSparse", "CartpoleSwingup", "CartpoleSwingupSparse", "CheetahRun"),
-    *("FingerSpin", "FingerTurnEasy", "FingerTurnHard", "FishSwim", "HopperHop", "HopperStand"),
-    *("HumanoidRun", "HumanoidStand", "HumanoidWalk", "PendulumSwingup", "PointMass"),
-    *("ReacherEasy", "ReacherHard", "SwimmerSwimmer6", "WalkerRun", "WalkerStand", "WalkerWalk"),
-)
 
 # Steps after which an episode is cut, in Brax's and Playground's own training.
 EPISODE_LENGTH = 1000

@@ -1,14 +1,12 @@
 """An optional interface beyond gymnax's, with which agents learn faster."""
 
 import math
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from gymnax.environments.environment import EnvParams
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
-
-TimeLimit = Literal["terminal", "bootstrap"]
 
 
 @runtime_checkable

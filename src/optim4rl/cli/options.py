@@ -1,0 +1,166 @@
+"""Options of commands from their dataclasses: how they are read, and what --help shows of them."""
+
+import dataclasses
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast, get_type_hints
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+from optim4rl.cli.terminal import columns
+
+# Options of parts have names of their own: --iterations, not --recipe.meta.iterations. None is
+# what stands there where nothing is given, and no word of the command line.
+_CONFIG = (
+    tyro.conf.OmitArgPrefixes,
+    tyro.conf.DisallowNone,
+    tyro.conf.PositionalMetavarFromFieldName,
+)
+# Defaults that the text of an option explains, if anything has to be explained.
+_UNSAID = ("", "None", "''")
+
+
+def parse(options: type[Any], program: str, words: Sequence[str], default: Any = None) -> Any:
+    """The options that the words say, or --help, after which the process ends.
+
+    Args:
+        options: a dataclass.
+        program: how the command is called.
+        words: the words behind it.
+        default: options that the words change.
+
+    Raises:
+        SystemExit: with 0 after --help; with 2 where the words are no options.
+        ValueError: the dataclass refuses them.
+    """
+    chosen = {} if default is None else {"default": default}
+    return tyro.cli(
+        options,
+        prog=program,
+        description=description(options),
+        args=words,
+        config=_CONFIG,
+        registry=REGISTRY,
+        **chosen,
+    )
+
+
+def parse_known(options: type[Any], program: str, words: Sequence[str]) -> Any:
+    """Those options, whatever else the words say."""
+    return tyro.cli(
+        options,
+        prog=program,
+        args=words,
+        config=_CONFIG,
+        registry=REGISTRY,
+        return_unknown_args=True,
+    )[0]
+
+
+def description(options: type[Any]) -> str:
+    """What a command does, wrapped for the terminal; the options are not part of it."""
+    text = inspect.getdoc(options) or ""
+    paragraphs = text.partition("\nAttributes:")[0].strip().split("\n\n")
+    width = min(columns(), 80) - 2
+    # Examples are indented, and stay as they are. Of a line that does not start with a letter tyro
+    # keeps the end: hence the spaces.
+    return "\n\n".join(
+        p
+        if p.startswith("  ")
+        else textwrap.indent(textwrap.fill(" ".join(p.split()), width), "  ")
+        for p in paragraphs
+    )
+
+
+_WITH_HINT = tyro.conf.arg(help_behavior_hint=lambda default: _hint(default))
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """A path of at least one character: none would be the current folder."""
+    if info.type is not Path:
+        return None
+
+    def read(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError("a path is needed, and '' is none; the current folder is '.'")
+        return Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@REGISTRY.struct_rule
+def _settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A dataclass, with its own help for each option; a default of None is left to that help."""
+    cls = info.type
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        return None
+    types, help_of = get_type_hints(cls, include_extras=True), _field_help(cls)
+    groups: Mapping[str, tuple[str, ...]] = getattr(cls, "groups", {})
+    grouped = {name for names in groups.values() for name in names}
+
+    def default(field: dataclasses.Field[Any]) -> Any:
+        if isinstance(info.default, cls):
+            return getattr(info.default, field.name)
+        return tyro.MISSING if field.default is dataclasses.MISSING else field.default
+
+    fields = {field.name: (types[field.name], default(field)) for field in dataclasses.fields(cls)}
+    own = [
+        StructFieldSpec(name, cast(Any, Annotated[kind, _WITH_HINT]), found, help_of.get(name))
+        for name, (kind, found) in fields.items()
+        if name not in grouped
+    ]
+    parts = [
+        _part(title, {name: fields[name] for name in names}, help_of)
+        for title, names in groups.items()
+    ]
+
+    def make(**values: Any) -> Any:
+        inside = [vars(values.pop(title)) for title in groups]
+        return cls(**values, **{name: x for part in inside for name, x in part.items()})
+
+    return StructConstructorSpec(instantiate=make, fields=(*own, *parts))
+
+
+def _part(
+    title: str, fields: Mapping[str, tuple[Any, Any]], help_of: Mapping[str, str]
+) -> StructFieldSpec:
+    """Some options of a class as a class of their own, which --help shows as a group."""
+    part = dataclasses.make_dataclass(title, [(name, kind) for name, (kind, _) in fields.items()])
+    said = "\n".join(f"    {name}: {help_of.get(name, '')}" for name in fields)
+    part.__doc__ = f"{title.replace('_', ' ').capitalize()}.\n\nAttributes:\n{said}\n"
+    default = part(**{name: found for name, (_, found) in fields.items()})
+    return StructFieldSpec(title, part, default)
+
+
+def _hint(default: str) -> str:
+    return "" if default in _UNSAID else f"(default: {default})"
+
+
+@functools.cache
+def _field_help(cls: type[Any]) -> dict[str, str]:
+    """What the docstring says of each field, in Google's style."""
+    text = inspect.getdoc(cls) or ""
+    attributes = textwrap.dedent(text.partition("\nAttributes:\n")[2])
+    entries = re.split(r"^(\w+): ", attributes, flags=re.M)[1:]
+    said = (" ".join(words.split()) for words in entries[1::2])
+    return dict(zip(entries[::2], said, strict=True))

@@ -1,0 +1,117 @@
+"""What a terminal shows: its width, tables that fit it, and times in words."""
+
+import difflib
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+# Of a pipe, which has no width of its own, and at least.
+_PIPE_COLUMNS, _LEAST_COLUMNS = 160, 20
+# No word of a cell is folded unless it is longer.
+_LONGEST_WORD = 40
+
+Row = Sequence[str]
+
+
+def columns() -> int:
+    """Characters of a line on stdout: COLUMNS, or the terminal's, or those of a pipe."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(_LEAST_COLUMNS, int(os.environ["COLUMNS"]))
+    if sys.stdout is None or not sys.stdout.isatty():
+        return _PIPE_COLUMNS
+    return max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words that are as exact as a guess is."""
+    for limit, unit, name in ((90, 1, "s"), (5_400, 60, "min"), (172_800, 3_600, "h")):
+        if seconds < limit:
+            return f"{max(1, round(seconds / unit))} {name}"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A clause that names the most similar of the known words; "" where none is similar."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def print_table(title: str, names: Row, rows: Sequence[Row]) -> None:
+    """A table on stdout, no wider than the terminal, in which no word is folded.
+
+    Where the terminal is too narrow for that, or there is no rich, every row has lines of its own.
+
+    Args:
+        title: printed above it.
+        names: of the columns.
+        rows: a cell for each column.
+    """
+    shown = [[_printable(cell) for cell in row] for row in rows]
+    table = _table(_printable(title), list(map(_printable, names)), shown, columns())
+    print("\n".join(line.rstrip() for line in table))
+
+
+def _table(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
+    least = [max(map(_longest_word, column)) for column in zip(names, *rows, strict=True)]
+    if sum(least) + 3 * len(least) + 1 > width:
+        yield from _records(title, names, rows, width)
+        return
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ModuleNotFoundError:  # The core install has none.
+        yield from _records(title, names, rows, width)
+        return
+    # Text, not markup: it may hold somebody's words.
+    table = Table(title=Text(title), title_justify="left")
+    room = width - sum(least) - 3 * len(least) - 1
+    for index, name in enumerate(names):
+        cells = [row[index] for row in rows]
+        # What is not needed to keep words whole goes to the first columns that want it.
+        more = min(room, max(map(len, (name, *cells))) - least[index])
+        room -= more
+        numbers = index > 0 and all(map(_is_number, cells))
+        side: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(Text(name), justify=side, width=least[index] + more, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(table)
+    yield from captured.get().splitlines()
+
+
+def _records(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
+    """Each row as its first cell and, below it, what the others are."""
+    yield title
+    indent = max(map(len, names[1:]), default=0) + 4
+    for row in rows:
+        yield ""
+        head = row[0] if names[0] in ("", "name") else f"{names[0]} {row[0]}"
+        yield from _wrap(head, width, "  ")
+        for name, cell in zip(names[1:], row[1:], strict=True):
+            if cell:
+                yield from _wrap(f"  {name:{indent - 2}}{cell}", width, " " * indent)
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    """Lines of whole words, all but the first one indented."""
+    width = max(width, len(indent) + _LEAST_COLUMNS)
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return "".join(x if x.isprintable() else " " for x in text)
+
+
+def _longest_word(cell: str) -> int:
+    return min(max(map(len, cell.split()), default=0), _LONGEST_WORD)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "").replace("-", "").replace(",", "").replace("%", "").isdigit()

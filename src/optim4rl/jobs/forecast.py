@@ -1,0 +1,72 @@
+"""How long jobs will take, by how long finished ones took.
+
+A job says its kind and how much work it is among its kind. The first job of a program compiles it:
+so its time is work and compilation, and that of the others is work alone. Jobs of a kind of which
+none is finished are taken to be as fast as the finished ones are on average.
+"""
+
+from collections.abc import Hashable, Iterable
+
+from optim4rl.jobs.job import Job
+
+
+def kinds_first(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs with the first program of each kind in front, so that each is known early."""
+    jobs = list(jobs)
+    first: dict[str, Hashable] = {}
+    for job in jobs:
+        first.setdefault(job.kind, job.program)
+    return sorted(jobs, key=lambda job: first[job.kind] != job.program)
+
+
+class Forecast:
+    """The seconds that jobs still take.
+
+    Args:
+        expected: all jobs that there will be.
+    """
+
+    def __init__(self, expected: Iterable[Job] = ()) -> None:
+        self._first: list[tuple[Job, float]] = []
+        # Of each kind, the work and the seconds of jobs whose program was there.
+        self._work: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._known: set[object] = set()
+        self.expect(expected)
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """Take these for all jobs that are still to come."""
+        self._left: dict[str, float] = {}
+        self._programs = set()
+        for job in jobs:
+            self._left[job.kind] = self._left.get(job.kind, 0.0) + job.work
+            self._programs.add(job.program)
+
+    def skip(self, job: Job) -> None:
+        """Note a job that was finished before."""
+        self._left[job.kind] = self._left.get(job.kind, 0.0) - job.work
+
+    def note(self, job: Job, seconds: float) -> None:
+        """Note a job that a worker has finished in so many seconds."""
+        self.skip(job)
+        if job.program not in self._known:
+            self._known.add(job.program)
+            self._first.append((job, seconds))
+            return
+        self._work[job.kind] = self._work.get(job.kind, 0.0) + job.work
+        self._seconds[job.kind] = self._seconds.get(job.kind, 0.0) + seconds
+
+    def left(self) -> float | None:
+        """Seconds of one worker; None before any job is finished."""
+        if not self._first:
+            return None
+        each = {kind: self._seconds[kind] / max(work, 1e-9) for kind, work in self._work.items()}
+        if each:
+            usual = sum(self._seconds.values()) / max(sum(self._work.values()), 1e-9)
+            spent = [took - job.work * each.get(job.kind, usual) for job, took in self._first]
+            compiling = max(0.0, sum(spent) / len(spent))
+        else:  # Compilation cannot be told from work yet.
+            done = sum(job.work for job, _ in self._first)
+            usual, compiling = sum(took for _, took in self._first) / max(done, 1e-9), 0.0
+        running = sum(max(0.0, x) * each.get(kind, usual) for kind, x in self._left.items())
+        return running + compiling * len(self._programs - self._known)

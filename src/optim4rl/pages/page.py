@@ -1,0 +1,72 @@
+"""What all pages share: templates with their filters, and learning curves with a band."""
+
+import functools
+from collections.abc import Sequence
+
+import jinja2
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from optim4rl.evaluation.curves import Curves
+from optim4rl.evaluation.returns import bootstrap_interval
+from optim4rl.pages import figures
+from optim4rl.pages.words import duration, interval, number, p_value, percent, percent_range, plain
+
+CURVE_POINTS = 100
+BAND_RESAMPLES = 400
+
+
+@functools.cache
+def page_template(name: str) -> jinja2.Template:
+    """A page's template, which escapes what it is given and has the filters of all pages."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("optim4rl.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number,
+        interval=interval,
+        p=p_value,
+        percent=percent,
+        percent_range=lambda ends: percent_range(*ends),
+        rate_interval=lambda rate: percent_range(rate.low, rate.high),
+        plain=plain,
+        duration=duration,
+        badge=_badge,
+    )
+    return environment.get_template(name)
+
+
+def _badge(outcome: str) -> Markup:
+    path = figures.tag("path", d=figures.MARKS[outcome], class_=f"mark {outcome}")
+    return figures.tag("svg", path, viewBox="-8 -8 16 16", class_="badge", aria_hidden="true")
+
+
+def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, " points"], ...]:
+    """Interquartile mean over runs at each point of time, between the ends of its interval.
+
+    Args:
+        curves: those of each meta-seed.
+        points: of time, at most.
+
+    Returns:
+        Low end, mean, high end.
+    """
+    returns = np.stack([_thinned(each, points) for each in curves])
+    estimates = [
+        bootstrap_interval(returns[None, :, :, time], resamples=BAND_RESAMPLES)
+        for time in range(returns.shape[2])
+    ]
+    low, middle, high = (
+        np.array([getattr(estimate, name) for estimate in estimates])
+        for name in ("low", "value", "high")
+    )
+    return low, middle, high
+
+
+def _thinned(curves: Curves, points: int) -> Float[np.ndarray, "run points"]:
+    return curves.thin(points).returns.astype(np.float64)
