@@ -232,11 +232,19 @@ def _ranking_values(ranking: Ranking) -> dict[str, Any]:
 
 # The page
 
-_HEAD = """# Leaderboard
+_BOX = """# Leaderboard
+
+> **Claim.** {claim}
+>
+> **Evidence.** {evidence}
+>
+> **What it does not show.** Intervals are not corrected for the number of contenders, so one in
+> forty lies above by luck alone. Whose weights or rules were chosen on these tasks is favoured. The
+> [stricter rule](../benchmark.md#what-can-be-claimed) is on the page of each result.
 
 AUC and final return are on a scale where 0 is the untrained policy and 1 the best tuned baseline of
-each task, of all that stand here: a page of one run can have another. Cells are means over tasks
-with 95 % bootstrap intervals.
+each task. It is the best of all that stand here, so the page of one run can have another scale.
+Cells are means over tasks with 95 % bootstrap intervals.
 
 - *One setting* is one for all tasks of a suite, *tuned* one for each. Other seeds chose both.
 - *P* is the probability that a run has a higher AUC than one of the reference in the same reading.
@@ -251,15 +259,50 @@ own](../how-to/own-optimizer.md#on-the-leaderboard). The command that makes this
 
 def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) -> str:
     """The page, with links to the tables from where it will be."""
-    parts = [_HEAD, f"    optim4rl leaderboard {' '.join(map(str, paths))} --out {out}", ""]
     rankings = [
         {reading: rank(board, reading) for reading in _READINGS if reading in board.curves}
         for board in boards
     ]
+    claim = " ".join(
+        _claim(board, next(iter(each.values())))
+        for board, each in zip(boards, rankings, strict=True)
+    )
+    runs = sum(
+        len(member.returns)
+        for board in boards
+        for found in board.curves.values()
+        for tasks in found.values()
+        for task in tasks
+        for member in task
+    )
+    evidence = f"{runs:,} reported runs, from which this page is made by one command."
+    parts = [_BOX.format(claim=claim, evidence=evidence)]
+    parts += [f"    optim4rl leaderboard {' '.join(map(str, paths))} --out {out}", ""]
     parts += _overview(boards, rankings)
     for board, ranking in zip(boards, rankings, strict=True):
         parts += _board_section(board, ranking, out)
     return "\n".join(parts) + "\n"
+
+
+def _claim(board: Board, first: Ranking) -> str:
+    """Who beats the reference more often than not, at one setting."""
+    if first.reference is None:
+        return f"On `{board.suite}` no reference was run."
+    ahead = [
+        f"`{name}`"
+        for name, standing in first.standings.items()
+        if standing.lead is not None and standing.lead.mean_improvement.low > 0.5
+    ]
+    who = f"{' and '.join(ahead) or 'no contender'} beat{'s' * (len(ahead) < 2)}"
+    bare = "bare " * _is_bare(board, first.reference)
+    return f"On `{board.suite}` {who} {bare}`{first.reference}` more often than not."
+
+
+def _is_bare(board: Board, reference: str) -> bool:
+    """Whether it is less than what PPO users run."""
+    suite = SUITES.get(board.suite)
+    ppo = suite is not None and isinstance(suite.tasks[0].config.learner, PPOConfig)
+    return ppo and reference != _PPO_REFERENCE
 
 
 def _overview(
@@ -314,9 +357,7 @@ def _remark(board: Board, reference: str | None) -> str:
         return "No reference was run."
     if reference == _PPO_REFERENCE:
         return f"The reference is **{reference}**, Adam as PPO users run it."
-    suite = SUITES.get(board.suite)
-    with_ppo = suite is not None and isinstance(suite.tasks[0].config.learner, PPOConfig)
-    if with_ppo:
+    if _is_bare(board, reference):
         return (
             f"The reference is bare **{reference}**, which is easier to beat than Adam as PPO "
             f"users run it: {_PPO_REFERENCE} was not run on these seeds."
