@@ -42,6 +42,8 @@ Ablation plans
 Results
   optim4rl report DIRS                      finished runs side by side, or a
                                             study's report again
+  optim4rl leaderboard TABLES --out PAGE    contenders x suites, from the
+                                            runs.parquet of evaluations
   optim4rl replicate EXPERIMENT --out DIR   run the paper's experiments
   optim4rl identity                         can an RNN reproduce gradients?
 
@@ -70,6 +72,7 @@ COMMANDS = {
     "ablate": ("ablate", "AblateOptions", "ablate"),
     "report": ("report", "ReportOptions", "report"),
     "identity": ("ablate", "IdentityOptions", "identity"),
+    "leaderboard": ("leaderboard", "LeaderboardOptions", "run"),
     "replicate": ("replicate", "ReplicateOptions", "run"),
     "import": ("importing", "ImportOptions", "run"),
     "inspect": ("inspect", "InspectOptions", "run"),
