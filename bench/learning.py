@@ -116,7 +116,7 @@ def _train(task: Task, family: Family, runs: int) -> Any:
     held = [_start(task, family, parameters, rates, keys)]
 
     def train() -> Any:
-        held[0], outcome = _advance(task, family, parameters, rates, keys, held[0], 0)
+        held[0], outcome = _advance(task, family, parameters, rates, keys, held[0], 0, CHUNK)
         return outcome
 
     return train

@@ -9,6 +9,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
+# Weights of pages in the search: first the pages that answer, last the second pages of results.
+SEARCH = (("glossary.md", 2.0), ("how-to/", 1.5), ("start.md", 1.5), ("results/index.md", 1.5))
+SECOND_PAGE = "/details.md", 0.2
 # A link to a file of the repository that is no page: its text, and the path below the root.
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+((?!docs/)[\w./-]+)\)")
 
@@ -22,11 +25,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Name files that the site does not have, where the repository's readers can follow a link.
+    """Name files that the site does not have, and weigh the page in the search.
 
     What stands after a fence's language is for the tests.
     """
-    here = Path(page.file.src_uri).parent
+    source = page.file.src_uri
+    weights = [weight for start, weight in SEARCH if source.startswith(start)]
+    weights += [SECOND_PAGE[1]] * source.endswith(SECOND_PAGE[0])
+    if weights:
+        page.meta["search"] = {"boost": weights[0]}
+    here = Path(source).parent
 
     def named(match: re.Match[str]) -> str:
         text, target = match.groups()

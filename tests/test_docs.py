@@ -82,6 +82,36 @@ def test_links_lead_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
 
 
+RESULTS = sorted(
+    page
+    for folder in ("results", "studies")
+    for page in (ROOT / "docs" / folder).glob("*.md")
+    if page.name != "index.md"
+)
+INDEX = ROOT / "docs" / "results" / "index.md"
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_a_result_begins_with_its_claim_evidence_and_limit(page):
+    title, box, _ = page.read_text("utf-8").split("\n\n", maxsplit=2)
+    assert title.startswith("# ")
+    lines = re.findall(r"^> \*\*([\w ]+)\.\*\* \S", box, re.MULTILINE)
+    assert lines == ["Claim", "Evidence", "What it does not show"]
+
+
+def test_every_result_is_in_the_index():
+    linked = {(INDEX.parent / x).resolve() for x in re.findall(r"\]\(([^)#:]+)", INDEX.read_text())}
+    assert set(RESULTS) <= linked
+
+
+def test_no_table_stands_twice():
+    seen = {}
+    for page in PAGES:
+        for found in re.findall(r"(?:^\|.*\n){4,}", page.read_text("utf-8"), re.MULTILINE):
+            body = found.split("\n", 2)[2]
+            assert seen.setdefault(body, page) == page, f"{page} and {seen[body]}: {found}"
+
+
 def table(page, first):
     """The rows of the table whose first column has that title, as text."""
     lines = (ROOT / "docs" / page).read_text("utf-8").splitlines()
@@ -101,6 +131,9 @@ def preset_facts(name):
     own = structure.tensorwise and spec.processing == Raw()
     cell = "none" if spec.cell == "none" else f"{spec.cell} {spec.hidden_size}"
     coordinates = not structure.tensorwise and spec.normalise == "none"
+    works_on = "network" if spec.networkwise else "coordinates" if coordinates else "tensors"
+    norm = " normalised" if spec.head_norm else ""
+    clip = f"norm {spec.clip_norm:g}" if spec.clip is None else f"{spec.clip:g}"
     # Every kernel runs `anchored`, unless this machine lacks it: then it says so of every rule.
     runs = [k.name for k in KERNELS if k.refusal(spec) == k.refusal(LEARNED["anchored"])]
     return [
@@ -110,10 +143,10 @@ def preset_facts(name):
             ["own features" if own else spec.processing.name, *spec.inputs, *structure.reads]
         ),
         ", ".join(f"{shape.inputs} > {shape.outputs}" for shape in spec.networks),
-        f"{cell}, {'-'.join(map(str, spec.head_sizes)) or 'linear'}",
-        f"{spec.clip:g}",
+        f"{cell}, {'-'.join(map(str, spec.head_sizes)) or 'linear'}{norm}",
+        clip,
         str(spec.state_floats),
-        "coordinates" if coordinates else "tensors",
+        works_on,
         ", ".join(runs),
     ]
 

@@ -20,7 +20,7 @@ import pytest
 
 from optim4rl.benchmark.contender import Maker
 from optim4rl.benchmark.protocol import Protocol
-from optim4rl.cli import ablate, evaluate, main as cli, plan, train
+from optim4rl.cli import ablate, evaluate, importing, main as cli, plan, train
 from optim4rl.cli.main import main
 from optim4rl.fields import shown
 from optim4rl.jobs.pools import Workers
@@ -161,6 +161,7 @@ COMMANDS = {
     "evaluate --suite=grid": (evaluate.EvaluateOptions, ["--out=o"]),
     "ablate": (ablate.AblateOptions, [str(PLAN), "--out=o"]),
     "identity": (ablate.IdentityOptions, ["--out=o"]),
+    "import": (importing.ImportOptions, ["open", "weights.npy", "--out=o"]),
     "plan propose": (plan.ProposeOptions, ["--of=optim4rl", "--out=o"]),
     "plan lint": (plan.LintOptions, [str(PLAN)]),
     "plan score": (plan.ScoreOptions, [str(PLAN), f"--against={PLAN}"]),
@@ -171,6 +172,7 @@ WORK = [
     (train, "plan_execution"),
     (evaluate, "run_benchmark"),
     (ablate, "run_study"),
+    (importing, "import_open"),
     (identity, "identity_experiment"),
     (plan, "propose"),
 ]

@@ -27,6 +27,7 @@ COMMANDS = (
     "ablate",
     "report",
     "identity",
+    "import",
     "inspect",
 )
 LISTS = ("tasks", "recipes", "kernels")

@@ -151,3 +151,27 @@ def test_table_is_long_and_labelled():
     assert table.filter(pl.col("diverged")).select("run", "update").rows() == [(1, 1)]
     assert table.filter(~pl.col("diverged"))["return"].to_list() == [1.0, 2.0, 3.0]
     assert table["return"].is_nan().sum() == 1
+
+
+def test_what_runs_took_and_scored_is_stacked_and_taken_with_them():
+    first = Curves(np.zeros((2, 3)), np.full(2, -1), np.arange(1, 4), np.array([1.0, 2.0]))
+    second = Curves(np.ones((1, 3)), np.full(1, -1), np.arange(1, 4), np.array([3.0]))
+    whole = stack([first, second])
+    np.testing.assert_array_equal(whole.greedy, [1.0, 2.0, 3.0])
+    assert whole.seconds is None
+    some = whole.take(np.array([False, True, True]))
+    np.testing.assert_array_equal(some.greedy, [2.0, 3.0])
+    np.testing.assert_array_equal(some.returns[:, 0], [0.0, 1.0])
+    assert (
+        stack([first, Curves(second.returns, second.diverged_at, second.env_steps)]).greedy is None
+    )
+    with pytest.raises(ValueError, match=r"greedy: shape \(2,\) must be \(1,\)"):
+        with_jaxtyping_off(second, first.greedy)
+
+
+def with_jaxtyping_off(curves, greedy):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        Curves(curves.returns, curves.diverged_at, curves.env_steps, greedy)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -5,7 +5,9 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from optim4rl.evaluation.learning import (
@@ -188,3 +190,69 @@ def test_a_run_s_seconds_are_without_compilation() -> None:
     assert cold.seconds is not None
     assert cold.seconds.shape == (1,)
     assert 0 < BATCH * cold.seconds[0] < 0.5 * whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """An optimizer whose step is one of the extra arguments, or a draw from the noise's key."""
+
+    name: str
+
+    def __call__(self, parameters: Any, rate: Any) -> Any:
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            told = extra[self.name]
+            if self.name == "noise_key":
+                told = jax.random.normal(told)
+            return jax.tree.map(lambda x: jnp.full_like(x, rate * told), updates), state
+
+        return optax.GradientTransformationExtraArgs(lambda _: (), update)
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs(Descent):
+    """A rollout serves three updates, of which the task tells the share that is done."""
+
+    updates_per_rollout: int = 3
+
+    def minibatch_gradient(self, params: Any, batch: Any, index: Any) -> Any:
+        """That of the whole loss."""
+        return self.gradient(params, batch)
+
+    def extras(self, params: Any, batch: Any, index: Any) -> Any:
+        """From 0 to 1."""
+        return {"epoch_proportion": index / 2}
+
+
+def moves(task: Any, name: str, updates: int, seeds: tuple[int, ...] = (0,)) -> Any:
+    """How far the parameters move in each rollout, found from returns: -(x^2 + y^2) / 2."""
+    settings: Any = {"rates": (0.0, 0.01), "seeds": seeds, "updates": updates}
+    still, moved = learning_curves(task, Told(name), None, **settings)
+    start = jax.vmap(lambda k: task.init_params(jax.random.fold_in(k, 0))["x"])(
+        jnp.stack([jax.random.key(seed) for seed in seeds])
+    )
+    x, y = np.asarray(start, np.float64).T
+    np.testing.assert_allclose(still.returns[:, -1], -(x**2 + y**2) / 2, rtol=1e-5)
+    # (x + s)^2 + (y + s)^2 = -2 return, for the sum s of the steps so far.
+    b, c = x + y, (x**2 + y**2)[:, None] + 2.0 * moved.returns
+    sums = (-b[:, None] + np.sqrt(b[:, None] ** 2 - 2.0 * c)) / 2.0
+    return np.diff(sums, axis=1) / 0.01
+
+
+def test_optimizers_are_told_how_much_of_training_is_done() -> None:
+    """From 0 in the first rollout to 1 in the last, over more rollouts than a chunk has."""
+    found = moves(TASK, "training_proportion", CHUNK + 11)
+    np.testing.assert_allclose(found[0], np.arange(CHUNK + 10) / (CHUNK + 10), atol=2e-2)
+
+
+def test_optimizers_are_told_what_the_task_tells() -> None:
+    """Of each of a rollout's updates: 0, 1/2 and 1."""
+    np.testing.assert_allclose(moves(Epochs(), "epoch_proportion", 5), 1.5, atol=2e-2)
+
+
+def test_noise_is_new_in_every_update_and_for_every_seed() -> None:
+    """And that of the seed."""
+    found = moves(Epochs(), "noise_key", 40, (0, 1, 2, 0))
+    np.testing.assert_array_equal(found[0], found[3])
+    assert np.unique(np.round(found[:3], 2)).size > 90
+    # Each rollout's three draws are independent: the variance of their sum is 3.
+    assert 1.2 < found[:3].std() < 2.3

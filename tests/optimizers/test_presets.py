@@ -81,6 +81,8 @@ def test_star_and_open_are_as_published():
     assert (star.cell, star.head_sizes, star.structure) == ("none", (4, 4), Star())
     assert (open_.cell, open_.hidden_size, open_.head_sizes) == ("gru", 8, (16, 16))
     assert (open_.structure, open_.inputs) == (Open(), ("layer",))
+    assert (open_.head_norm, open_.zero_mean) == (True, True)
+    assert (open_.clip_norm, open_.clip) == (0.5, None)
     assert open_.networks[0].inputs == 19
 
 

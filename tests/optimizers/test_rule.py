@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from optim4rl.optimizers import LEARNED, OptimizerSpec, init_meta_parameters, init_state, step
+from optim4rl.optimizers.cells import forward
+from optim4rl.optimizers.networks import apply_network
 from optim4rl.optimizers.processing import PROCESSINGS, Andrychowicz, Raw, SignLog, Symlog
 from optim4rl.optimizers.rule import spec_from_dict, spec_to_dict
 from optim4rl.optimizers.structures import (
@@ -110,6 +112,8 @@ def reference_mlp(w, x):
     layers = sorted(k for k in w if k.startswith("head") and not k.endswith("bias"))
     for i, name in enumerate(layers):
         x = w[name] @ x + w[f"{name}_bias"]
+        if f"norm{i}" in w:
+            x = (x - x.mean()) / np.sqrt(x.var() + 1e-6) * w[f"norm{i}"] + w[f"norm{i}_bias"]
         x = np.maximum(x, 0) if i + 1 < len(layers) else x
     return x
 
@@ -264,7 +268,7 @@ def test_star_is_its_formula():
 
 
 def test_open_is_its_formula():
-    spec = dataclasses.replace(LEARNED["open"], structure=Open(horizon=8.0, updates_per_batch=4))
+    spec = dataclasses.replace(LEARNED["open"], structure=Open(rollouts=3, epochs=2, minibatches=1))
     weights = random_weights(spec)
     gradients = np.random.default_rng(0).normal(size=(3, 2, 3))
     directions, _ = run(spec, weights, jnp.asarray(gradients, jnp.float32))
@@ -278,8 +282,8 @@ def test_open_is_its_formula():
         x = reference_unit_rms(
             np.concatenate([p, np.sign(m), log(m), np.sign(g)[None], log(g)[None]]), 1e-5
         )
-        # Proportions of training and of the batch, no dormancy, the last layer.
-        told = [min(age / 8, 1), age % 4 / 4, 0.0, 1.0]
+        # Proportions of training and of epochs, a unit like the others, the last layer.
+        told = [age // 2 / 2, age % 2, 1.0, 1.0]
         x = np.concatenate([x, np.broadcast_to(np.reshape(told, (4, 1, 1)), (4, 2, 3))])
         for at in np.ndindex(2, 3):
             where = (slice(None), *at)
@@ -289,19 +293,59 @@ def test_open_is_its_formula():
     np.testing.assert_allclose(directions[-1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_open_reads_dormancy_where_it_is_offered():
+def test_open_reads_what_an_agent_gives():
     spec = LEARNED["open"]
     reading = Reading(jnp.ones(3), jnp.ones((6, 3)), jnp.int32(0), extras_of(spec, (3,)))
-    offered = reading.extras._replace(dormancy=jnp.asarray([0.5, 1.0, 1.5]))
-    for extras, expected in ((reading.extras, [0, 0, 0]), (offered, [0.5, 1.0, 1.5])):
+    told = reading.extras._replace(
+        dormancy=jnp.asarray([0.5, 1.0, 1.5]),
+        training_proportion=jnp.float32(0.25),
+        epoch_proportion=jnp.float32(0.75),
+    )
+    for extras, expected in (
+        (reading.extras, [[0, 0, 0], [0, 0, 0], [1, 1, 1]]),
+        (told, [[0.25] * 3, [0.75] * 3, [0.5, 1.0, 1.5]]),
+    ):
         (features,) = spec.structure.features(spec.processing, reading._replace(extras=extras))
-        np.testing.assert_array_equal(features[-1], expected)
+        np.testing.assert_array_equal(features[-3:], expected)
 
 
-@pytest.mark.parametrize(("field", "value"), [("horizon", 0.0), ("updates_per_batch", 0)])
-def test_opens_proportions_are_of_something(field, value):
-    with pytest.raises(ValueError, match=rf"Open\.{field} = {value}"):
-        Open(**{field: value})
+def test_open_counts_as_its_own_code_does_where_nothing_is_given():
+    """Rollouts and epochs that are done, in whole numbers, over one less than there are."""
+    structure = Open(rollouts=4, epochs=3, minibatches=5)
+    reading = Reading(jnp.ones(2), jnp.ones((6, 2)), jnp.int32(0), extras_of(LEARNED["open"], (2,)))
+    for age in range(60):
+        found = structure.features(Raw(), reading._replace(age=jnp.int32(age)))[0]
+        expected = np.float32([age // 15 / 3, age // 5 % 3 / 2])
+        np.testing.assert_allclose(found[-3:-1, 0], expected, rtol=1e-6)
+
+
+def test_the_only_rollout_and_epoch_are_the_first():
+    reading = Reading(jnp.ones(2), jnp.ones((6, 2)), jnp.int32(0), extras_of(LEARNED["open"], (2,)))
+    (found,) = Open(1, 1, 1).features(Raw(), reading)
+    np.testing.assert_array_equal(found[-3:-1], 0.0)
+
+
+@pytest.mark.parametrize("field", ["rollouts", "epochs", "minibatches"])
+def test_opens_proportions_are_of_something(field):
+    with pytest.raises(ValueError, match=rf"Open\.{field} = 0: at least 1 is needed"):
+        Open(**{field: 0})
+
+
+def test_the_derivative_through_layer_normalisation_is_jaxs_own():
+    spec = dataclasses.replace(LEARNED["optim4rl"], head_norm=True)
+    weights = random_weights(spec)["network0"]
+    carry = (jax.random.normal(jax.random.key(1), (8, 5)),)
+    features = jax.random.normal(jax.random.key(2), (2, 5))
+
+    def total(network):
+        return lambda *given: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(network(*given)))
+
+    ours = total(lambda w, x, h: apply_network(w, "gru", x, h))
+    plain = total(lambda w, x, h: forward(w, "gru", x, h)[:2])
+    gradients = jax.jit(lambda *given: [jax.grad(f, (0, 1, 2))(*given) for f in (ours, plain)])
+    found, expected = gradients(weights, features, carry)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-4, 1e-6), found, expected)
+    assert all(np.abs(expected[0][f"norm{i}"]).max() > 0 for i in (0, 1))
 
 
 @pytest.mark.parametrize("name", ["star", "open"])
@@ -494,6 +538,8 @@ def test_the_papers_rule_keeps_sixteen_floats_a_parameter():
         ({"head_sizes": 16}, "head_sizes = 16"),
         ({"head_sizes": [16, -1]}, "head_sizes"),
         ({"clip": -1.0}, "clip = -1.0"),
+        ({"clip_norm": 0.0}, "clip_norm = 0.0"),
+        ({"zero_mean": 1}, "zero_mean = 1: True or False"),
         ({"step_scale": "x"}, "step_scale = 'x'"),
         ({"processing": {"name": "log"}}, "processing = .*sign_log"),
         ({"processing": {"name": "symlog", "d": 1}}, r"processing\.d = 1: known settings are c$"),
@@ -513,7 +559,8 @@ def test_a_bad_spec_names_the_field_and_the_value(change, message):
 
 def test_a_spec_of_an_older_release_takes_the_defaults():
     values = spec_to_dict(LEARNED["anchored"])
-    del values["inputs"], values["normalise"]
+    for field in ("inputs", "normalise", "head_norm", "clip_norm", "zero_mean"):
+        del values[field]
     assert spec_from_dict(values) == LEARNED["anchored"]
 
 

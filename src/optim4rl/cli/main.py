@@ -31,6 +31,7 @@ Optimizers
                                             [--task NAME | --suite NAME]
   optim4rl evaluate FILE.py:FUNCTION        the same for one of your own
   optim4rl train --out DIR                  meta-train one     [--recipe NAME]
+  optim4rl import open FILE --out WEIGHTS   read OPEN's published weights
 
 Ablation plans
   optim4rl plan show PLAN                   what it asks for, what that maps to
@@ -71,6 +72,7 @@ COMMANDS = {
     "report": ("report", "ReportOptions", "report"),
     "identity": ("ablate", "IdentityOptions", "identity"),
     "replicate": ("replicate", "ReplicateOptions", "run"),
+    "import": ("importing", "ImportOptions", "run"),
     "inspect": ("inspect", "InspectOptions", "run"),
     "list": ("listing", "ListOptions", "run"),
     "completion": ("completion", "CompletionOptions", "run"),

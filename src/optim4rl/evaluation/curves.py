@@ -162,7 +162,7 @@ def stack(parts: Sequence[Curves]) -> Curves:
     )
 
 
-def _join(parts: Sequence[Float[np.ndarray, " run"] | None]) -> Float[np.ndarray, " run"] | None:
+def _join(parts: Sequence[Float[np.ndarray, " _"] | None]) -> Float[np.ndarray, " all"] | None:
     """The numbers of all runs; None where a part has none."""
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if len(known) == len(parts) else None

@@ -17,7 +17,12 @@ from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import ScalarOrSchedule, classical
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
-from optim4rl.tasks.interface import EvaluationTask, GreedyTask, update_gradient
+from optim4rl.tasks.interface import (
+    EvaluationTask,
+    GreedyTask,
+    update_extras,
+    update_gradient,
+)
 
 
 @runtime_checkable
@@ -191,12 +196,12 @@ def _train_batch(
     keys = jnp.stack([jax.random.key(seed) for _, seed in filled])
     agents = _start(task, family, parameters, rates, keys)
     # Compiled before the clock starts; the calls below find the program.
-    _advance.lower(task, family, parameters, rates, keys, agents, 0).compile()
+    _advance.lower(task, family, parameters, rates, keys, agents, 0, updates).compile()
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     started = clock()
     outcomes = []
     for first in range(0, updates, CHUNK):
-        agents, outcome = _advance(task, family, parameters, rates, keys, agents, first)
+        agents, outcome = _advance(task, family, parameters, rates, keys, agents, first, updates)
         outcomes.append(jax.tree.map(np.asarray, outcome))
     done = CHUNK * len(outcomes)
     seconds = (clock() - started) * updates / done / BATCH
@@ -245,19 +250,24 @@ def _advance(
     keys: Key[Array, " run"],
     agents: _Agent,
     first: int | Int[Array, ""],
+    updates: int | Int[Array, ""],
 ) -> tuple[
     _Agent, tuple[Float[Array, "run time"], Int[Array, "run time"], Bool[Array, "run time"]]
 ]:
-    """One chunk of updates: episode returns and counts of each, and whether all is finite."""
+    """One chunk of `updates`: episode returns and counts of each, and whether all is finite."""
 
     def advance(rate: Float[Array, ""], key: PRNGKeyArray, agent: _Agent) -> Any:
-        optimizer = family(parameters, rate)
-        rollouts = jax.random.fold_in(key, 1)
+        optimizer = optax.with_extra_args_support(family(parameters, rate))
+        rollouts, noise = jax.random.fold_in(key, 1), jax.random.fold_in(key, 3)
 
         def update(agent: _Agent, index: Array) -> tuple[_Agent, tuple[Array, Array, Array]]:
             key = jax.random.fold_in(rollouts, index)
             batch, actor, stats = task.rollout(agent.params, agent.actor, key)
-            params, state = _learn(task, optimizer, batch, agent.params, agent.optimizer)
+            told = {
+                "noise_key": jax.random.fold_in(noise, index),
+                "training_proportion": index / jnp.maximum(updates - 1, 1),
+            }
+            params, state = _learn(task, optimizer, batch, agent.params, agent.optimizer, told)
             numbers = jax.tree.leaves((params, stats.return_sum))
             finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
             after = _Agent(params, state, actor)
@@ -270,17 +280,24 @@ def _advance(
 
 def _learn(
     task: EvaluationTask,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     batch: Any,
     params: Any,
     state: Any,
+    told: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """All updates that a rollout serves: the parameters and the optimizer's state after them."""
+    """All updates that a rollout serves: the parameters and the optimizer's state after them.
+
+    Optimizers are told, as extra arguments, what the task tells and what is the same for all
+    updates of the rollout; each has noise of its own.
+    """
 
     def learn_once(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
         params, state = carry
         gradient = update_gradient(task, params, batch, index)
-        updates, state = optimizer.update(gradient, state, params)
+        extras = told | update_extras(task, params, batch, index)
+        extras["noise_key"] = jax.random.fold_in(told["noise_key"], index)
+        updates, state = optimizer.update(gradient, state, params, **extras)
         return (optax.apply_updates(params, updates), state), None
 
     carry = (params, state)

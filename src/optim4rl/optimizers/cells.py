@@ -12,7 +12,16 @@ from typing import Literal, NamedTuple, get_args
 
 from jaxtyping import Float
 
-from optim4rl.optimizers.arrays import Array, linear, namespace, relu, sigmoid, split
+from optim4rl.optimizers.arrays import (
+    Array,
+    linear,
+    mean,
+    namespace,
+    relu,
+    rsqrt,
+    sigmoid,
+    split,
+)
 
 # "none" is no cell: the head reads the features, and nothing is carried over.
 CellKind = Literal["gru", "lstm", "none"]
@@ -27,6 +36,9 @@ Rows = tuple[Float[Array, "hidden *shape"], ...]
 GATES: Mapping[CellKind, int] = {"gru": 3, "lstm": 4, "none": 0}
 CARRIES: Mapping[CellKind, int] = {"gru": 1, "lstm": 2, "none": 0}
 
+# Flax's, which OPEN's weights were trained with.
+_NORM_EPSILON = 1e-6
+
 
 def carry_floats(cell: CellKind, hidden_size: int) -> int:
     """Floats of state that one network keeps for each coordinate."""
@@ -39,6 +51,7 @@ def weight_shapes(
     hidden_size: int,
     head_sizes: tuple[int, ...],
     num_outputs: int,
+    head_norm: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """The names and shapes of one network's weights."""
     rows = GATES[cell] * hidden_size
@@ -50,6 +63,8 @@ def weight_shapes(
     sizes = (num_inputs if cell == "none" else hidden_size, *head_sizes, num_outputs)
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         shapes |= {f"head{layer}": (outputs, inputs), f"head{layer}_bias": (outputs,)}
+        if head_norm and layer < len(head_sizes):
+            shapes |= {f"norm{layer}": (outputs,), f"norm{layer}_bias": (outputs,)}
     return shapes
 
 
@@ -97,7 +112,9 @@ def forward(
         new_carry, activations = cell_forward(cell, split(products, 4), carry)
     layers = [new_carry[0] if new_carry else inputs]
     for layer in range(num_layers(weights)):
-        x = _affine(weights[f"head{layer}"], layers[-1], weights[f"head{layer}_bias"])
+        x = head_layer(weights, layer, layers[-1])
+        if f"norm{layer}" in weights:
+            x = layer_norm(x, weights[f"norm{layer}"], weights[f"norm{layer}_bias"])
         layers.append(relu(x))
     return Pass(x, new_carry, reads, activations, layers[:-1])
 
@@ -107,12 +124,25 @@ def num_layers(weights: Weights) -> int:
     return sum(name.startswith("head") and not name.endswith("bias") for name in weights)
 
 
-def _affine(
-    kernel: Float[Array, "outputs inputs"],
-    x: Float[Array, "inputs *shape"],
-    bias: Float[Array, " outputs"],
+def head_layer(
+    weights: Weights, layer: int, x: Float[Array, "inputs *shape"]
 ) -> Float[Array, "outputs *shape"]:
-    return linear(kernel, x) + bias.reshape(-1, *(1,) * (x.ndim - 1))
+    """A layer of the head, before anything else is done to it."""
+    return linear(weights[f"head{layer}"], x) + _column(weights[f"head{layer}_bias"], x)
+
+
+def layer_norm(
+    x: Float[Array, "units *shape"], scale: Float[Array, " units"], bias: Float[Array, " units"]
+) -> Float[Array, "units *shape"]:
+    """Units at mean 0 and variance 1, at each coordinate (Ba et al. 2016, arXiv 1607.06450)."""
+    centred = x - mean(x, (0,))
+    size = rsqrt(mean(centred * centred, (0,)) + _NORM_EPSILON)
+    return centred * size * _column(scale, x) + _column(bias, x)
+
+
+def _column(values: Float[Array, " units"], like: Array) -> Float[Array, "units *ones"]:
+    """A number for each unit, to go with `[units, *shape]`."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def cell_kernel(weights: Weights, cell: CellKind) -> Float[Array, "rows reads"]:

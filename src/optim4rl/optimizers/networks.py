@@ -20,6 +20,8 @@ from optim4rl.optimizers.cells import (
     cell_forward as cell_forward,
     cell_kernel as cell_kernel,
     forward,
+    head_layer,
+    layer_norm,
     num_layers as num_layers,
 )
 
@@ -33,12 +35,13 @@ def init_network(
     num_outputs: int,
     *,
     zero_head: bool,
+    head_norm: bool = False,
 ) -> Weights:
     """Weights of one cell with its head.
 
     Initialised as the paper's release does: input and head kernels LeCun-normal, recurrent kernels
     orthogonal, biases zero. With `zero_head` the last layer starts at zero, so that every output
-    starts at exactly zero.
+    starts at exactly zero. With `head_norm` the scales of the layer normalisation start at 1.
     """
     key_input, key_hidden, *key_head = jax.random.split(key, 3 + len(head_sizes))
     lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -54,6 +57,9 @@ def init_network(
         )
         weights[f"head{layer}"] = kernel
         weights[f"head{layer}_bias"] = jnp.zeros((shape[0],), jnp.float32)
+        if head_norm and not last:
+            weights[f"norm{layer}"] = jnp.ones((shape[0],), jnp.float32)
+            weights[f"norm{layer}_bias"] = jnp.zeros((shape[0],), jnp.float32)
     return weights
 
 
@@ -132,6 +138,12 @@ def _backward(
         delta = _linear_transpose(weights[f"head{layer}"], delta)
         if layer > 0:
             delta = jnp.where(layers[layer] > 0, delta, 0.0)
+            names = (f"norm{layer - 1}", f"norm{layer - 1}_bias")
+            norm = {name: weights[name] for name in names if name in weights}
+            if norm:
+                before = head_layer(weights, layer - 1, layers[layer - 1])
+                delta, *found = jax.vjp(layer_norm, before, *norm.values())[1](delta)
+                gradients |= dict(zip(norm, found, strict=True))
     if cell == "none":
         return gradients, delta, ()
     d_hidden, *d_rest = d_carry

@@ -77,7 +77,15 @@ LEARNED: dict[str, OptimizerSpec] = {
         head_sizes=(4, 4),
         clip=1000.0,
     ),
-    "open": OptimizerSpec(processing=Raw(), structure=Open(), clip=1000.0, inputs=("layer",)),
+    "open": OptimizerSpec(
+        processing=Raw(),
+        structure=Open(),
+        head_norm=True,
+        clip_norm=0.5,
+        clip=None,
+        inputs=("layer",),
+        zero_mean=True,
+    ),
 }
 
 # A learning rate: a number, an array of one, or a function of the update count.

@@ -223,17 +223,21 @@ class Open:
 
     `d = o1 exp(c o2) + o3 noise`, `c = 1e-3`; the noise is standard normal in the actor and zero
     elsewhere. The network reads the parameter and sign and log of the momenta and the gradient,
-    each scaled to unit root mean square over the tensor; then the proportion of training
-    `min(age / horizon, 1)`, that of the batch `(age mod updates_per_batch) / updates_per_batch`
-    and the neuron's dormancy, 0 where the agent does not offer it. `inputs=("layer",)` adds the
-    layer's.
+    each scaled to unit root mean square over the tensor; then the proportions of training and of
+    epochs, and the unit's dormancy. `inputs=("layer",)` adds the layer's.
 
-    Goldie et al. 2024 (arXiv 2407.07082); their step of 1e-3 is the learning rate here. Left out
-    are their head's layer normalisation and the mean that they subtract from all updates.
+    An agent gives proportions and dormancy (`Extras`). Where it does not, proportions are counted
+    in updates of a run of `rollouts` x `epochs` x `minibatches`, by default that of OPEN's MinAtar
+    games (10 million steps of 64 environments x 128), and every unit is as active as its layer.
+
+    Goldie et al. 2024 (arXiv 2407.07082, https://github.com/AlexGoldie/rl-learned-optimization);
+    their step of 1e-3 is the learning rate here. The preset `open` has the rest: layer
+    normalisation, the clip of 0.5 and the mean that is subtracted.
     """
 
-    horizon: float = 1000.0
-    updates_per_batch: int = 1
+    rollouts: int = 1220
+    epochs: int = 4
+    minibatches: int = 8
 
     name: ClassVar[str] = "open"
     num_moments: ClassVar[int] = len(OPEN_BETAS)
@@ -241,10 +245,10 @@ class Open:
     reads: ClassVar[tuple[ExtraName, ...]] = ("params", "noise")
 
     def __post_init__(self) -> None:
-        for field in ("horizon", "updates_per_batch"):
+        for field in ("rollouts", "epochs", "minibatches"):
             value = getattr(self, field)
             if not 1 <= value < float("inf"):
-                raise ValueError(f"Open.{field} = {value!r}: at least 1 update is needed")
+                raise ValueError(f"Open.{field} = {value!r}: at least 1 is needed")
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         del processing
@@ -260,16 +264,22 @@ class Open:
         xp = namespace(gradient)
         rows = [params, xp.sign(m), _log_size(m), xp.sign(gradient), _log_size(gradient)]
         scaled = unit_rms(xp.concatenate(rows), 1e-5)
-        age = to_float32(reading.age)
-        proportions = xp.stack(
-            [
-                xp.minimum(age / self.horizon, constant(1.0, age)),
-                xp.remainder(age, float(self.updates_per_batch)) / self.updates_per_batch,
-            ]
-        )
+        proportions = _constant_rows(xp.stack(self._proportions(reading)), scaled)
         dormancy = reading.extras.dormancy
-        dormancy = xp.zeros_like(params) if dormancy is None else dormancy[None]
-        return (xp.concatenate([scaled, _constant_rows(proportions, scaled), dormancy]),)
+        dormancy = xp.ones_like(params) if dormancy is None else dormancy[None]
+        return (xp.concatenate([scaled, proportions, dormancy]),)
+
+    def _proportions(self, reading: Reading) -> list[Float[Array, ""]]:
+        """Those of training and of epochs."""
+        updates = reading.age // self.minibatches  # in whole numbers: a quotient may round
+        counted = (
+            (updates // self.epochs, self.rollouts, reading.extras.training_proportion),
+            (updates % self.epochs, self.epochs, reading.extras.epoch_proportion),
+        )
+        return [
+            to_float32(done) / max(total - 1, 1) if told is None else told
+            for done, total, told in counted
+        ]
 
     def direction(
         self, processing: Processing, reading: Reading, outputs: Outputs

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optim4rl.fields import AT_LEAST_1, COUNT, DECAY, POSITIVE, check_values
+from optim4rl.fields import COUNT, DECAY, POSITIVE, check_values
 
 # Those of the rule itself, of its processing and of its structure.
 RANGES = {
     "hidden_size": COUNT,
     "head_sizes": COUNT,
     "clip": POSITIVE,
+    "clip_norm": POSITIVE,
     "step_scale": POSITIVE,
     "epsilon": POSITIVE,
     "beta1": DECAY,
@@ -17,8 +18,9 @@ RANGES = {
     "beta_slow": DECAY,
     "c": POSITIVE,
     "p": POSITIVE,
-    "horizon": AT_LEAST_1,
-    "updates_per_batch": COUNT,
+    "rollouts": COUNT,
+    "epochs": COUNT,
+    "minibatches": COUNT,
 }
 
 

@@ -51,6 +51,7 @@ def init_meta_parameters(spec: OptimizerSpec, key: PRNGKeyArray) -> MetaParamete
             spec.head_sizes,
             shape.outputs,
             zero_head=spec.zero_head,
+            head_norm=spec.head_norm,
         )
         for index, (k, shape) in enumerate(
             zip(jax.random.split(key, len(shapes)), shapes, strict=True)

@@ -30,7 +30,10 @@ class OptimizerSpec:
         hidden_size: hidden units H of each cell.
         head_sizes: hidden layers of the MLP head on each cell; () is one linear layer.
         zero_head: start the heads' last layer at zero.
-        clip: gradients are clipped to [-clip, clip], elementwise, first; None: not at all.
+        head_norm: normalise the units of each hidden layer of the heads, before their ReLU.
+        clip_norm: the policy's own gradients, and all others, are each clipped to this global norm,
+            first of all; None: not at all.
+        clip: gradients are clipped to [-clip, clip], elementwise; None: not at all.
         step_scale: every update is multiplied by this.
         inputs: what every network reads beside the structure's features, by name (`inputs`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
@@ -38,6 +41,7 @@ class OptimizerSpec:
             makes the steps of heads on wide layers, and of networks that see images, smaller
             (`tensors.layer_scale`), and centres wide kernels (`tensors.is_centred`);
             "orthogonal" makes each kernel's direction an orthogonal matrix of the same size.
+        zero_mean: subtract from every step the mean over all coordinates of all tensors, last.
     """
 
     processing: Processing = SignLog()
@@ -46,10 +50,13 @@ class OptimizerSpec:
     hidden_size: int = 8
     head_sizes: tuple[int, ...] = (16, 16)
     zero_head: bool = False
+    head_norm: bool = False
+    clip_norm: float | None = None
     clip: float | None = 1.0
     step_scale: float = 1.0
     inputs: tuple[InputName, ...] = ()
     normalise: Normalisation = "none"
+    zero_mean: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, **RANGES)
@@ -71,7 +78,12 @@ class OptimizerSpec:
     @property
     def tensorwise(self) -> bool:
         """Whether a coordinate's step depends on the others of its tensor."""
-        return self.structure.tensorwise or self.normalise in WHOLE_TENSOR
+        return self.structure.tensorwise or self.normalise in WHOLE_TENSOR or self.networkwise
+
+    @property
+    def networkwise(self) -> bool:
+        """Whether a tensor's step depends on the other tensors."""
+        return self.zero_mean or self.clip_norm is not None
 
     @property
     def state_floats(self) -> int:
@@ -83,7 +95,14 @@ class OptimizerSpec:
     def weight_shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """The names and shapes of each network's weights."""
         return [
-            weight_shapes(self.cell, shape.inputs, self.hidden_size, self.head_sizes, shape.outputs)
+            weight_shapes(
+                self.cell,
+                shape.inputs,
+                self.hidden_size,
+                self.head_sizes,
+                shape.outputs,
+                self.head_norm,
+            )
             for shape in self.networks
         ]
 
@@ -123,7 +142,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
 
 
 # What the files of older releases lack.
-_ADDED = {"inputs", "normalise"}
+_ADDED = {"inputs", "normalise", "head_norm", "clip_norm", "zero_mean"}
 
 
 def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:

@@ -31,12 +31,16 @@ class Extras(NamedTuple):
     Attributes:
         params: the parameters before the update.
         noise: draws from the standard normal distribution, zero outside the actor.
-        dormancy: how active the coordinate's neuron is, 1 where as active as the mean of its layer.
+        dormancy: how active the coordinate's unit is, 1 where as active as the mean of its layer.
+        training_proportion: how much of training is done, 0 in the first rollout and 1 in the last.
+        epoch_proportion: how many epochs on this rollout, 0 in the first and 1 in the last.
     """
 
     params: Float[Array, "*shape"] | None = None
     noise: Float[Array, "*shape"] | None = None
     dormancy: Float[Array, "*shape"] | None = None
+    training_proportion: Float[Array, ""] | None = None
+    epoch_proportion: Float[Array, ""] | None = None
 
 
 NO_EXTRAS = Extras()

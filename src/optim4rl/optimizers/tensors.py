@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from optim4rl.optimizers.arrays import shift
+from optim4rl.optimizers.arrays import constant, namespace, rsqrt, shift
 
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -202,6 +202,43 @@ def is_centred(tensor: Tensor) -> bool:
     common is left to the bias.
     """
     return not tensor.of_head and (tensor.fan_in or 0) > USUAL_FAN_IN
+
+
+def clip_apart(limit: float, layout: Sequence[Tensor], gradients: Sequence[Any]) -> list[Any]:
+    """The policy's own gradients, and all others, each scaled to a global norm of at most a limit.
+
+    Args:
+        limit: the norm.
+        layout: what each gradient is of.
+        gradients: arrays of any framework, in float32.
+    """
+    factors = {}
+    for actor in {tensor.actor for tensor in layout}:
+        own = [g for g, tensor in zip(gradients, layout, strict=True) if tensor.actor == actor]
+        square = sum((g * g).sum() for g in own)
+        # The larger under the root: the derivative at zero is then finite.
+        largest = namespace(square).maximum(square, constant(limit * limit, square))
+        factors[actor] = limit * rsqrt(largest)
+    return [factors[tensor.actor] * g for g, tensor in zip(gradients, layout, strict=True)]
+
+
+def clip_flat(limit: float, layout: Layout, gradient: Any) -> Any:
+    """`clip_apart` of tensors that are flattened one after the other."""
+    parts = pieces(layout, gradient.shape[0])
+    if not parts:
+        return gradient
+    tensors, where = zip(*parts, strict=True)
+    clipped = clip_apart(limit, tensors, [gradient[x] for x in where])
+    return namespace(gradient).concatenate(clipped)
+
+
+def without_mean(directions: Sequence[Any]) -> list[Any]:
+    """Directions less the mean over all coordinates of all of them."""
+    count = sum(math.prod(x.shape) for x in directions)
+    if not count:
+        return list(directions)
+    mean = sum(x.sum() for x in directions) / count
+    return [x - mean for x in directions]
 
 
 def orthogonalise(tensor: Tensor, direction: Any) -> Any:

@@ -24,6 +24,10 @@ from optim4rl.optimizers.layout import Kinds, Layout, Tensor, infer_layout
 from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
+from optim4rl.optimizers.tensors import clip_apart, without_mean
+
+# The extra arguments that are numbers, in the order of `Extras`.
+PROPORTIONS = ("training_proportion", "epoch_proportion")
 
 
 class LearnedRuleState(NamedTuple):
@@ -64,8 +68,10 @@ def scale_by_learned_rule(
     Raises:
         ValueError: the kernel cannot run the rule, the dtype is no state's, a gradient is complex.
 
-    A structure may read more (`Structure.reads`): `params`; `dormancy`, a tree like the updates;
-    `noise_key` for its noise, which is drawn from the update's number where there is none.
+    A structure may read more (`structure.Extras`): `params` and, as extra arguments of `update`,
+    `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
+    `epoch_proportion`, numbers; `noise_key` for its noise, which is drawn from the update's number
+    where there is none.
     All arithmetic is float32; updates come in each gradient's own dtype. A NaN stays in its own
     coordinate, for good; wrap with `optax.apply_if_finite` to skip such steps instead.
     """
@@ -83,16 +89,21 @@ def scale_by_learned_rule(
     ) -> tuple[optax.Updates, LearnedRuleState]:
         layout, count = infer_layout(updates, kinds), state.count
         extras = _extras(spec, layout, updates, count, params, extra)
-        directions, structure = jax.tree.flatten(updates)
-        known, memory = [_leaves(updates, tree) for tree in state.memory], []
-        for index, (given, tensor) in enumerate(zip(directions, layout, strict=True)):
-            gradient = _real(given)
+        leaves, structure = jax.tree.flatten(updates)
+        given = [_real(leaf) for leaf in leaves]
+        gradients = [x.astype(jnp.float32) for x in given]
+        if spec.clip_norm is not None:
+            gradients = clip_apart(spec.clip_norm, layout, gradients)
+        known = [_leaves(updates, tree) for tree in state.memory]
+        directions, memory = [], []
+        for index, (gradient, tensor) in enumerate(zip(gradients, layout, strict=True)):
             before = _rule_state(spec, [row[index] for row in known], count, gradient.shape)
-            direction, after = step(
-                meta_parameters, gradient.astype(jnp.float32), before, extras[index], tensor=tensor
-            )
-            directions[index] = direction.astype(gradient.dtype)
+            direction, after = step(meta_parameters, gradient, before, extras[index], tensor=tensor)
+            directions.append(direction)
             memory.append(_memory(after, kept, index))
+        if spec.zero_mean:
+            directions = without_mean(directions)
+        directions = [x.astype(like.dtype) for x, like in zip(directions, given, strict=True)]
         rows = [[leaf[row] for leaf in memory] for row in range(spec.state_floats)]
         tree, *trees = (jax.tree.unflatten(structure, leaves) for leaves in (directions, *rows))
         return tree, LearnedRuleState(optax.safe_increment(count), tuple(trees))
@@ -176,10 +187,10 @@ def _extras(
 ) -> list[Extras]:
     """What the structure reads of each leaf beside its gradient."""
 
-    def leaves(tree: Any) -> list[Array | None]:
+    def leaves(name: str, tree: Any) -> list[Array | None]:
         if tree is None:
             return [None] * len(layout)
-        exact = jax.tree.map(lambda _, x: jnp.asarray(x).astype(jnp.float32), updates, tree)
+        exact = jax.tree.map(partial(_exactly, name), updates, tree)
         return jax.tree.leaves(exact)
 
     if not spec.structure.reads:
@@ -192,10 +203,32 @@ def _extras(
         key = extra.get("noise_key")
         key = jax.random.fold_in(jax.random.key(0), count) if key is None else key
         noise = [*draw_noise(layout, key)]
+    numbers = [_number(name, extra.get(name)) for name in PROPORTIONS]
+    dormancy = leaves("dormancy", extra.get("dormancy"))
     return [
-        Extras(*leaf)
-        for leaf in zip(leaves(params), noise, leaves(extra.get("dormancy")), strict=True)
+        Extras(*leaf, *numbers)
+        for leaf in zip(leaves("params", params), noise, dormancy, strict=True)
     ]
+
+
+def _exactly(name: str, like: Array, x: Any) -> Array:
+    """An array as float32 in a gradient's shape."""
+    found = jnp.asarray(x).astype(jnp.float32)
+    if found.shape == like.shape:
+        return found
+    try:
+        return jnp.broadcast_to(found, like.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: an array of shape {found.shape} for a gradient of shape {like.shape}"
+        ) from error
+
+
+def _number(name: str, x: Any) -> Array | None:
+    found = None if x is None else jnp.asarray(x, jnp.float32)
+    if found is not None and found.shape:
+        raise ValueError(f"{name}: an array of shape {found.shape}; one number is needed")
+    return found
 
 
 def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:

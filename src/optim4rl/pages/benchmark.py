@@ -33,6 +33,7 @@ from optim4rl.pages.claims import (
     lead_claims as lead_claims,
     task_names,
 )
+from optim4rl.pages.costs import Table, cost_values, task_cost_tables, time_table
 from optim4rl.pages.plots import plot_profiles, plot_suite
 from optim4rl.pages.words import estimate_json, finite, with_interval
 
@@ -55,6 +56,8 @@ def write_report(results: Results, command: str) -> None:
     baselines = [contender.name for contender in results.benchmark.baselines]
     behind = [name for name in baselines if name != results.benchmark.reference]
     plot_suite(panels, floors, folder / "curves.svg", background=behind)
+    if _is_timed(results):
+        plot_suite(panels, floors, folder / "seconds.svg", background=behind, by="seconds")
     profiles = {
         TITLES[reading]: {name: x.profile for name, x in found.items() if x.profile is not None}
         for reading, found in results.standings.items()
@@ -63,8 +66,6 @@ def write_report(results: Results, command: str) -> None:
 
 
 # Tables
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def summary_table(results: Results, reading: Reading) -> Table:
@@ -206,15 +207,21 @@ def _stuck_table(results: Results) -> Table:
 
 def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
     """The report: first what can be claimed and what cannot."""
-    suite, readings = results.benchmark.suite, results.benchmark.readings
+    b = results.benchmark
+    suite, readings = b.suite, b.readings
     parts = [f"# {suite.name}: {counted(len(suite.tasks), 'task')}", ""]
     parts += [f"- {claim}" for claim in claims(results)]
     parts += ["", "    " + record["command"], "", _protocol(results)]
     whole = "All tasks" if len(suite.tasks) > 1 else task_names(results)[0]
     for reading in readings:
         parts += _section(f"{whole}, {TITLES[reading]}", summary_table(results, reading))
+        timed = time_table(results, reading)
+        if timed is not None:
+            parts += _section(f"{whole} in {b.reference}'s time, {TITLES[reading]}", timed)
     for reading in readings:
         parts += _reading_sections(results, reading)
+    for task, table in task_cost_tables(results).items():
+        parts += _section(f"{task}: costs, {TITLES['tuned']}", table)
     for index, task in enumerate(task_names(results)):
         title = f"{task}: stability (Chan et al. 2020), {TITLES['tuned']}"
         parts += _section(title, stability_table(results, index))
@@ -225,8 +232,19 @@ def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
     parts += _section("The scale of each task", _scale_table(results))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     parts += ["", "![Learning curves](curves.svg)", "", "![Performance profile](profile.svg)"]
+    if _is_timed(results):
+        parts += ["", "![Learning curves against seconds](seconds.svg)"]
     parts += ["", f"Made with {versions}; code {record['code'][:16]}.", ""]
     return "\n".join(parts)
+
+
+def _is_timed(results: Results) -> bool:
+    return all(
+        member.seconds is not None
+        for tasks in results.runs.curves["tuned"].values()
+        for members in tasks
+        for member in members
+    )
 
 
 def _reading_sections(results: Results, reading: Reading) -> list[str]:
@@ -312,6 +330,7 @@ def to_json(results: Results) -> dict[str, Any]:
             for index, task in enumerate(b.suite.tasks)
         },
         "optimizers": {x.name: _contender_values(results, x) for x in b.contenders},
+        "costs": {reading: cost_values(results, reading) for reading in b.readings},
     }
 
 

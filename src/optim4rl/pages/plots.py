@@ -5,18 +5,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from optim4rl.benchmark.contender import CONTROL
+from optim4rl.benchmark.cost import run_seconds
 from optim4rl.benchmark.scale import PROFILE_POINTS, Profile
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.atomic import replacing
 from optim4rl.files.reading import read_text
 
 _T = TypeVar("_T")
+Against = Literal["env_steps", "seconds"]
 
 # Okabe and Ito's palette tells apart for every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -28,6 +30,7 @@ def plot_suite(
     path: Path,
     *,
     background: Collection[str] = (),
+    by: Against = "env_steps",
 ) -> None:
     """Learning curves of a suite as SVG: one small picture for each task, one legend.
 
@@ -37,18 +40,19 @@ def plot_suite(
         floors: task -> the untrained policy's return, a dotted line.
         path: file to write.
         background: optimizers drawn thinner, behind the others.
+        by: what is on the horizontal axis.
     """
     columns = min(3, len(tasks))
     with _figure(path, columns=columns, rows=-(-len(tasks) // columns)) as panels:
         for axes, (task, curves) in zip(panels, tasks.items(), strict=False):
-            _draw_curves(axes, curves, background)
+            _draw_curves(axes, curves, background, by)
             axes.axhline(floors[task], color="0.6", ls=":", lw=1.0)
             axes.set_title(task, fontsize=11)
             axes.ticklabel_format(axis="x", scilimits=(0, 0))
         for axes in panels[len(tasks) :]:
             axes.set_axis_off()
         figure = panels[0].figure
-        figure.supxlabel("environment steps", fontsize=11)
+        figure.supxlabel("seconds" if by == "seconds" else "environment steps", fontsize=11)
         figure.supylabel("episode return", fontsize=11)
         _legend(panels[0])
 
@@ -88,12 +92,17 @@ def _legend(axes: Any) -> None:
 
 
 def _draw_curves(
-    axes: Any, curves: Mapping[str, Sequence[Curves]], background: Collection[str] = ()
+    axes: Any,
+    curves: Mapping[str, Sequence[Curves]],
+    background: Collection[str] = (),
+    by: Against = "env_steps",
 ) -> None:
     for (name, found), (line, band) in _with_looks(curves, background):
         thinned = [c.thin(min(130, c.returns.shape[1])) for c in found]
         returns = np.concatenate([c.returns for c in thinned])
-        steps = thinned[0].env_steps
+        steps: Any = thinned[0].env_steps
+        if by == "seconds":
+            steps = steps / found[0].env_steps[-1] * run_seconds(found)
         axes.plot(steps, returns.mean(axis=0), label=name, **line)
         low, high = np.quantile(returns, (0.25, 0.75), axis=0)
         axes.fill_between(steps, low, high, **band)

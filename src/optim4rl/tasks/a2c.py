@@ -119,3 +119,11 @@ class A2C:
     def minibatch_gradient(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> Any:
         """Return the gradient of the whole loss: there is only one update."""
         return self.gradient(params, batch)
+
+    def extras(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> dict[str, Any]:
+        """Dormancy on the rollout, whose one epoch is the first."""
+        prepared = self.network.prepare(params, batch.live)
+        return {
+            "dormancy": self.network.dormancy(prepared, batch.observation),
+            "epoch_proportion": jnp.zeros(()),
+        }

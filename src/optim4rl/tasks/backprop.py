@@ -23,6 +23,7 @@ from optim4rl.tasks.networks import (
     ActorCritic,
     Dense,
     Initialisation,
+    Network,
     SeparateMLPs,
     activation,
     make_mlps,
@@ -64,6 +65,13 @@ class BatchNetwork(Protocol):
         value: Float[Array, "batch"],
     ) -> Any:
         """Return the gradient of the parameters, from the cotangents of outputs and values."""
+
+    def dormancy(self, prepared: Any, observation: Num[Array, "..."]) -> Any:
+        """How active each unit is over a batch, 1 where as active as the mean of its layer.
+
+        A tree like the parameters, with one number for each unit, which are on a parameter's last
+        axis.
+        """
 
 
 class Prepared(NamedTuple):
@@ -192,6 +200,17 @@ class SharedTorso:
         gradient: ActorCritic = jax.tree.unflatten(jax.tree.structure(network), leaves)
         return gradient
 
+    def dormancy(self, prepared: Prepared, observation: Num[Array, "..."]) -> ActorCritic:
+        """Of filters over all places; units that only fill the arrays do not count."""
+        network = prepared.network
+        outputs, value, hidden = self.forward(prepared, observation)
+        layers = [activity(hidden, prepared.live), activity(outputs), activity(value[:, None])]
+        if network.conv is not None:
+            image = self.inputs.conv(network.conv.kernel, observation)
+            image = jax.nn.relu(image + network.conv.bias[None, None])
+            layers.insert(0, activity(image.reshape(-1, image.shape[-1])))
+        return _of_each_layer(network, layers)
+
 
 @dataclass(frozen=True)
 class SeparateTorsos:
@@ -241,7 +260,7 @@ class SeparateTorsos:
     ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], tuple[()]]:
         """Return outputs and values; the cache is empty."""
         run = functools.partial(_run, self.inputs, activation(self.activation), observation)
-        return run(prepared.policy), run(prepared.value)[:, 0], ()
+        return run(prepared.policy)[-1], run(prepared.value)[-1][:, 0], ()
 
     def backward(
         self,
@@ -256,15 +275,41 @@ class SeparateTorsos:
         gradient: SeparateMLPs = transpose((outputs, value))[0]
         return gradient
 
+    def dormancy(self, prepared: SeparateMLPs, observation: Num[Array, "..."]) -> SeparateMLPs:
+        """Of hidden units after the activation, of the last layers as they are."""
+        run = functools.partial(_run, self.inputs, activation(self.activation), observation)
+        units = [*run(prepared.policy), *run(prepared.value)]
+        return _of_each_layer(prepared, [activity(x) for x in units])
+
 
 def _run(
     inputs: Inputs,
     activate: Callable[[Array], Array],
     observation: Num[Array, "..."],
     layers: tuple[Dense, ...],
-) -> Float[Array, "batch outputs"]:
-    """Layers, one after the other."""
-    hidden = inputs.full(layers[0].kernel, observation) + layers[0].bias[None]
+) -> list[Float[Array, "batch _"]]:
+    """What each layer gives, one after the other; the last is not activated."""
+    units = [inputs.full(layers[0].kernel, observation) + layers[0].bias[None]]
     for layer in layers[1:]:
-        hidden = activate(hidden) @ layer.kernel + layer.bias[None]
-    return hidden
+        units[-1] = activate(units[-1])
+        units.append(units[-1] @ layer.kernel + layer.bias[None])
+    return units
+
+
+def activity(
+    units: Float[Array, "batch units"], live: Float[Array, "units"] | None = None
+) -> Float[Array, "units"]:
+    """Each unit's mean size over a batch, relative to the mean of the units that there are.
+
+    Goldie et al. 2024 (arXiv 2407.07082), after Sokar et al. 2023 (arXiv 2302.12902).
+    """
+    size = jnp.mean(jnp.abs(units), axis=0) + 1e-11
+    count = size.size if live is None else jnp.sum(live)
+    return size * (count / jnp.sum(size))
+
+
+def _of_each_layer(network: Network, layers: list[Float[Array, "_"]]) -> Network:
+    """A tree like the parameters, of one array for each layer's kernel and bias."""
+    leaves = [x for layer in layers for x in (layer, layer)]
+    tree: Network = jax.tree.unflatten(jax.tree.structure(network), leaves)
+    return tree

@@ -74,6 +74,24 @@ def update_gradient(task: InnerTask, params: Any, batch: Any, index: Int[Array, 
 
 
 @runtime_checkable
+class TellingTask(InnerTask, Protocol):
+    """A task that tells optimizers more of an update than its gradient."""
+
+    def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
+        """Optax's extra arguments for the rollout's inner update number `index`.
+
+        Only some optimizers read them, and where none does, nothing of it is computed.
+        """
+
+
+def update_extras(
+    task: InnerTask, params: Any, batch: Any, index: Int[Array, ""]
+) -> dict[str, Any]:
+    """What a task tells of a rollout's inner update number `index`; nothing where it tells none."""
+    return task.extras(params, batch, index) if isinstance(task, TellingTask) else {}
+
+
+@runtime_checkable
 class Returns(Protocol):
     """What stats say of the episodes that ended in a rollout."""
 

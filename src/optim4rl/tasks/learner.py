@@ -45,3 +45,10 @@ class Learner(Protocol):
 
     def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
         """The gradient of the rollout's update number `index`."""
+
+    def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
+        """What an optimizer may read of update number `index` beside its gradient.
+
+        `dormancy` (`BatchNetwork.dormancy`) and `epoch_proportion`, 0 in a rollout's first epoch
+        and 1 in its last.
+        """

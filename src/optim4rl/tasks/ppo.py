@@ -113,6 +113,16 @@ class PPO:
         """Return the gradient on minibatch `index % minibatches`, epoch `index // minibatches`."""
         return self._gradient(params, self._minibatch(batch, index), batch.live)
 
+    def extras(self, params: Any, batch: PPOBatch, index: Int[Array, ""]) -> dict[str, Any]:
+        """Dormancy on the minibatch, and the proportion of epochs done."""
+        prepared = self.network.prepare(params, batch.live)
+        samples = self._minibatch(batch, index)
+        epoch = index // self.config.minibatches
+        return {
+            "dormancy": self.network.dormancy(prepared, samples.observation),
+            "epoch_proportion": epoch / max(self.config.epochs - 1, 1),
+        }
+
     def _gradient(self, params: Any, samples: Samples, live: Float[Array, "width"] | None) -> Any:
         prepared = self.network.prepare(params, live)
         outputs, value, cache = self.network.forward(prepared, samples.observation)

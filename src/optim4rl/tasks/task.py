@@ -231,6 +231,10 @@ class Task:
         """The gradient of the rollout's update number `index`."""
         return self.learner.minibatch_gradient(params, batch, index)
 
+    def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
+        """What an optimizer may read of update number `index` beside its gradient."""
+        return self.learner.extras(params, batch, index)
+
     def transitions(
         self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Actor, Transitions, RolloutStats]:

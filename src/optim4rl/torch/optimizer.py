@@ -137,14 +137,30 @@ class Optim4RL(torch.optim.Optimizer):
             }
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        training_proportion: float | Tensor | None = None,
+        epoch_proportion: float | Tensor | None = None,
+        dormancy: Mapping[str, Tensor] | None = None,
+    ) -> Any:
         """Update every parameter that has a gradient.
+
+        All but the closure is for weights that read it, such as OPEN's, and may be left out.
 
         Args:
             closure: evaluates the model again and returns the loss.
+            training_proportion: how much of training is done, 0 in the first rollout, 1 in the
+                last.
+            epoch_proportion: the same of the epochs on this rollout.
+            dormancy: how active each unit is, 1 where as active as the mean of its layer: by the
+                name of a parameter (its number where there are no names), in a shape that
+                broadcasts to it. Units of parameters that it lacks are as active as their layer.
 
         Raises:
             RuntimeError: a gradient is sparse or complex.
+            ValueError: no parameter has such a name, or dormancy is of another shape.
         """
         loss = None
         if closure is not None:
@@ -159,8 +175,28 @@ class Optim4RL(torch.optim.Optimizer):
             if params:
                 met = zip(group["params"], self._layouts[index], strict=True)
                 found = tuple(tensor for p, tensor in met if p.grad is not None)
-                self._update(group, found, params, gradients, memories, steps)
+                active = None if dormancy is None else self._dormancy(index, dormancy)
+                told = _Told((training_proportion, epoch_proportion), active)
+                self._update(group, found, params, gradients, memories, steps, told)
         return loss
+
+    def _dormancy(self, index: int, dormancy: Mapping[str, Tensor]) -> list[Tensor]:
+        """That of a group's parameters with a gradient, each in its parameter's shape."""
+        assert self._seen is not None
+        names, first = self._seen.names, sum(self._seen.sizes[:index])
+        unknown = [name for name in dormancy if name not in names]
+        if unknown:
+            raise ValueError(f"dormancy: no parameter is called {unknown[0]!r}")
+        found = []
+        for name, p in zip(names[first:], self.param_groups[index]["params"], strict=False):
+            if p.grad is None:
+                continue
+            own = dormancy.get(name)
+            try:
+                found.append(torch.ones_like(p) if own is None else own.expand(p.shape))
+            except RuntimeError as error:
+                raise ValueError(f"dormancy of {name}: {error}") from error
+        return found
 
     def _init_group(
         self,
@@ -199,6 +235,7 @@ class Optim4RL(torch.optim.Optimizer):
         gradients: list[Tensor],
         memories: list[Tensor],
         steps: list[Tensor],
+        told: "_Told",
     ) -> None:
         """Move parameters and state, all of a group's tensors at once."""
         rule = self._rule_on(params[0].device)
@@ -207,7 +244,7 @@ class Optim4RL(torch.optim.Optimizer):
                 direction = rule.native.directions(gradients, memories, steps, layout)
                 rule.finish(direction, layout)
             else:
-                direction = _step(rule, layout, params, gradients, memories, steps)
+                direction = _step(rule, layout, params, gradients, memories, steps, told)
         direction *= group["lr"] * group["step_scale"]
         moves = torch.split(direction, [p.numel() for p in params])
         torch._foreach_sub_(
@@ -352,6 +389,26 @@ class _Groups(NamedTuple):
         return same and self._replace(params=[]) == other._replace(params=[])
 
 
+class _Told(NamedTuple):
+    """What a step is told beside gradients.
+
+    Attributes:
+        proportions: of training and of epochs.
+        dormancy: of each parameter with a gradient.
+    """
+
+    proportions: tuple[float | Tensor | None, float | Tensor | None]
+    dormancy: list[Tensor] | None
+
+    def on(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """The proportions as tensors."""
+        training, epoch = (
+            None if x is None else torch.as_tensor(x, dtype=torch.float32, device=device)
+            for x in self.proportions
+        )
+        return training, epoch
+
+
 def _step(
     rule: Rule,
     layout: Layout,
@@ -359,6 +416,7 @@ def _step(
     gradients: list[Tensor],
     memories: list[Tensor],
     steps: list[Tensor],
+    told: _Told,
 ) -> Tensor:
     """Return the directions of all tensors in a row, by the formulae; update the state."""
     given = Given(
@@ -367,6 +425,8 @@ def _step(
         torch.stack(steps),
         _flat(params) if "params" in rule.spec.structure.reads else None,
         layout,
+        None if told.dormancy is None else _flat(told.dormancy),
+        told.on(params[0].device),
     )
     direction, memory = rule.step(given)
     sizes = [p.numel() for p in params]

@@ -19,6 +19,7 @@ from optim4rl.optimizers.tensors import (
     Layout,
     Normalisation,
     Tensor as NamedTensor,
+    clip_flat,
     is_centred,
     layer_scale,
     orthogonal,
@@ -43,6 +44,8 @@ class Given(NamedTuple):
         ages: number of earlier updates of each tensor.
         params: the parameters, if the structure reads them.
         layout: the tensors that the coordinates belong to.
+        dormancy: how active each coordinate's unit is, where that is known.
+        proportions: of training and of epochs, each where it is known.
     """
 
     gradient: Float[Tensor, " n"]
@@ -50,6 +53,8 @@ class Given(NamedTuple):
     ages: Float[Tensor, " tensors"]
     params: Float[Tensor, " n"] | None
     layout: Layout
+    dormancy: Float[Tensor, " n"] | None = None
+    proportions: tuple[Float[Tensor, ""] | None, Float[Tensor, ""] | None] = (None, None)
 
     def spread(self, values: Float[Tensor, "*rows tensors"]) -> Float[Tensor, "*rows n"]:
         """Repeat each tensor's value for each of its coordinates."""
@@ -158,6 +163,8 @@ class Rule:
         if self.spec.normalise != "none":
             _NORMALISE[self.spec.normalise](layout, direction)
         direction *= self.spec.step_scale
+        if self.spec.zero_mean:
+            direction -= direction.mean()
 
     def _split(self, memory: Float[Tensor, "state n"]) -> tuple[list[Carry], Tensor]:
         """Return the memory as carries of each network and moments."""
@@ -172,8 +179,11 @@ class Rule:
         self, given: Given, moments: Float[Tensor, "moments n"], noise: Float[Tensor, " n"] | None
     ) -> Reading:
         """Return the rule's inputs for its coordinates."""
-        structure, clip = self.spec.structure, self.spec.clip
-        gradient = given.gradient if clip is None else given.gradient.clamp(-clip, clip)
+        structure, clip, gradient = self.spec.structure, self.spec.clip, given.gradient
+        if self.spec.clip_norm is not None:
+            gradient = clip_flat(self.spec.clip_norm, given.layout, gradient)
+        if clip is not None:
+            gradient = gradient.clamp(-clip, clip)
         if noise is None and "noise" in structure.reads:
             actor = given.ages.new_tensor([tensor.actor for tensor in given.layout])
             noise = torch.randn_like(gradient) * given.spread(actor)
@@ -181,7 +191,7 @@ class Rule:
             gradient,
             structure.accumulate(gradient, moments),
             given.spread(given.ages),
-            Extras(given.params, noise),
+            Extras(given.params, noise, given.dormancy, *given.proportions),
         )
 
     def _features(self, reading: Reading, given: Given) -> Features:
@@ -209,7 +219,7 @@ def _of_tensor(reading: Reading, where: slice, tensor: NamedTensor) -> Reading:
     """Return the inputs of one tensor, in its shape, and its age."""
 
     def shaped(x: Tensor) -> Tensor:
-        return x[..., where].reshape((*x.shape[:-1], *tensor.shape))
+        return x[..., where].reshape((*x.shape[:-1], *tensor.shape)) if x.ndim else x
 
     return Reading(
         shaped(reading.gradient),

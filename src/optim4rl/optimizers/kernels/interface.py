@@ -58,8 +58,11 @@ class Kernel:
 
 
 def structure_refusal(spec: OptimizerSpec) -> str | None:
-    """Why only `plain` can run the rule's structure, in one line; None if others can."""
+    """Why only `plain` can run the rule, in one line; None if others can."""
     structure = spec.structure
     if structure.tensorwise or structure.reads:
         return f"structure = {structure.name!r}: only those that read single coordinates"
+    for field in ("clip_norm", "zero_mean"):
+        if getattr(spec, field):
+            return f"{field} = {getattr(spec, field)!r}: only rules that look at one tensor"
     return None

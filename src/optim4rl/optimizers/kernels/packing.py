@@ -26,6 +26,9 @@ def unknown_part(spec: OptimizerSpec) -> str | None:
         return f"structure = {spec.structure.name!r}: only {_names(_STRUCTURES)}"
     if type(spec.processing) not in _PROCESSINGS:
         return f"processing = {spec.processing.name!r}: only {_names(_PROCESSINGS)}"
+    for field in ("head_norm", "clip_norm", "zero_mean"):
+        if getattr(spec, field):
+            return f"{field} = {getattr(spec, field)!r}: only rules without it"
     if len(spec.head_sizes) >= _MAX_LAYERS:
         return f"head_sizes = {spec.head_sizes!r}: fewer than {_MAX_LAYERS} hidden layers"
     return None

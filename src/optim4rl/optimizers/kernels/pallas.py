@@ -400,6 +400,8 @@ def _refusal(spec: OptimizerSpec) -> str | None:
         return f"cell = {spec.cell!r}: only {', '.join(_READS_HIDDEN)}"
     if reason := structure_refusal(spec):
         return reason
+    if spec.head_norm:
+        return "head_norm = True: only rules without it"
     platform = jax.default_backend()
     return None if platform == "gpu" else f"it needs a GPU, and JAX runs on {platform} here"
 

@@ -17,6 +17,7 @@ from optim4rl.optimizers.kernels.xla import one_by_one
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
+from optim4rl.optimizers.tensors import clip_flat, without_mean
 
 
 def step_tensor(
@@ -48,6 +49,8 @@ def step(
 ) -> tuple[Float[Array, " n"], RuleState]:
     """One step on all tensors of a layout, flattened one after the other."""
     met = gradient if isinstance(gradient, Met) else Met(gradient, NO_EXTRAS)
+    if spec.clip_norm is not None:
+        met = met._replace(gradient=clip_flat(spec.clip_norm, layout, met.gradient))
     parts = []
     for tensor, where in pieces(layout, met.gradient.shape[0]):
 
@@ -61,6 +64,8 @@ def step(
             jax.tree.map(lambda x, axes=axes: x.reshape(*x.shape[: x.ndim - axes], -1), found)
         )
     direction, after = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+    if spec.zero_mean:
+        (direction,) = without_mean([direction])
     return direction, after._replace(age=state.age + 1)
 
 

@@ -1,0 +1,62 @@
+"""`optim4rl import`: weights that other groups publish, as a weights file of this project."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from optim4rl.fields import COUNT, check_fields
+from optim4rl.optimizers.published_files import import_open
+from optim4rl.optimizers.rule import spec_to_dict
+from optim4rl.optimizers.weights import save_weights
+
+Publisher = Literal["open"]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Read weights that another group publishes, and write them as a weights file.
+
+    Example: optim4rl import open breakout_OPEN.npy --out open-breakout.safetensors
+
+    The three counts are for users who do not tell the optimizer how much of training is done
+    (docs/optimizers.md). `optim4rl evaluate` always tells it.
+
+    Attributes:
+        publisher: whose weights they are: open is OPEN (Goldie et al. 2024).
+        file: the file as it is published, for open a .npy.
+        out: the weights file to write.
+        rollouts: rollouts of a run that the weights will be used in.
+        epochs: epochs of each rollout.
+        minibatches: minibatches of each epoch.
+        json: print what was read as JSON.
+    """
+
+    publisher: Annotated[Publisher, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional]
+    out: Path
+    rollouts: int = 1220
+    epochs: int = 4
+    minibatches: int = 8
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, rollouts=COUNT, epochs=COUNT, minibatches=COUNT)
+
+
+def run(options: ImportOptions) -> None:
+    """The command."""
+    optimizer = import_open(
+        options.file,
+        rollouts=options.rollouts,
+        epochs=options.epochs,
+        minibatches=options.minibatches,
+    )
+    save_weights(options.out, optimizer)
+    if options.json:
+        rule = {"spec": spec_to_dict(optimizer.spec), "learning_rate": optimizer.learning_rate}
+        print(json.dumps({"weights": str(options.out), **rule, **optimizer.card}))
+    else:
+        print(f"wrote {options.out}; run it with\n  optim4rl evaluate {options.out} --suite NAME")

@@ -1,0 +1,140 @@
+"""A benchmark against time: what runs cost, and what optimizers reach in equal time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optim4rl.benchmark.cost import Cost, area_in_time, run_seconds, task_cost
+from optim4rl.benchmark.loop import Reading, Results
+from optim4rl.benchmark.scale import Lead, lead_over
+from optim4rl.evaluation.returns import Estimate, bootstrap_interval
+from optim4rl.pages.words import estimate_json, finite, with_interval
+
+Table = tuple[list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class TimeStanding:
+    """How a contender does against time, in a reading.
+
+    Attributes:
+        costs: on each task.
+        areas: AUC on each task in the time that the reference takes for its run.
+        lead: of the same over the reference; None for itself.
+    """
+
+    costs: tuple[Cost, ...]
+    areas: tuple[Estimate, ...]
+    lead: Lead | None
+
+    @property
+    def ratio(self) -> float:
+        """Time over the reference's, the geometric mean over tasks."""
+        return float(np.exp(np.mean(np.log([cost.ratio for cost in self.costs]))))
+
+
+def time_standings(results: Results, reading: Reading) -> dict[str, TimeStanding]:
+    """Every contender against time; nothing without a reference, or where time is not measured."""
+    reference, found = results.benchmark.reference, results.runs.curves[reading]
+    if reference is None:
+        return {}
+    budgets = [run_seconds(members) for members in found[reference]]
+    measured = [run_seconds(members) for tasks in found.values() for members in tasks]
+    if not np.isfinite(measured).all():
+        return {}
+    areas = {
+        name: np.stack([area_in_time(*each) for each in zip(tasks, budgets, strict=True)])
+        for name, tasks in found.items()
+    }
+    return {
+        name: TimeStanding(
+            tuple(task_cost(*pair) for pair in zip(tasks, found[reference], strict=True)),
+            tuple(bootstrap_interval(task[None]) for task in areas[name]),
+            None
+            if name == reference
+            else lead_over(areas[name], areas[reference], results.auc_scale),
+        )
+        for name, tasks in found.items()
+    }
+
+
+def time_table(results: Results, reading: Reading) -> Table | None:
+    """All tasks in the time that the reference takes, the cheapest first; None if not measured."""
+    found, reference = time_standings(results, reading), results.benchmark.reference
+    if not found:
+        return None
+    header = [
+        "optimizer",
+        f"time over {reference}'s",
+        f"minus {reference}",
+        f"P(beats {reference})",
+    ]
+    ranked = sorted(found.items(), key=lambda item: item[1].ratio)
+    return header, [[name, f"{x.ratio:.2f}", *_lead(x.lead)] for name, x in ranked]
+
+
+def task_cost_tables(results: Results) -> dict[str, Table]:
+    """Each task's costs, tuned for it."""
+    found, reference = time_standings(results, "tuned"), results.benchmark.reference
+    header = [
+        "optimizer",
+        "environment steps",
+        "seconds",
+        f"over {reference}'s",
+        f"AUC in {reference}'s time, IQM",
+        f"to {reference}'s final return: steps",
+        "seconds to it",
+        "runs that reach it",
+    ]
+    return {
+        task.name: (
+            header,
+            [[name, *_cost(x.costs[index], x.areas[index])] for name, x in found.items()],
+        )
+        for index, task in enumerate(results.benchmark.suite.tasks)
+        if found
+    }
+
+
+def _lead(lead: Lead | None) -> list[str]:
+    if lead is None:
+        return ["-", "-"]
+    return [with_interval(lead.auc.mean), with_interval(lead.mean_improvement)]
+
+
+def _cost(cost: Cost, area: Estimate) -> list[str]:
+    reach = (cost.env_steps_to_reach, cost.seconds_to_reach)
+    return [
+        f"{cost.env_steps:,}",
+        f"{cost.seconds:.3g}",
+        f"{cost.ratio:.2f}",
+        with_interval(area),
+        *(f"{x:,.0f}" if np.isfinite(x) else "-" for x in reach),
+        f"{cost.reached} of {cost.runs}",
+    ]
+
+
+def cost_values(results: Results, reading: Reading) -> dict[str, Mapping[str, Any]]:
+    """Contender -> the same as JSON values."""
+    names = [task.name for task in results.benchmark.suite.tasks]
+    return {
+        name: {
+            "time_over_reference": finite(x.ratio),
+            "minus_reference": None if x.lead is None else estimate_json(x.lead.auc.mean),
+            "improvement": None if x.lead is None else estimate_json(x.lead.mean_improvement),
+            "tasks": {
+                task: {
+                    "env_steps": cost.env_steps,
+                    "seconds": finite(cost.seconds),
+                    "auc_in_reference_time": estimate_json(area),
+                    "env_steps_to_reference": finite(cost.env_steps_to_reach),
+                    "seconds_to_reference": finite(cost.seconds_to_reach),
+                    "runs_that_reach": cost.reached,
+                }
+                for task, cost, area in zip(names, x.costs, x.areas, strict=True)
+            },
+        }
+        for name, x in time_standings(results, reading).items()
+    }
