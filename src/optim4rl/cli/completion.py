@@ -105,11 +105,12 @@ _optim4rl() {
   [[ $command == plan && $COMP_CWORD -gt 2 ]] && command="plan ${COMP_WORDS[2]}"
   [[ $COMP_CWORD -eq 1 ]] && command= before=
   [[ $before == --* ]] || before=
-  case "$command $before" in
-CASES  esac
-  if [[ -z $known && $word == -* ]]; then
+  if [[ $word == -* ]]; then
     case "$command" in
 OPTIONS    esac
+  else
+    case "$command $before" in
+CASES    esac
   fi
   COMPREPLY=($(compgen -W "$known" -- "$word"))
 }
@@ -119,13 +120,13 @@ complete -o bashdefault -o default -F _optim4rl optim4rl
 
 def _bash(words: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:
     values = [
-        f'    "{command} {option}") known="{" ".join(known)}";;\n'
+        f'      "{command} {option}") known="{" ".join(known)}";;\n'
         for command, options in words.items()
         for option, known in options.items()
         if known
     ]
     options = [
-        f'    "{command}") known="{" ".join(filter(None, options))}";;\n'
+        f'      "{command}") known="{" ".join(filter(None, options))}";;\n'
         for command, options in words.items()
     ]
     return _BASH.replace("CASES", "".join(values)).replace("OPTIONS", "".join(options))

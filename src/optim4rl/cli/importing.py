@@ -1,12 +1,14 @@
 """`optim4rl import`: turn weights that other groups publish into a weights file of ours."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from optim4rl.cli.runtime import require_file_name
 from optim4rl.fields import COUNT, check_fields
 from optim4rl.optimizers.published_files import import_open
 from optim4rl.optimizers.rule import spec_to_dict
@@ -19,10 +21,10 @@ Publisher = Literal["open"]
 class ImportOptions:
     """Read weights that another group publishes, and write them as a weights file.
 
-    Example: optim4rl import open breakout_OPEN.npy --out open-breakout.safetensors
-
     The last three options matter only if you do not tell the optimizer how much of training is done
     (docs/optimizers.md). `optim4rl evaluate` always tells it.
+
+      optim4rl import open breakout_OPEN.npy --out open-breakout.safetensors
 
     Attributes:
         publisher: the publisher of the weights: open is OPEN (Goldie et al. 2024).
@@ -48,6 +50,7 @@ class ImportOptions:
 
 def run(options: ImportOptions) -> None:
     """The command."""
+    require_file_name("out", options.out)
     optimizer = import_open(
         options.file,
         rollouts=options.rollouts,
@@ -59,4 +62,5 @@ def run(options: ImportOptions) -> None:
         rule = {"spec": spec_to_dict(optimizer.spec), "learning_rate": optimizer.learning_rate}
         print(json.dumps({"weights": str(options.out), **rule, **optimizer.card}))
     else:
-        print(f"wrote {options.out}; run it with\n  optim4rl evaluate {options.out} --suite NAME")
+        words = shlex.join(["optim4rl", "evaluate", str(options.out), "--suite", "NAME"])
+        print(f"wrote {options.out}; run it with\n  {words}")

@@ -7,6 +7,7 @@ that goes on is printed.
 
 import errno
 import importlib
+import io
 import os
 import re
 import shlex
@@ -92,17 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return
-    if words == ["--version"]:
-        from optim4rl import __version__
-
-        print(__version__)
-        return
-    configure_jax()
     try:
-        _dispatch(words)
+        try:
+            _dispatch(words)
+        finally:
+            sys.stdout.flush()  # Here a full disk has a name; at exit Python would complain.
     except ModuleNotFoundError as missing:
         name = str(missing.name).partition(".")[0]
         if debug or not _is_of_lab(name):
@@ -111,8 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        # The reader of the output has closed it; Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # The reader has closed it.
     except StoppedBySignalError as stopped:
         _stop(f"stopped by {stopped}", words, stopped, stopped.code)
     except KeyboardInterrupt as stopped:
@@ -121,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            if error.filename is None:
+                error.filename = "stdout"
+                _drop_output()
             _stop(f"stopped: {_sentence(error)}", words, error, 1)
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
@@ -144,6 +141,14 @@ def _require_streams() -> None:
     if sys.stdout is None:
         print("error: stdout is closed; send it to a file or to /dev/null", file=sys.stderr)
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Tables have lines that not every coding has.
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Send what is left of the output nowhere, or Python would fail to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(said: str, words: list[str], error: BaseException, code: int) -> NoReturn:
@@ -170,6 +175,15 @@ def _is_of_lab(package: str) -> bool:
 
 
 def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if words == ["--version"]:
+        from optim4rl import __version__
+
+        print(__version__)
+        return
+    configure_jax()
     command, rest = words[0], words[1:]
     if command == "plan":
         if rest[:1] not in [[word] for word in PLAN_COMMANDS]:

@@ -30,6 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         FolderError: another process is at work there, or the folder cannot be written to.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FolderError(f"out = {str(folder)!r}: the name of a folder is needed (it is a file)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(folder)

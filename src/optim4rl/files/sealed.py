@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def read_header(path: Path) -> dict[str, str]:
         return _read_header(path, file)[1]
 
 
-def _check(path: Path, file: BinaryIO) -> dict[str, str]:
+def _check(path: Path, file: io.BufferedIOBase) -> dict[str, str]:
     header, metadata = _read_header(path, file)
     seal = metadata.pop(SEAL, "").encode()
     if not re.fullmatch(rb"[0-9a-f]{64}", seal) or header.count(seal) != 1:
@@ -141,7 +141,7 @@ def _header(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, str]]:
+def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[bytes, dict[str, str]]:
     """The bytes before the first array, and the metadata."""
     start = file.read(8)
     length = int.from_bytes(start, "little")

@@ -86,9 +86,8 @@ def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tu
         ValueError: there is neither one value nor one for each task, or a value is not positive.
     """
     if len(values) not in (1, len(tasks)) or any(not 0 < x < float("inf") for x in values):
-        raise ValueError(
-            f"{name} = {values!r}: give one positive number, or {len(tasks)}, one for each task"
-        )
+        several = f", or {len(tasks)}, one for each task" if len(tasks) > 1 else ""
+        raise ValueError(f"{name} = {values!r}: give one positive number{several}")
     return values * (len(tasks) // len(values))
 
 

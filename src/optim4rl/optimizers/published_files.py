@@ -11,9 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from optim4rl.fields import COUNT, check_values
+from optim4rl.files.reading import read_file, why
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.structures import Open
+from optim4rl.optimizers.weight_files import LARGEST_WEIGHTS
 from optim4rl.optimizers.weights import LearnedOptimizer, WeightsError
 
 # Hidden units and head of the optimizers that OPEN's authors publish: for one task, for several.
@@ -43,7 +45,7 @@ def import_open(
     """
     settings = {"rollouts": rollouts, "epochs": epochs, "minibatches": minibatches}
     check_values(Open, settings, **dict.fromkeys(settings, COUNT))
-    vector = _read_vector(Path(path))
+    vector, digest = _read_vector(Path(path))
     specs = {
         _num_weights(spec): spec
         for spec in (
@@ -58,18 +60,17 @@ def import_open(
         )
         raise WeightsError(f"{path}: {vector.size:,} numbers; OPEN's weights are {known}")
     spec = dataclasses.replace(specs[vector.size], structure=Open(**settings))
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     card = {"source": {"optimizer": "OPEN", "file": Path(path).name, "sha256": digest}}
     return LearnedOptimizer(spec, _open_weights(spec, vector), 1e-3, card)
 
 
-def _read_vector(path: Path) -> Float[np.ndarray, " n"]:
+def _read_vector(path: Path) -> tuple[Float[np.ndarray, " n"], str]:
+    """Return the numbers, and the file's SHA-256."""
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(_NPY))
+        data = read_file(path, LARGEST_WEIGHTS)
     except OSError as error:
-        raise WeightsError(f"{path}: no readable file there ({error.strerror})") from error
-    if magic != _NPY:
+        raise WeightsError(f"{path}: no readable file there ({why(error)})") from error
+    if not data.startswith(_NPY):
         raise WeightsError(f"{path}: not a .npy file; a pickle or a zip is never opened as one")
     try:
         # Mapped, so that a header cannot ask for more memory than the file has.
@@ -84,7 +85,7 @@ def _read_vector(path: Path) -> Float[np.ndarray, " n"]:
         vector = np.array(found, np.float32)
     if not np.isfinite(vector).all():
         raise WeightsError(f"{path}: holds numbers that are not finite")
-    return vector
+    return vector, hashlib.sha256(data).hexdigest()
 
 
 def _num_weights(spec: OptimizerSpec) -> int:
