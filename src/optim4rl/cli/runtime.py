@@ -97,20 +97,20 @@ def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> I
         yield lambda *_, **__: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
 
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn(unit),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("[dim]{task.fields[note]}", table_column=Column(ratio=2, no_wrap=True)),
     )
-    with Progress(*columns, console=console) as progress:
+    log = not console.is_terminal  # It has no bar.
+    with Progress(*columns, console=console, disable=log, expand=True) as progress:
         task = progress.add_task(label, total=None, rate="", note="", left="")
         started, first, told = time.perf_counter(), None, False
 
@@ -129,8 +129,8 @@ def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> I
                 told = True
                 pieces = f"{total - done} of {total} {unit}{' on ' * bool(on)}{on}"
                 console.print(f"{label}: about {duration(left)} for {pieces}", highlight=False)
-            if not console.is_terminal and note:
-                # A log has no bar: one line for each step instead.
+            if log and note:
+                # One line for each step instead of a bar.
                 said = (f"{label}: {done}/{total} {note}", rate, shown)
                 print(", ".join(filter(None, said)), file=sys.stderr, flush=True)
 
