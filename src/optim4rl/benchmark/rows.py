@@ -25,7 +25,7 @@ def table_rows(
     """
     b = runs.benchmark
     for index, task in enumerate(b.suite.tasks):
-        of_task = {"task": task.name, "change": "", "step_multiple": 1.0}
+        of_task = {"suite": b.suite.name, "task": task.name, "change": "", "step_multiple": 1.0}
         untrained = {"optimizer": UNTRAINED, "role": "untrained", "purpose": "tuned"}
         yield from _rows(
             {**of_task, **untrained, "meta_seed": 0, "setting": 0.0},

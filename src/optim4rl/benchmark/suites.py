@@ -292,3 +292,15 @@ _ALL = (
     ),
 )
 SUITES = {suite.name: suite for suite in _ALL}
+# Whose scores a suite's own table has, and these: DiscoBench's for Adam at its best learning rate.
+PUBLISHED: dict[str, tuple[str, dict[str, float]]] = {
+    "discobench": (
+        "Adam, as DiscoBench has it",
+        {
+            "gymnax:Breakout-MinAtar": 69.91,
+            "gymnax:Asterix-MinAtar": 17.02,
+            "gymnax:Freeway-MinAtar": 61.82,
+            "gymnax:SpaceInvaders-MinAtar": 180.88,
+        },
+    )
+}

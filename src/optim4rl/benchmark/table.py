@@ -5,6 +5,7 @@
 | optimizer | text | name of the contender, "untrained policy" for agents that never update |
 | role | text | learned, control, baseline, untrained; in studies reference, replacement, paper |
 | change | text | in a study the one field that differs from the reference, else empty |
+| suite | text | name of the suite; empty in tables that do not say it |
 | task | text | name of the environment |
 | purpose | text | tuning, tuned (a setting for each task), one (one for all tasks), stress |
 | meta_seed | int | index of the meta-training, 0 for a classical optimizer |
@@ -38,6 +39,7 @@ COLUMNS = (
     "optimizer",
     "role",
     "change",
+    "suite",
     "task",
     "purpose",
     "meta_seed",
@@ -52,8 +54,8 @@ COLUMNS = (
     "env_steps",
     "returns",
 )
-# Columns that tables of earlier versions do not have.
-_NEW_COLUMNS = ("greedy_return", "seconds")
+# Columns that tables of earlier versions do not have, and what stands for them.
+_NEW_COLUMNS = {"suite": "", "greedy_return": float("nan"), "seconds": float("nan")}
 
 
 class TableError(ValueError):
@@ -103,8 +105,11 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
             pl.lit("").alias("change"),
             pl.lit(1.0).alias("step_multiple"),
         )
-    absent = [name for name in _NEW_COLUMNS if name not in table.columns]
-    table = table.with_columns(pl.lit(float("nan")).alias(name) for name in absent)
+    table = table.with_columns(
+        pl.lit(value).alias(name)
+        for name, value in _NEW_COLUMNS.items()
+        if name not in table.columns
+    )
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise TableError(
@@ -116,8 +121,10 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
 
 def curves_of(table: "pl.DataFrame") -> Curves:
     """The curves of rows that were taken at the same environment steps."""
+    seconds = table["seconds"]
     return Curves(
         np.stack(table["returns"].to_list()).astype(np.float64),
         table["diverged_at"].to_numpy(),
         np.array(table["env_steps"][0]),
+        *(None if x.is_nan().all() else x.to_numpy() for x in (table["greedy_return"], seconds)),
     )

@@ -54,30 +54,30 @@ Scale = Literal["smoke", "quick", "standard", "paper"]
 class AblateOptions:
     """Run an ablation plan as a study and write its report.
 
-    Runs the reference, every replacement that the plan asks for, the paper's own ablation (pipeline
-    training off), the untrained control and tuned classical optimizers, each over meta-seeds and
-    evaluation seeds. Finished work is kept in the folder and never done twice: stop it and start it
-    again as you like.
+    The study has the reference, every replacement that the plan asks for, the paper's own ablation
+    (no pipeline training), the untrained control and tuned classical optimizers. Each runs over
+    meta-seeds and evaluation seeds. The folder keeps finished work, which is never done twice: stop
+    the command and start it again as you like.
 
       optim4rl ablate plans/optim4rl.md --out runs/study --scale quick
 
     Attributes:
         plan: the plan file.
         out: output folder: report.html, runs.parquet, and the finished jobs.
-        scale: smoke takes three minutes of one core, most of them to compile, and shows nothing but
-            that all parts run; quick takes minutes, standard half an hour, paper days on a laptop;
-            the paper's own settings are those of catch and small_dense_long.
-        task: what agents learn, in meta-training and in evaluation.
-        learning_rate: the agents' learning rate alpha in meta-training; the scale's own by default,
+        scale: smoke: three minutes of one core, most of them to compile; it only shows that all
+            parts run. quick: minutes. standard: half an hour. paper: days on a laptop, with the
+            paper's own settings for catch and small_dense_long.
+        task: task that agents learn, in meta-training and in evaluation.
+        learning_rate: the agents' learning rate alpha in meta-training. Default: the scale's own,
             which suits catch.
-        meta_seeds: meta-trainings of each variant; the scale's own by default.
-        seeds: evaluation runs of each meta-seed; the scale's own by default.
-        meta_learning_rates: of which each variant has the best, if there are several; the scale's
-            own by default.
-        step_scales: multiples of alpha of which each meta-seed has the best in evaluation; the
-            scale's own by default.
-        workers: who does the jobs.
-        skip_unmapped: leave out what the study does not know of, instead of refusing the plan.
+        meta_seeds: meta-trainings of each variant. Default: the scale's own.
+        seeds: evaluation runs of each meta-seed. Default: the scale's own.
+        meta_learning_rates: grid over which each variant's meta-learning rate is tuned. Default:
+            the scale's own.
+        step_scales: grid, in multiples of alpha, over which each meta-seed's step is tuned in
+            evaluation. Default: the scale's own.
+        workers: where jobs run.
+        skip_unmapped: leave out parts that the study does not know, instead of refusing the plan.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too.
         json: print the summary as JSON.
     """
@@ -100,7 +100,7 @@ class AblateOptions:
 def ablate(options: AblateOptions) -> None:
     """The command `ablate`."""
     require_tracker(options.tracker, options.out)
-    plan = MappedPlan.read(options.plan)  # What cannot be read is named before anything else.
+    plan = MappedPlan.read(options.plan)  # Name files that cannot be read before anything else.
     settings = _settings(options)
     study = lay_out(plan, options.scale, settings, skip_unmapped=options.skip_unmapped)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
@@ -125,7 +125,7 @@ def ablate(options: AblateOptions) -> None:
 
 
 def _settings(options: AblateOptions) -> StudySettings:
-    """The scale's settings, with what the options say.
+    """Return the scale's settings, changed by the options.
 
     Raises:
         ValueError: there is no such task, or a window of inner updates does not fit it.
@@ -180,15 +180,15 @@ def _print_summary(summary: Summary) -> None:
 
 @dataclass(frozen=True)
 class IdentityOptions:
-    """The identity experiment: can a small RNN reproduce the gradients that it is shown?
+    """Run the identity experiment: can a small RNN reproduce the gradients that it reads?
 
       optim4rl identity --out runs/identity.json --scale quick
 
     Attributes:
-        out: file for the result as JSON, beside which a Parquet file of the same name has the
-            curves; none is written by default.
-        scale: how long and how often.
-        task: whose gradients; the scale's own by default.
+        out: file for the result as JSON; a Parquet file of the same name holds the curves. Default:
+            none.
+        scale: number of updates, networks and seeds.
+        task: task whose gradients are recorded. Default: the scale's own.
         tracker: send the curves to TensorBoard or Weights & Biases, too.
         json: print the result as JSON.
     """

@@ -64,12 +64,11 @@ TASK_ROLLOUTS = 390
 class EvaluateOptions:
     """Compare learned optimizers with tuned classical ones and with themselves untrained.
 
-    Every optimizer is tuned on seeds that are not reported, learned ones over as many step scales
-    as classical ones over learning rates. It is then run on the reported seeds, at each task's own
-    best setting and, on a suite, at the one setting that is best for all tasks together. Weights of
-    one recipe and several meta-seeds can be given together, separated by commas: they count as one
-    recipe. With --out, finished runs are kept and never made twice: stop it and start it again as
-    you like.
+    Every optimizer is tuned on seeds that are not reported: learned ones over step scales,
+    classical ones over as many learning rates. It then runs on the reported seeds, at the best
+    setting of each task and, on a suite, at the one setting that is best for all tasks. Separate
+    weights of one recipe and several meta-seeds by commas: they count as one recipe. With --out,
+    finished runs are kept and never made twice: stop the command and start it again as you like.
 
       optim4rl evaluate anchored-catch --task catch --out runs/catch
       optim4rl evaluate ppo-generalist --suite classic --out runs/classic
@@ -81,29 +80,30 @@ class EvaluateOptions:
         task: a single task; `optim4rl list tasks` names them. Default: catch.
         suite: all tasks of a benchmark: grid, minatar, classic, brax, mixed, discobench or open.
         out: folder for results.md, results.json, runs.parquet, pictures, and finished runs.
-        only: environments of the suite to keep; all by default.
+        only: tasks of the suite to keep. Default: all.
         seeds: reported runs of an optimizer on a task.
-        first_seed: the first of their seeds. Seeds that no earlier claim used, 2000 for instance,
-            make a claim that nothing was chosen on.
-        tuning_seeds: runs that each setting is judged by on a task.
-        rates: learning rates that classical optimizers are tuned over; the suite's by default.
-        step_scales: multiples of its own rate that a learned optimizer is tuned over, as many as
-            there are rates; the suite's by default.
-        baselines: classical optimizers; the first is the reference that all are compared with. By
-            default with PPO adam_ppo comes first (norm clip 0.5, epsilon 1e-5, falling rate), with
-            A2C adam.
+        first_seed: the first of these seeds. For a claim, take seeds on which nothing was chosen
+            and no earlier claim was made, such as 2000.
+        tuning_seeds: runs of each setting on a task, in tuning.
+        rates: learning rates over which classical optimizers are tuned. Default: the suite's.
+        step_scales: multiples of its own rate over which a learned optimizer is tuned, as many as
+            there are rates. Default: the suite's.
+        baselines: classical optimizers; the first is the reference for all comparisons. Default:
+            with PPO adam_ppo (norm clip 0.5, epsilon 1e-5, falling rate) and others, with A2C adam
+            and others.
         controls: run learned optimizers untrained, too.
-        companions: a norm clip of 0.5 and a rate that falls to 0, as PPO users run Adam, for
-            learned optimizers and your own. also: run them a second time, with both; only: run
-            them with both alone.
+        companions: run learned optimizers and your own with a norm clip of 0.5 and a rate that
+            falls to 0, as PPO users run Adam. also: with these as well as without. only: only with
+            these.
         stress_scales: multiples of the tuned setting in the stress test.
-        stress_seeds: stress runs at each of them.
-        rollouts: rollouts of a run: of a task 390 by default, of a suite at most so many.
-        stress_rollouts: rollouts of a stress run on a single task: 60 by default, no more than of a
-            run.
-        num_envs: environments of each agent; the task's own by default.
-        width: units of the agents' dense layer on a single task; the task's own by default.
-        workers: who makes the runs.
+        stress_seeds: stress runs at each multiple.
+        rollouts: length of a run in rollouts. On a task exactly this many, 390 by default; on a
+            suite at most this many.
+        stress_rollouts: rollouts of a stress run on a single task, at most those of a run. Default:
+            60.
+        num_envs: environments of each agent. Default: the task's own.
+        width: units of the agents' dense layer on a single task. Default: the task's own.
+        workers: where runs are made.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too; needs --out.
         json: print the results as JSON.
     """
@@ -142,12 +142,12 @@ class EvaluateOptions:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Weights, without the optimizers of users' files."""
+        """Return the weights, without the optimizers of users' files."""
         return tuple(name for name in self.weights if ".py:" not in name)
 
     @property
     def protocol(self) -> Protocol:
-        """How often each optimizer is run."""
+        """Return how often each optimizer runs."""
         return Protocol(
             self.seeds,
             self.tuning_seeds,
@@ -162,7 +162,7 @@ def run(options: EvaluateOptions) -> None:
     _refuse_contradictions(options)
     require_tracker(options.tracker, options.out)
     suite = make_suite(options)
-    load_groups(options.learned)  # Weights that cannot be read are named before a folder is made.
+    load_groups(options.learned)  # Name weights that cannot be read before making a folder.
     with _results_folder(options.out) as folder:
         benchmark = lay_out(options, suite, folder)
         config = settings_json(options) | {"out": str(options.out)}
@@ -185,7 +185,7 @@ def run(options: EvaluateOptions) -> None:
 
 
 def _refuse_contradictions(options: EvaluateOptions) -> None:
-    """Name options that exclude each other, and optimizers that are none or come twice."""
+    """Refuse options that exclude each other, and missing or repeated optimizers."""
     if options.task is not None and options.suite is not None:
         raise ValueError(
             f"task = {options.task!r}, suite = {options.suite!r}: give one of them; --only keeps "
@@ -206,7 +206,7 @@ def _refuse_contradictions(options: EvaluateOptions) -> None:
 
 @contextmanager
 def _results_folder(out: Path | None) -> Iterator[Path]:
-    """The output folder, locked, or one that is gone afterwards."""
+    """Open the output folder and lock it, or a temporary folder."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
             yield Path(scratch)
@@ -217,7 +217,7 @@ def _results_folder(out: Path | None) -> Iterator[Path]:
 
 
 def make_suite(options: EvaluateOptions) -> Suite:
-    """The tasks that the options ask for.
+    """Return the tasks that the options ask for.
 
     Raises:
         ValueError: the suite or a task is unknown or cannot be made here, or grids are not of the
@@ -275,7 +275,7 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
 
 
 def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:
-    """Every contender's reported curves on every task, at the task's own setting."""
+    """Return every contender's reported curves on every task, at the task's own setting."""
     return {
         f"{task.name}/{name}": found[index]
         for index, task in enumerate(results.benchmark.suite.tasks)
@@ -284,7 +284,7 @@ def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:
 
 
 def print_summary(results: Results, out: Path | None) -> None:
-    """The most important on stdout."""
+    """Print the most important results on stdout."""
     suite = results.benchmark.suite
     for reading in results.benchmark.readings:
         print_table(f"{suite.name}, {TITLES[reading]}", *summary_table(results, reading))

@@ -1,4 +1,4 @@
-"""`optim4rl import`: weights that other groups publish, as a weights file of this project."""
+"""`optim4rl import`: turn weights that other groups publish into a weights file of ours."""
 
 import json
 import shlex
@@ -21,14 +21,14 @@ Publisher = Literal["open"]
 class ImportOptions:
     """Read weights that another group publishes, and write them as a weights file.
 
-    The three counts are for users who do not tell the optimizer how much of training is done
+    The last three options matter only if you do not tell the optimizer how much of training is done
     (docs/optimizers.md). `optim4rl evaluate` always tells it.
 
       optim4rl import open breakout_OPEN.npy --out open-breakout.safetensors
 
     Attributes:
-        publisher: whose weights they are: open is OPEN (Goldie et al. 2024).
-        file: the file as it is published, for open a .npy.
+        publisher: the publisher of the weights: open is OPEN (Goldie et al. 2024).
+        file: the published file, for open a .npy.
         out: the weights file to write.
         rollouts: rollouts of a run that the weights will be used in.
         epochs: epochs of each rollout.

@@ -1,4 +1,4 @@
-"""`optim4rl inspect`: what a learned optimizer makes of gradients, drawn."""
+"""`optim4rl inspect`: draw a learned optimizer's response to gradients."""
 
 import json
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class InspectOptions:
       optim4rl inspect anchored-catch --out runs/anchored.html
 
     Attributes:
-        weights: a shipped name, a path, or the name of a preset, which is shown untrained.
-        out: the page to write, runs/inspect/NAME.html by default.
-        json: print the numbers as JSON; a page is written only where `--out` says so.
+        weights: a shipped name, a path, or a preset, which is shown untrained.
+        out: the page to write. Default: runs/inspect/NAME.html.
+        json: print the numbers as JSON; then a page is written only with `--out`.
     """
 
     weights: Annotated[str, tyro.conf.Positional]
@@ -42,7 +42,7 @@ def run(options: InspectOptions) -> None:
         out = Path("runs/inspect") / f"{Path(options.weights).stem}.html"
     inspection = inspect(name, optimizer)
     if out is not None:
-        # A card may hold what UTF-8 cannot: unpaired surrogates become question marks.
+        # A card may hold unpaired surrogates, which UTF-8 cannot: they become question marks.
         write_atomically(out, render_inspection(inspection).encode("utf-8", "replace"))
     if options.json:
         print(json.dumps(to_json(inspection)))

@@ -1,7 +1,6 @@
-"""`optim4rl list`: what there is.
+"""`optim4rl list`: list what there is.
 
-It is read and printed with the standard library alone where there is no more: the core install
-lists its weights and optimizers.
+It needs only the standard library, so the core install can list its weights and optimizers.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The command `optim4rl`.
 
-Exit codes: 0 done; 1 a run that stopped on its own account (it says why, and keeps what it has); 2
-bad input, one line that names it and nothing started; 130 or 143 stopped by SIGINT or SIGTERM, with
-the command to go on.
+Exit codes: 0: done. 1: the run stopped by itself; it says why, and keeps its results. 2: bad input;
+one line names it, and nothing was started. 130 or 143: stopped by SIGINT or SIGTERM; the command
+that goes on is printed.
 """
 
 import errno
@@ -26,7 +26,7 @@ optim4rl: learned optimizers for reinforcement learning
 Optimizers
   optim4rl list WHAT                        tasks, optimizers, weights, recipes,
                                             components, kernels
-  optim4rl inspect WEIGHTS                  draw what one makes of gradients
+  optim4rl inspect WEIGHTS                  draw how one responds to gradients
   optim4rl evaluate WEIGHTS                 compare with tuned classical ones
                                             [--task NAME | --suite NAME]
   optim4rl evaluate FILE.py:FUNCTION        the same for one of your own
@@ -34,16 +34,18 @@ Optimizers
   optim4rl import open FILE --out WEIGHTS   read OPEN's published weights
 
 Ablation plans
-  optim4rl plan show PLAN                   what it asks for, what that maps to
+  optim4rl plan show PLAN                   how a plan is read and mapped
   optim4rl plan propose TEXT --out PLAN     a plan for a method [--model NAME]
-  optim4rl plan score PLANS --against PLAN  how much of a plan others find
+  optim4rl plan score PLANS --against PLAN  how much of PLAN other plans find
   optim4rl plan lint PLAN                   what is wrong, what it costs to run
   optim4rl ablate PLAN --out DIR            run it as a study  [--scale NAME]
 
 Results
   optim4rl report DIRS                      finished runs side by side, or a
                                             study's report again
-  optim4rl replicate EXPERIMENT --out DIR   the paper's, at its own scale
+  optim4rl leaderboard TABLES --out PAGE    contenders x suites, from the
+                                            runs.parquet of evaluations
+  optim4rl replicate EXPERIMENT --out DIR   run the paper's experiments
   optim4rl identity                         can an RNN reproduce gradients?
 
   optim4rl completion SHELL                 completes commands and options
@@ -71,6 +73,7 @@ COMMANDS = {
     "ablate": ("ablate", "AblateOptions", "ablate"),
     "report": ("report", "ReportOptions", "report"),
     "identity": ("ablate", "IdentityOptions", "identity"),
+    "leaderboard": ("leaderboard", "LeaderboardOptions", "run"),
     "replicate": ("replicate", "ReplicateOptions", "run"),
     "import": ("importing", "ImportOptions", "run"),
     "inspect": ("inspect", "InspectOptions", "run"),
@@ -81,7 +84,7 @@ PLAN_COMMANDS = tuple(x.partition(" ")[2] for x in COMMANDS if x.startswith("pla
 
 
 class UsageError(ValueError):
-    """A command line that cannot be understood."""
+    """The command line cannot be understood."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -103,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        pass  # Whoever read the output has seen enough.
+        pass  # The reader has closed it.
     except StoppedBySignalError as stopped:
         _stop(f"stopped by {stopped}", words, stopped, stopped.code)
     except KeyboardInterrupt as stopped:

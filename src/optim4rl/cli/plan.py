@@ -32,7 +32,7 @@ CATALOGUE = "catalogue"
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show what was read of an ablation plan, and what each part of it maps to.
+    """Show how an ablation plan is read, and what each part of it maps to.
 
       optim4rl plan show plans/optim4rl.md
 
@@ -69,10 +69,10 @@ def _show_ablation(entry: MappedAblation) -> None:
 class ProposeOptions:
     """Read the description of a learned-optimizer method and write an ablation plan.
 
-    The planner `catalogue` needs no model and no network: it proposes what the registry of a study
+    The planner `catalogue` needs no model and no network: it proposes all ablations that a study
     knows. Any other name is a chat model behind an OpenAI-compatible endpoint (OPENAI_API_KEY,
-    OPENAI_BASE_URL; `pip install optim4rl[planner]`). What it is asked and all that it answers are
-    kept beside the plan, in NAME.record.jsonl.
+    OPENAI_BASE_URL; `pip install optim4rl[planner]`). All prompts and answers are kept beside the
+    plan, in NAME.record.jsonl.
 
       optim4rl plan propose --of optim4rl --out p.md
 
@@ -81,15 +81,15 @@ class ProposeOptions:
         of: in place of a description, a variant's own specification: optim4rl.
         out: the plan file to write.
         model: catalogue, or a chat model's name.
-        rounds: times that an answer is sent back with what in it maps to nothing.
+        rounds: how often an answer is sent back because parts of it map to nothing.
         timeout: seconds for one response.
-        retries: times that a request is made again after a time-out, a lost connection, "too many
+        retries: how often a request is tried again after a time-out, a lost connection, "too many
             requests" or a fault of the endpoint.
         answer_tokens: tokens of one answer.
         tokens: tokens of all prompts and answers together.
-        price: what a million prompt tokens and a million answer tokens cost, in any currency.
-        max_cost: what all prompts and answers may cost together, in that currency.
-        json: print what came of it as JSON.
+        price: price of a million prompt tokens and of a million answer tokens, in any currency.
+        max_cost: limit for the cost of all prompts and answers, in the same currency.
+        json: print the outcome as JSON.
     """
 
     out: Path
@@ -154,7 +154,7 @@ def _chat(options: ProposeOptions) -> Chat:
 
 
 def _report(proposal: Proposal, options: ProposeOptions, limits: Limits, record: Record) -> None:
-    """Say on stdout what was written, and on stderr what is left to be seen to."""
+    """Say on stdout what was written, and on stderr what is left to do."""
     cost = limits.cost(proposal.spent)
     if options.json:
         values = {
@@ -187,7 +187,7 @@ def _report(proposal: Proposal, options: ProposeOptions, limits: Limits, record:
 class ScoreOptions:
     """Say how much of a reference plan other plans find.
 
-    Plans are compared by what they map to: pairs of a component and a replacement.
+    Each plan counts as a set of pairs: a component and a replacement.
 
       optim4rl plan score p.md --against plans/optim4rl.md
 
@@ -261,10 +261,9 @@ class LintOptions:
 
     Attributes:
         plan: the plan file.
-        jobs: worker processes that the time is predicted for; as many as there are processors by
-            default.
-        measured: the folder of a study, whose jobs' times are taken where they fit.
-        cost: predict the time; without it the answer comes at once.
+        jobs: worker processes to predict the time for. Default: one for each processor.
+        measured: folder of a study; the times of its jobs are used where they fit.
+        cost: predict the time; with --no-cost the answer comes at once.
         json: print it as JSON.
     """
 

@@ -1,8 +1,8 @@
 """Several processes as one run: by hand, under Slurm or Open MPI, or as a Kubernetes Job.
 
-Each of them waits for the others at every collective, so that one which is lost ends them all. JAX
-then aborts the others from a thread of its own, with no word that a user could make sense of: so
-the run is a child process, and its parent says what has happened.
+Each process waits for the others at every collective, so the loss of one ends all. JAX then aborts
+the others from a thread of its own, with no message for users. So the run is a child process, and
+its parent says what has happened.
 """
 
 import ctypes
@@ -22,14 +22,14 @@ COORDINATOR, PROCESSES, INDEX = (
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """Several processes that share one run; every one of them gets the same command line.
+    """Several processes that share one run; each gets the same command line.
 
     Attributes:
         distributed: find the others through Slurm's or Open MPI's variables, or in a Kubernetes
             indexed Job through JAX_COORDINATOR_ADDRESS, OPTIM4RL_NUM_PROCESSES and its index.
         coordinator: by hand: HOST:PORT of process 0.
         num_processes: by hand: how many processes there are.
-        process_id: by hand: which of them this is, from 0.
+        process_id: by hand: the number of this process, from 0.
     """
 
     distributed: bool = False
@@ -38,22 +38,22 @@ class ProcessOptions:
     process_id: int = -1
 
 
-# Seconds after which a process that says nothing is lost, and that one waits for others at the end.
+# Seconds after which a silent process is lost, and for which one waits for others at the end.
 SILENCE, FAREWELL = 60, 120
-# What the child exits with when it has noticed that another process is lost.
+# The child's exit code when it has noticed that another process is lost.
 _LOST = 75
-# What errors name that tell so: the ways in which processes talk to each other.
+# Words in errors that tell so: the ways in which processes talk to each other.
 _CHANNELS = ("Gloo", "NCCL", "coordination service", "CoordinationService")
 
 
 class LostProcessError(RuntimeError):
-    """A run that has lost one of its processes."""
+    """The run has lost one of its processes."""
 
 
 def join(options: ProcessOptions) -> None:
-    """Connect to the other processes, where there are to be others.
+    """Connect to the other processes, if there are any.
 
-    The caller goes on in a child process; in its parent this ends with it.
+    The caller goes on in a child process; the parent ends with it.
 
     Raises:
         ValueError: an option or a variable is missing or wrong; the message names it.
@@ -99,7 +99,7 @@ def noticing_losses() -> Iterator[None]:
 
         if process_count() == 1 or not any(name in str(error) for name in _CHANNELS):
             raise
-        # Not an orderly exit, at which JAX would wait for the one that is lost.
+        # Not an orderly exit, in which JAX would wait for the lost process.
         print(f"\n{str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         os._exit(_LOST)
 
@@ -107,7 +107,9 @@ def noticing_losses() -> Iterator[None]:
 def membership(
     options: ProcessOptions, environment: Mapping[str, str]
 ) -> tuple[str | None, int | None, int | None] | None:
-    """Coordinator, number of processes and index; None where alone, Nones that JAX finds itself.
+    """Return coordinator, number of processes and index.
+
+    None: one process. A tuple of None: detect automatically.
 
     Raises:
         ValueError: an option or a variable is missing or wrong; the message names it.

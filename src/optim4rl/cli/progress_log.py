@@ -13,11 +13,11 @@ from optim4rl.meta.trainer import Progress
 
 
 class LogError(ValueError):
-    """A log that does not go with its checkpoint; the message names it."""
+    """The log does not belong to its checkpoint; the message names it."""
 
 
 def task_labels(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The tasks' names; those that come again are numbered, so that each label is one task's."""
+    """Return the tasks' names; repeated ones are numbered, so that each label is unique."""
     seen: Counter[str] = Counter()
     labels = []
     for task in tasks:
@@ -32,8 +32,8 @@ class ProgressLog:
     Args:
         path: the file.
         tasks: labels of the tasks, see `task_labels`.
-        extent: that of the checkpoint that the run goes on from: what the log has beyond it is
-            dropped, and done again. None starts a new log.
+        extent: extent in the checkpoint from which the run goes on. Later lines are dropped and
+            done again. None starts a new log.
 
     Raises:
         LogError: the log is not the one that the checkpoint has seen.
@@ -64,7 +64,7 @@ class ProgressLog:
     def append(self, before: int, progress: Progress) -> None:
         """One line for each iteration: its number, the meta-gradient's norm, each task's return.
 
-        The iteration that ran out of finite numbers, if one did, is the last line.
+        An iteration with a number that is not finite is the last line.
         """
         lines = []
         for index, norm in enumerate(progress.meta_gradient_norm):

@@ -29,23 +29,23 @@ ExperimentName = Literal["catch", "small_dense_long", "big_dense_long"]
 class ReplicateOptions:
     """Run an experiment of the paper at the paper's scale.
 
-    Meta-trains Versions A and B, Version A without pipeline training, LinearOptim, L2LGD2 and STAR
-    as the paper says, each at every setting of a grid and then at the best one for several
-    meta-seeds. Evaluates them beside Adam and RMSProp and beside themselves untrained, with the
-    step as trained and with a tuned step. Finished work is kept in the folder, and a meta-training
-    that was cut off goes on: stop it and start it again as you like.
+    It meta-trains Versions A and B, Version A without pipeline training, LinearOptim, L2LGD2 and
+    STAR as in the paper: each at every setting of a grid, then at the best setting for several
+    meta-seeds. It compares them with Adam, with RMSProp and with the untrained rules, at the step
+    as trained and at a tuned step. The folder keeps finished work, and a stopped meta-training goes
+    on: stop the command and start it again as you like.
 
       optim4rl replicate catch --out runs/paper-catch
 
     Attributes:
         experiment: catch takes an hour on two cores, small_dense_long a night, big_dense_long days.
         out: folder for results.md, settings.md, runs.parquet, pictures, and finished jobs.
-        arms: names of the arms to run, for instance "Version A"; all by default.
-        meta_seeds: reported meta-trainings of each arm; the experiment's own by default.
-        seeds: reported runs of each; the experiment's own by default.
-        meta_learning_rates: the grid of the meta-learning rate; the paper's by default.
-        reset_intervals: the grid of the reset interval, in meta-iterations; the paper's by default.
-        workers: who does the jobs.
+        arms: names of the arms to run, for instance "Version A". Default: all.
+        meta_seeds: reported meta-trainings of each arm. Default: the experiment's own.
+        seeds: reported runs of each meta-training. Default: the experiment's own.
+        meta_learning_rates: grid of the meta-learning rate. Default: the paper's.
+        reset_intervals: grid of the reset interval, in meta-iterations. Default: the paper's.
+        workers: where jobs run.
         json: print the results as JSON.
     """
 

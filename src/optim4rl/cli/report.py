@@ -28,15 +28,15 @@ from optim4rl.pages.words import interval, number
 class ReportOptions:
     """Write the page of finished runs: a study's report again, or any runs side by side.
 
-    The folder of a study alone gives its report. Otherwise the page compares the runs: settings
-    that differ, final numbers, curves. Folders of `train`, `evaluate --out` and `ablate` can stand
-    side by side.
+    With the folder of one study, the page is its report. With several folders, or another kind, the
+    page compares the runs: settings that differ, final numbers, curves. Mix folders of `train`,
+    `evaluate --out` and `ablate` as you like.
 
       optim4rl report runs/a runs/b --out runs/comparison.html
 
     Attributes:
         folders: output folders of finished runs.
-        out: file to write; by default report.html in the folder, comparison.html for several.
+        out: file to write. Default: report.html in the folder, or comparison.html for several.
         json: print the numbers as JSON.
     """
 

@@ -1,4 +1,4 @@
-"""What a command sets up before JAX starts, and how it talks to people."""
+"""Set-up of a command before JAX starts, and its progress bar."""
 
 import os
 import sys
@@ -15,8 +15,8 @@ from optim4rl.cli.terminal import duration
 def configure_jax() -> None:
     """Set XLA's switches through the environment, which worker processes inherit.
 
-    Compiled programs are kept between runs. The CPU is shown as one device for each core: agents
-    sharded over them run side by side, where one device would run their small operations one after
+    Compiled programs are kept between runs. JAX sees the CPU as one device for each core: agents
+    sharded over them run side by side, but on one device their small operations would run one after
     the other. The older fusion emitters compile small programs in two thirds of the time and run
     one-row heads three times as fast (measured with JAX 0.10 on AVX-512); the switch is known to
     exist there and is left alone elsewhere.
@@ -30,7 +30,7 @@ def configure_jax() -> None:
 
 
 def _num_cores() -> int:
-    """Cores that this process may use."""
+    """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -42,7 +42,7 @@ def _add_xla_flag(name: str, value: str) -> None:
 
 
 def missing_device(error: BaseException) -> str | None:
-    """What to say of an error of JAX's that means: the device asked for is not here; else None."""
+    """Return a message if JAX's error means that the requested device is not here, else None."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     # Of a platform that it knows and cannot find JAX asserts that it did, without a word.
     unfound = isinstance(error, AssertionError) and not str(error)
@@ -52,7 +52,7 @@ def missing_device(error: BaseException) -> str | None:
 
 
 class CompileClock:
-    """Seconds until programs are there, from its making on: compiled, or read from the cache."""
+    """Compile time since creation, in seconds, with reading from the cache."""
 
     def __init__(self) -> None:
         """Listen to JAX's own report of each compilation."""
@@ -67,7 +67,7 @@ class CompileClock:
 
 
 class Update(Protocol):
-    """What tells a progress bar how far the work is."""
+    """Update of a progress bar."""
 
     def __call__(
         self, done: int, total: int, note: str = "", rate: str = "", left: float | None = None
@@ -85,12 +85,12 @@ class Update(Protocol):
 
 @contextmanager
 def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> Iterator[Update]:
-    """A bar with rate and time left on stderr, and an estimate of the whole once there is one.
+    """Show a bar on stderr with rate and time left, and print an estimate of the whole time.
 
     Args:
-        label: what is done.
-        unit: what is counted.
-        on: what it runs on ("2 workers"), for the estimate.
+        label: name of the work.
+        unit: unit that is counted.
+        on: where it runs ("2 workers"), for the estimate.
         silent: show nothing.
     """
     if silent:
@@ -138,7 +138,7 @@ def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> I
 
 
 def require_file_name(option: str, path: Path) -> None:
-    """Refuse a path that names no file, or one of another kind; asked before any work is done.
+    """Refuse a path that names no file, or a file of another kind, before any work.
 
     Raises:
         ValueError: the message names the option.

@@ -1,4 +1,4 @@
-"""How a command stops when it is told to: in order at the first signal, at once at the second.
+"""Stopping a command: in order at the first signal, at once at the second.
 
 SIGINT is Ctrl-C; SIGTERM is what Slurm, Kubernetes and shutdowns send some seconds before SIGKILL.
 """
@@ -16,7 +16,7 @@ _KEPT = "what is finished is kept"
 
 
 class StoppedBySignalError(Exception):
-    """A command that a signal has stopped in order; `code` is what it exits with."""
+    """A signal has stopped the command in order; `code` is its exit code."""
 
     def __init__(self, number: int) -> None:
         self.code = 128 + number
@@ -30,7 +30,7 @@ class StopRequest:
         self.number = 0
 
     def raise_if_asked(self) -> None:
-        """Raise `StoppedBySignalError` if there was a signal; called where nothing is half done."""
+        """Raise `StoppedBySignalError` if there was a signal; call it when nothing is half done."""
         if self.number:
             raise StoppedBySignalError(self.number)
 

@@ -1,4 +1,4 @@
-"""What a terminal shows: its width, tables that fit it, and times in words."""
+"""Output for a terminal: its width, tables that fit it, and times in words."""
 
 import difflib
 import os
@@ -17,7 +17,7 @@ Row = Sequence[str]
 
 
 def columns() -> int:
-    """Characters of a line on stdout: COLUMNS, or the terminal's, or those of a pipe."""
+    """Return the width of a line on stdout: COLUMNS, or the terminal's, or that for a pipe."""
     if os.environ.get("COLUMNS", "").isdigit():
         return max(_LEAST_COLUMNS, int(os.environ["COLUMNS"]))
     if sys.stdout is None or not sys.stdout.isatty():
@@ -26,7 +26,7 @@ def columns() -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words that are as exact as a guess is."""
+    """Return seconds in rough words, as exact as a guess."""
     for limit, unit, name in ((90, 1, "s"), (5_400, 60, "min"), (172_800, 3_600, "h")):
         if seconds < limit:
             return f"{max(1, round(seconds / unit))} {name}"
@@ -34,15 +34,15 @@ def duration(seconds: float) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A clause that names the most similar of the known words; "" where none is similar."""
+    """Return a clause that names the most similar known word; "" if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def print_table(title: str, names: Row, rows: Sequence[Row]) -> None:
-    """A table on stdout, no wider than the terminal, in which no word is folded.
+    """Print a table on stdout, no wider than the terminal, without breaking words.
 
-    Where the terminal is too narrow for that, or there is no rich, every row has lines of its own.
+    If the terminal is too narrow, or rich is not installed, every row has its own lines.
 
     Args:
         title: printed above it.

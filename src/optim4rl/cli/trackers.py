@@ -1,6 +1,6 @@
-"""Experiment trackers: what a long command measures, sent along to TensorBoard or Weights & Biases.
+"""Experiment trackers: send a long command's measurements to TensorBoard or Weights & Biases.
 
-A command's own files are written whatever the tracker; a tracker is one more place to look.
+A command writes its own files with or without a tracker.
 """
 
 import os
@@ -23,7 +23,7 @@ CURVE_POINTS = 200
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where numbers go."""
+    """A place to log numbers."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Note named values at a step; a diverged one is NaN and is sent as such."""
@@ -36,13 +36,13 @@ class Tracker(Protocol):
 def tracking(
     name: TrackerName | None, folder: Path | None, config: Mapping[str, Any], first_step: int = 0
 ) -> Iterator[Tracker]:
-    """A tracker that is closed at the end, however that comes.
+    """Open a tracker, and close it at the end in any case.
 
     Args:
-        name: which one; None for none.
+        name: the tracker; None for none.
         folder: the command's output folder, which gets a folder `tensorboard` or `wandb`.
         config: the command's settings, as JSON values.
-        first_step: what is already there from this step on is done again.
+        first_step: log again from this step on.
 
     Raises:
         ValueError: see `require_tracker`.
@@ -56,7 +56,7 @@ def tracking(
 
 
 def require_tracker(name: TrackerName | None, folder: Path | None) -> None:
-    """Refuse a tracker that could not work; to be asked before any work is done.
+    """Refuse a tracker that cannot work; call this before any work.
 
     Raises:
         ValueError: its package is not installed, or there is no folder to write into.

@@ -56,14 +56,14 @@ from optim4rl.pages.plots import plot_training
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """How the run is carried out; what it computes is the same, to float tolerance.
+    """How the run is executed. The results are the same, to float tolerance.
 
     Attributes:
-        devices: devices of all processes that the agents are sharded over; 0: as many as can share
-            them out evenly.
+        devices: devices of all processes, over which agents are sharded; 0: as many as divide them
+            evenly.
         agents_per_chunk: agents of a task side by side on a device, at most; 0: what fits.
-        memory: GiB that this process may take; 0: what is free.
-        kernel: implementation of the rule (`optim4rl list kernels`); auto: the fastest there is.
+        memory: GiB that this process may use; 0: all that is free.
+        kernel: implementation of the rule (`optim4rl list kernels`); auto: the fastest one.
     """
 
     devices: int = 0
@@ -81,25 +81,23 @@ class ExecutionOptions:
 class TrainOptions:
     """Meta-train a learned optimizer.
 
-    The agents of each task train side by side with the optimizer, are reset by the schedule, and
-    after every K updates the optimizer is improved by one meta-gradient. Writes weights, a
-    checkpoint, the progress as CSV and as a picture, and the settings into the output folder.
-    `--recipe NAME` starts from a recipe (`optim4rl list recipes`), whose options the others then
-    change.
+    The agents of each task train side by side with the optimizer, and a schedule resets them. After
+    every K updates one meta-gradient improves the optimizer. The output folder gets weights, a
+    checkpoint, the progress as CSV and as a picture, and the settings. `--recipe NAME` starts from
+    a recipe (`optim4rl list recipes`); other options change it.
 
       optim4rl train --out runs/mine --tasks catch --learning-rate 1e-2
       optim4rl train --recipe zoo/anchored-catch --out runs/again
 
     Attributes:
         out: output folder.
-        recipe: what is trained, on what, and how.
-        chunk: meta-iterations between two checkpoints; by default as many as take about five
-            seconds.
-        resume: go on from the checkpoint in the output folder.
+        recipe: the optimizer, its tasks, and the meta-training.
+        chunk: meta-iterations between two checkpoints. Default: as many as take about five seconds.
+        resume: continue from the checkpoint in the output folder.
         execution: devices, memory, kernel.
         processes: several processes.
         tracker: send the progress to TensorBoard or Weights & Biases, too.
-        dry_run: print what would be run and the memory that it would need, and stop.
+        dry_run: print the settings and the predicted memory, and stop.
         json: print the result as JSON.
     """
 
@@ -169,11 +167,11 @@ def _resumed(
     start: MetaParameters | None,
     execution: Execution,
 ) -> Resumed:
-    """What the run goes on from: a checkpoint, or a fresh state.
+    """Return the state to start from: a checkpoint, or a fresh one.
 
     Raises:
         ValueError: there is a run already, and `--resume` was not given.
-        CheckpointError: the checkpoint is damaged, or that of another run.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
     checkpoint = options.out / "checkpoint.safetensors"
     if not has_checkpoint(checkpoint):
@@ -285,7 +283,7 @@ class _ChunkKeeper:
         if jax.process_index() == 0:
             path = options.out / "progress.csv"
             self._log = ProgressLog(path, self._labels, resumed.notes.get("log"))
-        # A damaged checkpoint is not to take the place of the good one before it.
+        # A damaged checkpoint must not replace the good one before it.
         self._rotate = not resumed.damage
         self._done = int(resumed.state.iteration)
         self.best = 0.0
@@ -313,7 +311,7 @@ class _ChunkKeeper:
 
 
 def _write_table(log: Path, path: Path) -> None:
-    """The progress as Parquet: the columns of the CSV, null where no episode ended."""
+    """Write the progress as Parquet: the columns of the CSV, null where no episode ended."""
     import polars as pl
 
     columns = read_text(log).partition("\n")[0].split(",")
@@ -324,7 +322,7 @@ def _write_table(log: Path, path: Path) -> None:
 
 
 def _agreed(*numbers: int) -> tuple[int, ...]:
-    """The largest of each number that any of the processes has, so that all do the same."""
+    """Return the largest of each number over all processes, so that all do the same."""
     if jax.process_count() == 1:
         return numbers
     found = multihost_utils.process_allgather(np.array(numbers, np.int32))
@@ -371,7 +369,7 @@ def _show_plan(
 
 
 def _peak_memory() -> int:
-    """The most bytes that this process has held."""
+    """Return the most bytes that this process has held."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 

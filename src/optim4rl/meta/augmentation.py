@@ -26,10 +26,11 @@ class Augmentation:
     """Ranges of an agent's random scales: factors log-uniform in [1/x, x]; with 1 none.
 
     Attributes:
-        rescale_parameters: x for an agent's parameters.
-        rescale_gradients: x for its loss, and so for its gradients and for its share in the
-            meta-objective of a truncated meta-gradient.
-        rescale_rewards: x for the rewards that it learns from; reported returns do not change.
+        rescale_parameters: x of the factors [1/x, x] on an agent's parameters; 1: none.
+        rescale_gradients: x of the factor on an agent's loss, and so on its gradients and on its
+            share in the meta-objective of a truncated meta-gradient; 1: none.
+        rescale_rewards: x of the factor on the rewards that an agent learns from; reported returns
+            do not change; 1: none.
         rescale_tensors: whether every tensor of parameters has its own factor.
     """
 

@@ -22,24 +22,24 @@ class MetaConfig:
         iterations: meta-iterations, each with one update of the rule.
         agents: agents M of each task; with "es" and "pes" they are M/2 antithetic pairs.
         inner_updates: K, the inner updates of a meta-iteration.
-        estimator: of the meta-gradient. "truncated" differentiates through the K updates. With
-            "pes" agents live on under perturbed rules, K updates at a time (persistent evolution
-            strategies). With "es" they live a whole life, `reset_interval` times K updates, in each
-            iteration, and `resets` is not used.
+        estimator: estimator of the meta-gradient. "truncated" differentiates through the K updates.
+            With "pes" agents live on under perturbed rules, K updates at a time (persistent
+            evolution strategies). With "es" they live a whole life, `reset_interval` times K
+            updates, in each iteration, and `resets` is not used.
         sigma: standard deviation of the perturbations of "es" and "pes".
         resets: reset schedule; "staggered" is pipeline training.
         reset_interval: I, in meta-iterations: one life is I * K inner updates.
         shortest_interval: gives lives of mixed length. Each agent has its own interval, from this
             to `reset_interval`, evenly spread in logarithm. None: all have `reset_interval`.
-        validation: of "truncated": "last" (the paper's) or "dense".
-        meta_learning_rate: of Adam, the meta-optimizer.
+        validation: rollouts in the meta-objective of "truncated": "last" (the paper's) or "dense".
+        meta_learning_rate: learning rate of Adam, the meta-optimizer.
         cosine_to: share of the meta-learning rate at the end of a cosine decay; 1 is constant.
         meta_clip: changes each task's meta-gradient. "value" clips it elementwise. "norm" caps its
             global norm. "normalise" scales it to the limit. "running" divides it by a running root
             mean square of its norm, so that the scale of a task's rewards does not matter, and caps
             the global norm of the mean over tasks. "none" does nothing.
         meta_clip_limit: the limit of `meta_clip`.
-        seed: of everything random in meta-training.
+        seed: seed of everything random in meta-training.
     """
 
     iterations: int = 200

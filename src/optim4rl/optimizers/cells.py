@@ -1,6 +1,6 @@
 """The forward pass of the small networks inside a learned rule: a recurrent cell and an MLP head.
 
-One network is shared by every coordinate of every agent, so there are few weights and very many
+Every coordinate of every agent shares one network, so there are few weights and very many
 coordinates. Arrays put features first and coordinates last, `[features, *shape]`: each step is a
 small matrix times a wide one, and elementwise work runs along contiguous memory. JAX and PyTorch
 share these formulae (`arrays`).
@@ -41,7 +41,7 @@ _NORM_EPSILON = 1e-6
 
 
 def carry_floats(cell: CellKind, hidden_size: int) -> int:
-    """Floats of state that one network keeps for each coordinate."""
+    """Return the floats of state that one network keeps for each coordinate."""
     return CARRIES[cell] * hidden_size
 
 
@@ -53,7 +53,7 @@ def weight_shapes(
     num_outputs: int,
     head_norm: bool = False,
 ) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of one network's weights."""
+    """Return the names and shapes of one network's weights."""
     rows = GATES[cell] * hidden_size
     shapes: dict[str, tuple[int, ...]] = {}
     if cell != "none":
@@ -69,15 +69,15 @@ def weight_shapes(
 
 
 class Pass(NamedTuple):
-    """One step of a network, with what its backward pass reads.
+    """One step of a network, with the arrays for its backward pass.
 
     Attributes:
-        output: of the head.
-        carry: the new one.
-        reads: `[h, inputs, 1]`, what the cell's one matrix is multiplied by.
-        activations: of the cell, in the order in which its backward pass takes them.
-        layers: what each layer of the head read, the new hidden state (or, without a cell, the
-            inputs) first.
+        output: the head's output.
+        carry: the new carry.
+        reads: `[h, inputs, 1]`, which the cell's single matrix multiplies.
+        activations: the cell's activations, in the order of its backward pass.
+        layers: the inputs of each layer of the head; first the new hidden state, or without a cell
+            the inputs.
     """
 
     output: Float[Array, "outputs *shape"]
@@ -100,8 +100,8 @@ def forward(
         weights: of the network.
         cell: its cell.
         inputs: the features.
-        carry: what the last step has left.
-        kernel: the `cell_kernel` of these weights, where it is there already.
+        carry: the carry of the last step.
+        kernel: the `cell_kernel` of these weights, if it has been computed.
     """
     reads, new_carry = inputs, carry
     activations: Rows = ()

@@ -28,19 +28,19 @@ _NPY = b"\x93NUMPY"
 def import_open(
     path: str | Path, *, rollouts: int = 1220, epochs: int = 4, minibatches: int = 8
 ) -> LearnedOptimizer:
-    """OPEN as published (Goldie et al. 2024, arXiv 2407.07082), of one of its own weights files.
+    """Read OPEN as published (Goldie et al. 2024, arXiv 2407.07082) from one of its weights files.
 
-    The files are those of https://github.com/AlexGoldie/rl-learned-optimization, folder
+    The files are in https://github.com/AlexGoldie/rl-learned-optimization, folder
     `rl_optimizer/pretrained`: a `.npy` with one flat vector, the leaves of a tree of flax
     parameters, keys in alphabetical order. Nothing in a file is executed.
 
     Args:
         path: the file.
-        rollouts, epochs, minibatches: of the runs that the optimizer is for. They are counted where
-            nobody gives it the proportions of training and of epochs (`structures.Open`).
+        rollouts, epochs, minibatches: sizes of the runs that the optimizer is for. It counts with
+        them if it is not told the proportions of training and of epochs (`structures.Open`).
 
     Raises:
-        WeightsError: the file is no such vector; the message names the file and what is wrong.
+        WeightsError: the file is not such a vector; the message names the file and the fault.
         ValueError: a count is not positive.
     """
     settings = {"rollouts": rollouts, "epochs": epochs, "minibatches": minibatches}

@@ -1,8 +1,8 @@
 """The learned rule: processing x cell x structure, applied coordinate by coordinate.
 
 `OptimizerSpec` is the whole description of a rule; meta-parameters are its weights; `RuleState` is
-what it remembers of each coordinate. All functions here are pure and know nothing of trees, tasks
-or agents: a gradient is an array of any shape and the update has the same shape.
+its memory of each coordinate. All functions here are pure and know nothing of trees, tasks or
+agents: a gradient is an array of any shape, and the update has the same shape.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ MetaParameters = dict[str, Weights]
 
 
 class RuleState(NamedTuple):
-    """What a rule remembers, for coordinates of shape `*shape`.
+    """A rule's memory, for coordinates of shape `*shape`.
 
     Attributes:
         carries: one carry per network, arrays `[hidden, *shape]`.
@@ -40,7 +40,7 @@ class RuleState(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def init_meta_parameters(spec: OptimizerSpec, key: PRNGKeyArray) -> MetaParameters:
-    """Fresh weights for the rule's networks."""
+    """Return fresh weights for the rule's networks."""
     shapes = spec.networks
     return {
         f"network{index}": init_network(
@@ -60,7 +60,7 @@ def init_meta_parameters(spec: OptimizerSpec, key: PRNGKeyArray) -> MetaParamete
 
 
 def init_state(spec: OptimizerSpec, shape: tuple[int, ...]) -> RuleState:
-    """The state of coordinates that have seen no gradient."""
+    """Return the state of coordinates that have seen no gradient."""
     return RuleState(
         carries=tuple(init_carry(spec.cell, spec.hidden_size, shape) for _ in spec.networks),
         moments=jnp.zeros((spec.structure.num_moments, *shape), jnp.float32),
@@ -76,12 +76,12 @@ def step(
     rows: Float[Array, "rows *shape"] | None = None,
     extras: Extras = NO_EXTRAS,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
-    """One step of the rule: the direction `d` and the new state; parameters move by `-alpha * d`.
+    """Make one step of the rule; return the direction `d` and the new state.
 
-    The direction is what the formula gives, before `spec.normalise`: that needs the whole tensor.
-    `rows` holds what `spec.inputs` names, for each coordinate, None where it names nothing;
-    `extras` what the structure reads.
-    Infinite gradients are clipped where the spec clips; a NaN stays in its own coordinate.
+    Parameters move by `-alpha * d`. The direction comes from the formula, before `spec.normalise`,
+    which needs the whole tensor. `rows` holds the inputs that `spec.inputs` names, for each
+    coordinate, or None; `extras` holds what the structure reads. Infinite gradients are clipped if
+    the spec clips; a NaN stays in its own coordinate.
     """
     features, reading = read(spec, gradient, state.moments, state.age, rows, extras)
     outputs, carries = zip(
@@ -103,7 +103,7 @@ def read(
     rows: Float[Array, "rows *shape"] | None = None,
     extras: Extras = NO_EXTRAS,
 ) -> tuple[Features, Reading]:
-    """What each network reads of a gradient, and the moments after it; no weight is involved."""
+    """Return each network's features of a gradient, and the new moments; this uses no weight."""
     if spec.clip is not None:
         gradient = jnp.clip(gradient, -spec.clip, spec.clip)
     reading = Reading(gradient, spec.structure.accumulate(gradient, moments), age, extras)
@@ -114,5 +114,5 @@ def read(
 
 
 def write(spec: OptimizerSpec, reading: Reading, outputs: Outputs) -> Float[Array, "*shape"]:
-    """The direction that the networks' outputs stand for."""
+    """Return the direction that the networks' outputs make."""
     return spec.step_scale * spec.structure.direction(spec.processing, reading, outputs)

@@ -23,19 +23,19 @@ class OptimizerSpec:
     """A learned rule without its weights. Every field is one independent choice.
 
     Attributes:
-        processing: what the networks read of a gradient.
+        processing: how the networks read a gradient.
         structure: the update formula.
-        cell: recurrent cell of each network, "gru" or "lstm"; "none" is the head alone, on the
-            features, without memory beside the structure's moments.
+        cell: recurrent cell of each network, "gru" or "lstm". "none": only the head, which reads
+            the features and has no memory beside the structure's moments.
         hidden_size: hidden units H of each cell.
         head_sizes: hidden layers of the MLP head on each cell; () is one linear layer.
         zero_head: start the heads' last layer at zero.
         head_norm: normalise the units of each hidden layer of the heads, before their ReLU.
-        clip_norm: the policy's own gradients, and all others, are each clipped to this global norm,
-            first of all; None: not at all.
-        clip: gradients are clipped to [-clip, clip], elementwise; None: not at all.
-        step_scale: every update is multiplied by this.
-        inputs: what every network reads beside the structure's features, by name (`inputs`).
+        clip_norm: first, clip the policy's own gradients, and separately all others, to this global
+            norm; None: do not clip.
+        clip: clip gradients elementwise to [-clip, clip]; None: do not clip.
+        step_scale: multiplies every update.
+        inputs: further inputs of every network beside the structure's features, by name (`inputs`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
             `step_scale`, so that a step size means the same everywhere (`normalise`); "layers"
             makes the steps of heads on wide layers, and of networks that see images, smaller
@@ -69,7 +69,7 @@ class OptimizerSpec:
 
     @property
     def networks(self) -> tuple[NetworkShape, ...]:
-        """The shapes of the networks: those of the structure, with the further inputs."""
+        """Return the shapes of the structure's networks, with the further inputs."""
         return tuple(
             NetworkShape(network.inputs + num_rows(self.inputs), network.outputs)
             for network in self.structure.networks(self.processing)
@@ -77,23 +77,23 @@ class OptimizerSpec:
 
     @property
     def tensorwise(self) -> bool:
-        """Whether a coordinate's step depends on the others of its tensor."""
+        """Return whether a coordinate's step depends on the others of its tensor."""
         return self.structure.tensorwise or self.normalise in WHOLE_TENSOR or self.networkwise
 
     @property
     def networkwise(self) -> bool:
-        """Whether a tensor's step depends on the other tensors."""
+        """Return whether a tensor's step depends on the other tensors."""
         return self.zero_mean or self.clip_norm is not None
 
     @property
     def state_floats(self) -> int:
-        """Floats of optimizer state for each parameter (Adam keeps 2)."""
+        """Return the floats of optimizer state for each parameter (Adam keeps 2)."""
         carries = len(self.networks) * carry_floats(self.cell, self.hidden_size)
         return carries + self.structure.num_moments
 
     @property
     def weight_shapes(self) -> list[dict[str, tuple[int, ...]]]:
-        """The names and shapes of each network's weights."""
+        """Return the names and shapes of each network's weights."""
         return [
             weight_shapes(
                 self.cell,
@@ -108,7 +108,7 @@ class OptimizerSpec:
 
 
 def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
-    """The spec as plain JSON values."""
+    """Return the spec as plain JSON values."""
     named = {
         field: {"name": choice.name, **dataclasses.asdict(choice)}  # type: ignore[call-overload]
         for field, choice in (("processing", spec.processing), ("structure", spec.structure))
@@ -119,7 +119,7 @@ def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
-    """The spec that `spec_to_dict` wrote; what an older release did not write has its default.
+    """Return the spec that `spec_to_dict` wrote; fields that an older release lacks have defaults.
 
     Raises:
         ValueError: a field is missing, unknown or of the wrong type; the message names it.
@@ -141,7 +141,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> OptimizerSpec:
     return OptimizerSpec(**choices, **plain)
 
 
-# What the files of older releases lack.
+# Fields that files of older releases lack.
 _ADDED = {"inputs", "normalise", "head_norm", "clip_norm", "zero_mean"}
 
 

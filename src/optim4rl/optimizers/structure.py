@@ -1,4 +1,4 @@
-"""What a structure is: the formula that turns the networks' outputs into a step."""
+"""The interface of structures: the formula that turns the networks' outputs into a step."""
 
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -19,21 +19,21 @@ Features = tuple[Float[Array, "_ *shape"], ...]
 
 
 class NetworkShape(NamedTuple):
-    """What one network of a structure reads and writes, per coordinate."""
+    """Numbers that one network of a structure reads and writes, per coordinate."""
 
     inputs: int
     outputs: int
 
 
 class Extras(NamedTuple):
-    """What some structures read beside gradients (`Structure.reads`); all of it is constant.
+    """Further inputs of some structures, beside gradients (`Structure.reads`); all are constants.
 
     Attributes:
         params: the parameters before the update.
         noise: draws from the standard normal distribution, zero outside the actor.
-        dormancy: how active the coordinate's unit is, 1 where as active as the mean of its layer.
-        training_proportion: how much of training is done, 0 in the first rollout and 1 in the last.
-        epoch_proportion: how many epochs on this rollout, 0 in the first and 1 in the last.
+        dormancy: activity of the coordinate's unit; 1 is the mean of its layer.
+        training_proportion: share of training done, 0 in the first rollout and 1 in the last.
+        epoch_proportion: share of the rollout's epochs done, 0 in the first and 1 in the last.
     """
 
     params: Float[Array, "*shape"] | None = None
@@ -48,13 +48,13 @@ ExtraName = Literal["params", "noise", "dormancy"]
 
 
 class Reading(NamedTuple):
-    """What a rule knows of its coordinates at one step.
+    """A rule's inputs at one step, for its coordinates.
 
     Attributes:
         gradient: the gradient, clipped.
-        moments: the running moments, this gradient included.
-        age: updates made before this one; in PyTorch one for each coordinate, since parameters
-            without a gradient wait, but for features of whole tensors.
+        moments: the running moments, including this gradient.
+        age: number of earlier updates. In PyTorch there is one for each coordinate, because
+            parameters without a gradient wait, except for features of whole tensors.
         extras: what the structure reads beside them.
     """
 
@@ -71,9 +71,9 @@ class Structure(Protocol):
     Attributes:
         name: its name in files and options.
         num_moments: its running moments.
-        tensorwise: its features hold statistics of the whole tensor, so that `features` must be
-            given all of a tensor, in its shape. Everything else is coordinate-wise.
-        reads: the extras that it cannot do without.
+        tensorwise: whether its features hold statistics of the whole tensor. Then `features` needs
+            all of a tensor, in its shape. Everything else is coordinate-wise.
+        reads: names of the extras that it needs.
     """
 
     name: ClassVar[str]
@@ -82,20 +82,20 @@ class Structure(Protocol):
     reads: ClassVar[tuple[ExtraName, ...]]
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
-        """The shapes of the networks, in the order of `features` and `outputs`."""
+        """Return the shapes of the networks, in the order of `features` and `outputs`."""
 
     def accumulate(
         self, gradient: Float[Array, "*shape"], moments: Float[Array, "moments *shape"]
     ) -> Float[Array, "moments *shape"]:
-        """The running moments after this gradient."""
+        """Return the running moments after this gradient."""
 
     def features(self, processing: Processing, reading: Reading) -> Features:
-        """What each network reads."""
+        """Return each network's features."""
 
     def direction(
         self, processing: Processing, reading: Reading, outputs: Outputs
     ) -> Float[Array, "*shape"]:
-        """The direction `d` of the update `-alpha * d`."""
+        """Return the direction `d` of the update `-alpha * d`."""
 
 
 class WithoutMoments:
@@ -113,14 +113,14 @@ class WithoutMoments:
 
 
 class OneNetwork(WithoutMoments):
-    """A structure of one network, which reads the gradient as a first moment."""
+    """A structure with one network, which reads the gradient as a first moment."""
 
     def features(self, processing: Processing, reading: Reading) -> Features:
         return (processing.first(reading.gradient),)
 
 
 def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """-1 or +1 (never 0) going forward, the identity going backward."""
+    """Return -1 or +1 (never 0); the derivative is the identity's."""
     sign = namespace(x).where(x >= 0, constant(1.0, x), constant(-1.0, x))
     return x + stop_gradient(sign - x)
 
@@ -128,7 +128,7 @@ def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def first_moment(
     processing: Processing, gradient: Array, outputs: Float[Array, "outputs *shape"], signed: bool
 ) -> Float[Array, "*shape"]:
-    """The first moment m of the outputs, with a sign of its own where it is `signed`."""
+    """Return the first moment m from the outputs, with its own sign if `signed`."""
     if not signed:
         return processing.decode(gradient, outputs[0])
     sign = straight_through_sign(namespace(gradient).tanh(outputs[0] + 1.0))

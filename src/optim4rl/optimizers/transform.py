@@ -35,9 +35,9 @@ class LearnedRuleState(NamedTuple):
 
     Attributes:
         count: updates made so far.
-        memory: `spec.state_floats` trees, each like the parameters: what the rule remembers of
-            each parameter, the carries of its networks first, then the moments. So the state is
-            sharded and saved as the moments of Adam are.
+        memory: `spec.state_floats` trees, each like the parameters: the rule's memory of each
+            parameter, first the carries of its networks, then the moments. So it shards and saves
+            like Adam's moments.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # optax's own name for it
@@ -55,25 +55,26 @@ def scale_by_learned_rule(
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
     Args:
-        spec, meta_parameters: the rule and its weights, which no state copies.
+        spec, meta_parameters: the rule and its weights; the state holds no copy of them.
         kernel: the implementation of the rule, by name (`kernels.select`). None, like "plain", is
             plain JAX, which keeps the sharding of each leaf. "auto" is the fastest that runs the
-            rule here, and None where there are several devices to shard over. All can be
-            differentiated in reverse mode, and have the derivative of plain JAX.
+            rule here, or None if there are several devices to shard over. You can differentiate all
+            of them in reverse mode; the derivative is the one of plain JAX.
         kinds: what each parameter is for: a tree of kinds, or a function of path and leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
-        state_dtype: of the state: float32, or bfloat16 at half the memory, rounded stochastically,
-            since to the nearest a moment that decays by 0.999 would stand still.
+        state_dtype: dtype of the state: float32, or bfloat16 at half the memory. bfloat16 rounds
+            stochastically: rounded to the nearest, a moment that decays by 0.999 would never move.
 
     Raises:
-        ValueError: the kernel cannot run the rule, the dtype is no state's, a gradient is complex.
+        ValueError: the kernel cannot run the rule, the dtype is not one of these two, or a gradient
+            is complex.
 
-    A structure may read more (`structure.Extras`): `params` and, as extra arguments of `update`,
-    `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
-    `epoch_proportion`, numbers; `noise_key` for its noise, which is drawn from the update's number
-    where there is none.
-    All arithmetic is float32; updates come in each gradient's own dtype. A NaN stays in its own
-    coordinate, for good; wrap with `optax.apply_if_finite` to skip such steps instead.
+    A structure may read more (`structure.Extras`): `params`, and extra arguments of `update`. These
+    are `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
+    `epoch_proportion`, numbers; and `noise_key` for its noise, which without a key is drawn from
+    the number of the update. All arithmetic is float32; updates come in each gradient's own dtype.
+    A NaN stays in its own coordinate, for good; wrap with `optax.apply_if_finite` to skip such
+    steps instead.
     """
     step, kept = _step(spec, kernel), _state_dtype(state_dtype)
 
@@ -112,7 +113,7 @@ def scale_by_learned_rule(
 
 
 def _leaves(like: Any, tree: Any) -> list[Array]:
-    """The leaves of a tree, which must be like the other."""
+    """Return the leaves of a tree, which must have the structure of the other tree."""
     return jax.tree.leaves(jax.tree.map(lambda _, x: x, like, tree))
 
 
@@ -185,7 +186,7 @@ def _extras(
     params: optax.Params | None,
     extra: Mapping[str, Any],
 ) -> list[Extras]:
-    """What the structure reads of each leaf beside its gradient."""
+    """Return the structure's further inputs of each leaf, beside its gradient."""
 
     def leaves(name: str, tree: Any) -> list[Array | None]:
         if tree is None:
@@ -212,7 +213,7 @@ def _extras(
 
 
 def _exactly(name: str, like: Array, x: Any) -> Array:
-    """An array as float32 in a gradient's shape."""
+    """Return an array as float32 in a gradient's shape."""
     found = jnp.asarray(x).astype(jnp.float32)
     if found.shape == like.shape:
         return found
@@ -298,13 +299,13 @@ def learned_optimizer(
     kinds: Kinds = None,
     state_dtype: DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """The rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate * step_scale`.
+    """Return the rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate * step_scale`.
 
-    Both may be schedules, and both are numbers to `optax.inject_hyperparams`. The other arguments
-    are those of `scale_by_learned_rule`.
+    Both may be schedules, and both are numbers to `optax.inject_hyperparams`. For the other
+    arguments see `scale_by_learned_rule`.
 
     Raises:
-        ValueError: as there, or a step scale that is not positive.
+        ValueError: as in `scale_by_learned_rule`, or the step scale is not positive.
     """
     return optax.chain(
         scale_by_learned_rule(
@@ -331,7 +332,7 @@ def _scale_by_product(
 
 
 def _descend(rate: Any, updates: optax.Updates) -> optax.Updates:
-    """Updates times minus the rate, each in its own dtype and shape, whatever the rate's."""
+    """Multiply updates by minus the rate; each keeps its own dtype and shape."""
 
     def scale(update: Array) -> Array:
         # `rate * update` would promote an update of bfloat16 to the rate's float32.

@@ -1,6 +1,6 @@
 """A benchmark against time: what runs cost, and what optimizers reach in equal time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,13 @@ import numpy as np
 
 from optim4rl.benchmark.cost import Cost, area_in_time, run_seconds, task_cost
 from optim4rl.benchmark.loop import Reading, Results
-from optim4rl.benchmark.scale import Lead, lead_over
+from optim4rl.benchmark.scale import Lead, Scale, lead_over
+from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import Estimate, bootstrap_interval
 from optim4rl.pages.words import estimate_json, finite, with_interval
 
 Table = tuple[list[str], list[list[str]]]
+RunsByContender = Mapping[str, Sequence[Sequence[Curves]]]
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,20 @@ class TimeStanding:
         return float(np.exp(np.mean(np.log([cost.ratio for cost in self.costs]))))
 
 
-def time_standings(results: Results, reading: Reading) -> dict[str, TimeStanding]:
-    """Every contender against time; nothing without a reference, or where time is not measured."""
-    reference, found = results.benchmark.reference, results.runs.curves[reading]
-    if reference is None:
+def time_standings(
+    found: RunsByContender, reference: str | None, scale: Scale
+) -> dict[str, TimeStanding]:
+    """Every contender against time; nothing without a reference, or where time is not measured.
+
+    Args:
+        found: contender -> task -> the curves of each member.
+        reference: the contender in whose time all are compared.
+        scale: the tasks' scale of AUC.
+    """
+    measured = [run_seconds(members) for tasks in found.values() for members in tasks]
+    if reference is None or not np.isfinite(measured).all():
         return {}
     budgets = [run_seconds(members) for members in found[reference]]
-    measured = [run_seconds(members) for tasks in found.values() for members in tasks]
-    if not np.isfinite(measured).all():
-        return {}
     areas = {
         name: np.stack([area_in_time(*each) for each in zip(tasks, budgets, strict=True)])
         for name, tasks in found.items()
@@ -52,17 +59,20 @@ def time_standings(results: Results, reading: Reading) -> dict[str, TimeStanding
         name: TimeStanding(
             tuple(task_cost(*pair) for pair in zip(tasks, found[reference], strict=True)),
             tuple(bootstrap_interval(task[None]) for task in areas[name]),
-            None
-            if name == reference
-            else lead_over(areas[name], areas[reference], results.auc_scale),
+            None if name == reference else lead_over(areas[name], areas[reference], scale),
         )
         for name, tasks in found.items()
     }
 
 
+def _time_standings(results: Results, reading: Reading) -> dict[str, TimeStanding]:
+    found, reference = results.runs.curves[reading], results.benchmark.reference
+    return time_standings(found, reference, results.auc_scale)
+
+
 def time_table(results: Results, reading: Reading) -> Table | None:
     """All tasks in the time that the reference takes, the cheapest first; None if not measured."""
-    found, reference = time_standings(results, reading), results.benchmark.reference
+    found, reference = _time_standings(results, reading), results.benchmark.reference
     if not found:
         return None
     header = [
@@ -77,7 +87,7 @@ def time_table(results: Results, reading: Reading) -> Table | None:
 
 def task_cost_tables(results: Results) -> dict[str, Table]:
     """Each task's costs, tuned for it."""
-    found, reference = time_standings(results, "tuned"), results.benchmark.reference
+    found, reference = _time_standings(results, "tuned"), results.benchmark.reference
     header = [
         "optimizer",
         "environment steps",
@@ -136,5 +146,5 @@ def cost_values(results: Results, reading: Reading) -> dict[str, Mapping[str, An
                 for task, cost, area in zip(names, x.costs, x.areas, strict=True)
             },
         }
-        for name, x in time_standings(results, reading).items()
+        for name, x in _time_standings(results, reading).items()
     }

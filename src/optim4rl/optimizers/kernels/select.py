@@ -1,4 +1,4 @@
-"""Which kernel runs a rule: the fastest that can, or the one that is asked for."""
+"""Choose the kernel of a rule: the fastest that can run it, or the one that is asked for."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from optim4rl.optimizers.tensors import WHOLE_TENSOR
 
 
 def _normalised(kernel: Kernel) -> Kernel:
-    """The kernel with `spec.normalise`."""
+    """Return the kernel with `spec.normalise`."""
 
     def step(
         spec: OptimizerSpec,
@@ -47,14 +47,14 @@ def _normalised(kernel: Kernel) -> Kernel:
     return dataclasses.replace(kernel, step=step, replay_vjp=replay_vjp)
 
 
-# Those that "auto" tries, in this order: the last one runs everything.
+# The kernels that "auto" tries, in this order; the last one runs everything.
 AUTOMATIC: tuple[Kernel, ...] = (_normalised(native.KERNEL), _normalised(xla.KERNEL), plain.KERNEL)
-# Nobody has measured Pallas on a GPU yet, so it runs where it is asked for.
+# We have not measured Pallas on a GPU yet, so it runs only if asked for.
 KERNELS = (*AUTOMATIC, _normalised(pallas.KERNEL))
 
 
 def choose(spec: OptimizerSpec, name: KernelName = "auto") -> Kernel:
-    """The kernel of that name, or with "auto" the first that can run the rule on this machine.
+    """Return the named kernel, or with "auto" the first that can run the rule on this machine.
 
     Raises:
         ValueError: the name is unknown, or that kernel cannot run the rule; the message says why.

@@ -1,0 +1,405 @@
+"""The leaderboard: contenders x suites, from tables of runs alone.
+
+Tables of the same suite, tasks, lengths and reported seeds stand on one board, whose scale is made
+of all their baselines. Of a contender that is in several tables the first one counts.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optim4rl.benchmark.loop import CEILINGS, Reading
+from optim4rl.benchmark.rows import UNTRAINED
+from optim4rl.benchmark.scale import Scale, Standing, make_scale, stand
+from optim4rl.benchmark.scores import greedy_return
+from optim4rl.benchmark.suites import PUBLISHED, SUITES
+from optim4rl.benchmark.table import curves_of, read_runs
+from optim4rl.evaluation.curves import Curves
+from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
+from optim4rl.pages.costs import TimeStanding, time_standings
+from optim4rl.pages.words import estimate_json, finite, with_interval
+from optim4rl.tasks import PPOConfig
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# In the order in which the page has them.
+_READINGS: tuple[Reading, ...] = ("one", "tuned")
+# What everybody is compared with, if it was run: with PPO the first, with A2C the best of the rest.
+_PPO_REFERENCE = "adam_ppo"
+_A2C_REFERENCES = ("adam", "rmsprop")
+# The name of weights that `train` writes; the folder of their table says more.
+_WEIGHTS = "weights"
+
+# Contender -> task -> the curves of each member.
+Found = Mapping[str, tuple[tuple[Curves, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Contenders on a suite.
+
+    Attributes:
+        suite: its name, or that of the folder of a table that is of no suite.
+        tasks: names of its tasks.
+        curves: the reported runs, in each reading that was run.
+        untrained: each task's runs of agents that never update.
+        sources: each contender's table.
+    """
+
+    suite: str
+    tasks: tuple[str, ...]
+    curves: Mapping[Reading, Found]
+    untrained: tuple[Curves, ...]
+    sources: Mapping[str, Path]
+
+    @property
+    def scales(self) -> tuple[Scale, Scale]:
+        """Of AUC and of final returns, as on a benchmark's page."""
+        tuned = self.curves["tuned"]
+        ceilings = [name for name in CEILINGS if name in tuned]
+        auc, final = (
+            make_scale(
+                {
+                    name: np.stack([score(members[0]) for members in tuned[name]])
+                    for name in ceilings
+                },
+                np.stack([score(each) for each in self.untrained]),
+            )
+            for score in (area_under_curve, final_return)
+        )
+        return auc, final
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A board in one reading.
+
+    Attributes:
+        reference: whom all are compared with; None where no such baseline was run.
+        standings: of each contender.
+        times: of each contender against time; empty where it was not measured.
+    """
+
+    reference: str | None
+    standings: Mapping[str, Standing]
+    times: Mapping[str, TimeStanding]
+
+
+def load_boards(paths: Sequence[Path]) -> list[Board]:
+    """The boards of these tables, in their order.
+
+    Raises:
+        TableError: one is no table of runs.
+        ValueError: one has no runs of the untrained policy, so that it has no scale.
+        OSError: one cannot be read.
+    """
+    grouped: dict[tuple[object, ...], list[tuple[Path, pl.DataFrame]]] = {}
+    for path in paths:
+        table = read_runs(path).filter(step_multiple=1.0).sort("task", "meta_seed", "seed")
+        table = table.filter(table["purpose"].is_in(_READINGS))
+        untrained = table.filter(role="untrained")
+        if not untrained.height:
+            raise ValueError(
+                f"{path}: it has no runs of the untrained policy; `evaluate` adds them"
+            )
+        lengths = tuple(
+            (task, steps[-1])
+            for task, steps in untrained.unique("task")
+            .sort("task")
+            .select("task", "env_steps")
+            .rows()
+        )
+        suite = untrained["suite"][0] or _suite_of(lengths) or path.parent.name
+        seeds = tuple(untrained["seed"].unique().sort())
+        grouped.setdefault((suite, lengths, seeds), []).append((path, table))
+    return [_board(str(key[0]), group) for key, group in grouped.items()]
+
+
+def _suite_of(lengths: tuple[tuple[str, int], ...]) -> str | None:
+    """The suite that has these tasks at these lengths, for tables of earlier versions."""
+    for suite in SUITES.values():
+        known = {
+            (
+                task.name,
+                task.rollouts * task.config.num_envs * task.config.learner.rollout,
+            )
+            for task in suite.tasks
+        }
+        if set(lengths) <= known:
+            return suite.name
+    return None
+
+
+def _board(suite: str, tables: Sequence[tuple[Path, "pl.DataFrame"]]) -> Board:
+    curves: dict[Reading, dict[str, tuple[tuple[Curves, ...], ...]]] = {}
+    sources: dict[str, Path] = {}
+    for path, table in tables:
+        for (name, reading), rows in table.filter(table["role"] != "untrained").group_by(
+            "optimizer", "purpose", maintain_order=True
+        ):
+            shown = _shown(str(name), path)
+            if sources.setdefault(shown, path) == path:
+                curves.setdefault(_reading(reading), {})[shown] = _by_task(rows)
+    first = tables[0][1].filter(optimizer=UNTRAINED)
+    tasks = tuple(first["task"].unique().sort())
+    return Board(suite, tasks, curves, tuple(x[0] for x in _by_task(first)), sources)
+
+
+def _reading(purpose: object) -> Reading:
+    return "one" if purpose == "one" else "tuned"
+
+
+def _shown(name: str, path: Path) -> str:
+    first, space, rest = name.partition(" ")
+    return f"{path.parent.name}{space}{rest}" if first == _WEIGHTS else name
+
+
+def _by_task(rows: "pl.DataFrame") -> tuple[tuple[Curves, ...], ...]:
+    return tuple(
+        tuple(curves_of(member) for member in task.partition_by("meta_seed"))
+        for task in rows.partition_by("task")
+    )
+
+
+def rank(board: Board, reading: Reading) -> Ranking:
+    """How the contenders of a board do in a reading."""
+    auc_scale, final_scale = board.scales
+    found = board.curves[reading]
+    areas, finals = (
+        {
+            name: np.stack([[score(member) for member in task] for task in tasks])
+            for name, tasks in found.items()
+        }
+        for score in (area_under_curve, final_return)
+    )
+    reference = _reference(areas, auc_scale)
+    standings = {
+        name: stand(
+            areas[name],
+            finals[name],
+            auc_scale,
+            final_scale,
+            None if reference in (None, name) else areas[str(reference)],
+        )
+        for name in found
+    }
+    return Ranking(reference, standings, time_standings(found, reference, auc_scale))
+
+
+def _reference(areas: Mapping[str, np.ndarray], scale: Scale) -> str | None:
+    if _PPO_REFERENCE in areas:
+        return _PPO_REFERENCE
+    known = [name for name in _A2C_REFERENCES if name in areas]
+    return max(known, key=lambda name: _mean(scale.apply(areas[name]), scale), default=None)
+
+
+def _mean(scaled: np.ndarray, scale: Scale) -> float:
+    mean = float(scaled[scale.resolved].mean()) if scale.resolved.any() else 0.0
+    return mean if np.isfinite(mean) else -np.inf
+
+
+def to_json(boards: Sequence[Board]) -> dict[str, Any]:
+    """All numbers but those of greedy episodes: suite -> reading -> contender."""
+    return {
+        board.suite: {
+            reading: _ranking_values(rank(board, reading))
+            for reading in _READINGS
+            if reading in board.curves
+        }
+        for board in boards
+    }
+
+
+def _ranking_values(ranking: Ranking) -> dict[str, Any]:
+    def values(name: str, standing: Standing) -> dict[str, Any]:
+        lead, time = standing.lead, ranking.times.get(name)
+        return {
+            "auc": estimate_json(standing.auc.mean),
+            "final_return": estimate_json(standing.final.mean),
+            "improvement": None if lead is None else estimate_json(lead.mean_improvement),
+            "time_over_reference": None if time is None else finite(time.ratio),
+        }
+
+    contenders = {name: values(name, standing) for name, standing in ranking.standings.items()}
+    return {"reference": ranking.reference, "contenders": contenders}
+
+
+# The page
+
+_BOX = """# Leaderboard
+
+> **Claim.** {claim}
+>
+> **Evidence.** {evidence}
+>
+> **What it does not show.** Intervals are not corrected for the number of contenders, so one in
+> forty lies above by luck alone. Whose weights or rules were chosen on these tasks is favoured. The
+> [stricter rule](../benchmark.md#what-can-be-claimed) is on the page of each result.
+
+AUC and final return are on a scale where 0 is the untrained policy and 1 the best tuned baseline of
+each task. It is the best of all that stand here, so the page of one run can have another scale.
+Cells are means over tasks with 95 % bootstrap intervals.
+
+- *One setting* is one for all tasks of a suite, *tuned* one for each. Other seeds chose both.
+- *P* is the probability that a run has a higher AUC than one of the reference in the same reading.
+- *Time* is that of a run over the reference's, by the geometric mean over tasks. For *P in its
+  time* every run is cut where the reference's ends.
+- "+2" is three meta-seeds of one recipe, "untrained" the same rule with fresh weights.
+
+[How all this is measured](../benchmark.md). [How to add your
+own](../how-to/own-optimizer.md#on-the-leaderboard). The command that makes this page:
+"""
+
+
+def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) -> str:
+    """The page, with links to the tables from where it will be."""
+    rankings = [
+        {reading: rank(board, reading) for reading in _READINGS if reading in board.curves}
+        for board in boards
+    ]
+    claim = " ".join(
+        _claim(board, next(iter(each.values())))
+        for board, each in zip(boards, rankings, strict=True)
+    )
+    runs = sum(
+        len(member.returns)
+        for board in boards
+        for found in board.curves.values()
+        for tasks in found.values()
+        for task in tasks
+        for member in task
+    )
+    evidence = f"{runs:,} reported runs, from which this page is made by one command."
+    parts = [_BOX.format(claim=claim, evidence=evidence)]
+    parts += [f"    optim4rl leaderboard {' '.join(map(str, paths))} --out {out}", ""]
+    parts += _overview(boards, rankings)
+    for board, ranking in zip(boards, rankings, strict=True):
+        parts += _board_section(board, ranking, out)
+    return "\n".join(parts) + "\n"
+
+
+def _claim(board: Board, first: Ranking) -> str:
+    """Who beats the reference more often than not, at one setting."""
+    if first.reference is None:
+        return f"On `{board.suite}` no reference was run."
+    ahead = [
+        f"`{name}`"
+        for name, standing in first.standings.items()
+        if standing.lead is not None and standing.lead.mean_improvement.low > 0.5
+    ]
+    who = f"{' and '.join(ahead) or 'no contender'} beat{'s' * (len(ahead) < 2)}"
+    bare = "bare " * _is_bare(board, first.reference)
+    return f"On `{board.suite}` {who} {bare}`{first.reference}` more often than not."
+
+
+def _is_bare(board: Board, reference: str) -> bool:
+    """Whether it is less than what PPO users run."""
+    suite = SUITES.get(board.suite)
+    ppo = suite is not None and isinstance(suite.tasks[0].config.learner, PPOConfig)
+    return ppo and reference != _PPO_REFERENCE
+
+
+def _overview(
+    boards: Sequence[Board], rankings: Sequence[Mapping[Reading, Ranking]]
+) -> Iterator[str]:
+    """Contenders x suites, by AUC at one setting, where a suite has that reading."""
+    firsts = [next(iter(each.values())) for each in rankings]
+    names = dict.fromkeys(
+        name
+        for board, first in zip(boards, firsts, strict=True)
+        for name in sorted(board.sources, key=partial(_rank, first))
+    )
+    cells = {
+        name: [
+            with_interval(x.standings[name].auc.mean) if name in x.standings else "-"
+            for x in firsts
+        ]
+        for name in names
+    }
+    yield from ("AUC, one setting for all tasks of a suite:", "")
+    yield from _lines(["contender", *(x.suite for x in boards)], [[x, *cells[x]] for x in names])
+
+
+def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path) -> Iterator[str]:
+    first = next(iter(rankings.values()))
+    names = sorted(board.sources, key=partial(_rank, first))
+    header = ["contender"]
+    for reading, ranking in rankings.items():
+        title = {"one": "one setting", "tuned": "tuned"}[reading]
+        header += [
+            f"{x}, {title}" for x in ("AUC", "final return", f"P(beats {ranking.reference})")
+        ]
+    if first.times:
+        header += [f"time over {first.reference}'s", "P in its time"]
+    rows = []
+    for name in names:
+        row = [f"**{name}**" if name == first.reference else name]
+        for ranking in rankings.values():
+            row += _standing_cells(ranking.standings.get(name))
+        if first.times:
+            time = first.times.get(name)
+            row += ["-", "-"] if time is None else [f"{time.ratio:.2f}", _improvement(time.lead)]
+        rows.append([*row, f"[runs]({os.path.relpath(board.sources[name], out.parent)})"])
+    tasks = f"{', '.join(board.tasks)}; {len(board.untrained[0].returns)} seeds."
+    yield from ("", f"## {board.suite}", "", f"{tasks} {_remark(board, first.reference)}", "")
+    yield from _lines([*header, "table"], rows)
+    yield from _greedy_lines(board, names)
+
+
+def _remark(board: Board, reference: str | None) -> str:
+    if reference is None:
+        return "No reference was run."
+    if reference == _PPO_REFERENCE:
+        return f"The reference is **{reference}**, Adam as PPO users run it."
+    if _is_bare(board, reference):
+        return (
+            f"The reference is bare **{reference}**, which is easier to beat than Adam as PPO "
+            f"users run it: {_PPO_REFERENCE} was not run on these seeds."
+        )
+    return f"The reference is **{reference}**, the best of {' and '.join(_A2C_REFERENCES)} here."
+
+
+def _standing_cells(standing: Standing | None) -> list[str]:
+    if standing is None:
+        return ["-"] * 3
+    scores = (standing.auc.mean, standing.final.mean)
+    return [*map(with_interval, scores), _improvement(standing.lead)]
+
+
+def _improvement(lead: object) -> str:
+    return with_interval(getattr(lead, "mean_improvement", None))
+
+
+def _rank(ranking: Ranking, name: str) -> float:
+    """The highest AUC comes first."""
+    standing = ranking.standings.get(name)
+    mean = None if standing is None else standing.auc.mean
+    return np.inf if mean is None or np.isnan(mean.value) else -mean.value
+
+
+def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
+    """The score of suites whose table has that of greedy episodes, beside what others publish."""
+    tuned = board.curves["tuned"]
+    if any(member.greedy is None for tasks in tuned.values() for x in tasks for member in x):
+        return
+    rows = []
+    for name in (name for name in names if name in tuned):
+        scores = [np.stack([greedy_return(x) for x in members])[None] for members in tuned[name]]
+        cells = [with_interval(bootstrap_interval(x, statistic="mean"), 2) for x in scores]
+        rows.append([name, *cells])
+    if board.suite in PUBLISHED:
+        title, published = PUBLISHED[board.suite]
+        rows.append([title, *(f"{published[x]:g}" if x in published else "-" for x in board.tasks)])
+    yield from ("", "Mean return of greedy episodes after training, tuned for each task:", "")
+    yield from _lines(["contender", *board.tasks], rows)
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines]

@@ -1,0 +1,142 @@
+"""The leaderboard: what a benchmark says, from its table alone, and the committed page."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optim4rl.benchmark import scale
+from optim4rl.benchmark.rows import table_rows
+from optim4rl.benchmark.suites import PUBLISHED
+from optim4rl.benchmark.table import read_runs, write_runs
+from optim4rl.cli import main as cli
+from optim4rl.evaluation.curves import Curves
+from optim4rl.pages.leaderboard import Board, leaderboard_page, load_boards, rank
+from toys import TASKS, run_toys, save_rules
+
+ROOT = Path(__file__).parents[2]
+PAGE = Path("docs/results/leaderboard.md")
+
+
+def test_the_committed_page_is_that_of_all_committed_tables(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = PAGE.read_text("utf-8")
+    (command,) = (line for line in text.splitlines() if line.startswith("    optim4rl leaderboard"))
+    *paths, _, out = shlex.split(command)[2:]
+    assert out == str(PAGE)
+    assert paths == sorted(map(str, Path().glob("docs/results/*/*.parquet")))
+    tables = [Path(path) for path in paths]
+    assert leaderboard_page(load_boards(tables), tables, PAGE) == text
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Two benchmarks on the same tasks and seeds, their results and their tables."""
+    weights = save_rules(tmp_path_factory.mktemp("weights"), 1)
+    made = []
+    for name, groups, baselines in (
+        ("first", weights, ("adam", "rmsprop")),
+        ("second", (), ("adam", "muon")),
+    ):
+        folder = tmp_path_factory.mktemp(name)
+        results = run_toys(folder, groups, baselines=baselines, controls=False)
+        write_runs(table_rows(results.runs), folder / "runs.parquet")
+        made.append((results, folder / "runs.parquet"))
+    return made
+
+
+def test_a_board_says_what_the_benchmark_says(tables, monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    results, path = tables[0]
+    (board,) = load_boards([path])
+    assert board.suite == "grid"
+    assert board.tasks == tuple(sorted(TASKS))
+    for reading in ("one", "tuned"):
+        found = rank(board, reading)
+        assert found.reference == "adam"
+        assert found.times == {}
+        for name, standing in results.standings[reading].items():
+            assert found.standings[name].auc.mean.value == pytest.approx(
+                standing.auc.mean.value, rel=1e-5
+            )
+            assert found.standings[name].final.mean.value == pytest.approx(
+                standing.final.mean.value, rel=1e-5
+            )
+        assert found.standings["rule-0"].lead.mean_improvement.value == 1.0
+
+
+def test_tables_of_one_suite_are_one_board_and_the_first_counts(tables):
+    paths = [path for _, path in tables]
+    (board,) = load_boards(paths)
+    assert board.sources == {
+        "rule-0": paths[0],
+        "adam": paths[0],
+        "rmsprop": paths[0],
+        "muon": paths[1],
+    }
+
+
+def test_other_seeds_are_another_board(tables, tmp_path):
+    _, path = tables[0]
+    table = read_runs(path)
+    other = tmp_path / "runs.parquet"
+    table.with_columns(table["seed"] + 1).write_parquet(other)
+    assert [board.suite for board in load_boards([path, other])] == ["grid", "grid"]
+
+
+def test_a_table_without_the_untrained_policy_is_refused(tables, tmp_path):
+    table = read_runs(tables[0][1])
+    path = tmp_path / "runs.parquet"
+    table.filter(table["role"] != "untrained").write_parquet(path)
+    with pytest.raises(ValueError, match=r"runs.parquet: it has no runs of the untrained policy"):
+        load_boards([path])
+
+
+def made_up(level, seconds, greedy):
+    """Flat curves of three runs."""
+    return Curves(
+        level + 0.01 * np.arange(3.0)[:, None] + np.zeros((3, 30)),
+        np.full(3, -1),
+        np.arange(1, 31),
+        np.full(3, greedy),
+        np.full(3, seconds),
+    )
+
+
+def test_a_published_suite_has_its_score_beside_the_published_one(monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    title, scores = PUBLISHED["discobench"]
+    found = {
+        "adam_ppo": tuple((made_up(2.0, 10.0, 60.0),) for _ in scores),
+        "mine": tuple((made_up(3.0, 25.0, 70.5),) for _ in scores),
+    }
+    still = tuple(made_up(0.0, 1.0, 1.0) for _ in scores)
+    sources = dict.fromkeys(found, Path("docs/results/x/runs.parquet"))
+    board = Board("discobench", tuple(scores), {"one": found, "tuned": found}, still, sources)
+    text = leaderboard_page([board], [Path("x/runs.parquet")], PAGE)
+    assert "The reference is **adam_ppo**, Adam as PPO users run it." in text
+    assert f"| {title} | 69.91 | 17.02 | 61.82 | 180.88 |" in text
+    assert "| mine | 70.50 (70.5 to 70.5) |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| mine |") and "2.50" in line)
+    assert row.endswith("| 2.50 | 1.000 (1.00 to 1.00) | [runs](x/runs.parquet) |")
+
+
+def test_the_command_writes_the_page_and_names_what_it_cannot_read(
+    tables, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    out = tmp_path / "leaderboard.md"
+    cli.main(["leaderboard", str(tables[0][1]), "--out", str(out), "--json"])
+    assert "## grid" in out.read_text()
+    found = json.loads(capsys.readouterr().out)["grid"]["one"]
+    assert found["reference"] == "adam"
+    assert found["contenders"]["rule-0"]["improvement"]["value"] == 1.0
+    assert found["contenders"]["adam"]["improvement"] is None
+    bad = tmp_path / "runs.parquet"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["leaderboard", str(bad), "--out", str(out)])
+    assert stopped.value.code == 2
