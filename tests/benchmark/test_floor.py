@@ -57,8 +57,9 @@ def test_all_that_may_be_run_is_counted_beforehand(tasks, tmp_path):
 
     pool = PretendedPool(conflict).open(tmp_path, None)
     said = []
-    expected = {job.address for job in expected_jobs(b)}
-    found = run_stages(b, Stages(pool, tmp_path, expected, lambda *x, **_: said.append(x[:2])))
+    jobs = expected_jobs(b)
+    expected = {job.address for job in jobs}
+    found = run_stages(b, Stages(pool, tmp_path, jobs, lambda *x, **_: said.append(x[:2])))
     ran = [job.address for job in pool.ran]
     assert len(set(ran)) == len(ran)
     # The one setting of Adam and of both members of the rule is also one task's own.
@@ -67,5 +68,5 @@ def test_all_that_may_be_run_is_counted_beforehand(tasks, tmp_path):
     assert said[-1] == (len(ran), len(ran))
     assert found.benchmark.readings == ("tuned", "one")[:tasks]
     pool.ran.clear()
-    run_stages(b, Stages(pool, tmp_path, expected))
+    run_stages(b, Stages(pool, tmp_path, jobs))
     assert pool.ran == []

@@ -62,5 +62,7 @@ def test_it_says_how_long_the_chunk_in_flight_takes():
 
 
 def test_it_says_what_is_left():
-    assert chunks(2.0, 0)[1].left(10) is None
+    assert chunks(2.0, 1)[1].left(10) is None
+    assert chunks(0.01, 3)[1].left(10) is None
+    assert chunks(0.001, 4)[1].left(1000) == pytest.approx(1.0)
     assert chunks(2.0, 3, saving=1.0)[1].left(10) == pytest.approx(10 * (2.0 + 0.5))

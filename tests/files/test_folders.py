@@ -89,7 +89,7 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_a_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(FolderError, match=r"file'.*cannot be written to \(File exists\)"),
+        pytest.raises(FolderError, match=r"file'.*the name of a folder is needed \(it is a file\)"),
         locked(tmp_path / "file"),
     ):
         pass

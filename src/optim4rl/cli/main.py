@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             _dispatch(words)
         finally:
-            sys.stdout.flush()  # Here a full disk has a name; at exit Python would complain.
+            _flush()
     except ModuleNotFoundError as missing:
         name = str(missing.name).partition(".")[0]
         if debug or not _is_of_lab(name):
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        _drop_output()  # The reader has closed it.
+        pass  # The reader has closed it.
     except StoppedBySignalError as stopped:
         _stop(f"stopped by {stopped}", words, stopped, stopped.code)
     except KeyboardInterrupt as stopped:
@@ -115,9 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            if error.filename is None:
-                error.filename = "stdout"
-                _drop_output()
             _stop(f"stopped: {_sentence(error)}", words, error, 1)
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
@@ -146,9 +143,14 @@ def _require_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _drop_output() -> None:
-    """Send what is left of the output nowhere, or Python would fail to write it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush() -> None:
+    """Write the rest of the output while an error of it can be named; at exit it could not."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.filename = error.filename or "stdout"
+        raise
 
 
 def _stop(said: str, words: list[str], error: BaseException, code: int) -> NoReturn:

@@ -35,6 +35,7 @@ class Pace:
         self._fixed, self._compiled, self._clock = fixed is not None, compiled, clock
         self._each: float | None = None
         self._saving = 0.0
+        self._chunks = 0
         self.start()
 
     def start(self) -> int:
@@ -55,6 +56,7 @@ class Pace:
             seconds: what they took of the time since the start; its checkpoint took the rest.
         """
         self._saving = self.elapsed - seconds
+        self._chunks += 1
         running = seconds - (self._compiled() - self._compiled_before)
         self._each = max(running, 1e-6) / max(1, iterations)
         if not self._fixed:
@@ -62,8 +64,12 @@ class Pace:
             self.size = max(1, min(int(wanted), _SHARE * iterations, self.most))
 
     def left(self, iterations: int) -> float | None:
-        """Seconds that so many iterations take; None before the first chunk is over."""
-        if self._each is None:
+        """Seconds that so many iterations take; None while too little is measured.
+
+        Of the first chunk JAX's tracing is part, and what is short says little.
+        """
+        short = self._each is None or self.size * self._each < 1.0
+        if self._each is None or self._chunks < 2 or (short and self._chunks < 4):
             return None
         return iterations * (self._each + self._saving / self.size)
 

@@ -79,12 +79,14 @@ class Update(Protocol):
             total: pieces in all.
             note: what the last one was.
             rate: how fast it goes; by default pieces a minute.
-            left: seconds that are left; by default as if pieces took as long as until now.
+            left: seconds that are left, where they are known.
         """
 
 
 @contextmanager
-def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> Iterator[Update]:
+def progress_bar(
+    label: str, unit: str, on: str = "", *, silent: bool = False, guess: bool = True
+) -> Iterator[Update]:
     """Show a bar on stderr with rate and time left, and print an estimate of the whole time.
 
     Args:
@@ -92,25 +94,26 @@ def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> I
         unit: unit that is counted.
         on: where it runs ("2 workers"), for the estimate.
         silent: show nothing.
+        guess: where nothing says what is left, take pieces to last as long as until now.
     """
     if silent:
         yield lambda *_, **__: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Column
 
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn(unit),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("[dim]{task.fields[note]}", table_column=Column(ratio=2, no_wrap=True)),
     )
-    with Progress(*columns, console=console) as progress:
+    log = not console.is_terminal  # It has no bar.
+    with Progress(*columns, console=console, disable=log, expand=True) as progress:
         task = progress.add_task(label, total=None, rate="", note="", left="")
         started, first, told = time.perf_counter(), None, False
 
@@ -122,15 +125,16 @@ def progress_bar(label: str, unit: str, on: str = "", silent: bool = False) -> I
             seconds = time.perf_counter() - started
             if done > first:
                 rate = rate or f"{60 * (done - first) / seconds:.1f} a minute"
-                left = (total - done) * seconds / (done - first) if left is None else left
+                if guess and left is None:
+                    left = (total - done) * seconds / (done - first)
             shown = "" if left is None else f"{duration(left)} left"
             progress.update(task, completed=done, total=total, note=note, rate=rate, left=shown)
             if left is not None and not told and done < total:
                 told = True
                 pieces = f"{total - done} of {total} {unit}{' on ' * bool(on)}{on}"
-                console.print(f"{label}: about {duration(left)} for {pieces}", highlight=False)
-            if not console.is_terminal and note:
-                # A log has no bar: one line for each step instead.
+                console.print(f"{label}: about {duration(left)} for {pieces}", soft_wrap=True)
+            if log and note:
+                # One line for each step instead of a bar.
                 said = (f"{label}: {done}/{total} {note}", rate, shown)
                 print(", ".join(filter(None, said)), file=sys.stderr, flush=True)
 

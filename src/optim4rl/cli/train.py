@@ -222,7 +222,9 @@ def _meta_train(
     name = options.recipe.optimizer
     pace = Pace(options.chunk, lambda: compiling.seconds)
     on = f"{execution.devices.size} device{'s' * (execution.devices.size > 1)}"
-    bar = progress_bar(f"meta-training {name}", "iterations", on, silent=not first_process)
+    bar = progress_bar(
+        f"meta-training {name}", "iterations", on, silent=not first_process, guess=False
+    )
     chosen = options.tracker if first_process else None
     with (
         tracking(chosen, options.out, settings, first + 1) as tracker,

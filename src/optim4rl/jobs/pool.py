@@ -82,7 +82,8 @@ class Stages:
         update: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._pool, self._folder, self._update = pool, folder, update
-        self._total, self._forecast = len(expected), Forecast(expected)
+        known = {job.address: job for job in expected}
+        self._total, self._forecast = len(known), Forecast(known.values())
         self._counted: set[str] = set()
         self._busy = 0.0  # seconds, of all workers together
         self._started: float | None = None

@@ -32,8 +32,11 @@ def has_results(folder: Path) -> bool:
 
 
 def job_seconds(folder: Path, job: Job) -> float:
-    """What a worker took for a finished job, by the header of its result alone; 0 where unsaid."""
-    return float(json.loads(read_header(result_path(folder, job))["info"]).get("seconds", 0.0))
+    """Return what a worker took, by the header of the result alone; 0 where nothing says it."""
+    try:
+        return float(json.loads(read_header(result_path(folder, job))["info"])["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0  # It is for a guess; whoever reads the result says what is wrong with it.
 
 
 def put_result(folder: Path, job: Job, result: Result) -> None:
