@@ -185,7 +185,7 @@ def test_optimizers_are_told_the_loss_and_what_is_done():
     """The gradient of what they are told is the gradient that they are given."""
     seen = []
 
-    def look(updates, state, params, *, value, value_fn, grad, updates_done):
+    def look(updates, state, params, *, value, value_fn, grad, updates_done, **extra):
         again = jax.grad(value_fn)(params)
         close = [
             jnp.allclose(x, y, atol=1e-5)

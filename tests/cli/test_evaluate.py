@@ -75,7 +75,8 @@ def test_the_command_runs_evaluates_and_goes_on(weights, tmp_path, capsys):
         )
         assert found["stuck"]["catch"].keys() == {"2"}
     assert first["optimizers"]["adam"]["settings"][0]["at_edge"] == ["catch"]  # A grid of two.
-    assert [x.name for x in sorted(tmp_path.iterdir())] == FILES
+    # Runs that were made have seconds, and a picture of curves against them.
+    assert [x.name for x in sorted(tmp_path.iterdir())] == sorted([*FILES, "seconds.svg"])
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "jobs").iterdir()}
     # Untrained on two kinds of seeds; tuning, reported and stress runs of three optimizers.
     assert len(times) == 2 + 3 * 3
@@ -295,7 +296,10 @@ def test_a_task_has_its_defaults_and_takes_other_sizes():
         ("--baselines sgd+eps1e-5", ["optimizer 'sgd' has no epsilon"]),
         ("--baselines adam+clip0", ["clip = 0.0", "a positive finite number"]),
         ("--suite grid --claim mine --register nowhere.json", ["nowhere.json"]),
-        ("--suite grid --first-seed 4999", ["first_seed = 4999", "tuning seeds"]),
+        (
+            "--suite grid --first-seed 4999",
+            ["first_seed = 4999", "below those that choose settings"],
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_started(words, messages, tmp_path, capsys):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from optim4rl.benchmark.loop import Benchmark
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, check_fields, check_values
+from optim4rl.files.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_register(path: Path) -> dict[str, Registered]:
         OSError: it cannot be read.
     """
     try:
-        entries = tomllib.loads(path.read_text("utf-8"))
+        entries = tomllib.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: not a register of claims ({error})") from error
     found = {}
