@@ -192,10 +192,8 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
     members = {x.name: len(x.members) for x in results.benchmark.contenders}
     spent = [runs // members[name] for name, runs in tuning_budget(results).items()]
     if any(spent):
-        yield (
-            f"Tuning took {min(spent)} to {max(spent)} runs of each meta-seed of an optimizer, by "
-            "one rule for all: its table is below."
-        )
+        runs = " to ".join(dict.fromkeys(map(str, (min(spent), max(spent)))))
+        yield f"Tuning took {runs} runs for each meta-seed of an optimizer, by one rule for all."
     if protocol.seeds == 1:
         yield "One seed shows no spread: there are no intervals, and nothing is certain."
     elif protocol.seeds < FEW_SEEDS:
