@@ -31,6 +31,7 @@ SLOW = {
     "docs/start.md",
     "docs/tasks.md",
     "docs/how-to/own-agent.md",
+    "docs/how-to/own-optimizer.md",
     "docs/how-to/own-structure.md",
     "docs/how-to/trackers-and-files.md",
 }

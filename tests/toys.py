@@ -38,6 +38,7 @@ OPTIONS = EvaluateOptions(
     stress_seeds=4,
     rollouts=5,
     num_envs=2,
+    extensions=0,
 )
 
 

@@ -14,8 +14,10 @@ from optim4rl.benchmark.contender import (
     Contender,
     Maker,
     baseline,
+    baseline_maker,
     keep_weights,
     load_groups,
+    split_parts,
 )
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.rule import init_meta_parameters
@@ -69,6 +71,45 @@ def test_adam_as_ppo_users_run_it():
     assert np.abs(steps(made, 5)[4]).max() < 1e-6 < np.abs(steps(made, 5)[3]).min()
 
 
+def test_companions_are_parts_that_combine():
+    """In any order; those with a name are the same."""
+    assert baseline_maker("adam+decay+eps1e-5+clip0.5") == baseline_maker("adam_ppo")
+    assert baseline_maker("adam_ppo+reset_time") == baseline_maker("adam_rel")
+    assert baseline_maker("adam_rel+reset_moments").reset == "moments"
+    assert baseline_maker("muon_ppo+clip1") == Maker("muon", clip=1.0, decay=True)
+    assert split_parts("a+b.safetensors+clip0.5+decay") == ("a+b.safetensors", "clip0.5+decay")
+    assert split_parts("adam_decay") == ("adam_decay", "")
+
+
+def by_hand(rates, every, moments):
+    """Adam-Rel's own formula: moments are kept, and their correction begins anew."""
+    m, v, found = 0.0, 0.0, []
+    for index, (gradient, rate) in enumerate(zip(TWO_ROLLOUTS, rates, strict=True)):
+        if moments and index % every == 0:
+            m = v = 0.0
+        t = index % every + 1
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        found.append(-rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))
+    return found
+
+
+TWO_ROLLOUTS = (1.0, -0.5, 2.0, 0.3, -1.0, 0.7)
+
+
+@pytest.mark.parametrize("what", ["time", "moments"])
+def test_adam_rel_counts_its_time_from_each_rollout(what):
+    """The rate falls on all the while."""
+    contender = baseline(f"adam+decay+reset_{what}", (0.1, 0.2))
+    made = contender.make(0.1, updates=6, of_rollout=3)
+    params = jnp.zeros(1)
+    state, found = made.init(params), []
+    for gradient in TWO_ROLLOUTS:
+        updates, state = made.update(jnp.full(1, gradient), state, params)
+        found.append(float(updates[0]))
+    rates = 0.1 * (1 - np.arange(6) / 6)
+    np.testing.assert_allclose(found, by_hand(rates, 3, what == "moments"), rtol=1e-4)
+
+
 def test_plain_baselines_are_optaxs_own():
     for name, usual in (("adam", optax.adam), ("sgd", optax.sgd), ("rmsprop", optax.rmsprop)):
         contender = baseline(name, (0.1, 0.2))
@@ -79,7 +120,7 @@ def test_plain_baselines_are_optaxs_own():
 
 def test_every_baseline_can_be_made():
     for name in BASELINES:
-        found = steps(baseline(name, (0.1,)).make(0.1, updates=9), 1)
+        found = steps(baseline(name, (0.1,)).make(0.1, updates=9), 2)
         assert np.isfinite(found).all()
         assert found.any(), name
 

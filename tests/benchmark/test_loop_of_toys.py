@@ -7,7 +7,9 @@ import pytest
 
 from optim4rl.benchmark import loop
 from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
+from optim4rl.benchmark.rows import table_rows
 from optim4rl.pages.benchmark import to_json, to_markdown
+from optim4rl.pages.claims import claims, tuning_budget
 from toys import RATES, batch_of, benchmark, playing, run_toys, save_rules, toy_level, toy_run
 
 RECORD = {"command": "optim4rl evaluate", "versions": {"jax": "0"}, "code": "c" * 64}
@@ -118,6 +120,61 @@ def test_one_setting_is_chosen_by_the_mean_over_tasks(tmp_path):
     assert not choice.one.at_edge
     assert results.standings["tuned"]["adam"].auc.mean.value == pytest.approx(1.0)
     assert results.standings["one"]["adam"].auc.mean.value == pytest.approx(0.85)
+
+
+def falling(best):
+    """A level that falls by 0.3 for each decade squared from the best rate of each task."""
+    return lambda batch, rate, seed: (
+        1.0 - 0.3 * np.log10(rate / best[batch.config.environment]) ** 2 if rate else -1.0
+    )
+
+
+def test_a_grid_is_extended_until_the_best_is_inside(tmp_path):
+    """Optimizers want 1 on one task and 0.01 on the other; their grid ends at 0.1."""
+    level = falling({"catch": 1.0, "small_dense_short/free": 0.01})
+    setting = {"baselines": ("adam", "rmsprop"), "extensions": 4}
+    with playing(lambda batch: toy_run(batch, level)) as pool:
+        results = loop.run(benchmark(tmp_path, **setting))
+    (choice,) = results.runs.choices["adam"]
+    assert [x.rate for x in choice.each] == [1.0, 0.01]
+    assert choice.each[0].rates == (*RATES, 0.3, 1.0, 3.0)
+    assert not any(x.at_edge for x in (*choice.each, choice.one))
+    # The table has every run, and the page what they cost.
+    tried = [len(x.rates) for x in choice.each]
+    assert tuning_budget(results) == {"adam": 2 * sum(tried), "rmsprop": 2 * sum(tried)}
+    rows = [x for x in table_rows(results.runs) if x["optimizer"] == "adam"]
+    tuning = [x for x in rows if x["purpose"] == "tuning"]
+    assert len(tuning) == 2 * sum(tried)
+    assert {x["setting"] for x in tuning if x["task"] == "catch"} == {*RATES, 0.3, 1.0, 3.0}
+    text = to_markdown(results, RECORD)
+    assert "next half decade is tried as well, up to 4 times on each side" in text
+    assert f"| adam | {2 * sum(tried)} | {min(tried)} to {max(tried)} | 0.001 to 3 |" in text
+    assert "edge of its grid" not in text
+    # When it goes on, nothing is made twice.
+    with playing() as again:
+        loop.run(benchmark(tmp_path, **setting))
+    made = [batch_of(job) for job in pool.ran]
+    assert len(set(made)) == len(made)
+    assert again.ran == []
+
+
+def test_a_grid_is_extended_up_to_its_limit_and_the_edge_is_named(tmp_path):
+    """The one setting asks for more as well, on every task."""
+    level = falling({"catch": 1e-6, "small_dense_short/free": 1e-6})
+    results = run_toys(
+        tmp_path, make_run=lambda batch: toy_run(batch, level), baselines=("adam",), extensions=2
+    )
+    (choice,) = results.runs.choices["adam"]
+    assert {x.rates for x in (*choice.each, choice.one)} == {(0.0001, 0.0003, *RATES)}
+    assert "one setting" in next(x for x in claims(results) if "at an edge of its grid" in x)
+
+
+def test_where_nothing_is_learned_nothing_is_extended(tmp_path):
+    level = lambda *_: 0.5  # noqa: E731
+    results = run_toys(
+        tmp_path, make_run=lambda batch: toy_run(batch, level), baselines=("adam",), extensions=4
+    )
+    assert results.runs.choices["adam"][0].each[0].rates == RATES
 
 
 def test_a_setting_at_which_a_run_diverges_is_chosen_last(tmp_path):

@@ -154,8 +154,8 @@ def test_each_task_has_its_own_best_and_all_have_the_best_mean():
     means = np.array([[10.0, 9.0, 1.0], [-0.5, 0.8, 0.9]])  # Over a scale of 10 and one of 1.
     areas = np.repeat(means[:, :, None], 2, axis=2) + np.array([-0.1, 0.1])
     grid = (0.1, 0.2, 0.3)
-    assert [x.rate for x in choose_for_each(grid, areas)] == [0.1, 0.3]
-    one = choose_for_all(grid, areas, np.zeros(2), np.array([10.0, 1.0]))
+    assert [x.rate for x in choose_for_each((grid, grid), list(areas))] == [0.1, 0.3]
+    one = choose_for_all((grid, grid), list(areas), np.zeros(2), np.array([10.0, 1.0]))
     assert one.rate == 0.2
     assert not one.at_edge
     np.testing.assert_allclose(one.scores, [0.25, 0.85, 0.5])
@@ -164,17 +164,24 @@ def test_each_task_has_its_own_best_and_all_have_the_best_mean():
 def test_a_setting_that_diverges_anywhere_is_not_for_all():
     areas = np.ones((2, 3, 2)) * np.array([1.0, 2.0, 3.0])[None, :, None]
     areas[1, 2, 0] = np.nan
-    one = choose_for_all((1.0, 2.0, 3.0), areas, np.zeros(2), np.ones(2))
+    one = choose_for_all(((1.0, 2.0, 3.0),) * 2, list(areas), np.zeros(2), np.ones(2))
     assert one.rate == 2.0
     assert one.scores[2] == -np.inf
+
+
+def test_the_one_setting_is_one_that_all_tasks_have():
+    """The first task's grid was extended to 0.3, where it is better still."""
+    areas = [np.array([[1.0], [2.0], [9.0]]), np.array([[2.0], [1.5]])]
+    one = choose_for_all(((0.03, 0.1, 0.3), (0.03, 0.1)), areas, np.zeros(2), np.ones(2))
+    assert (one.rate, one.rates) == (0.1, (0.03, 0.1))
 
 
 def test_tasks_that_nothing_learns_have_no_say_in_the_one_setting():
     areas = np.array([[[1.0], [0.0]], [[-100.0], [100.0]]])
     low, high = np.array([0.0, 100.0]), np.array([1.0, 100.0])
-    assert choose_for_all((0.1, 1.0), areas, low, high).rate == 0.1
+    assert choose_for_all(((0.1, 1.0),) * 2, list(areas), low, high).rate == 0.1
     # If they are all such tasks, returns are compared as they are.
-    assert choose_for_all((0.1, 1.0), areas, high, high).rate == 1.0
+    assert choose_for_all(((0.1, 1.0),) * 2, list(areas), high, high).rate == 1.0
 
 
 # Profiles

@@ -5,10 +5,10 @@ import pytest
 
 from optim4rl.benchmark import loop, runs
 from optim4rl.benchmark.contender import baseline
-from optim4rl.benchmark.loop import Benchmark, Stages, choose, first_jobs, scoring_areas
+from optim4rl.benchmark.loop import Benchmark, Stages, first_jobs, scoring_areas, settle
 from optim4rl.benchmark.protocol import Protocol
 from optim4rl.benchmark.suites import Suite, SuiteTask
-from optim4rl.benchmark.tuning import Tuning, best_of_grid, is_edge
+from optim4rl.benchmark.tuning import Tuning, best_of_grid, half_decade, is_coarse, is_edge
 from optim4rl.tasks import TaskConfig
 from pretended import PretendedPool
 from probes import Descent
@@ -40,6 +40,29 @@ def test_a_single_value_has_no_edge():
     assert [is_edge(x, GRID) for x in (*GRID, None)] == [True, False, True, False]
 
 
+def test_beyond_an_edge_comes_the_next_half_decade():
+    """Where the best value is inside, or no better than its neighbour, there is nothing to try."""
+    for rate, scores, expected in (
+        (0.1, (3.0, 2.0, 1.0), 0.03),
+        (0.3, (1.0, 2.0, 3.0), 1.0),
+        (0.2, (1.0, 3.0, 1.0), None),
+        (0.1, (2.0, 2.0, 2.0), None),
+        (0.3, (0.0, 3.0, 3.0), None),
+        (0.1, (1.0, -np.inf, -np.inf), 0.03),
+        (0.1, (-np.inf,) * 3, None),
+    ):
+        assert Tuning(rate, GRID, scores).beyond == expected
+    assert Tuning(0.1, (0.1,), (1.0,)).beyond is None
+    ladder = [3e-5]
+    for _ in range(7):
+        ladder.append(half_decade(ladder[-1], up=True))
+    assert ladder == [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
+    assert [half_decade(x, up=False) for x in (0.3, 1.0, 0.01, 0.7)] == [0.1, 0.3, 0.003, 0.2]
+    assert [half_decade(x, up=True) for x in (4.0, 2.0, 3.0)] == [10.0, 6.0, 10.0]
+    assert is_coarse((0.01, 0.1))
+    assert not is_coarse((0.01, 0.03, 0.1))
+
+
 def test_tuning_finds_the_rate_of_a_quadratic(tmp_path, monkeypatch):
     """SGD on x^2 / 2 is fastest at rate 1, slow at 0.1 and unstable above 2."""
     monkeypatch.setattr(runs, "make_task", lambda config: Descent(noise=0.0))
@@ -48,8 +71,8 @@ def test_tuning_finds_the_rate_of_a_quadratic(tmp_path, monkeypatch):
     suite = Suite("quadratic", (SuiteTask(TaskConfig(), 10),), rates, rates)
     b = Benchmark(suite, (baseline("sgd", rates),), tmp_path, Protocol(2, 2, (1.0,), 1))
     Stages(pool, tmp_path).run(first_jobs(b))
-    assert np.isnan(scoring_areas(b, b.contenders[0], 0)[0, 3]).all()
-    (choice,) = choose(b)["sgd"]
+    assert np.isnan(scoring_areas(b, b.contenders[0], 0)[0][3]).all()
+    (choice,) = settle(b)["sgd"]
     (tuning,) = choice.each
     assert tuning.rate == choice.one.rate == 0.9
     assert not tuning.at_edge

@@ -5,19 +5,16 @@ import os
 import shlex
 import signal
 import tempfile
-import typing
 from pathlib import Path
 
 import jax
 import polars as pl
 import pytest
 
-from optim4rl.benchmark.contender import BASELINES
 from optim4rl.cli import main as cli
 from optim4rl.cli.evaluate import (
     A2C_BASELINES,
     PPO_BASELINES,
-    BaselineName,
     EvaluateOptions,
     lay_out,
     make_suite,
@@ -29,7 +26,8 @@ from toys import ALPHA, benchmark, playing, save_rules
 
 TOY = shlex.split(
     "--num-envs 2 --rollouts 5 --seeds 4 --tuning-seeds 2 --rates 0.001 0.01 0.1 "
-    "--step-scales 0.3 1 3 --stress-scales 1 2 --stress-seeds 4 --baselines adam rmsprop"
+    "--step-scales 0.3 1 3 --stress-scales 1 2 --stress-seeds 4 --baselines adam rmsprop "
+    "--extensions 0"
 )
 FILES = [
     "SHA256SUMS",
@@ -61,7 +59,7 @@ def test_the_command_runs_evaluates_and_goes_on(weights, tmp_path, capsys):
     command = shlex.split(
         f"evaluate {weights[0]} --task=catch --width 8 --num-envs 2 --rollouts 2 --seeds 2 "
         "--tuning-seeds 1 --rates 0.001 0.01 --step-scales 0.5 1 --baselines adam "
-        f"--stress-scales 2 --stress-seeds 2 --jobs 1 --json --out {tmp_path}"
+        f"--stress-scales 2 --stress-seeds 2 --extensions 0 --jobs 1 --json --out {tmp_path}"
     )
     main(command)
     first = json.loads(capsys.readouterr().out)
@@ -241,8 +239,25 @@ def test_the_first_baseline_is_the_reference(options, names, tmp_path):
     assert b.reference == names[0]
 
 
-def test_every_baseline_can_be_asked_for():
-    assert typing.get_args(BaselineName) == tuple(BASELINES)
+def test_companions_follow_any_optimizer(weights, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import optax\ndef lion(rate):\n    return optax.lion(rate)\n")
+    asked = (weights[0], f"{weights[0]}+clip0.5+decay", f"{file}:lion+clip1")
+    b = benchmark(tmp_path, asked, baselines=("adam+clip0.5", "muon_ppo+reset_time"))
+    found = {x.name: x.members[0] for x in b.contenders}
+    assert list(found) == [
+        *("rule-0", "rule-0 untrained"),
+        *("rule-0+clip0.5+decay", "rule-0 untrained+clip0.5+decay"),
+        *("mine:lion+clip1", "adam+clip0.5", "muon_ppo+reset_time"),
+    ]
+    assert [x.control for x in b.contenders if x.role == "learned"] == [
+        *("rule-0 untrained", "rule-0 untrained+clip0.5+decay")
+    ]
+    assert [(x.clip, x.decay, x.reset) for x in found.values()] == [
+        *[(None, False, None)] * 2,
+        *[(0.5, True, None)] * 2,
+        *((1.0, False, None), (0.5, False, None), (0.5, True, "time")),
+    ]
 
 
 def test_a_task_has_its_defaults_and_takes_other_sizes():
@@ -274,6 +289,13 @@ def test_a_task_has_its_defaults_and_takes_other_sizes():
         ("--suite grid --stress-rollouts 8", ["stress_rollouts = 8", "--task"]),
         ("--task catch --rollouts 0", ["rollouts = 0"]),
         ("--baselines adam adam", ["baselines = ('adam', 'adam')", "once"]),
+        ("--baselines adam_decay adam+decay", ["once"]),
+        ("--baselines lion", ["'lion' is none of adam, rmsprop", "companions follow as parts"]),
+        ("--baselines adam+clip", ["baselines = 'adam+clip'", "parts are clip0.5, eps1e-5"]),
+        ("--baselines sgd+eps1e-5", ["optimizer 'sgd' has no epsilon"]),
+        ("--baselines adam+clip0", ["clip = 0.0", "a positive finite number"]),
+        ("--suite grid --claim mine --register nowhere.json", ["nowhere.json"]),
+        ("--suite grid --first-seed 4999", ["first_seed = 4999", "tuning seeds"]),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_started(words, messages, tmp_path, capsys):

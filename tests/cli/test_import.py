@@ -68,8 +68,8 @@ def test_bad_input_is_named_and_nothing_is_written(line, named, tmp_path, capsys
 def test_the_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         run("import --help")
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "optim4rl import open breakout_OPEN.npy --out open-breakout.safetensors" in said
+    example = "\n  optim4rl import open breakout_OPEN.npy --out open-breakout.safetensors\n"
+    assert example in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -75,25 +75,14 @@ def test_one_comparison_is_judged_as_it_is_alone(gap: float, meta_seeds: int, se
     assert (claim.verdict, claim.p, claim.interval) == (one.verdict, one.test.p, one.difference)
 
 
-def test_what_is_clear_alone_may_not_be_among_others() -> None:
-    """Four meta-seeds against three have a smallest p of 2 / 35 = 0.029 at both ends."""
-    one = compared(scores(1.0, 4), scores(0.0, 4, seed=1))
-    assert one.test.p == pytest.approx(2 / 70)
-    assert one.verdict == "clear"
-    (found, _) = judge([one, EQUAL], [None, None])
-    assert found.p == pytest.approx(4 / 70)
-    # All seeds of one are ahead of all of the other; more cannot be shown with so many comparisons.
-    assert found.verdict == "clear at this resolution"
-
-
 def test_a_p_in_the_middle_is_corrected_away() -> None:
-    """0.03 is clear, and twice that is not; a test at its floor is no excuse here."""
+    """0.03 is clear, and twice that is not."""
     rng = np.random.default_rng(2)
     gap = 1.0
     while True:
         x, y = (rng.normal(size=(1, 6, 6)) * 0.3 for _ in range(2))
         one = compared(x + 0.3 * gap, y)
-        if one.verdict == "clear" and one.test.p > SIGNIFICANCE / 2 and not one.test.at_floor:
+        if one.verdict == "clear" and one.test.p > SIGNIFICANCE / 2:
             break
     found, other = judge([one, EQUAL], [0.1, None])
     assert found.p == pytest.approx(2 * one.test.p)
@@ -131,18 +120,21 @@ def test_the_side_that_is_ahead_is_told(sign: int) -> None:
 
 @pytest.mark.parametrize("spread", [0.1, 2.0])
 def test_the_smallest_effect_has_a_closed_form_where_there_are_many(spread: float) -> None:
-    """(1.96 + 0.84) sd sqrt(2 / n), for n meta-seeds on each side and nothing else by chance."""
+    """(1.96 + 0.84) sd sqrt(1.2 x 2 / n), for n meta-seeds a side and nothing else by chance.
+
+    1.2 is what cutting quarters costs where scores are normal.
+    """
     n = 400
     rng = np.random.default_rng(0)
     x, y = (spread * rng.normal(size=(1, n, 1)) + np.zeros((1, 1, 4)) for _ in range(2))
-    assert smallest_effect(x, y) == pytest.approx(2.8 * spread * math.sqrt(2 / n), rel=0.05)
+    assert smallest_effect(x, y) == pytest.approx(2.8 * spread * math.sqrt(2.4 / n), rel=0.05)
 
 
 def test_few_meta_seeds_cost_more_than_the_normal_distribution_says() -> None:
-    """With two on each side Student's t has two degrees of freedom: 4.30 + 1.06 standard errors."""
-    x, y = (np.array([0.0, 1.0]).reshape(1, 2, 1) + np.zeros((1, 1, 3)) for _ in range(2))
-    error = math.sqrt(0.5 / 2 + 0.5 / 2)
-    assert smallest_effect(x, y) == pytest.approx((4.3027 + 1.0607) * error, rel=1e-4)
+    """With three on each side Student's t has four degrees of freedom: 2.78 + 0.94 errors."""
+    x, y = (np.array([0.0, 1.0, 2.0]).reshape(1, 3, 1) for _ in range(2))
+    error = math.sqrt(1 / 3 + 1 / 3)
+    assert smallest_effect(x, y) == pytest.approx((2.7764 + 0.9410) * error, rel=1e-4)
 
 
 def test_without_chance_there_is_no_smallest_effect() -> None:
@@ -150,6 +142,7 @@ def test_without_chance_there_is_no_smallest_effect() -> None:
     one, many = np.zeros((1, 1, 1)), scores(0.0, 3)
     assert smallest_effect(one, one) is None
     assert smallest_effect(np.zeros((2, 3, 4)), np.zeros((2, 1, 4))) is None
+    assert smallest_effect(scores(0.0, 2), many) is None
     diverged = many.copy()
     diverged[0, 0, 0] = np.nan
     assert smallest_effect(diverged, many) is None

@@ -168,6 +168,8 @@ def test_before_the_heads_steps_are_smaller_where_a_network_sees_images():
             [0.5, 0.5, 1, 1, 0, 0, 1, 1],
         ),
         (Module(flax("z", "a"), flax("linear"), [SQUARE]), [0, 0, 0.5, 0.5, 1, 1, 1]),
+        # A leaf beside layers comes after them.
+        ({"actor": {**flax("Dense_0", "Dense_1"), "log_std": jnp.ones(2)}}, [0, 0, 0.5, 0.5, 1]),
     ],
 )
 def test_depth_is_the_layers_place(tree, depths):

@@ -1,5 +1,7 @@
 """Names: learned presets, classical optimizers, and clear errors for all others."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name):
         ("sgd", optax.sgd),
         ("sign_sgd", optax.sign_sgd),
         ("muon", optax.contrib.muon),
+        ("muon_rms", partial(optax.contrib.muon, beta=0.9, consistent_rms=0.2)),
+        ("schedule_free", optax.contrib.schedule_free_adamw),
+        ("ademamix", optax.contrib.ademamix),
+        ("adopt", optax.contrib.adopt),
     ],
 )
 def test_a_classical_optimizer_is_optaxs_own(name, reference, rate):
@@ -131,4 +137,5 @@ def test_a_classical_optimizer_is_optaxs_own(name, reference, rate):
 
 
 def test_every_classical_optimizer_is_compared_above():
-    assert set(CLASSICAL) == {"adam", "rmsprop", "sgd", "sign_sgd", "muon"}
+    noisy = {"muon_rms", "schedule_free", "ademamix", "adopt"}
+    assert set(CLASSICAL) == {"adam", "rmsprop", "sgd", "sign_sgd", "muon"} | noisy

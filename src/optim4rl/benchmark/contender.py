@@ -6,11 +6,13 @@ meta-seeds how an optimizer is made of that number.
 
 import dataclasses
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import optax
@@ -22,7 +24,8 @@ from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
 from optim4rl.jobs.store import StoreError
-from optim4rl.optimizers.presets import ScalarOrSchedule
+from optim4rl.optimizers.presets import CLASSICAL, WITH_EPSILON, ScalarOrSchedule
+from optim4rl.optimizers.resetting import Reset
 from optim4rl.optimizers.rule import (
     MetaParameters,
     init_meta_parameters,
@@ -49,6 +52,7 @@ class Maker:
         clip: the gradient's global norm is clipped to this; None leaves it.
         epsilon: of a classical optimizer that has one; None is optax's default.
         decay: the rate falls linearly to zero over the run.
+        reset: what starts anew with every rollout (`optimizers.resetting`); None is nothing.
         raw_rewards: the agent learns from rewards as they are, scaled as is usual for the
             environment, whatever the task says.
     """
@@ -59,6 +63,7 @@ class Maker:
     clip: float | None = None
     epsilon: float | None = None
     decay: bool = False
+    reset: Reset | None = None
     raw_rewards: bool = False
 
     def __post_init__(self) -> None:
@@ -78,12 +83,15 @@ class Maker:
             return Path("contenders") / f"{self.source.partition(':')[0]}.py"
         return None
 
-    def family(self, folder: Path, updates: int) -> tuple[Family, MetaParameters | None]:
+    def family(
+        self, folder: Path, updates: int, of_rollout: int = 1
+    ) -> tuple[Family, MetaParameters | None]:
         """The optimizer as a function of its rate, and its meta-parameters if it has any.
 
         Args:
             folder: where its file is.
             updates: inner updates of a whole run.
+            of_rollout: those that a rollout serves.
 
         Raises:
             StoreError: the folder holds another file under that address.
@@ -101,14 +109,52 @@ class Maker:
             path = folder / str(self.file)
             _require_address(path, source_address(read_file(path)), address)
             family = FromFile(path, function, updates)
-        if self.clip is None and not self.decay:
+        if self.clip is None and not self.decay and self.reset is None:
             return family, parameters
-        return Accompanied(family, self.clip, updates if self.decay else None), parameters
+        decay_over = updates if self.decay else None
+        return Accompanied(family, self.clip, decay_over, self.reset, of_rollout), parameters
+
+    def accompanied(self, parts: str) -> "Maker":
+        """The same with companions, such as "clip0.5+eps1e-5+decay+reset_time".
+
+        Raises:
+            ValueError: a part is none of `PARTS`, or its number is out of range.
+        """
+        changes: dict[str, Any] = {}
+        for part in parts.split("+"):
+            found = _PART.fullmatch(part)
+            if found is None:
+                raise ValueError(f"{part!r}: parts are {', '.join(PARTS)}")
+            match found.groupdict():
+                case {"number": str(number)}:
+                    changes["clip" if part.startswith("clip") else "epsilon"] = float(number)
+                case {"reset": "time" | "moments" as what}:
+                    changes["reset"] = what
+                case _:
+                    changes[part] = True
+        return dataclasses.replace(self, **changes)
 
 
 def _require_address(path: Path, found: str, wanted: str) -> None:
     if found != wanted:
         raise StoreError(f"{path}: another file than its name says; delete it and start again")
+
+
+# Companions of an optimizer, which combine in any order.
+PARTS = ("clip0.5", "eps1e-5", "decay", "reset_time", "reset_moments", "raw_rewards")
+_PART = re.compile(
+    r"(?:clip|eps)(?P<number>\d+(?:\.\d*)?(?:e-?\d+)?)|decay|raw_rewards"
+    r"|reset_(?P<reset>time|moments)"
+)
+
+
+def split_parts(text: str) -> tuple[str, str]:
+    """A name and the companions behind it: "adam+clip0.5+decay" is ("adam", "clip0.5+decay")."""
+    name, parts = text, ""
+    while "+" in name and _PART.fullmatch(name.rpartition("+")[2]):
+        name, _, part = name.rpartition("+")
+        parts = f"{part}+{parts}" if parts else part
+    return name, parts
 
 
 # Agents that never update.
@@ -139,7 +185,13 @@ class Contender:
         require_grid("grid", self.grid)
 
     def make(
-        self, rate: ScalarOrSchedule, updates: int, *, folder: Path = Path(), meta_seed: int = 0
+        self,
+        rate: ScalarOrSchedule,
+        updates: int,
+        *,
+        folder: Path = Path(),
+        meta_seed: int = 0,
+        of_rollout: int = 1,
     ) -> optax.GradientTransformation:
         """The optimizer at a learning rate.
 
@@ -149,38 +201,68 @@ class Contender:
             updates: inner updates of the whole run.
             folder: where weights and users' files are kept.
             meta_seed: which member.
+            of_rollout: updates that a rollout serves.
         """
-        family, parameters = self.members[meta_seed].family(folder, updates)
+        family, parameters = self.members[meta_seed].family(folder, updates, of_rollout)
         return family(parameters, rate)
 
-    def accompanied(self, suffix: str = ACCOMPANIED) -> "Contender":
-        """The same with a norm clip of 0.5 and a falling rate, as PPO users run Adam.
+    def accompanied(self, parts: str = "clip0.5+decay", suffix: str = ACCOMPANIED) -> "Contender":
+        """The same with companions: by default a norm clip of 0.5 and a falling rate.
 
         Args:
+            parts: as of `Maker.accompanied`.
             suffix: what its name gets, and its control's; nothing where all contenders have these.
         """
-        members = tuple(dataclasses.replace(x, clip=0.5, decay=True) for x in self.members)
+        members = tuple(maker.accompanied(parts) for maker in self.members)
         control = None if self.control is None else self.control + suffix
         return dataclasses.replace(self, name=self.name + suffix, members=members, control=control)
 
 
-BASELINES: dict[str, Maker] = {
-    "adam": Maker("adam"),
-    # Adam as PPO users run it (Huang et al. 2022, "The 37 implementation details of PPO").
-    "adam_ppo": Maker("adam", clip=0.5, epsilon=1e-5, decay=True),
-    "rmsprop": Maker("rmsprop"),
-    "sgd": Maker("sgd"),
-    "sign_sgd": Maker("sign_sgd"),
-    "muon": Maker("muon"),
-    "muon_ppo": Maker("muon", clip=0.5, decay=True),
-    "adam_decay": Maker("adam", decay=True),
-    "adam_raw_rewards": Maker("adam", raw_rewards=True),
+# Classical optimizers with companions that have a name. Adam as PPO users run it is that of Huang
+# et al. 2022, "The 37 implementation details of PPO"; Adam-Rel is `optimizers.resetting`.
+_NAMED = {
+    "adam_ppo": "adam+clip0.5+eps1e-5+decay",
+    "adam_rel": "adam+clip0.5+eps1e-5+decay+reset_time",
+    "adam_decay": "adam+decay",
+    "adam_raw_rewards": "adam+raw_rewards",
+    "rmsprop_ppo": "rmsprop+clip0.5+eps1e-5+decay",
+    "sign_sgd_ppo": "sign_sgd+clip0.5+decay",
+    "muon_ppo": "muon+clip0.5+decay",
+    "muon_rms_ppo": "muon_rms+clip0.5+decay",
 }
+BASELINES = (*CLASSICAL, *_NAMED)
+
+
+def baseline_maker(text: str) -> Maker:
+    """A classical optimizer by name, with companions: "adam_ppo", "adam+clip0.5+eps1e-5+decay".
+
+    Raises:
+        ValueError: the name or a part is unknown, or the optimizer has no epsilon.
+    """
+    name, *more = text.split("+")
+    if name not in BASELINES:
+        raise ValueError(
+            f"baselines = {text!r}: {name!r} is none of {', '.join(BASELINES)}; companions follow "
+            f"as parts: +{', +'.join(PARTS)}"
+        )
+    optimizer, *usual = _NAMED.get(name, name).split("+")
+    maker, parts = Maker(optimizer), [*usual, *more]
+    try:
+        maker = maker.accompanied("+".join(parts)) if parts else maker
+    except ValueError as error:
+        raise ValueError(f"baselines = {text!r}: {error}") from error
+    if maker.epsilon is not None and optimizer not in WITH_EPSILON:
+        raise ValueError(f"baselines = {text!r}: optimizer {optimizer!r} has no epsilon")
+    return maker
 
 
 def baseline(name: str, rates: Sequence[float]) -> Contender:
-    """A classical optimizer, tuned over learning rates."""
-    return Contender(name, "baseline", (BASELINES[name],), tuple(rates))
+    """A classical optimizer, tuned over learning rates.
+
+    Raises:
+        ValueError: as `baseline_maker`.
+    """
+    return Contender(name, "baseline", (baseline_maker(name),), tuple(rates))
 
 
 # Learned optimizers
@@ -281,6 +363,32 @@ def weights_address(optimizer: LearnedOptimizer) -> str:
 
 
 # Optimizers from users' files
+
+
+def function_contender(make: Callable[..., Any], rates: Sequence[float], folder: Path) -> Contender:
+    """A contender from a function of the learning rate: its file's copy goes into the folder.
+
+    Workers are processes of their own, which read the function from its file.
+
+    Args:
+        make: a function at the top of a file, see `benchmark.given`.
+        rates: learning rates to tune over.
+        folder: where workers find the file.
+
+    Raises:
+        ValueError: it is no such function, or it cannot be used.
+    """
+    name = getattr(make, "__qualname__", repr(make))
+    try:
+        path = inspect.getsourcefile(make)
+    except TypeError:
+        path = None
+    if path is None or not name.isidentifier() or not Path(path).is_file():
+        raise ValueError(
+            f"make = {name}: workers read it from its file, so a function at the top of a .py file "
+            "is needed"
+        )
+    return dataclasses.replace(given_contender(f"{path}:{name}", rates, folder), grid=tuple(rates))
 
 
 def given_contender(name: str, rates: Sequence[float], folder: Path) -> Contender:

@@ -1,8 +1,9 @@
 """An optimizer of a user's own: a function in a Python file that makes it of its learning rate.
 
 `my_file.py:make_optimizer` names a function of the learning rate, and, where it takes a second
-argument, of the number of updates in the whole run. It returns an optax transformation, which is
-given parameters as any other. Learning rates to tune over can stand beside it as
+argument, of the number of updates in the whole run. It returns an optax transformation. Its
+`update` is given the parameters and, if it takes extra arguments, optax's `value` (the minibatch's
+loss), `grad` and `value_fn`, and `updates_done`. Learning rates to tune over can stand beside it as
 `make_optimizer_rates = (1e-3, 1e-2)`.
 """
 
@@ -14,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array
 
 from optim4rl.optimizers.presets import ScalarOrSchedule
 
@@ -39,30 +43,82 @@ class FromFile:
         return _make(self.path, self.function, rate, self.updates)
 
 
+class GivenError(ValueError):
+    """An optimizer that cannot be used; the message names the file, the function, and why."""
+
+
 def check_given(path: Path, function: str) -> tuple[float, ...] | None:
-    """Make the optimizer once and take one step with it; the learning rates beside it, if any.
+    """Make the optimizer and take two steps as an agent does; the learning rates beside it, if any.
 
     Raises:
-        ValueError: the message names the file, the function, and what is wrong.
+        GivenError: the message names the file, the function, and what is wrong.
     """
     named = f"{path}:{function}"
     if not path.is_file():
-        raise ValueError(f"{named}: there is no such file")
+        raise GivenError(f"{named}: there is no such file")
+    params = {"bias": jnp.ones(3), "weight": jnp.linspace(0.5, 1.0, 6).reshape(2, 3)}
     try:
-        optimizer = _make(path, function, jnp.float32(1e-3), 100)
-        params = {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-        updates, _ = optimizer.update(params, optimizer.init(params), params)
-        optax.apply_updates(params, updates)
-    except ValueError:
+        updates = jax.device_get(_two_steps(path, function, params))
+    except GivenError:
         raise
     except Exception as error:
-        raise ValueError(f"{named}: {type(error).__name__}: {error}") from error
+        raise GivenError(f"{named}: {type(error).__name__}: {error}") from error
+    if lost := [name for name, x in updates.items() if not np.isfinite(x).all()]:
+        raise GivenError(
+            f"{named}: its update of a gradient of about 1 at a rate of 1e-3 is not finite in "
+            f"{' and '.join(lost)}"
+        )
     grid = getattr(_load(path), f"{function}_rates", None)
     if grid is None:
         return None
     if not isinstance(grid, tuple) or not all(isinstance(x, (int, float)) for x in grid):
-        raise ValueError(f"{named}_rates = {grid!r}: a tuple of numbers is needed")
+        raise GivenError(f"{named}_rates = {grid!r}: a tuple of numbers is needed")
     return tuple(float(x) for x in grid)
+
+
+def _two_steps(path: Path, function: str, params: dict[str, Array]) -> Any:
+    """The updates of two steps on half the sum of squares, compiled, the rate not yet known."""
+    named = f"{path}:{function}"
+
+    def loss(params: Any) -> Array:
+        return 0.5 * jnp.square(optax.tree.norm(params))
+
+    def run(rate: Array) -> Any:
+        optimizer = _make(path, function, rate, 100)
+
+        def step(carry: Any, done: Array) -> Any:
+            params, state = carry
+            told = {"value": loss(params), "grad": params, "value_fn": loss}
+            answer = optimizer.update(params, state, params, updates_done=done, **told)
+            if not isinstance(answer, tuple) or len(answer) != 2:
+                raise GivenError(
+                    f"{named}: its update returned {type(answer).__name__}; updates and a state "
+                    "are needed"
+                )
+            updates, state = answer
+            _require_like(named, updates, params)
+            return (optax.apply_updates(params, updates), state), updates
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(2))[1]
+
+    return jax.jit(run)(jnp.float32(1e-3))
+
+
+def _require_like(named: str, updates: Any, params: dict[str, Array]) -> None:
+    """Refuse updates that are no tree like the parameters."""
+    wanted, found = (str(jax.tree.structure(x)) for x in (params, updates))
+    if found != wanted:
+        shown = "None" if updates is None else found
+        raise GivenError(
+            f"{named}: its update returned {shown.removeprefix('PyTreeDef')}; a tree like the "
+            "parameters is needed, with an array for each"
+        )
+    for name, x in params.items():
+        if jnp.shape(updates[name]) != x.shape:
+            raise GivenError(
+                f"{named}: its update has shape {jnp.shape(updates[name])} for parameters of shape "
+                f"{x.shape}"
+            )
 
 
 def source_address(data: bytes) -> str:
@@ -74,16 +130,16 @@ def _make(path: Path, function: str, rate: Any, updates: int) -> optax.GradientT
     named = f"{path}:{function}"
     make = getattr(_load(path), function, None)
     if not callable(make):
-        raise ValueError(f"{named}: the file has no such function")
+        raise GivenError(f"{named}: the file has no such function")
     count = len(inspect.signature(make).parameters)
     if count not in (1, 2):
-        raise ValueError(
+        raise GivenError(
             f"{named}: it takes {count} arguments; the learning rate, and at most the number of "
             "updates, are given"
         )
     made = make(rate) if count == 1 else make(rate, updates)
     if not (hasattr(made, "init") and hasattr(made, "update")):
-        raise ValueError(
+        raise GivenError(
             f"{named}: it returned {type(made).__name__}; an optax GradientTransformation is needed"
         )
     return optax.with_extra_args_support(made)
@@ -99,5 +155,5 @@ def _load(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+        raise GivenError(f"{path}: {type(error).__name__}: {error}") from error
     return module

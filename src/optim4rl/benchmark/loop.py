@@ -2,7 +2,8 @@
 
 There are two readings of the same runs: each task with a setting of its own, and one setting for
 all tasks. Settings are chosen on tuning seeds and shown on others. Each meta-seed of a contender is
-tuned by itself, with as many values and seeds as a classical optimizer.
+tuned by itself, with as many values and seeds as a classical optimizer. A grid whose best value is
+at its edge is extended, by one rule for all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from optim4rl.benchmark.scale import (
 )
 from optim4rl.benchmark.scores import SCORES
 from optim4rl.benchmark.suites import Suite, SuiteTask
-from optim4rl.benchmark.tuning import Tuning
+from optim4rl.benchmark.tuning import Tuning, extend
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (
     Estimate,
@@ -44,6 +45,8 @@ from optim4rl.jobs.pools import Workers, open_pool
 CEILINGS = ("adam", "adam_ppo", "rmsprop", "adam_raw_rewards")
 
 Reading = Literal["tuned", "one"]
+# Contender -> member -> task -> the settings that are tried there.
+Grids = Mapping[str, tuple[tuple[tuple[float, ...], ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,14 @@ class Benchmark:
         contenders: what is compared; a classical one that comes first is the reference of all.
         folder: where finished runs are kept.
         protocol: how often each is run.
+        claim: what was written down before the run, in words; empty where nothing was.
     """
 
     suite: Suite
     contenders: tuple[Contender, ...]
     folder: Path
     protocol: Protocol
+    claim: str = ""
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -149,16 +154,40 @@ class Results:
 # What is run
 
 
-def tuning_runs(b: Benchmark, task: SuiteTask, contender: Contender, member: int) -> list[Batch]:
+def tuning_runs(
+    b: Benchmark, task: SuiteTask, contender: Contender, member: int, grid: Sequence[float] = ()
+) -> list[Batch]:
     """The runs that choose a member's setting on a task; none where there is nothing to choose."""
-    return scoring_runs(b, task, contender, member) if len(contender.grid) > 1 else []
+    return scoring_runs(b, task, contender, member, grid) if len(contender.grid) > 1 else []
 
 
-def scoring_runs(b: Benchmark, task: SuiteTask, contender: Contender, member: int) -> list[Batch]:
-    """Runs of a member at every setting of its grid, on the tuning seeds."""
-    rates = [contender.unit * value for value in contender.grid]
-    maker = contender.members[member]
-    return split(task.config, maker, rates, b.protocol.tuning, task.rollouts)
+def scoring_runs(
+    b: Benchmark, task: SuiteTask, contender: Contender, member: int, grid: Sequence[float] = ()
+) -> list[Batch]:
+    """Runs of a member on the tuning seeds, at the settings of its grid and what extends it.
+
+    What extends it comes in batches of its own, so that the others are found again.
+    """
+    added = [[value] for value in grid if value not in contender.grid]
+    return [
+        batch
+        for values in (contender.grid, *added)
+        for batch in split(
+            task.config,
+            contender.members[member],
+            [contender.unit * value for value in values],
+            b.protocol.tuning,
+            task.rollouts,
+        )
+    ]
+
+
+def tuning_curves(
+    b: Benchmark, task: SuiteTask, contender: Contender, member: int, grid: Sequence[float]
+) -> list[Curves]:
+    """A member's curves on the tuning seeds at each setting."""
+    found = read_batches(b.folder, scoring_runs(b, task, contender, member, grid))
+    return [found[contender.unit * value] for value in grid]
 
 
 def reported_runs(
@@ -263,7 +292,7 @@ def run_stages(b: Benchmark, stages: Stages) -> Runs:
         JobError: a run failed; all that is finished is kept.
     """
     stages.run(first_jobs(b))
-    choices = choose(b)
+    choices = settle(b, stages.run)
     stages.run(second_jobs(b, choices), last=True)
     return collect(b, choices)
 
@@ -283,22 +312,57 @@ def _guess(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
 # How settings are chosen
 
 
-def scoring_areas(
-    b: Benchmark, contender: Contender, member: int
-) -> Float[np.ndarray, "task value seed"]:
-    """The suite's score of a member's runs on the tuning seeds, at every setting of its grid."""
-    found = [
-        read_batches(b.folder, scoring_runs(b, task, contender, member)).values()
-        for task in b.suite.tasks
+def settle(
+    b: Benchmark, run: Callable[[Sequence[Job]], None] = lambda jobs: None
+) -> dict[str, tuple[Choice, ...]]:
+    """Choose settings, and extend grids until each best value is inside or the limit is reached.
+
+    The benchmark's `first_jobs` are done; `run` has those done that extend grids.
+    """
+    grids: Grids = {
+        x.name: ((x.grid,) * len(b.suite.tasks),) * len(x.members) for x in b.contenders
+    }
+    while True:
+        choices = choose(b, grids)
+        wider = {
+            x.name: tuple(
+                tuple(
+                    extend(x.grid, own, (choice.one, tuning), b.protocol.extensions)
+                    for own, tuning in zip(grid, choice.each, strict=True)
+                )
+                for grid, choice in zip(grids[x.name], choices[x.name], strict=True)
+            )
+            for x in b.contenders
+        }
+        if wider == grids:
+            return choices
+        grids = wider
+        run(_tuning_jobs(b, grids))
+
+
+def _tuning_jobs(b: Benchmark, grids: Grids) -> list[Job]:
+    return [
+        job(batch)
+        for index, task in enumerate(b.suite.tasks)
+        for contender, member in _members(b)
+        for batch in tuning_runs(b, task, contender, member, grids[contender.name][member][index])
     ]
+
+
+def scoring_areas(
+    b: Benchmark, contender: Contender, member: int, grids: Sequence[Sequence[float]] = ()
+) -> list[Float[np.ndarray, "_ seed"]]:
+    """The suite's score of a member's runs on the tuning seeds, on each task at every setting."""
+    each = zip(b.suite.tasks, grids or (contender.grid,) * len(b.suite.tasks), strict=True)
+    found = [tuning_curves(b, task, contender, member, grid) for task, grid in each]
     score = SCORES[b.suite.score]
-    return np.stack([[score(curves) for curves in task] for task in found])
+    return [np.stack([score(curves) for curves in task]) for task in found]
 
 
-def choose(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
+def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
     """Every member's settings, from tuning seeds alone."""
     areas = {
-        x.name: [scoring_areas(b, x, m) for m in range(len(x.members))]
+        x.name: [scoring_areas(b, x, m, grids[x.name][m]) for m in range(len(x.members))]
         for x in b.contenders
         if len(x.grid) > 1
     }
@@ -307,15 +371,17 @@ def choose(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
         for task in b.suite.tasks
     ]
     low = np.array([scores.mean() for scores in untrained])
-    tuned = [worst_first(areas[x][0].mean(axis=2)).max(axis=1) for x in b.ceilings if x in areas]
+    ceilings = [areas[x][0] for x in b.ceilings if x in areas]
+    tuned = [[worst_first(task.mean(axis=1)).max() for task in found] for found in ceilings]
     high = np.max(tuned, axis=0) if tuned else low
     choices = {}
     for contender in b.contenders:
-        grid = contender.grid
-        fixed = Tuning(grid[0], grid, ())
+        fixed = Tuning(contender.grid[0], contender.grid, ())
         choices[contender.name] = tuple(
             Choice(choose_for_each(grid, found), choose_for_all(grid, found, low, high))
-            for found in areas.get(contender.name, ())
+            for grid, found in zip(
+                grids[contender.name], areas.get(contender.name, ()), strict=False
+            )
         ) or (Choice((fixed,) * len(b.suite.tasks), fixed),) * len(contender.members)
     return choices
 

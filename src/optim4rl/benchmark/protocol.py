@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optim4rl.fields import COUNT, POSITIVE, check_fields
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 
 # Seeds of runs that choose something and of runs that are reported never meet.
 EVALUATION_SEED = 1_000
@@ -20,7 +20,10 @@ class Protocol:
         tuning_seeds: runs that each setting is judged by on a task.
         stress_scales: multiples of the tuned setting in the stress test.
         stress_seeds: stress runs at each of them.
-        first_seed: the first reported seed. A new claim wants seeds that no earlier one used.
+        first_seed: the first reported seed. A new claim wants seeds that no earlier one used
+            (`benchmark.register`).
+        extensions: half decades by which a grid is extended on a side where its best value is at
+            the edge, at most. One rule for all contenders.
     """
 
     seeds: int = 8
@@ -28,10 +31,16 @@ class Protocol:
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_seeds: int = 8
     first_seed: int = EVALUATION_SEED
+    extensions: int = 0
 
     def __post_init__(self) -> None:
         check_fields(
-            self, seeds=COUNT, tuning_seeds=COUNT, stress_seeds=COUNT, stress_scales=POSITIVE
+            self,
+            seeds=COUNT,
+            tuning_seeds=COUNT,
+            stress_seeds=COUNT,
+            stress_scales=POSITIVE,
+            extensions=COUNT_OR_ZERO,
         )
         require_grid("stress_scales", self.stress_scales)
         if not EVALUATION_SEED <= self.first_seed <= TUNING_SEED - self.seeds:

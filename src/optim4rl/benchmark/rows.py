@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from optim4rl.benchmark.loop import Runs, tuning_runs
-from optim4rl.benchmark.runs import read_batches
+from optim4rl.benchmark.loop import Runs, tuning_curves
 from optim4rl.benchmark.table import COLUMNS
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, final_return
@@ -37,9 +36,9 @@ def table_rows(
             whose |= labels.get(contender.name, {})
             for member, choice in enumerate(runs.choices[contender.name]):
                 named = {**whose, "meta_seed": member}
-                # By the grid's values, not rates over units, which floats do not give back.
-                tuning = read_batches(b.folder, tuning_runs(b, task, contender, member))
-                for setting, curves in zip(contender.grid, tuning.values(), strict=False):
+                grid = choice.each[index].rates if len(contender.grid) > 1 else ()
+                tuning = tuning_curves(b, task, contender, member, grid) if grid else []
+                for setting, curves in zip(grid, tuning, strict=True):
                     row = {**named, "purpose": "tuning", "setting": setting}
                     yield from _rows(row, curves, b.protocol.tuning, with_curves=False)
                 for reading in b.readings:

@@ -82,7 +82,7 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
     batch: Batch = from_json(Batch, arguments)
     task = make_task(batch.config)
     updates = batch.schedule * task.updates_per_rollout
-    family, parameters = batch.maker.family(folder, updates)
+    family, parameters = batch.maker.family(folder, updates, task.updates_per_rollout)
     if not any(rate for rate, _ in batch.runs):
         family, parameters = Still(), None
     curves = train_runs(task, family, parameters, batch.runs, batch.rollouts)

@@ -23,6 +23,7 @@ from optim4rl.evaluation.returns import (
     probability_of_improvement,
     worst_first,
 )
+from optim4rl.evaluation.significance import interquartile_means
 
 RESAMPLES = 2_000
 # Fewer meta-trainings than this say nothing about a recipe.
@@ -33,6 +34,7 @@ Scores = Float[np.ndarray, "task meta_seed seed"]
 OtherScores = Float[np.ndarray, "task other_meta_seed seed"]
 ControlScores = Float[np.ndarray, "task control_meta_seed seed"]
 TaskRuns = Float[np.ndarray, "task seed"]
+Drawn = Float[np.ndarray, "resample task _ seed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,12 @@ class Scale:
         unit = np.where(self.resolved[:, None, None], high - low, np.nan)
         scaled: Scores = (scores - low) / unit
         return scaled
+
+    def only(self, tasks: Sequence[int]) -> "Scale":
+        """The scale of some of the tasks."""
+        best = tuple(self.best[task] for task in tasks)
+        rows = np.array(tasks, int)
+        return Scale(self.low[rows], self.high[rows], best, self.resolved[rows])
 
 
 def make_scale(baselines: Mapping[str, TaskRuns], untrained: TaskRuns) -> Scale:
@@ -96,16 +104,18 @@ class Normalised:
     Attributes:
         tasks: for each task the mean over runs; None on a task without a scale.
         mean: the mean over the tasks that have one; None if none has.
+        iqm: the interquartile mean over all runs of these tasks, each on its scale.
     """
 
     tasks: tuple[Estimate | None, ...]
     mean: Estimate | None
+    iqm: Estimate | None
 
 
 def normalise_scores(
     scores: Scores, scale: Scale, *, minus: OtherScores | None = None, seed: int = 0
 ) -> Normalised:
-    """Mean scores on a scale, with 95 % intervals.
+    """Mean and interquartile mean of scores on a scale, with 95 % intervals.
 
     Meta-seeds (one draw for all tasks) and seeds (one draw for each task) are resampled as crossed
     factors, as in `returns.bootstrap_interval`; the seeds' draw is also that of the scale's own
@@ -115,7 +125,8 @@ def normalise_scores(
         scores: of the optimizer.
         scale: of the tasks, from runs on the same seeds.
         minus: scores of another optimizer on the same seeds, to be subtracted; the result is the
-            difference in units of the scale. None is the untrained policy.
+            difference in units of the scale, of means and of interquartile means. None is the
+            untrained policy.
         seed: same seed, same interval.
     """
     origin = scale.low[:, None, :] if minus is None else minus
@@ -123,32 +134,48 @@ def normalise_scores(
     rng = np.random.default_rng(seed)
     tasks, _, seeds = scores.shape
     seed_draw = rng.integers(seeds, size=(RESAMPLES, tasks, seeds))
-    resampled = _on_scale(
-        *(
-            _resample(runs, rng.integers(runs.shape[1], size=(RESAMPLES, runs.shape[1])), seed_draw)
-            for runs in (scores, origin, scale.low[:, None, :], scale.high[:, None, :])
-        )
-    )
+    sides = (scores, origin, scale.low[:, None, :], scale.high[:, None, :])
+    drawn = [
+        _resample(runs, rng.integers(runs.shape[1], size=(RESAMPLES, runs.shape[1])), seed_draw)
+        for runs in sides
+    ]
+    resampled = _on_scale(*(runs.mean(axis=(2, 3)) for runs in drawn))
     resolved = [task for task in range(tasks) if scale.resolved[task]]
     # The scale has one run for each seed.
     per_task = {t: percentile_estimate(value[t], resampled[:, t], runs=seeds) for t in resolved}
-    mean = None
+    mean = iqm = None
     if resolved:
         means = resampled[:, resolved].mean(axis=1)
         mean = percentile_estimate(value[resolved].mean(), means, runs=seeds)
-    return Normalised(tuple(per_task.get(t) for t in range(tasks)), mean)
+        middle, middles = (
+            _middle([runs[:, resolved] for runs in group], minus is not None)
+            for group in ([runs[None] for runs in sides], drawn)
+        )
+        iqm = percentile_estimate(middle[0], middles, runs=seeds)
+    return Normalised(tuple(per_task.get(t) for t in range(tasks)), mean, iqm)
+
+
+def _middle(sides: Sequence[Drawn], subtract: bool) -> Float[np.ndarray, " resample"]:
+    """Interquartile means over all runs on their tasks' scales, minus the origin's if asked for."""
+    scores, origin, low, high = sides
+    floor, ceiling = (end.mean(axis=(2, 3), keepdims=True) for end in (low, high))
+    unit = np.where(ceiling > floor, ceiling - floor, np.nan)
+
+    def middle(runs: Drawn) -> np.ndarray:
+        return interquartile_means(((runs - floor) / unit).reshape(len(runs), -1))
+
+    found: np.ndarray = middle(scores) - (middle(origin) if subtract else 0.0)
+    return found
 
 
 def _resample(
     runs: Scores,
     meta_draw: Int[np.ndarray, "resample meta_seed"],
     seed_draw: Int[np.ndarray, "resample task seed"],
-) -> Float[np.ndarray, "resample task"]:
+) -> Drawn:
     tasks = np.arange(runs.shape[0])[None, :, None, None]
-    means: np.ndarray = runs[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]].mean(
-        axis=(2, 3)
-    )
-    return means
+    drawn: Drawn = runs[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]]
+    return drawn
 
 
 def _on_scale(
@@ -203,7 +230,7 @@ class Lead:
     """How far one optimizer is ahead of another.
 
     Attributes:
-        auc: its normalised AUC minus the other's.
+        auc: its normalised AUC minus the other's. Claims are about the interquartile mean.
         improvement: for each task the probability that a run of it beats one of the other, by AUC.
         mean_improvement: the same on average over all tasks.
     """
@@ -281,15 +308,15 @@ def stand(
 
 
 def choose_for_each(
-    grid: Sequence[float], areas: Float[np.ndarray, "task value seed"]
+    grids: Sequence[Sequence[float]], areas: Sequence[Float[np.ndarray, "_ seed"]]
 ) -> tuple[Tuning, ...]:
     """Each task's own setting: the best mean AUC over the tuning seeds."""
-    return tuple(best_of_grid(grid, task) for task in areas)
+    return tuple(map(best_of_grid, grids, areas))
 
 
 def choose_for_all(
-    grid: Sequence[float],
-    areas: Float[np.ndarray, "task value seed"],
+    grids: Sequence[Sequence[float]],
+    found: Sequence[Float[np.ndarray, "_ seed"]],
     low: Float[np.ndarray, " task"],
     high: Float[np.ndarray, " task"],
 ) -> Tuning:
@@ -298,14 +325,17 @@ def choose_for_all(
     A value at which a run diverged on any task is chosen last.
 
     Args:
-        grid: the settings.
-        areas: AUC of the tuning runs at each of them.
+        grids: the settings on each task; those that all tasks have are compared.
+        found: AUC of the tuning runs at each of them.
         low: the untrained policy's AUC on the tuning seeds.
         high: the best baseline's, tuned for the task. Tasks whose baseline does not beat the
             untrained policy are ignored; if none does, plain AUC is compared.
     """
+    shared = sorted(set(grids[0]).intersection(*grids))
+    rows = [[list(grid).index(x) for x in shared] for grid in grids]
+    areas = np.stack([task[row] for row, task in zip(rows, found, strict=True)])
     learned = high > low
     if learned.any():
         areas, low, high = areas[learned], low[learned], high[learned]
         areas = (areas - low[:, None, None]) / (high - low)[:, None, None]
-    return best_of_grid(grid, areas.mean(axis=0))
+    return best_of_grid(shared, areas.mean(axis=0))

@@ -1,5 +1,10 @@
-"""Tuning: the best value of a grid, chosen on seeds that are never reported."""
+"""Tuning: the best value of a grid, chosen on seeds that are never reported.
 
+A grid whose best value is at its edge is extended by half decades, until the best is inside.
+"""
+
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,10 +31,53 @@ class Tuning:
         """The best value is the grid's first or last, so that the optimum may lie outside."""
         return is_edge(self.rate, self.rates)
 
+    @property
+    def beyond(self) -> float | None:
+        """The value to try next: half a decade beyond the edge that the best value is at.
+
+        None where it is inside, or no better than its neighbour, as where nothing is learned.
+        """
+        if not self.at_edge or not self.scores:
+            return None
+        lowest = self.rate == self.rates[0]
+        best, neighbour = (self.scores[:2], self.scores[:-3:-1])[not lowest]
+        return half_decade(self.rate, up=not lowest) if best > neighbour else None
+
 
 def is_edge(value: float | None, grid: Sequence[float]) -> bool:
     """Whether a value is the first or last of a grid of several."""
     return len(grid) > 1 and value in (grid[0], grid[-1])
+
+
+def half_decade(value: float, *, up: bool) -> float:
+    """The value times the root of ten, or over it, to one digit: 1, 3, 10, 30 and so on."""
+    exact = value * 10 ** (0.5 if up else -0.5)
+    exponent = math.floor(math.log10(exact))
+    digit = round(exact / 10.0**exponent)
+    return float(f"{10 if digit == 9 else digit}e{exponent}")
+
+
+def is_coarse(grid: Sequence[float]) -> bool:
+    """Whether neighbours are more than half a decade apart, as 1 and 3 are, or 3 and 10."""
+    return any(high / low > 3.4 for low, high in itertools.pairwise(grid))
+
+
+def extend(
+    first: tuple[float, ...], grid: tuple[float, ...], tunings: Sequence[Tuning], limit: int
+) -> tuple[float, ...]:
+    """A grid with what is asked for beyond its edges.
+
+    Args:
+        first: the grid as it was at first.
+        grid: the grid as it is.
+        tunings: what ask for values (`Tuning.beyond`).
+        limit: values beyond each edge of the first grid, at most.
+    """
+    asked = [x for x in (tuning.beyond for tuning in tunings) if x is not None]
+    outside = {*grid, *asked} - set(first)
+    below = sorted((x for x in outside if x < first[0]), reverse=True)[:limit]
+    above = sorted(x for x in outside if x > first[-1])[:limit]
+    return tuple(sorted({*first, *below, *above}))
 
 
 def best_of_grid(grid: Sequence[float], areas: Float[np.ndarray, "value run"]) -> Tuning:

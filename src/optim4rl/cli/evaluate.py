@@ -14,13 +14,17 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from optim4rl.benchmark.contender import (
+    Contender,
     baseline,
+    baseline_maker,
     given_contender,
     learned_contenders,
     load_groups,
+    split_parts,
 )
 from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import EVALUATION_SEED, Protocol
+from optim4rl.benchmark.register import require_claim
 from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
 from optim4rl.cli.runtime import progress_bar
 from optim4rl.cli.signals import keeping, stop_now
@@ -42,20 +46,9 @@ from optim4rl.pages.benchmark import (
 )
 from optim4rl.tasks import PPOConfig
 
-BaselineName = Literal[
-    "adam",
-    "adam_ppo",
-    "rmsprop",
-    "sgd",
-    "sign_sgd",
-    "muon",
-    "muon_ppo",
-    "adam_decay",
-    "adam_raw_rewards",
-]
-A2C_BASELINES: tuple[BaselineName, ...] = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
-PPO_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
-COMPANION_BASELINES: tuple[BaselineName, ...] = ("adam_ppo", "muon_ppo")
+A2C_BASELINES = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
+PPO_BASELINES = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
+COMPANION_BASELINES = ("adam_ppo", "muon_ppo")
 # Rollouts of a run on a single task.
 TASK_ROLLOUTS = 390
 
@@ -76,7 +69,7 @@ class EvaluateOptions:
     Attributes:
         weights: shipped names, paths, or comma-separated groups of them; or an optimizer of your
             own, my_file.py:make_optimizer, a function of the learning rate that returns an optax
-            transformation.
+            transformation. Companions may follow each, as in ppo-generalist+clip0.5+decay.
         task: a single task; `optim4rl list tasks` names them. Default: catch.
         suite: all tasks of a benchmark: grid, minatar, classic, brax, mixed, discobench or open.
         out: folder for results.md, results.json, runs.parquet, pictures, and finished runs.
@@ -84,13 +77,18 @@ class EvaluateOptions:
         seeds: reported runs of an optimizer on a task.
         first_seed: the first of these seeds. For a claim, take seeds on which nothing was chosen
             and no earlier claim was made, such as 2000.
+        claim: name of a claim in the register. The run must have its tasks and seeds, and no
+            earlier claim may have used these seeds on these tasks.
+        register: the file of claims that were written down before their runs.
         tuning_seeds: runs of each setting on a task, in tuning.
+        extensions: half decades by which a grid is extended, at most, on a side where its best
+            value is at the edge.
         rates: learning rates over which classical optimizers are tuned. Default: the suite's.
         step_scales: multiples of its own rate over which a learned optimizer is tuned, as many as
             there are rates. Default: the suite's.
-        baselines: classical optimizers; the first is the reference for all comparisons. Default:
-            with PPO adam_ppo (norm clip 0.5, epsilon 1e-5, falling rate) and others, with A2C adam
-            and others.
+        baselines: classical optimizers; companions may follow, as in adam+clip0.5+eps1e-5+decay.
+            The first is the reference for all comparisons. Default: with PPO adam_ppo (norm clip
+            0.5, epsilon 1e-5, falling rate) and others, with A2C adam and others.
         controls: run learned optimizers untrained, too.
         companions: run learned optimizers and your own with a norm clip of 0.5 and a rate that
             falls to 0, as PPO users run Adam. also: with these as well as without. only: only with
@@ -116,9 +114,12 @@ class EvaluateOptions:
     seeds: int = 16
     first_seed: int = EVALUATION_SEED
     tuning_seeds: int = 4
+    claim: str | None = None
+    register: Path = Path("docs/results/claims.toml")
+    extensions: int = 4
     rates: tuple[float, ...] | None = None
     step_scales: tuple[float, ...] | None = None
-    baselines: tuple[BaselineName, ...] | None = None
+    baselines: tuple[str, ...] | None = None
     controls: bool = True
     companions: Literal["no", "also", "only"] = "no"
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -132,7 +133,8 @@ class EvaluateOptions:
     json: bool = False
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "runs": ("rollouts", "num_envs", "width"),
-        "tuning": ("tuning_seeds", "rates", "step_scales"),
+        "tuning": ("tuning_seeds", "rates", "step_scales", "extensions"),
+        "claims": ("first_seed", "claim", "register"),
         "stress_test": ("stress_scales", "stress_seeds", "stress_rollouts"),
     }
 
@@ -142,8 +144,9 @@ class EvaluateOptions:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Return the weights, without the optimizers of users' files."""
-        return tuple(name for name in self.weights if ".py:" not in name)
+        """Weights, without their companions and without the optimizers of users' files."""
+        names = [name for name, _ in map(split_parts, self.weights) if ".py:" not in name]
+        return tuple(dict.fromkeys(names))
 
     @property
     def protocol(self) -> Protocol:
@@ -154,6 +157,7 @@ class EvaluateOptions:
             self.stress_scales,
             self.stress_seeds,
             self.first_seed,
+            self.extensions,
         )
 
 
@@ -163,8 +167,9 @@ def run(options: EvaluateOptions) -> None:
     require_tracker(options.tracker, options.out)
     suite = make_suite(options)
     load_groups(options.learned)  # Name weights that cannot be read before making a folder.
+    claim = _claim(options, suite)
     with _results_folder(options.out) as folder:
-        benchmark = lay_out(options, suite, folder)
+        benchmark = dataclasses.replace(lay_out(options, suite, folder), claim=claim)
         config = settings_json(options) | {"out": str(options.out)}
         with (
             tracking(options.tracker, options.out, config) as tracker,
@@ -184,6 +189,15 @@ def run(options: EvaluateOptions) -> None:
         print_summary(results, options.out)
 
 
+def _claim(options: EvaluateOptions, suite: Suite) -> str:
+    """What was registered, in words; refused if the run is another, before a folder is made."""
+    if options.claim is None:
+        return ""
+    with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
+        benchmark = lay_out(options, suite, Path(scratch))
+    return require_claim(options.register, options.claim, benchmark)
+
+
 def _refuse_contradictions(options: EvaluateOptions) -> None:
     """Refuse options that exclude each other, and missing or repeated optimizers."""
     if options.task is not None and options.suite is not None:
@@ -198,9 +212,12 @@ def _refuse_contradictions(options: EvaluateOptions) -> None:
             raise ValueError(
                 f"{name} = {getattr(options, name)!r}: this is for --task; a suite has its own"
             )
+    if len(set(options.weights)) < len(options.weights):
+        raise ValueError(f"weights = {options.weights!r}: give each optimizer once")
     if not options.weights and options.baselines == ():
         raise ValueError("weights = (), baselines = (): at least one optimizer is needed")
-    if options.baselines is not None and len(set(options.baselines)) < len(options.baselines):
+    makers = [baseline_maker(name) for name in options.baselines or ()]
+    if options.baselines is not None and len(set(makers)) < len(makers):
         raise ValueError(f"baselines = {options.baselines!r}: give each optimizer once")
 
 
@@ -260,11 +277,7 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
             baselines = COMPANION_BASELINES
         elif options.suite is not None:  # Suites normalise rewards.
             baselines += ("adam_raw_rewards",)
-    contenders = learned_contenders(
-        options.learned, suite.step_scales, folder, controls=options.controls
-    )
-    given = [name for name in options.weights if ".py:" in name]
-    contenders += [given_contender(name, suite.rates, folder) for name in given]
+    contenders = _asked_for(options, suite, folder)
     if options.companions != "no" and not suite.companions:
         accompanied = [x.accompanied() for x in contenders]
         contenders = accompanied if options.companions == "only" else contenders + accompanied
@@ -272,6 +285,27 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
     if suite.companions:
         contenders = [x.accompanied(suffix="") for x in contenders]
     return Benchmark(suite, tuple(contenders), folder, options.protocol)
+
+
+def _asked_for(options: EvaluateOptions, suite: Suite, folder: Path) -> list[Contender]:
+    """The optimizers of the command line, each behind what it is a variant of, with controls."""
+    learned = learned_contenders(
+        options.learned, suite.step_scales, folder, controls=options.controls
+    )
+    each = 1 + options.controls  # An optimizer, and itself untrained.
+    plain = {
+        name: learned[each * index : each * (index + 1)]
+        for index, name in enumerate(options.learned)
+    }
+    asked = [split_parts(text) for text in options.weights]
+    plain |= {
+        name: [given_contender(name, suite.rates, folder)] for name, _ in asked if ".py:" in name
+    }
+    return [
+        contender.accompanied(parts, f"+{parts}") if parts else contender
+        for name, parts in asked
+        for contender in plain[name]
+    ]
 
 
 def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:

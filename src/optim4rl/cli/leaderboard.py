@@ -14,12 +14,12 @@ from optim4rl.pages.leaderboard import leaderboard_page, load_boards, to_json
 
 @dataclass(frozen=True)
 class LeaderboardOptions:
-    """Write one page that ranks the contenders of every suite, from tables of runs.
+    """Rank the contenders of every suite on one page, from tables of runs.
 
     Tables of the same suite, tasks and reported seeds are put together. All numbers are made again
     from the runs.
 
-      optim4rl leaderboard docs/results/*/*.parquet runs/mine/runs.parquet --out leaderboard.md
+      optim4rl leaderboard runs/*/runs.parquet --out leaderboard.md
 
     Attributes:
         tables: `runs.parquet` files of `evaluate --out`.

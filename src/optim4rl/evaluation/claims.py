@@ -1,9 +1,10 @@
 """When a difference is clear: one rule for studies and for suites.
 
-A difference is claimed where its bootstrap interval excludes zero and a test with meta-seeds as
-luck has p <= 0.05 after Holm's correction for all comparisons that are made together (Holm 1979, "A
-simple sequentially rejective multiple test procedure"). Where nothing can be claimed, the smallest
-effect is told that so many seeds and meta-seeds find four times in five.
+A difference of interquartile means is claimed where its bootstrap interval excludes zero and its
+test, with meta-seeds and seeds as luck, has p <= 0.05 after Holm's correction for all comparisons
+that are made together (Holm 1979, "A simple sequentially rejective multiple test procedure"). Where
+nothing can be claimed, the smallest effect is told that so many seeds and meta-seeds find four
+times in five.
 """
 
 import math
@@ -15,12 +16,12 @@ import scipy
 from jaxtyping import Float
 
 from optim4rl.evaluation.returns import (
-    COARSEST_FLOOR,
     SIGNIFICANCE,
     Comparison,
     Estimate,
     Verdict,
 )
+from optim4rl.evaluation.significance import difference_error
 
 POWER = 0.8
 
@@ -72,17 +73,8 @@ def judge(
         if any(comparison.diverged):
             interval, null = comparison.improvement, 0.5
         excludes = interval.low > null or interval.high < null
-        verdict: Verdict = "not clear"
-        floor = comparison.test.floor
-        if excludes and corrected[index] <= SIGNIFICANCE:
-            verdict = "clear"
-        elif (
-            excludes
-            and comparison.test.at_floor
-            and len(comparisons) * floor > SIGNIFICANCE
-            and floor <= COARSEST_FLOOR
-        ):
-            verdict = "clear at this resolution"
+        clear = excludes and corrected[index] <= SIGNIFICANCE
+        verdict: Verdict = "clear" if clear else "not clear"
         claims.append(Claim(comparison, interval, corrected[index], verdict, effects[index]))
     return tuple(claims)
 
@@ -101,31 +93,23 @@ def smallest_effect(
     x: Float[np.ndarray, "task x_meta_seed x_seed"],
     y: Float[np.ndarray, "task y_meta_seed y_seed"],
 ) -> float | None:
-    """The smallest difference of means that a test at 5 % finds four times in five.
+    """The smallest difference of interquartile means that a test at 5 % finds four times in five.
 
-    (t(0.975) + t(0.8)) times the standard error of the difference, whose variance is that of each
-    side's meta-seed means and that of the seeds' differences, each over its number (Welch 1947;
-    about 2.8 standard errors where there are many).
+    (t(0.975) + t(0.8)) times the standard error of the difference (`significance`; about 2.8
+    standard errors where there are many).
 
     Args:
         x: Scores, normalised if there are several tasks.
         y: Scores on the same tasks.
 
     Returns:
-        None if a run diverged, or a single run of each side says nothing about chance.
+        None if a run diverged, a side has two meta-seeds, which give no test, or a single run of
+        each side says nothing about chance.
     """
-    if np.isnan(x).any() or np.isnan(y).any():
+    if np.isnan(x).any() or np.isnan(y).any() or 2 in (x.shape[1], y.shape[1]):
         return None
-    x_seeds, y_seeds = x.mean(axis=(0, 1)), y.mean(axis=(0, 1))
-    paired = x_seeds.size == y_seeds.size
-    luck = [side.mean(axis=(0, 2)) for side in (x, y)]
-    luck += [x_seeds - y_seeds] if paired else [x_seeds, y_seeds]
-    luck = [part for part in luck if part.size > 1]
-    variances = np.array([part.var(ddof=1) / part.size for part in luck])
-    variance = float(variances.sum())
-    if not variance:
+    error = difference_error(x, y)
+    if not error.variance:
         return None
-    freedom = np.array([part.size - 1 for part in luck])
-    degrees = variance**2 / float((variances**2 / freedom).sum())
-    quantiles = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, degrees) + scipy.stats.t.ppf(POWER, degrees)
-    return float(quantiles) * math.sqrt(variance)
+    quantiles = scipy.stats.t.ppf([1 - SIGNIFICANCE / 2, POWER], error.degrees)
+    return float(quantiles.sum()) * math.sqrt(error.variance)

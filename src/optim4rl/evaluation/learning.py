@@ -15,11 +15,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.presets import ScalarOrSchedule, classical
+from optim4rl.optimizers.resetting import Reset, resetting
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.tasks.interface import (
     EvaluationTask,
     GreedyTask,
+    loss_extras,
     update_extras,
     update_gradient,
 )
@@ -70,16 +72,24 @@ class Accompanied:
         family: the optimizer.
         clip: the gradient's global norm is clipped to this; None leaves it.
         decay_over: updates over which the rate falls linearly to zero; None keeps it.
+        reset: what starts anew with every rollout; None is nothing. See `optimizers.resetting`.
+        reset_every: updates of a rollout.
     """
 
     family: Family
     clip: float | None = None
     decay_over: int | None = None
+    reset: Reset | None = None
+    reset_every: int = 1
 
     def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         if self.decay_over is not None:
             rate = optax.linear_schedule(rate, 0.0, self.decay_over)
-        optimizer = self.family(parameters, rate)
+        if self.reset is None:
+            optimizer = self.family(parameters, rate)
+        else:  # The rate falls on, whatever starts anew.
+            started = resetting(self.family(parameters, 1.0), self.reset_every, self.reset)
+            optimizer = optax.chain(started, optax.scale_by_learning_rate(rate, flip_sign=False))
         if self.clip is None:
             return optimizer
         return optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
@@ -266,6 +276,7 @@ def _advance(
             told = {
                 "noise_key": jax.random.fold_in(noise, index),
                 "training_proportion": index / jnp.maximum(updates - 1, 1),
+                "updates_done": index * task.updates_per_rollout,
             }
             params, state = _learn(task, optimizer, batch, agent.params, agent.optimizer, told)
             numbers = jax.tree.leaves((params, stats.return_sum))
@@ -296,7 +307,9 @@ def _learn(
         params, state = carry
         gradient = update_gradient(task, params, batch, index)
         extras = told | update_extras(task, params, batch, index)
+        extras |= loss_extras(task, params, batch, index, gradient)
         extras["noise_key"] = jax.random.fold_in(told["noise_key"], index)
+        extras["updates_done"] = told["updates_done"] + index
         updates, state = optimizer.update(gradient, state, params, **extras)
         return (optax.apply_updates(params, updates), state), None
 

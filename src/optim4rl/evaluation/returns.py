@@ -8,13 +8,11 @@ and is never dropped or replaced by one.
 Sources: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice" (arXiv 2108.13264), for the interquartile mean, the stratified bootstrap and the
 probability of improvement; Owen 2007, "The pigeonhole bootstrap" (arXiv 0712.1111), for
-resampling crossed factors; Welch 1947, "The generalization of Student's problem when several
-different population variances are involved" (Biometrika 34), for the test against one optimizer.
+resampling crossed factors. The test is in `significance`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,21 +24,18 @@ from jaxtyping import Float
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.significance import (
-    PermutationTest as PermutationTest,
+    TRIM,
     WelchTest as WelchTest,
-    permutation_test as permutation_test,
+    interquartile_mean as interquartile_mean,
+    interquartile_means,
     welch_test as welch_test,
     worst_first as worst_first,
 )
 
 SIGNIFICANCE = 0.05
-# Where chance alone separates two sides more often than this, nothing is clear.
-COARSEST_FLOOR = 0.2
-# So many meta-seeds let their spread be told from chance; of two it is anything.
-WELCH_META_SEEDS = 3
 
 Statistic = Literal["iqm", "mean"]
-Verdict = Literal["clear", "clear at this resolution", "not clear"]
+Verdict = Literal["clear", "not clear"]
 
 
 @dataclass(frozen=True)
@@ -130,32 +125,17 @@ def _rate(hits: int, count: int) -> Estimate:
 # Aggregates
 
 
-def interquartile_mean(values: Float[np.ndarray, "*shape"]) -> float:
-    """Returns the mean of the middle half of all values (Agarwal et al. 2021, section 4.3).
-
-    A quarter of the values, rounded down, is cut from either end, as `scipy.stats.trim_mean` does.
-    NaN sorts below every number, so the result is NaN exactly if a diverged run is left in the
-    middle half.
-    """
-    if values.size == 0:
-        raise ValueError("values: empty; an interquartile mean needs at least one score")
-    return float(_interquartile_mean(values.ravel()))
-
-
-def _interquartile_mean(values: np.ndarray) -> Any:
-    cut = values.shape[-1] // 4
-    ordered = np.sort(worst_first(values), axis=-1)
-    middle = ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
-    return np.where(np.isneginf(middle), np.nan, middle)
-
-
-def _mean(values: np.ndarray) -> Any:
+def _means(values: np.ndarray) -> Any:
     return values.mean(axis=-1)
 
 
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
 _STATISTICS: dict[Statistic, Callable[[np.ndarray], Any]] = {
-    "iqm": _interquartile_mean,
-    "mean": _mean,
+    "iqm": interquartile_means,
+    "mean": _means,
 }
 
 
@@ -176,8 +156,8 @@ def bootstrap_interval(
     interval speaks of that one optimizer and says nothing about repeating its meta-training.
     With a handful of meta-seeds any percentile bootstrap is too narrow (on normal scores with 4
     meta-seeds and 6 seeds this one covers the truth about 90 % of the time, one that draws seeds
-    afresh 64 to 86 %), which is why `compare` asks for a permutation test as well. One run on each
-    task has no interval.
+    afresh 64 to 86 %), which is why `compare` asks for a test as well. One run on each task has no
+    interval.
 
     Args:
         scores: Normalised if there are several tasks; NaN for a diverged run.
@@ -237,20 +217,19 @@ class Comparison:
     """What the scores of X and Y say about each other.
 
     Attributes:
-        difference: Mean score of X minus that of Y, with its bootstrap interval; all NaN if a
-            run diverged.
+        difference: Interquartile mean of X minus that of Y, with its bootstrap interval; all NaN
+            if a run diverged.
         improvement: Probability that a run of X beats a run of Y.
-        test: Of the means of `units` (mean ranks, if a run diverged): a permutation test, or
-            against one fixed optimizer Welch's.
-        units: What the test is over, for example "4 + 4 meta-seeds".
+        test: Of that difference (of mean ranks, if a run diverged), with all luck that `units` has.
+        units: What the test is over, for example "4 + 4 meta-seeds and 8 evaluation seeds".
         diverged: Number of diverged runs of X and of Y.
-        verdict: "clear", "clear at this resolution" or "not clear"; the rule is in `compare`.
+        verdict: "clear" or "not clear"; the rule is in `compare`.
         sentence: The same in words.
     """
 
     difference: Estimate
     improvement: Estimate
-    test: PermutationTest | WelchTest
+    test: WelchTest
     units: str
     diverged: tuple[int, int]
     verdict: Verdict
@@ -269,21 +248,18 @@ def compare(
 ) -> Comparison:
     """Says whether X and Y differ, how sure that is, and why.
 
-    The bootstrap interval of the difference of means is judged together with a permutation test
-    over meta-seed means. The test is `welch_test` if one side has one meta-seed (a classical
-    optimizer), or the same scores for all (an untrained rule whose heads start at zero), and the
-    other at least three. If both sides have one meta-seed, evaluation seeds are permuted, and the
-    verdict is about these two optimizers only; shared seeds are then ignored. The rule:
+    The difference of interquartile means, the quantity of tables, has a bootstrap interval and a
+    test (`significance.welch_test`), both with meta-seeds and evaluation seeds as luck. A side
+    whose meta-seeds all score the same (an untrained rule whose heads start at zero) has one. If
+    both sides have one meta-seed, the verdict is about these two optimizers only. The rule:
 
     - "clear": the interval excludes 0 and p <= 0.05;
-    - "clear at this resolution": the interval excludes 0 and p is at its floor, but the floor
-      itself is above 0.05 (though at most 0.2), so that these counts cannot reach 5 %;
     - "not clear": anything else. One run on a side shows no spread: there is no interval then, and
       nothing is clear.
 
-    If a run diverged, means do not exist and ranks take their place: the interval is that of the
-    probability of improvement and must exclude 0.5, and the permutation test compares the units'
-    mean mid-ranks among all runs of a task, the same quantity in other units.
+    If a run diverged, ranks take the place of scores: the interval is that of the probability of
+    improvement and must exclude 0.5, and the test compares mean mid-ranks among all runs of a task,
+    the same quantity in other units.
 
     Args:
         x, y: Scores on the same tasks, higher is better; normalised if there are several.
@@ -294,60 +270,75 @@ def compare(
         ValueError: X and Y are not scores of the same number of tasks.
     """
     improvement = probability_of_improvement(x, y, resamples=resamples, seed=seed)
-    difference = _difference(x, y, resamples, seed)
+    difference = difference_of_iqm(x, y, resamples=resamples, seed=seed)
     diverged = (int(np.isnan(x).sum()), int(np.isnan(y).sum()))
-    comparable_x, comparable_y = _mid_ranks(x, y) if any(diverged) else (x, y)
-    test, units = _test(comparable_x, comparable_y, seed)
+    test, units = _test(x, y, on_ranks=any(diverged))
     if any(diverged):
         interval, null = improvement, 0.5
         finding = (
             f"{diverged[0]} of {x.size} runs of {name_x} and {diverged[1]} of {y.size} runs of "
-            f"{name_y} diverged, so there is no difference of mean {metric}; a run of {name_x} "
+            f"{name_y} diverged, so there is no difference of {metric}; a run of {name_x} "
             f"beats one of {name_y} with probability {improvement.value:.2g}"
         )
     else:
         interval, null = difference, 0.0
         finding = _describe_difference(difference.value, name_x, name_y, metric)
     excludes = interval.low > null or interval.high < null
-    verdict = _verdict(excludes, test)
-    reasons = _reasons(interval, null, test)
+    verdict: Verdict = "clear" if excludes and test.p <= SIGNIFICANCE else "not clear"
+    reasons = _reasons(interval, null, test, x.shape[1], y.shape[1])
+    ranks = " on ranks" if any(diverged) else ""
     sentence = (
         f"{finding} ({_describe_interval(interval)}; "
-        f"{_describe_test(test, units, on_ranks=any(diverged))}): "
+        f"Welch's test{ranks} over {units} p = {test.p:.2g}): "
         f"{'; '.join([_describe_verdict(verdict, units), *reasons])}."
     )
     return Comparison(difference, improvement, test, units, diverged, verdict, sentence)
 
 
-def _test(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[PermutationTest | WelchTest, str]:
-    """The test that suits the numbers of meta-seeds, and what it is over."""
+def _test(x: np.ndarray, y: np.ndarray, *, on_ranks: bool) -> tuple[WelchTest, str]:
+    """The test, and what it is over."""
     x, y = (side[:, :1] if (side == side[:, :1]).all() else side for side in (x, y))
-    x_meta_seeds, y_meta_seeds = x.shape[1], y.shape[1]
-    fewer, more = sorted((x_meta_seeds, y_meta_seeds))
-    if fewer == 1 and more >= WELCH_META_SEEDS and min(x.shape[2], y.shape[2]) > 1:
-        # Seeds of different tasks have nothing in common: any of one goes with any of another.
-        many, one = (y, x) if x_meta_seeds == 1 else (x, y)
-        test = welch_test(many.mean(axis=0), one.mean(axis=(0, 1)))
-        sign = -1 if many is y else 1
-        units = f"{more} meta-seeds and {many.shape[2]} evaluation seeds"
-        return dataclasses.replace(test, difference=sign * test.difference), units
-    unit = "meta-seeds" if more > 1 else "evaluation seeds"
-    averaged = (0, 2) if more > 1 else (0, 1)
-    x_units, y_units = x.mean(axis=averaged), y.mean(axis=averaged)
-    units = f"{x_units.size} + {y_units.size} {unit}"
-    return permutation_test(x_units, y_units, seed=seed), units
+    test = welch_test(*_mid_ranks(x, y), _mean) if on_ranks else welch_test(x, y)
+    counts = [count for count in (x.shape[1], y.shape[1]) if count > 1]
+    seeds = f"{x.shape[2]} evaluation seeds"
+    if x.shape[2] != y.shape[2]:
+        seeds = f"{x.shape[2]} + {y.shape[2]} evaluation seeds"
+    units = f"{' + '.join(map(str, counts))} meta-seeds and {seeds}" if counts else seeds
+    return test, units
 
 
-def _difference(x: np.ndarray, y: np.ndarray, resamples: int, seed: int) -> Estimate:
+def difference_of_iqm(
+    x: Float[np.ndarray, "task x_meta_seed x_seed"],
+    y: Float[np.ndarray, "task y_meta_seed y_seed"],
+    *,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns X's interquartile mean minus Y's, with its 95 % bootstrap interval.
+
+    Resampling as in `probability_of_improvement`. All is NaN if a run diverged.
+    """
     if np.isnan(x).any() or np.isnan(y).any():
         return Estimate(float("nan"), float("nan"), float("nan"))
-    x_counts, y_counts = _pair_counts(x.shape, y.shape, resamples, seed)
-    tasks = x.shape[0]
-    x_means = np.einsum("tbi,ti->b", x_counts, x.reshape(tasks, -1)) / x.size
-    y_means = np.einsum("tbi,ti->b", y_counts, y.reshape(tasks, -1)) / y.size
-    return percentile_estimate(
-        float(x.mean() - y.mean()), x_means - y_means, runs=_fewest_runs(x, y)
+    counts = _pair_counts(x.shape, y.shape, resamples, seed)
+    x_means, y_means = (
+        _counted_iqm(side, count) for side, count in zip((x, y), counts, strict=True)
     )
+    value = interquartile_mean(x) - interquartile_mean(y)
+    return percentile_estimate(value, x_means - y_means, runs=_fewest_runs(x, y))
+
+
+def _counted_iqm(
+    scores: np.ndarray, counts: Float[np.ndarray, "task resample run"]
+) -> Float[np.ndarray, " resample"]:
+    """Interquartile means of scores, each taken as often as it is counted."""
+    order = np.argsort(scores, axis=None)
+    ordered = scores.reshape(-1)[order]
+    upper = counts.transpose(1, 0, 2).reshape(counts.shape[1], -1)[:, order].cumsum(axis=1)
+    cut = scores.size // TRIM
+    inside = np.diff(np.clip(upper, cut, scores.size - cut), axis=1, prepend=cut)
+    means: np.ndarray = inside @ ordered / (scores.size - 2 * cut)
+    return means
 
 
 def _fewest_runs(x: np.ndarray, y: np.ndarray) -> int:
@@ -364,17 +355,9 @@ def _mid_ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks[:, :x_runs].reshape(x.shape), ranks[:, x_runs:].reshape(y.shape)
 
 
-def _verdict(excludes: bool, test: PermutationTest | WelchTest) -> Verdict:
-    if excludes and test.p <= SIGNIFICANCE:
-        return "clear"
-    if excludes and test.at_floor and test.floor <= COARSEST_FLOOR:
-        return "clear at this resolution"
-    return "not clear"
-
-
 def _describe_difference(difference: float, name_x: str, name_y: str, metric: str) -> str:
     if difference == 0:
-        return f"{name_x} and {name_y} have the same mean {metric}"
+        return f"{name_x} and {name_y} have the same {metric}"
     direction = "higher" if difference > 0 else "lower"
     return f"{name_x} is {direction} than {name_y} by {_number(abs(difference))} {metric}"
 
@@ -389,34 +372,20 @@ def _number(value: float) -> str:
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _describe_test(test: PermutationTest | WelchTest, units: str, on_ranks: bool) -> str:
-    ranks = " on ranks" if on_ranks else ""
-    if isinstance(test, WelchTest):
-        return f"Welch's test{ranks} over {units} p = {test.p:.2g}"
-    kind = "exact permutation test" if test.exact else "permutation test"
-    drawn = "" if test.exact else f" with {test.splits:,} random splits"
-    at_floor = ", its floor" if test.at_floor else ""
-    return f"{kind}{ranks} over {units}{drawn} p = {test.p:.2g}{at_floor}"
-
-
 def _describe_verdict(verdict: Verdict, units: str) -> str:
-    words = f"clear at the resolution of {units}" if "resolution" in verdict else verdict
     if "meta-seeds" not in units:
-        return f"{words} for this one optimizer on either side"
-    return words
+        return f"{verdict} for this one optimizer on either side"
+    return verdict
 
 
-def _reasons(interval: Estimate, null: float, test: PermutationTest | WelchTest) -> list[str]:
+def _reasons(interval: Estimate, null: float, test: WelchTest, *meta_seeds: int) -> list[str]:
     reasons = []
     if not interval.has_interval:
         reasons.append("one run shows no spread")
     elif not (interval.low > null or interval.high < null):
         reasons.append(f"the interval includes {null:g}")
-    if test.floor > SIGNIFICANCE:
-        reasons.append(
-            "no result of that size can be significant at 5 % "
-            f"(the smallest possible p is {test.floor:.2g})"
-        )
+    if 2 in meta_seeds:
+        reasons.append("two meta-seeds do not say how much meta-seeds differ")
     elif test.p > SIGNIFICANCE:
         reasons.append("p is above 0.05")
     return reasons

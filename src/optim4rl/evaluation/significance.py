@@ -1,146 +1,137 @@
-"""Tests of a difference of means: exact permutation, and Welch's with two kinds of luck."""
+"""The one test of a difference: Welch's, of interquartile means, with all kinds of luck.
 
-from __future__ import annotations
+Tables show interquartile means, so these are tested. A quarter of the runs is cut from either end,
+and how badly one run failed moves neither the estimate nor its error. Scores have two kinds of
+luck, that of meta-trainings and that of evaluation seeds; the variance of each is the jackknife's
+(Tukey 1958; Arvesen 1969, "Jackknifing U-statistics", for t-tests with it): the statistic is
+computed without each meta-seed, and without each seed, in turn. Of means that is the usual
+variance, so there the test is Welch's of 1947 (Biometrika 34), `scipy.stats.ttest_ind(x, y,
+equal_var=False)` of two samples.
+"""
 
-import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import scipy
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-MAX_EXACT_SPLITS = 200_000
-MONTE_CARLO_SPLITS = 20_000
+# One over the share of runs that is cut from either end.
+TRIM = 4
+
+# Of all runs of a side, its score.
+Score = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
-class PermutationTest:
-    """The outcome of a permutation test.
+class Error:
+    """How sure a difference is.
 
     Attributes:
-        p: Two-sided p-value.
-        floor: The smallest p that any data with these counts can reach.
-        difference: Mean of x minus mean of y; NaN if a value is.
-        splits: Number of splits looked at.
-        exact: Whether these are all the splits there are; else they are random draws.
+        variance: of the difference.
+        degrees: of freedom, by Welch and Satterthwaite; 0 where nothing shows a spread.
     """
 
-    p: float
-    floor: float
-    difference: float
-    splits: int
-    exact: bool
-
-    @property
-    def at_floor(self) -> bool:
-        """Whether no data with these counts could give a smaller p."""
-        return self.p <= self.floor * (1 + 1e-9)
-
-
-def permutation_test(
-    x: Float[np.ndarray, " x_unit"], y: Float[np.ndarray, " y_unit"], *, seed: int = 0
-) -> PermutationTest:
-    """Tests whether the means of two groups differ, by re-splitting the pooled values.
-
-    p is the share of the C(n + m, n) splits whose difference of means is, in absolute value, at
-    least the observed one. The observed split is among them, and its mirror too if n = m, so p
-    cannot fall below 1 / C, or 2 / C if n = m. Above 200,000 splits, 20,000 random ones are drawn
-    and p = (1 + hits) / (1 + draws). A NaN has no mean: if there is any, all values are replaced
-    by their mid-ranks, NaN being lowest (an exact Wilcoxon rank-sum test).
-
-    Args:
-        x: One value per independent unit; for learned optimizers a unit is a meta-seed.
-        y: The same for the other group.
-        seed: Of the random splits, where these are needed.
-
-    Raises:
-        ValueError: A group is empty.
-    """
-    if not (x.size and y.size):
-        raise ValueError(f"x, y: sizes {x.size} and {y.size} must both be at least 1")
-    pooled = worst_first(np.concatenate([x, y]).astype(np.float64))
-    if np.isneginf(pooled).any():
-        pooled = scipy.stats.rankdata(pooled)
-    pooled = pooled - pooled.mean()
-    count = math.comb(pooled.size, x.size)
-    exact = count <= MAX_EXACT_SPLITS
-    groups = _all_splits(pooled.size, x.size) if exact else _random_splits(pooled, x.size, seed)
-    # The pooled sum is 0, so a split's difference of means is proportional to its group's sum.
-    distance = np.abs(pooled[groups].sum(axis=1))
-    observed = abs(pooled[: x.size].sum())
-    hits = int((distance >= observed - 1e-9 * np.abs(pooled).max()).sum())
-    return PermutationTest(
-        p=hits / count if exact else (1 + hits) / (1 + len(groups)),
-        floor=(1 + (x.size == y.size)) / count if exact else 1 / (1 + len(groups)),
-        difference=float(x.mean() - y.mean()),
-        splits=len(groups),
-        exact=exact,
-    )
+    variance: float
+    degrees: float
 
 
 @dataclass(frozen=True)
 class WelchTest:
-    """The outcome of a t-test in which meta-seeds and evaluation seeds are both luck.
+    """The outcome of the test.
 
     Attributes:
-        p: Two-sided p-value.
-        difference: Mean of x minus mean of y.
-        degrees: Degrees of freedom, by Welch and Satterthwaite.
-        floor: The smallest p that any data with these counts can reach: there is none.
-        at_floor: Never.
+        p: two-sided p-value; 1 where too little is known of chance.
+        difference: the score of x minus that of y.
+        degrees: of freedom.
     """
 
     p: float
     difference: float
     degrees: float
-    floor: ClassVar[float] = 0.0
-    at_floor: ClassVar[bool] = False
+
+
+def interquartile_mean(values: Float[np.ndarray, "*shape"]) -> float:
+    """Returns the mean of the middle half of all values (Agarwal et al. 2021, section 4.3).
+
+    A quarter of the values, rounded down, is cut from either end, as `scipy.stats.trim_mean` does.
+    NaN sorts below every number, so the result is NaN exactly if a diverged run is left in the
+    middle half.
+    """
+    if values.size == 0:
+        raise ValueError("values: empty; an interquartile mean needs at least one score")
+    return float(interquartile_means(values.ravel()))
+
+
+def interquartile_means(values: np.ndarray) -> np.ndarray:
+    """`interquartile_mean` over the last axis."""
+    cut = values.shape[-1] // TRIM
+    ordered = np.sort(worst_first(values), axis=-1)
+    middle = ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return np.where(np.isneginf(middle), np.nan, middle)
+
+
+def difference_error(
+    x: Float[np.ndarray, "task x_meta_seed x_seed"],
+    y: Float[np.ndarray, "task y_meta_seed y_seed"],
+    score: Score = interquartile_mean,
+) -> Error:
+    """The error of the difference of two scores.
+
+    Its variance is that by the luck of each side's meta-seeds plus that by the luck of the seeds,
+    which are shared if equally many. What is peculiar to a single run is counted in both, which
+    errs on the side of a large p. A factor of one value adds nothing: then the difference speaks of
+    that one optimizer.
+
+    In simulated studies without a difference (normal scores, Student's t of three degrees, 8 %
+    failed runs; 3 to 10 meta-seeds and 8 seeds) 0 to 8 % of p values are below 0.05.
+    """
+    parts = [_without_each(side, 1, score) for side in (x, y)]
+    by_seed = [_without_each(side, 2, score) for side in (x, y)]
+    parts += [by_seed[0] - by_seed[1]] if x.shape[2] == y.shape[2] else by_seed
+    parts = [part for part in parts if part.size > 1]
+    if not parts:
+        return Error(0.0, 0.0)
+    variances = np.array([(part.size - 1) * part.var() for part in parts])
+    freedom = np.array([part.size - 1 for part in parts])
+    variance = float(variances.sum())
+    if not variance:
+        return Error(0.0, float(freedom.sum()))
+    return Error(variance, variance**2 / float((variances**2 / freedom).sum()))
+
+
+def _without_each(scores: np.ndarray, axis: int, score: Score) -> np.ndarray:
+    """The score without each meta-seed (axis 1) or seed (axis 2); one value if there is but one."""
+    count = scores.shape[axis]
+    if count == 1:
+        return np.zeros(1)
+    return np.array([score(np.delete(scores, index, axis)) for index in range(count)])
 
 
 def welch_test(
-    x: Float[np.ndarray, "meta_seed x_seed"], y: Float[np.ndarray, " y_seed"]
+    x: Float[np.ndarray, "task x_meta_seed x_seed"],
+    y: Float[np.ndarray, "task y_meta_seed y_seed"],
+    score: Score = interquartile_mean,
 ) -> WelchTest:
-    """Tests whether optimizers of several meta-seeds differ in the mean from one fixed optimizer.
+    """Tests whether two scores differ.
 
-    Repeating a meta-training changes nothing in a classical optimizer, so a permutation of
-    meta-seeds, of which it has one, would waste what its runs say. The variance of the difference
-    of means is estimated as that of the meta-seeds' means over the number of meta-seeds plus that
-    of the evaluation seeds' differences over the number of seeds, as Welch (1947) does for two
-    samples. What is peculiar to a single run is counted in both, which errs on the side of a large
-    p: on normal scores of 3 to 10 meta-seeds and 6 or 8 seeds 2 to 6 % are below 0.05 where nothing
-    differs.
+    Two meta-seeds may lie close together by chance, so a side of exactly two gives no test (p = 1),
+    and neither do two single runs.
 
     Args:
-        x: Scores of the optimizers, on the same seeds each.
-        y: Scores of the one; on the same seeds as x, in their order, if equally many.
-
-    Raises:
-        ValueError: There are fewer than two meta-seeds, or than two seeds on a side.
+        x: finite numbers.
+        y: of the same tasks; the seeds are shared if equally many.
+        score: what is compared.
     """
-    if min(*x.shape, y.size) < 2:
-        raise ValueError(f"x, y: shapes {x.shape} and {y.shape}; 2 of everything are needed")
-    by_seed = x.mean(axis=0)
-    luck = [x.mean(axis=1), *([by_seed - y] if by_seed.size == y.size else [by_seed, y])]
-    variances = np.array([part.var(ddof=1) / part.size for part in luck])
-    freedom = np.array([part.size - 1 for part in luck])
-    difference, variance = float(x.mean() - y.mean()), float(variances.sum())
-    if variance == 0:
-        return WelchTest(float(difference == 0), difference, float(freedom.sum()))
-    degrees = variance**2 / float((variances**2 / freedom).sum())
-    p = 2 * float(scipy.stats.t.sf(abs(difference) / math.sqrt(variance), degrees))
-    return WelchTest(p, difference, degrees)
-
-
-def _all_splits(total: int, size: int) -> Int[np.ndarray, "split member"]:
-    members = itertools.chain.from_iterable(itertools.combinations(range(total), size))
-    return np.fromiter(members, dtype=np.int64).reshape(-1, size)
-
-
-def _random_splits(pooled: np.ndarray, size: int, seed: int) -> Int[np.ndarray, "split member"]:
-    order = np.random.default_rng(seed).random((MONTE_CARLO_SPLITS, pooled.size))
-    return np.argpartition(order, size - 1, axis=1)[:, :size]
+    difference = score(x) - score(y)
+    error = difference_error(x, y, score)
+    if not error.degrees or 2 in (x.shape[1], y.shape[1]):
+        return WelchTest(1.0, difference, error.degrees)
+    if not error.variance:
+        return WelchTest(float(difference == 0), difference, error.degrees)
+    t = abs(difference) / math.sqrt(error.variance)
+    return WelchTest(2 * float(scipy.stats.t.sf(t, error.degrees)), difference, error.degrees)
 
 
 def worst_first(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import optax
@@ -96,8 +97,15 @@ CLASSICAL: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "sgd": optax.sgd,
     "sign_sgd": optax.sign_sgd,
     "muon": optax.contrib.muon,
+    # Its updates as large as Adam's, so that one rate suits both ("Muon is Scalable for LLM
+    # Training", arXiv 2502.16982), and the shorter memory of RL.
+    "muon_rms": partial(optax.contrib.muon, beta=0.9, consistent_rms=0.2),
+    # Made for noisy gradients.
+    "schedule_free": optax.contrib.schedule_free_adamw,
+    "ademamix": optax.contrib.ademamix,
+    "adopt": optax.contrib.adopt,
 }
-WITH_EPSILON = ("adam", "rmsprop", "muon")
+WITH_EPSILON = ("adam", "rmsprop", "muon", "muon_rms", "schedule_free", "ademamix", "adopt")
 
 
 def optimizer_names() -> tuple[str, ...]:

@@ -34,6 +34,8 @@ EPSILON = 1e-9
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
 
+_BEYOND_NAMES = "\U0010ffff"  # sorts after all other text
+
 # The fan-in up to which a layer's steps are left as they are.
 USUAL_FAN_IN = 32
 
@@ -376,13 +378,18 @@ def _order(path: Path) -> tuple[tuple[str | int, ...], ...]:
     return tuple(part.order for part in path)
 
 
+def _in_order(layer: Path) -> tuple[tuple[str | int, ...], ...]:
+    """Order layers; leaves beside layers, such as log standard deviations, come after them."""
+    return (*_order(layer), (_BEYOND_NAMES,))
+
+
 def _depths(paths: list[Path], branches: list[_Branch | None]) -> list[float]:
     """Each leaf's depth: what the branches share comes first, then each branch by itself."""
     layers: dict[Kind | None, set[Path]] = defaultdict(set)
     for path, branch in zip(paths, branches, strict=True):
         layers[branch and branch.kind].add(_layer(path, branch))
     ranks = {
-        kind: {layer: rank for rank, layer in enumerate(sorted(found, key=_order))}
+        kind: {layer: rank for rank, layer in enumerate(sorted(found, key=_in_order))}
         for kind, found in layers.items()
     }
     shared = len(layers.pop(None, ()))

@@ -188,10 +188,10 @@ def _extras(
 ) -> list[Extras]:
     """Return the structure's further inputs of each leaf, beside its gradient."""
 
-    def leaves(name: str, tree: Any) -> list[Array | None]:
+    def leaves(tree: Any) -> list[Array | None]:
         if tree is None:
             return [None] * len(layout)
-        exact = jax.tree.map(partial(_exactly, name), updates, tree)
+        exact = jax.tree.map(lambda _, x: jnp.asarray(x).astype(jnp.float32), updates, tree)
         return jax.tree.leaves(exact)
 
     if not spec.structure.reads:
@@ -205,23 +205,19 @@ def _extras(
         key = jax.random.fold_in(jax.random.key(0), count) if key is None else key
         noise = [*draw_noise(layout, key)]
     numbers = [_number(name, extra.get(name)) for name in PROPORTIONS]
-    dormancy = leaves("dormancy", extra.get("dormancy"))
-    return [
-        Extras(*leaf, *numbers)
-        for leaf in zip(leaves("params", params), noise, dormancy, strict=True)
-    ]
+    dormancy = [_dormancy(x, t) for x, t in zip(leaves(extra.get("dormancy")), layout, strict=True)]
+    return [Extras(*leaf, *numbers) for leaf in zip(leaves(params), noise, dormancy, strict=True)]
 
 
-def _exactly(name: str, like: Array, x: Any) -> Array:
-    """Return an array as float32 in a gradient's shape."""
-    found = jnp.asarray(x).astype(jnp.float32)
-    if found.shape == like.shape:
-        return found
+def _dormancy(x: Array | None, tensor: Tensor) -> Array | None:
+    """Return the dormancy of a tensor's coordinates, of an array that broadcasts to them."""
+    if x is None or x.shape == tensor.shape:
+        return x
     try:
-        return jnp.broadcast_to(found, like.shape)
+        return jnp.broadcast_to(x, tensor.shape)
     except ValueError as error:
         raise ValueError(
-            f"{name}: an array of shape {found.shape} for a gradient of shape {like.shape}"
+            f"dormancy: an array of shape {x.shape} for a gradient of shape {tensor.shape}"
         ) from error
 
 

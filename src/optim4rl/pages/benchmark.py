@@ -32,9 +32,11 @@ from optim4rl.pages.claims import (
     counted,
     lead_claims as lead_claims,
     task_names,
+    tuning_budget,
 )
 from optim4rl.pages.costs import Table, cost_values, task_cost_tables, time_table
 from optim4rl.pages.plots import plot_profiles, plot_suite
+from optim4rl.pages.sensitivity import sensitivities, sensitivity_json, sensitivity_tables
 from optim4rl.pages.words import estimate_json, finite, with_interval
 
 
@@ -74,8 +76,9 @@ def summary_table(results: Results, reading: Reading) -> Table:
     header = [
         "optimizer",
         "normalised AUC",
+        "its IQM",
         "by meta-seed",
-        f"minus {reference}",
+        f"IQM minus {reference}'s",
         f"P(beats {reference})",
         "normalised final return",
         "diverged",
@@ -90,6 +93,7 @@ def summary_table(results: Results, reading: Reading) -> Table:
             [
                 contender.name,
                 with_interval(standing.auc.mean),
+                with_interval(standing.auc.iqm),
                 " / ".join(members) if contender.role == "learned" else "",
                 *_lead(standing.lead),
                 with_interval(standing.final.mean),
@@ -100,10 +104,10 @@ def summary_table(results: Results, reading: Reading) -> Table:
 
 
 def _lead(lead: Lead | None) -> list[str]:
-    """A lead in a table: the difference, and the probability."""
+    """A lead in a table: the difference of interquartile means, and the probability."""
     if lead is None:
         return ["-", "-"]
-    return [with_interval(lead.auc.mean), with_interval(lead.mean_improvement)]
+    return [with_interval(lead.auc.iqm), with_interval(lead.mean_improvement)]
 
 
 def _rank(standing: Standing) -> float:
@@ -179,6 +183,19 @@ def _settings_table(results: Results) -> Table:
     return header, rows
 
 
+def _budget_table(results: Results) -> Table:
+    """The runs that chose settings, and the values that were tried on a task."""
+    spent, rows = tuning_budget(results), []
+    for contender in results.benchmark.contenders:
+        grids = [x.rates for c in results.runs.choices[contender.name] for x in c.each]
+        tried = sorted({len(grid) for grid in grids})
+        widest = sorted({x for grid in grids for x in grid})
+        values = f"{tried[0]} to {tried[-1]}" if len(tried) > 1 else str(tried[0])
+        ends = f"{widest[0]:g} to {widest[-1]:g}"
+        rows.append([contender.name, str(spent[contender.name]), values, ends])
+    return ["optimizer", "tuning runs", "values on a task", "from and to"], rows
+
+
 def _scale_table(results: Results) -> Table:
     rows = []
     for index, task in enumerate(task_names(results)):
@@ -211,6 +228,8 @@ def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
     suite, readings = b.suite, b.readings
     parts = [f"# {suite.name}: {counted(len(suite.tasks), 'task')}", ""]
     parts += [f"- {claim}" for claim in claims(results)]
+    if results.benchmark.claim:
+        parts += ["", results.benchmark.claim]
     parts += ["", "    " + record["command"], "", _protocol(results)]
     whole = "All tasks" if len(suite.tasks) > 1 else task_names(results)[0]
     for reading in readings:
@@ -218,6 +237,9 @@ def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
         timed = time_table(results, reading)
         if timed is not None:
             parts += _section(f"{whole} in {b.reference}'s time, {TITLES[reading]}", timed)
+    for reading in readings:
+        for title, table in sensitivity_tables(results, reading).items():
+            parts += _section(f"{title}, {TITLES[reading]}", table)
     for reading in readings:
         parts += _reading_sections(results, reading)
     for task, table in task_cost_tables(results).items():
@@ -227,6 +249,7 @@ def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
         parts += _section(title, stability_table(results, index))
     title = "Settings, one for each meta-seed (* an edge of the grid)"
     parts += _section(title, _settings_table(results))
+    parts += _section("What tuning cost", _budget_table(results))
     if any(results.stuck.values()):
         parts += _section("Stuck runs, by multiple of the tuned setting", _stuck_table(results))
     parts += _section("The scale of each task", _scale_table(results))
@@ -296,7 +319,17 @@ def _tuning(b: Benchmark) -> str:
     return (
         f"Every optimizer is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
         f"({shown}) and reported on {reported} that chose nothing. The setting with the best "
-        f"{SCORE_WORDS[b.suite.score]} is chosen."
+        f"{SCORE_WORDS[b.suite.score]} is chosen. {_extension(protocol.extensions)}"
+    )
+
+
+def _extension(limit: int) -> str:
+    if not limit:
+        return "Grids stay as they are."
+    return (
+        "Where the best value is at the edge of a grid, and better than its neighbour, the next "
+        f"half decade is tried as well, up to {counted(limit, 'time')} on each side: "
+        "one rule for all."
     )
 
 
@@ -313,12 +346,15 @@ def _section(title: str, table: Table) -> list[str]:
 def to_json(results: Results) -> dict[str, Any]:
     """All numbers but the curves; None where a run diverged or a task has no scale."""
     b = results.benchmark
+    by_tasks = {reading: sensitivities(results, reading) for reading in b.readings}
     return {
         "suite": b.suite.name,
         "reference": b.reference,
+        "registered": b.claim or None,
         "claims": claims(results),
         "comparisons": [_claim_values(x) for x in lead_claims(results)],
         "seeds": b.protocol.seeds,
+        "first_seed": b.protocol.first_seed,
         "tuning_seeds": b.protocol.tuning_seeds,
         "tasks": {
             task.name: {
@@ -328,6 +364,10 @@ def to_json(results: Results) -> dict[str, Any]:
                 "final_scale": _scale_values(results.final_scale, index),
             }
             for index, task in enumerate(b.suite.tasks)
+        },
+        "by_choice_of_tasks": {
+            reading: {name: sensitivity_json(x, task_names(results)) for name, x in found.items()}
+            for reading, found in by_tasks.items()
         },
         "optimizers": {x.name: _contender_values(results, x) for x in b.contenders},
         "costs": {reading: cost_values(results, reading) for reading in b.readings},
@@ -339,7 +379,8 @@ def _claim_values(each: LeadClaim) -> dict[str, Any]:
         "contender": each.contender,
         "other": each.other,
         "reading": each.reading,
-        "difference": estimate_json(each.lead.auc.mean),
+        "difference": estimate_json(each.lead.auc.iqm),
+        "difference_of_means": estimate_json(each.lead.auc.mean),
         "improvement": estimate_json(each.lead.mean_improvement),
         "p": each.claim.comparison.test.p,
         "p_corrected": each.claim.p,
@@ -355,6 +396,7 @@ def _contender_values(results: Results, contender: Contender) -> dict[str, Any]:
         "role": contender.role,
         "meta_seeds": len(contender.members),
         "grid": list(contender.grid),
+        "tuning_runs": tuning_budget(results)[name],
         "unit": contender.unit,
         "settings": [_choice_values(choice, tasks) for choice in results.runs.choices[name]],
         **{
@@ -384,6 +426,7 @@ def _choice_values(choice: Choice, tasks: list[str]) -> dict[str, Any]:
     each = dict(zip(tasks, choice.each, strict=True))
     return {
         "tuned": {task: tuning.rate for task, tuning in each.items()},
+        "tried": {task: list(tuning.rates) for task, tuning in each.items()},
         "one": choice.one.rate,
         "at_edge": [task for task, tuning in each.items() if tuning.at_edge],
         "one_at_edge": choice.one.at_edge,
@@ -401,7 +444,11 @@ def _standing_values(standing: Standing, tasks: list[str]) -> dict[str, Any]:
         if found is None:
             return None
         each = dict(zip(tasks, map(estimate_json, found.tasks), strict=True))
-        return {"mean": estimate_json(found.mean), "tasks": each}
+        return {
+            "mean": estimate_json(found.mean),
+            "iqm": estimate_json(found.iqm),
+            "tasks": each,
+        }
 
     def improvement(lead: Lead | None) -> Any:
         if lead is None:

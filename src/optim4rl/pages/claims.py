@@ -8,6 +8,7 @@ import numpy as np
 from optim4rl.benchmark.contender import Contender
 from optim4rl.benchmark.loop import Reading, Results
 from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing
+from optim4rl.benchmark.tuning import is_coarse
 from optim4rl.evaluation.claims import Claim, judge, smallest_effect
 from optim4rl.evaluation.returns import (
     Estimate,
@@ -32,6 +33,15 @@ def task_names(results: Results) -> list[str]:
     return [task.name for task in results.benchmark.suite.tasks]
 
 
+def tuning_budget(results: Results) -> dict[str, int]:
+    """The tuning runs that were spent on each contender, on all tasks and meta-seeds together."""
+    return {
+        name: results.benchmark.protocol.tuning_seeds
+        * sum(len(x.rates) for choice in choices for x in choice.each if len(x.rates) > 1)
+        for name, choices in results.runs.choices.items()
+    }
+
+
 def counted(number: int, what: str) -> str:
     """A number and what is counted, in the plural where it is not one."""
     return f"{number} {what}{'s' * (number > 1)}"
@@ -51,8 +61,8 @@ class LeadClaim:
 def lead_claims(results: Results) -> list[LeadClaim]:
     """Every learned contender against the reference and against itself untrained.
 
-    All of them are judged together; the difference is that of mean normalised AUC, whose interval
-    holds the luck of the scale as well.
+    All of them are judged together; the difference is that of the interquartile means of
+    normalised AUC, whose interval holds the luck of the scale as well.
     """
     reference = results.benchmark.reference
     pairs: list[tuple[Contender, str, Reading, Lead]] = []
@@ -63,14 +73,14 @@ def lead_claims(results: Results) -> list[LeadClaim]:
                 (standing.lead, reference),
                 (standing.learned, contender.control),
             ):
-                if contender.role in CLAIMING and lead is not None and lead.auc.mean is not None:
+                if contender.role in CLAIMING and lead is not None and lead.auc.iqm is not None:
                     pairs.append((contender, str(other), reading, lead))
     comparisons, effects = [], []
     for contender, other, reading, _ in pairs:
         x, y = (_on_scale(results, reading, name) for name in (contender.name, other))
         comparisons.append(compare(x, y, contender.name, other, metric="normalised AUC"))
         effects.append(smallest_effect(x, y))
-    intervals = [lead.auc.mean for *_, lead in pairs if lead.auc.mean is not None]
+    intervals = [lead.auc.iqm for *_, lead in pairs if lead.auc.iqm is not None]
     return [
         LeadClaim(contender.name, other, reading, lead, claim)
         for (contender, other, reading, lead), claim in zip(
@@ -120,15 +130,16 @@ def describe_claim(each: LeadClaim) -> str:
     """A verdict in a sentence, by the one rule of `evaluation.claims`."""
     claim, other = each.claim, each.other
     figures = (
-        f"difference in mean normalised AUC {with_interval(each.lead.auc.mean)}, corrected p "
+        f"difference in the IQM of normalised AUC {with_interval(each.lead.auc.iqm)}, corrected p "
         f"{p_value(claim.p)}; a run of it beats one of {other} with probability "
         f"{with_interval(each.lead.mean_improvement)}"
     )
+    if any(claim.comparison.diverged):
+        figures += ", and ranks decide, since a run diverged"
     if claim.verdict == "not clear":
         return f"no clear difference to {other} ({figures}); {smallest_found(claim)}."
     side = "above" if claim.is_higher else "below"
-    resolution = "" if claim.verdict == "clear" else ", as far as so few meta-seeds can show"
-    return f"clearly {side} {other}{resolution} ({figures})."
+    return f"clearly {side} {other} ({figures})."
 
 
 def _against_one(results: Results, standing: Standing) -> str:
@@ -142,8 +153,9 @@ def _against_one(results: Results, standing: Standing) -> str:
         for side in ("below", "above")
     )
     return (
-        f"mean normalised AUC {with_interval(standing.auc.mean)}, where 1 is the best baseline of "
-        f"each task; final return {with_interval(standing.final.mean)}. The interval of AUC lies "
+        f"normalised AUC {with_interval(standing.auc.mean)} on average and "
+        f"{with_interval(standing.auc.iqm)} by its IQM, where 1 is the best baseline of each task; "
+        f"final return {with_interval(standing.final.mean)}. The interval of AUC lies "
         f"below 1 on {', '.join(below) or 'no task'}, and above 1 on "
         f"{', '.join(above) or 'no task'}."
     )
@@ -171,6 +183,19 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
             "The best setting is at an edge of its grid, so these may be better than shown: "
             f"{'; '.join(found)}."
         )
+    coarse = [x.name for x in results.benchmark.contenders if is_coarse(x.grid)]
+    if coarse:
+        yield (
+            "Neighbours in the grid are more than half a decade apart, so a better setting may lie "
+            f"between them: {', '.join(coarse)}."
+        )
+    members = {x.name: len(x.members) for x in results.benchmark.contenders}
+    spent = [runs // members[name] for name, runs in tuning_budget(results).items()]
+    if any(spent):
+        yield (
+            f"Tuning took {min(spent)} to {max(spent)} runs of each meta-seed of an optimizer, by "
+            "one rule for all: its table is below."
+        )
     if protocol.seeds == 1:
         yield "One seed shows no spread: there are no intervals, and nothing is certain."
     elif protocol.seeds < FEW_SEEDS:
@@ -183,9 +208,9 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
         )
     if comparisons:
         yield (
-            "A difference is called clear if its interval excludes 0 and a test with meta-seeds as "
-            f"luck has p <= 0.05 after Holm's correction for all {comparisons} comparisons here. "
-            "Intervals of single tasks are not corrected."
+            "A difference of interquartile means is called clear if its interval excludes 0 and "
+            "its test, with meta-seeds and seeds as luck, has p <= 0.05 after Holm's correction "
+            f"for all {comparisons} comparisons here. Intervals of single tasks are not corrected."
         )
 
 

@@ -17,9 +17,7 @@ from optim4rl.evaluation.returns import Estimate
 # Marks around their own centre, about 10 pixels across: shape says what colour says.
 MARKS = {
     "better": "M0,-6 6,5 -6,5Z",
-    "better_at_resolution": "M0,-6 6,5 -6,5Z",
     "unclear": "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z",
-    "worse_at_resolution": "M0,6 6,-5 -6,-5Z",
     "worse": "M0,6 6,-5 -6,-5Z",
     "reference": "M0,-6.5 6.5,0 0,6.5 -6.5,0Z",
     "diverged": "M-4,-4 4,4M-4,4 4,-4",

@@ -4,12 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from optim4rl.evaluation.returns import (
-    SIGNIFICANCE,
-    WELCH_META_SEEDS,
-)
 from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, Side, Tone, equals
-from optim4rl.pages.words import interval, number, p_value, smallest_found
+from optim4rl.pages.words import interval, number, smallest_found
 from optim4rl.study.results import RowKind, StudyResults
 
 
@@ -70,14 +66,14 @@ def _against_control(control: RowSummary | None, decimals: int) -> Finding:
     evidence = (_evidence(control, decimals),)
     match _side(control):
         case "worse":
-            detail = f"Trained, the reference {_beats(control)} itself untrained{_as_far(control)}."
-            answer = "Yes" + _reservation(control)
-            headline = f"Meta-training helps{_reservation(control)}."
+            detail = "Trained, the reference clearly beats itself untrained."
+            answer = "Yes"
+            headline = "Meta-training helps."
             return Finding(question, answer, "good", headline, detail, evidence)
         case "better":
-            detail = f"Untrained, the reference {_beats(control)} itself trained{_as_far(control)}."
-            answer = "It made it worse" + _reservation(control)
-            headline = f"Meta-training hurts{_reservation(control)}."
+            detail = "Untrained, the reference clearly beats itself trained."
+            answer = "It made it worse"
+            headline = "Meta-training hurts."
             return Finding(question, answer, "bad", headline, detail, evidence)
     headline = "It is not clear that meta-training did anything."
     detail = "Trained and untrained, the reference does not differ clearly."
@@ -92,17 +88,17 @@ def _against_baselines(
         return Finding("Does it beat tuned Adam?", "Not tested", "open", headline, "", ())
     name = adam.row.label
     others = [e for e in baselines if e is not adam and _side(e) == "better"]
-    detail = " ".join(f"{e.row.label} {_beats(e)} the reference{_as_far(e)}." for e in others)
+    detail = " ".join(f"{e.row.label} clearly beats the reference." for e in others)
     evidence = tuple(_evidence(entry, decimals) for entry in (adam, *others))
     question = f"Does it beat {name}?"
     match _side(adam):
         case "worse":
-            headline = f"The reference {_beats(adam)} {name}{_as_far(adam)}."
+            headline = f"The reference clearly beats {name}."
             tone: Tone = "bad" if others else "good"
-            return Finding(question, "Yes" + _reservation(adam), tone, headline, detail, evidence)
+            return Finding(question, "Yes", tone, headline, detail, evidence)
         case "better":
-            headline = f"The reference is itself beaten: {name} {_beats(adam)} it{_as_far(adam)}."
-            answer = "No, it loses" + _reservation(adam)
+            headline = f"The reference is itself beaten: {name} clearly beats it."
+            answer = "No, it loses"
             return Finding(question, answer, "bad", headline, detail, evidence)
     headline = f"Between the reference and {name} there is no clear difference."
     return Finding(question, "Not clear", "open", headline, detail, evidence)
@@ -117,7 +113,7 @@ def _against_variants(
     tone: Tone = "bad" if better else "open" if unclear else "good"
     told = [*worse, *unclear]
     if better:
-        headline = "; ".join(f"{e.row.label} {_beats(e)} the reference{_as_far(e)}" for e in better)
+        headline = "; ".join(f"{e.row.label} clearly beats the reference" for e in better)
         headline += "."
     elif len(variants) == 1:
         headline, told = f"{_tell(variants)}.", []
@@ -129,7 +125,6 @@ def _against_variants(
         headline = f"None of {what} clearly beats the reference."
     if len(variants) == 1:
         answer = {"bad": "No, it is better", "open": "Not clear", "good": "Yes"}[tone]
-        answer += _reservation(variants[0])
     else:
         answer = ", ".join(f"{len(sides[side])} {side}" for side in sides if sides[side])
     # Of several variants only the outcomes: their figures stand in the chart right below.
@@ -157,35 +152,16 @@ def _tell(entries: Sequence[RowSummary], score: Literal["auc", "final"] = "auc")
             parts.append(f"{_names(group)} {verb} not differ clearly from the reference")
         elif group:
             verb = "is" if len(group) == 1 else "are"
-            word, _, reservation = words.partition(",")
-            comma = f",{reservation}" if reservation else ""
-            parts.append(f"{_names(group)} {verb} {word} than the reference{comma}")
+            parts.append(f"{_names(group)} {verb} {words} than the reference")
     return "; ".join(parts)
 
 
 def _side(entry: RowSummary) -> Side:
-    """The outcome by AUC, whatever its resolution."""
+    """The outcome by AUC."""
     match entry.auc.outcome:
-        case "better" | "better_at_resolution":
-            return "better"
-        case "worse" | "worse_at_resolution":
-            return "worse"
+        case "better" | "worse" as side:
+            return side
     return "unclear"
-
-
-def _beats(entry: RowSummary) -> str:
-    return "beats" if _reservation(entry) else "clearly beats"
-
-
-def _as_far(entry: RowSummary) -> str:
-    """Behind a claim at a coarse resolution, how far it goes."""
-    if not _reservation(entry) or entry.auc.comparison is None:
-        return ""
-    return f", as clearly as {entry.auc.comparison.units} can show"
-
-
-def _reservation(entry: RowSummary) -> str:
-    return ", at this resolution" if entry.auc.outcome.endswith("at_resolution") else ""
 
 
 def _names(entries: Sequence[RowSummary]) -> str:
@@ -205,13 +181,11 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
         )
     else:
         shown = (
-            f"{number(comparison.difference.value, decimals, signed=True)} mean AUC "
+            f"{number(comparison.difference.value, decimals, signed=True)} AUC "
             f"[{interval(comparison.difference, decimals, signed=True)}]"
         )
     assert entry.auc.claim is not None
     figures = f"{shown}, corrected p {equals(entry.auc.claim.p)}"
-    if comparison.test.at_floor:
-        figures += f" (by itself {p_value(comparison.test.p)}, the smallest possible)"
     if entry.auc.outcome == "unclear":
         figures += f"; {smallest_found(entry.auc.claim)}"
     return Evidence(entry.auc.outcome, entry.row.label, figures)
@@ -273,31 +247,12 @@ def _sample_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
     reference = rows[0]
     yield (
         f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result "
-        f"evaluated on {reference.seeds} seeds. Runs of one meta-seed are not independent, so "
-        "meta-seed means are what the tests permute. A classical optimizer has no meta-seeds, and "
-        "an untrained one whose heads are zero is the same for all: against these, where the other "
-        f"side has at least {WELCH_META_SEEDS}, the test is Welch’s, in which meta-seeds and "
-        "evaluation seeds are both luck."
+        f"evaluated on {reference.seeds} seeds. The test counts both as luck, and it compares "
+        "interquartile means, so that one failed run does not decide it. A classical optimizer has "
+        "no meta-seeds, and an untrained one whose heads are zero is the same for all."
     )
-    floors: dict[str, float] = {}
-    for entry in rows:
-        if entry.auc.comparison and entry.auc.comparison.test.floor:
-            floors[entry.auc.comparison.units] = entry.auc.comparison.test.floor
-    for units, floor in floors.items():
-        corrected = min(1.0, floor * (len(rows) - 1))
-        if floor > SIGNIFICANCE:
-            sense = ", so no difference of these sizes can be significant at 5 %"
-        elif corrected > SIGNIFICANCE:
-            sense = (
-                f", and up to {p_value(corrected)} after correction: the best that can be said of "
-                "such a difference is “at this resolution”"
-            )
-        else:
-            sense = ", reached only where the two groups do not overlap"
-        yield (
-            f"The smallest p that a permutation test over {units} can give is "
-            f"{p_value(floor)}{sense}."
-        )
+    if any(entry.meta_seeds == 2 for entry in rows):
+        yield "Two meta-seeds do not say how much meta-seeds differ: nothing is clear then."
     yield (
         "“Not clear” is not “equal”: each comparison says how large a difference these seeds find "
         "four times in five. "

@@ -24,17 +24,13 @@ from optim4rl.evaluation.stability import Stability, stability
 from optim4rl.pages.words import p_value, smallest_found
 from optim4rl.study.results import Row, StudyResults
 
-# Against the reference. "at_resolution": as clear as so few meta-seeds can show.
-Outcome = Literal[
-    "better", "better_at_resolution", "unclear", "worse_at_resolution", "worse", "reference"
-]
+# Against the reference.
+Outcome = Literal["better", "unclear", "worse", "reference"]
 Side = Literal["better", "worse", "unclear"]
 Tone = Literal["good", "bad", "open"]
 OUTCOMES: dict[Outcome, str] = {
     "better": "clearly better",
-    "better_at_resolution": "better, at this resolution",
     "unclear": "no clear difference",
-    "worse_at_resolution": "worse, at this resolution",
     "worse": "clearly worse",
     "reference": "reference",
 }
@@ -46,7 +42,8 @@ class Score:
 
     Attributes:
         name: "AUC" or "final return".
-        iqm: interquartile mean over all runs.
+        iqm: interquartile mean over all runs, which claims are about.
+        mean: their mean.
         meta_seed_means: mean of each meta-seed; NaN where one of its runs diverged.
         claim: this row against the reference, judged together with all other rows; None for the
             reference itself.
@@ -55,6 +52,7 @@ class Score:
 
     name: str
     iqm: Estimate
+    mean: Estimate
     meta_seed_means: tuple[float, ...]
     claim: Claim | None
     outcome: Outcome
@@ -161,7 +159,8 @@ def _score(
     claim: Claim | None,
 ) -> Score:
     means = tuple(float(mean) for mean in own.mean(axis=(0, 2)))
-    return Score(name, bootstrap_interval(own), means, claim, outcome(claim))
+    iqm, mean = (bootstrap_interval(own, statistic=which) for which in ("iqm", "mean"))
+    return Score(name, iqm, mean, means, claim, outcome(claim))
 
 
 def outcome(claim: Claim | None) -> Outcome:
@@ -170,9 +169,7 @@ def outcome(claim: Claim | None) -> Outcome:
         return "reference"
     if claim.verdict == "not clear":
         return "unclear"
-    if claim.verdict == "clear":
-        return "better" if claim.is_higher else "worse"
-    return "better_at_resolution" if claim.is_higher else "worse_at_resolution"
+    return "better" if claim.is_higher else "worse"
 
 
 def _claim_sentence(claim: Claim) -> str:

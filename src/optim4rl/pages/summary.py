@@ -125,13 +125,13 @@ def _score_as_dict(score: Score) -> dict[str, Any]:
     comparison = score.comparison
     return {
         "iqm": estimate_json(score.iqm),
+        "mean": estimate_json(score.mean),
         "meta_seed_means": [finite(mean) for mean in score.meta_seed_means],
         "difference": estimate_json(comparison.difference) if comparison else None,
         "improvement": estimate_json(comparison.improvement) if comparison else None,
         "p": comparison.test.p if comparison else None,
         "p_corrected": score.claim.p if score.claim else None,
         "smallest_effect": score.claim.smallest_effect if score.claim else None,
-        "p_floor": (comparison.test.floor or None) if comparison else None,
         "verdict": OUTCOMES[score.outcome],
         "sentence": score.sentence or None,
     }

@@ -19,13 +19,13 @@ from optim4rl.benchmark.loop import (
     Benchmark,
     Choice,
     Runs,
-    choose,
     chosen_runs,
     collect as collect_runs,
     first_jobs,
     run_stages,
     scoring_areas,
     scoring_runs,
+    settle,
     tuning_runs,
 )
 from optim4rl.benchmark.rows import table_rows
@@ -259,7 +259,7 @@ def collect(study: Study, folder: Path) -> StudyResults:
 def _collect(study: Study, folder: Path) -> tuple[StudyResults, Runs]:
     rates = choose_meta_learning_rates(study, folder)
     b, failures = evaluation(study, folder, rates, partial(keep_members, folder))
-    runs = collect_runs(b, choose(b))
+    runs = collect_runs(b, settle(b))
     learned = [
         _learned_row(study, candidate, rates[candidate.key], failures[candidate.key], runs)
         for candidate in study.candidates
@@ -360,7 +360,7 @@ def _seconds(name: str, runs: Runs) -> float:
         if contender.name == name
         for member, choice in enumerate(runs.choices[name])
         for batch in (
-            *tuning_runs(b, b.suite.tasks[0], contender, member),
+            *tuning_runs(b, b.suite.tasks[0], contender, member, choice.each[0].rates),
             *chosen_runs(b, 0, contender, member, choice),
         )
     ]

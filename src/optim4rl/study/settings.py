@@ -66,6 +66,8 @@ class EvaluationSettings:
         stress_scales: multiples of the tuned rate in the stress test.
         stress_updates: updates of each stress run.
         stress_seeds: stress runs at each scale.
+        extensions: half decades by which a grid of rates or step scales is extended, at most, on a
+            side where its best value is at the edge.
     """
 
     width: int = 64
@@ -78,6 +80,7 @@ class EvaluationSettings:
     stress_scales: tuple[float, ...] = (1.0, 2.0, 4.0)
     stress_updates: int = 60
     stress_seeds: int = 8
+    extensions: int = 0
 
     def __post_init__(self) -> None:
         check_fields(
@@ -97,7 +100,13 @@ class EvaluationSettings:
     @property
     def protocol(self) -> Protocol:
         """How often each optimizer is run."""
-        return Protocol(self.seeds, self.tuning_seeds, self.stress_scales, self.stress_seeds)
+        return Protocol(
+            self.seeds,
+            self.tuning_seeds,
+            self.stress_scales,
+            self.stress_seeds,
+            extensions=self.extensions,
+        )
 
     def suite(self, environment: str) -> Suite:
         """The study's task as a suite of one."""
@@ -159,7 +168,7 @@ SMOKE = StudySettings(
 # Minutes on two cores: many environments to an agent and narrow agents in meta-training.
 QUICK = StudySettings()
 
-# Half an hour: quick's work, everything tuned, and enough meta-seeds for an exact test to speak.
+# Half an hour: quick's work, everything tuned, and enough meta-seeds for the test to speak.
 STANDARD = replace(
     QUICK,
     meta_seeds=10,
@@ -168,11 +177,12 @@ STANDARD = replace(
         QUICK.evaluation,
         classical_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         step_scales=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+        extensions=2,
     ),
 )
 
 # Hours: the paper's protocol on Catch (64 agents of one environment each, 5e5 steps), everything
-# tuned, agents of the paper's width, and enough seeds for an exact test to speak.
+# tuned, agents of the paper's width, and enough seeds for the test to speak.
 PAPER = StudySettings(
     meta_seeds=6,
     meta_learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
@@ -192,6 +202,7 @@ PAPER = StudySettings(
         classical_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         step_scales=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
         stress_seeds=17,
+        extensions=2,
     ),
 )
 

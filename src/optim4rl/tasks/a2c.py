@@ -106,6 +106,21 @@ class A2C:
         """All of it."""
         return rollout
 
+    def loss(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> Float[Array, ""]:
+        """The loss on the whole rollout, at any parameters."""
+        del index
+        prepared = self.network.prepare(params, batch.live)
+        outputs, value, _ = self.network.forward(prepared, batch.observation)
+        return a2c_loss(
+            self.distribution,
+            self.config,
+            outputs,
+            value,
+            batch.action,
+            batch.uniforms,
+            batch.target,
+        )
+
     def gradient(self, params: Any, batch: Rollout) -> Any:
         """Return the gradient of the whole loss, at the parameters that played the rollout."""
         cotangents = jax.grad(a2c_loss, argnums=(2, 3))(

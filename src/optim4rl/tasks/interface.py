@@ -92,6 +92,30 @@ def update_extras(
 
 
 @runtime_checkable
+class LossTask(InnerTask, Protocol):
+    """A task that tells its loss, for optimizers that read it."""
+
+    def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
+        """The loss of the rollout's inner update number `index`, at any parameters."""
+
+
+def loss_extras(
+    task: InnerTask, params: Any, batch: Any, index: Int[Array, ""], gradient: Any
+) -> dict[str, Any]:
+    """What optax calls `value`, `grad` and `value_fn`; nothing if the task does not tell its loss.
+
+    What no optimizer reads is not computed: compilers leave it out.
+    """
+    if not isinstance(task, LossTask):
+        return {}
+
+    def value_fn(params: Any) -> Float[Array, ""]:
+        return task.loss(params, batch, index)
+
+    return {"value": value_fn(params), "grad": gradient, "value_fn": value_fn}
+
+
+@runtime_checkable
 class Returns(Protocol):
     """What stats say of the episodes that ended in a rollout."""
 

@@ -40,6 +40,9 @@ class Learner(Protocol):
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Any:
         """Everything that the rollout's gradients depend on, besides the parameters."""
 
+    def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
+        """The loss of the rollout's update number `index`, at any parameters."""
+
     def gradient(self, params: Any, batch: Any) -> Any:
         """The gradient of the whole loss, by the parameters that the rollout was made with."""
 

@@ -123,6 +123,13 @@ class PPO:
             "epoch_proportion": epoch / max(self.config.epochs - 1, 1),
         }
 
+    def loss(self, params: Any, batch: PPOBatch, index: Int[Array, ""]) -> Float[Array, ""]:
+        """The loss whose gradient is `minibatch_gradient`."""
+        samples = self._minibatch(batch, index)
+        prepared = self.network.prepare(params, batch.live)
+        outputs, value, _ = self.network.forward(prepared, samples.observation)
+        return ppo_loss(self.distribution, self.config, outputs, value, samples)
+
     def _gradient(self, params: Any, samples: Samples, live: Float[Array, "width"] | None) -> Any:
         prepared = self.network.prepare(params, live)
         outputs, value, cache = self.network.forward(prepared, samples.observation)

@@ -223,6 +223,10 @@ class Task:
         )
         return self.learner.batch(rollout, jax.random.fold_in(key, 1)), after, _stats(steps)
 
+    def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
+        """The loss of the rollout's inner update number `index`, at any parameters."""
+        return self.learner.loss(params, batch, index)
+
     def gradient(self, params: Any, batch: Any) -> Any:
         """The gradient of the whole loss, by the parameters that the rollout was made with."""
         return self.learner.gradient(params, batch)

@@ -1,0 +1,120 @@
+"""What a comparison on several tasks hangs on: each task left out, and tasks drawn by chance.
+
+Tasks of a suite are what somebody chose. The same comparison without one of them says whether that
+one carries it; tasks resampled with replacement say what another choice of such tasks might show.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from optim4rl.benchmark import scale as scales
+from optim4rl.benchmark.scale import OtherScores, Scale, Scores
+from optim4rl.evaluation.returns import Estimate, percentile_estimate, worst_first
+from optim4rl.evaluation.significance import interquartile_means
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A comparison of two optimizers on some tasks.
+
+    Attributes:
+        difference: of the interquartile means of normalised AUC; None if no task has a scale.
+        improvement: probability that a run of one beats one of the other, mean over tasks.
+    """
+
+    difference: float | None
+    improvement: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A comparison on several tasks, seen from other choices of tasks.
+
+    Attributes:
+        whole: on all tasks.
+        without: for each task, on all others.
+        difference: as of `Reading`; its interval draws tasks with replacement, and runs anew.
+        improvement: likewise.
+    """
+
+    whole: Reading
+    without: tuple[Reading, ...]
+    difference: Estimate | None
+    improvement: Estimate
+
+
+def sensitivity(areas: Scores, others: OtherScores, scale: Scale, *, seed: int = 0) -> Sensitivity:
+    """How a comparison depends on its tasks.
+
+    Args:
+        areas: AUC of one optimizer's runs, on at least two tasks.
+        others: AUC of the other's, on the same seeds.
+        scale: of the tasks.
+        seed: same seed, same interval.
+    """
+    tasks, seeds = areas.shape[0], areas.shape[2]
+    every = np.arange(tasks)
+    whole = _compare(areas[None], others[None], scale, every[None])
+    parts = [
+        _compare(areas[None], others[None], scale, np.delete(every, task)[None]) for task in every
+    ]
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(tasks, size=(scales.RESAMPLES, tasks))
+    seed_draw = rng.integers(seeds, size=(scales.RESAMPLES, tasks, seeds))
+    x, y = (_runs_anew(side, seed_draw, rng) for side in (areas, others))
+    differences, improvements = _compare(x, y, scale, drawn)
+    difference = None
+    if scale.resolved.any():
+        # Draws without a task that has a scale say nothing of the difference.
+        told = differences[scale.resolved[drawn].any(axis=1)]
+        difference = percentile_estimate(whole[0][0], told, runs=seeds)
+    return Sensitivity(
+        _reading(*whole),
+        tuple(_reading(*part) for part in parts),
+        difference,
+        percentile_estimate(whole[1][0], improvements, runs=seeds),
+    )
+
+
+def _reading(differences: np.ndarray, improvements: np.ndarray) -> Reading:
+    difference = float(differences[0])
+    return Reading(None if np.isnan(difference) else difference, float(improvements[0]))
+
+
+def _runs_anew(scores: np.ndarray, seed_draw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Resampled runs, `[resample, task, meta_seed, seed]`."""
+    meta_seeds = scores.shape[1]
+    meta_draw = rng.integers(meta_seeds, size=(len(seed_draw), meta_seeds))
+    tasks = np.arange(scores.shape[0])[None, :, None, None]
+    drawn: np.ndarray = scores[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]]
+    return drawn
+
+
+def _compare(
+    x: np.ndarray, y: np.ndarray, scale: Scale, drawn: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differences and probabilities of improvement, of resamples with the tasks of each."""
+    rows = np.arange(len(x))[:, None]
+    middles = []
+    for side in (x, y):
+        low, high = (end[None, :, None, None] for end in scale.ends)
+        unit = np.where(scale.resolved[None, :, None, None], high - low, np.nan)
+        scaled = worst_first((side - low) / unit)[rows, drawn]
+        middles.append(_middle(scaled, scale.resolved[drawn]))
+    first, second = (worst_first(side)[rows, drawn] for side in (x, y))
+    first = first.reshape(*first.shape[:2], -1, 1)
+    second = second.reshape(*second.shape[:2], 1, -1)
+    wins = (first > second).mean((2, 3)) + 0.5 * (first == second).mean((2, 3))
+    return middles[0] - middles[1], wins.mean(axis=1)
+
+
+def _middle(scaled: np.ndarray, resolved: np.ndarray) -> np.ndarray:
+    """Interquartile means over the runs of tasks with a scale; NaN where there are none."""
+    found = np.full(len(scaled), np.nan)
+    counts = resolved.sum(axis=1)
+    for count in set(counts.tolist()) - {0}:  # As many tasks, one array.
+        rows = np.flatnonzero(counts == count)
+        runs = scaled[rows][resolved[rows]].reshape(len(rows), -1)
+        found[rows] = interquartile_means(runs)
+    return found

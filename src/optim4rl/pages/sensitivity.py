@@ -1,0 +1,67 @@
+"""Whether one task carries a lead: tables of comparisons without each task, and on drawn tasks."""
+
+from typing import Any
+
+import numpy as np
+
+from optim4rl.benchmark.loop import Reading, Results
+from optim4rl.benchmark.sensitivity import Sensitivity, sensitivity
+from optim4rl.evaluation.returns import area_under_curve
+from optim4rl.pages.claims import task_names
+from optim4rl.pages.words import estimate_json, with_interval
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def sensitivities(results: Results, reading: Reading) -> dict[str, Sensitivity]:
+    """Every contender's comparison with the reference; none on a single task or without one."""
+    b = results.benchmark
+    if len(b.suite.tasks) < 2 or b.reference is None:
+        return {}
+    areas = {
+        name: np.stack([[area_under_curve(member) for member in task] for task in curves])
+        for name, curves in results.runs.curves[reading].items()
+    }
+    return {
+        x.name: sensitivity(areas[x.name], areas[b.reference], results.auc_scale)
+        for x in b.contenders
+        if x.name != b.reference
+    }
+
+
+def sensitivity_tables(results: Results, reading: Reading) -> dict[str, Table]:
+    """By title: the probability of beating the reference, and the difference, without each task."""
+    found = sensitivities(results, reading)
+    if not found:
+        return {}
+    without = [f"without {task}" for task in task_names(results)]
+    header = ["optimizer", "all tasks, and tasks drawn (95 %)", *without]
+    reference = results.benchmark.reference
+    chances = [
+        [name, with_interval(x.improvement), *(f"{part.improvement:.3f}" for part in x.without)]
+        for name, x in found.items()
+    ]
+    differences = [
+        [
+            name,
+            with_interval(x.difference),
+            *("-" if p.difference is None else f"{p.difference:.3f}" for p in x.without),
+        ]
+        for name, x in found.items()
+    ]
+    return {
+        f"Probability to beat {reference}, by choice of tasks": (header, chances),
+        f"IQM of normalised AUC minus {reference}'s, by choice of tasks": (header, differences),
+    }
+
+
+def sensitivity_json(found: Sensitivity, tasks: list[str]) -> dict[str, Any]:
+    """A sensitivity as JSON."""
+    return {
+        "improvement": estimate_json(found.improvement),
+        "difference": estimate_json(found.difference),
+        "without": {
+            task: {"improvement": part.improvement, "difference": part.difference}
+            for task, part in zip(tasks, found.without, strict=True)
+        },
+    }
