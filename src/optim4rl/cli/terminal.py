@@ -68,9 +68,7 @@ def _table(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[
         return
     # Text, not markup: it may hold somebody's words.
     table = Table(title=Text(title), title_justify="left")
-    widths = _widths(
-        [(name, *cells) for name, *cells in zip(names, *rows, strict=True)], least, width
-    )
+    widths = _widths(list(zip(names, *rows, strict=True)), least, width)
     for index, name in enumerate(names):
         numbers = index > 0 and all(_is_number(row[index]) for row in rows)
         side: Literal["left", "right"] = "right" if numbers else "left"
