@@ -26,13 +26,13 @@ def test_nothing_is_known_before_a_job_is_done():
     assert Forecast(jobs("a", 1, 3)).left() is None
 
 
-def test_the_first_job_says_how_long_the_others_take():
+def test_the_second_job_of_a_program_says_how_long_the_others_take():
     first, *others = jobs("a", 1, 5, work=2.0)
     forecast = Forecast([first, *others])
-    forecast.note(first, 6.0)
-    assert forecast.left() == pytest.approx(4 * 6.0)
-    forecast.note(others[0], 1.0)  # It was compilation, mostly.
-    assert forecast.left() == pytest.approx(3 * 1.0)
+    forecast.note(first, 60.0)  # It was compilation, mostly.
+    assert forecast.left() == pytest.approx(4 * 2.0)
+    forecast.note(others[0], 6.0)
+    assert forecast.left() == pytest.approx(3 * 6.0)
 
 
 def test_programs_that_are_still_to_be_compiled_count():
@@ -48,9 +48,10 @@ def test_jobs_that_were_done_before_are_not_left():
     forecast = Forecast(wanted)
     forecast.skip(wanted[0])
     forecast.note(wanted[1], 3.0)
-    assert forecast.left() == pytest.approx(2 * 3.0)
-    forecast.expect(wanted[3:])
+    forecast.note(wanted[2], 3.0)
     assert forecast.left() == pytest.approx(3.0)
+    forecast.expect(wanted[2:])
+    assert forecast.left() == pytest.approx(2 * 3.0)
 
 
 @pytest.mark.parametrize("compiling", [0.0, 5.0, 60.0])

@@ -68,21 +68,28 @@ def _table(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[
         return
     # Text, not markup: it may hold somebody's words.
     table = Table(title=Text(title), title_justify="left")
-    room = width - sum(least) - 3 * len(least) - 1
+    widths = _widths(list(zip(names, *rows, strict=True)), least, width)
     for index, name in enumerate(names):
-        cells = [row[index] for row in rows]
-        # What is not needed to keep words whole goes to the first columns that want it.
-        more = min(room, max(map(len, (name, *cells))) - least[index])
-        room -= more
-        numbers = index > 0 and all(map(_is_number, cells))
+        numbers = index > 0 and all(_is_number(row[index]) for row in rows)
         side: Literal["left", "right"] = "right" if numbers else "left"
-        table.add_column(Text(name), justify=side, width=least[index] + more, overflow="fold")
+        table.add_column(Text(name), justify=side, width=widths[index], overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console(width=width)
     with console.capture() as captured:
         console.print(table)
     yield from captured.get().splitlines()
+
+
+def _widths(columns: Sequence[Row], least: Sequence[int], width: int) -> list[int]:
+    """Columns' widths: what keeps words whole, and of the rest as much as each column can use."""
+    room, widths = width - sum(least) - 3 * len(least) - 1, list(least)
+    wanted = [max(map(len, cells)) - x for cells, x in zip(columns, least, strict=True)]
+    for rank, index in enumerate(sorted(range(len(least)), key=wanted.__getitem__)):
+        more = min(wanted[index], room // (len(least) - rank))
+        widths[index] += more
+        room -= more
+    return widths
 
 
 def _records(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[str]:

@@ -61,12 +61,9 @@ class Forecast:
         if not self._first:
             return None
         each = {kind: self._seconds[kind] / max(work, 1e-9) for kind, work in self._work.items()}
-        if each:
-            usual = sum(self._seconds.values()) / max(sum(self._work.values()), 1e-9)
-            spent = [took - job.work * each.get(job.kind, usual) for job, took in self._first]
-            compiling = max(0.0, sum(spent) / len(spent))
-        else:  # Compilation cannot be told from work yet.
-            done = sum(job.work for job, _ in self._first)
-            usual, compiling = sum(took for _, took in self._first) / max(done, 1e-9), 0.0
+        # Until a program has run again, jobs are taken to be as much work as they say.
+        usual = sum(self._seconds.values()) / max(sum(self._work.values()), 1e-9) if each else 1.0
+        spent = [took - job.work * each.get(job.kind, usual) for job, took in self._first]
+        compiling = max(0.0, sum(spent) / len(spent))
         running = sum(max(0.0, x) * each.get(kind, usual) for kind, x in self._left.items())
         return running + compiling * len(self._programs - self._known)
