@@ -120,7 +120,8 @@ def test_a_published_suite_has_its_score_beside_the_published_one(monkeypatch):
     assert f"| {title} | 69.91 | 17.02 | 61.82 | 180.88 |" in text
     assert "| mine | 70.50 (70.5 to 70.5) |" in text
     row = next(line for line in text.splitlines() if line.startswith("| mine |") and "2.50" in line)
-    assert row.endswith("| 2.50 | 1.000 (1.00 to 1.00) | [runs](x/runs.parquet) |")
+    assert row.endswith("| 25 | 2.50 | 1.000 (1.00 to 1.00) | [runs](x/runs.parquet) |")
+    assert "gymnax:Breakout-MinAtar (30), " in text
 
 
 def test_the_command_writes_the_page_and_names_what_it_cannot_read(
