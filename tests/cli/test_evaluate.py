@@ -332,3 +332,15 @@ def test_all_contenders_of_a_published_suite_have_its_companions(tmp_path):
     assert all((m.clip, m.decay) == (0.5, True) for x in found for m in x.members)
     assert found[0].control == names[1]
     assert [x.members[0].epsilon for x in found[2:]] == [None, 1e-5]
+
+
+def test_companions_are_up_to_who_runs_open(tmp_path):
+    options = EvaluateOptions(("ppo-generalist",), suite="open", controls=False, companions="also")
+    found = {
+        x.name: x.members[0] for x in lay_out(options, make_suite(options), tmp_path).contenders
+    }
+    assert list(found)[2:] == list(PPO_BASELINES)
+    assert (found["ppo-generalist"].clip, found["ppo-generalist"].decay) == (None, False)
+    assert (found["adam_ppo"].clip, found["adam_ppo"].decay) == (0.5, True)
+    with_them = found["ppo-generalist with companions"]
+    assert (with_them.clip, with_them.decay) == (0.5, True)

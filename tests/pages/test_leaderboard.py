@@ -1,5 +1,6 @@
 """The leaderboard: what a benchmark says, from its table alone, and the committed page."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -120,7 +121,25 @@ def test_a_published_suite_has_its_score_beside_the_published_one(monkeypatch):
     assert f"| {title} | 69.91 | 17.02 | 61.82 | 180.88 |" in text
     assert "| mine | 70.50 (70.5 to 70.5) |" in text
     row = next(line for line in text.splitlines() if line.startswith("| mine |") and "2.50" in line)
-    assert row.endswith("| 2.50 | 1.000 (1.00 to 1.00) | [runs](x/runs.parquet) |")
+    assert row.endswith("| 25 | 2.50 | 1.000 (1.00 to 1.00) | [runs](x/runs.parquet) |")
+    assert "gymnax:Breakout-MinAtar (30), " in text
+
+
+def test_who_was_not_timed_has_no_time_and_takes_nobody_else_s(monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    old = dataclasses.replace(made_up(3.0, 1.0, 1.0), seconds=None)
+    found = {
+        "adam": ((made_up(2.0, 10.0, 1.0),),),
+        "rmsprop": ((made_up(1.0, 5.0, 1.0),),),
+        "old": ((old,),),
+    }
+    sources = dict.fromkeys(found, Path("runs.parquet"))
+    board = Board("one", ("catch",), {"tuned": found}, (made_up(0.0, 1.0, 1.0),), sources)
+    times = rank(board, "tuned").times
+    assert {name: time.ratio for name, time in times.items()} == {"adam": 1.0, "rmsprop": 0.5}
+    text = leaderboard_page([board], [Path("runs.parquet")], Path("page.md"))
+    row = next(line for line in text.splitlines() if line.startswith("| old |") and "runs" in line)
+    assert row.endswith("| - | - | - | [runs](runs.parquet) |")
 
 
 def test_the_command_writes_the_page_and_names_what_it_cannot_read(

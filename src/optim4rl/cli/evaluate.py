@@ -275,7 +275,7 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
         baselines = PPO_BASELINES if ppo else A2C_BASELINES
         if suite.companions:
             baselines = COMPANION_BASELINES
-        elif options.suite is not None:  # Suites normalise rewards.
+        elif options.suite is not None and suite.tasks[0].config.normalise_rewards:
             baselines += ("adam_raw_rewards",)
     contenders = _asked_for(options, suite, folder)
     if options.companions != "no" and not suite.companions:

@@ -40,15 +40,19 @@ class TimeStanding:
 def time_standings(
     found: RunsByContender, reference: str | None, scale: Scale
 ) -> dict[str, TimeStanding]:
-    """Every contender against time; nothing without a reference, or where time is not measured.
+    """Every contender whose time is measured, against time; none if the reference's is not.
 
     Args:
         found: contender -> task -> the curves of each member.
         reference: the contender in whose time all are compared.
         scale: the tasks' scale of AUC.
     """
-    measured = [run_seconds(members) for tasks in found.values() for members in tasks]
-    if reference is None or not np.isfinite(measured).all():
+    found = {
+        name: tasks
+        for name, tasks in found.items()
+        if np.isfinite([run_seconds(members) for members in tasks]).all()
+    }
+    if reference is None or reference not in found:
         return {}
     budgets = [run_seconds(members) for members in found[reference]]
     areas = {

@@ -221,6 +221,7 @@ def _ranking_values(ranking: Ranking) -> dict[str, Any]:
         lead, time = standing.lead, ranking.times.get(name)
         return {
             "auc": estimate_json(standing.auc.mean),
+            "auc_iqm": estimate_json(standing.auc.iqm),
             "final_return": estimate_json(standing.final.mean),
             "improvement": None if lead is None else estimate_json(lead.mean_improvement),
             "time_over_reference": None if time is None else finite(time.ratio),
@@ -244,12 +245,12 @@ _BOX = """# Leaderboard
 
 AUC and final return are on a scale where 0 is the untrained policy and 1 the best tuned baseline of
 each task. It is the best of all that stand here, so the page of one run can have another scale.
-Cells are means over tasks with 95 % bootstrap intervals.
+Cells are means over tasks, or interquartile means over runs, with 95 % bootstrap intervals.
 
 - *One setting* is one for all tasks of a suite, *tuned* one for each. Other seeds chose both.
 - *P* is the probability that a run has a higher AUC than one of the reference in the same reading.
-- *Time* is that of a run over the reference's, by the geometric mean over tasks. For *P in its
-  time* every run is cut where the reference's ends.
+- *Seconds* are the mean over tasks, their ratio to the reference's is the geometric mean. For *P in
+  its time* every run is cut where the reference's ends.
 - "+2" is three meta-seeds of one recipe, "untrained" the same rule with fresh weights.
 
 [How all this is measured](../benchmark.md). [How to add your
@@ -332,11 +333,10 @@ def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path)
     header = ["contender"]
     for reading, ranking in rankings.items():
         title = {"one": "one setting", "tuned": "tuned"}[reading]
-        header += [
-            f"{x}, {title}" for x in ("AUC", "final return", f"P(beats {ranking.reference})")
-        ]
+        scores = ("AUC", "IQM of AUC", "final return", f"P(beats {ranking.reference})")
+        header += [f"{x}, {title}" for x in scores]
     if first.times:
-        header += [f"time over {first.reference}'s", "P in its time"]
+        header += ["seconds of a run", f"over {first.reference}'s", "P in its time"]
     rows = []
     for name in names:
         row = [f"**{name}**" if name == first.reference else name]
@@ -344,10 +344,16 @@ def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path)
             row += _standing_cells(ranking.standings.get(name))
         if first.times:
             time = first.times.get(name)
-            row += ["-", "-"] if time is None else [f"{time.ratio:.2f}", _improvement(time.lead)]
+            row += ["-"] * 3 if time is None else _time_cells(time)
         rows.append([*row, f"[runs]({os.path.relpath(board.sources[name], out.parent)})"])
-    tasks = f"{', '.join(board.tasks)}; {len(board.untrained[0].returns)} seeds."
-    yield from ("", f"## {board.suite}", "", f"{tasks} {_remark(board, first.reference)}", "")
+    tasks = ", ".join(
+        f"{task} ({curves.env_steps[-1]:,})"
+        for task, curves in zip(board.tasks, board.untrained, strict=True)
+    )
+    about = (
+        f"Tasks and environment steps of a run: {tasks}. {len(board.untrained[0].returns)} seeds."
+    )
+    yield from ("", f"## {board.suite}", "", f"{about} {_remark(board, first.reference)}", "")
     yield from _lines([*header, "table"], rows)
     yield from _greedy_lines(board, names)
 
@@ -367,9 +373,14 @@ def _remark(board: Board, reference: str | None) -> str:
 
 def _standing_cells(standing: Standing | None) -> list[str]:
     if standing is None:
-        return ["-"] * 3
-    scores = (standing.auc.mean, standing.final.mean)
+        return ["-"] * 4
+    scores = (standing.auc.mean, standing.auc.iqm, standing.final.mean)
     return [*map(with_interval, scores), _improvement(standing.lead)]
+
+
+def _time_cells(time: TimeStanding) -> list[str]:
+    seconds = np.mean([cost.seconds for cost in time.costs])
+    return [f"{seconds:.3g}", f"{time.ratio:.2f}", _improvement(time.lead)]
 
 
 def _improvement(lead: object) -> str:
