@@ -66,8 +66,7 @@ def scale_by_learned_rule(
             stochastically: rounded to the nearest, a moment that decays by 0.999 would never move.
 
     Raises:
-        ValueError: the kernel cannot run the rule, the dtype is not one of these two, or a gradient
-            is complex.
+        ValueError: the kernel cannot run the rule, the dtype is another, or a gradient is complex.
 
     A structure may read more (`structure.Extras`): `params`, and extra arguments of `update`. These
     are `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
@@ -92,9 +91,7 @@ def scale_by_learned_rule(
         extras = _extras(spec, layout, updates, count, params, extra)
         leaves, structure = jax.tree.flatten(updates)
         given = [_real(leaf) for leaf in leaves]
-        gradients = [x.astype(jnp.float32) for x in given]
-        if spec.clip_norm is not None:
-            gradients = clip_apart(spec.clip_norm, layout, gradients)
+        gradients = _clipped(spec, layout, given)
         known = [_leaves(updates, tree) for tree in state.memory]
         directions, memory = [], []
         for index, (gradient, tensor) in enumerate(zip(gradients, layout, strict=True)):
@@ -102,14 +99,28 @@ def scale_by_learned_rule(
             direction, after = step(meta_parameters, gradient, before, extras[index], tensor=tensor)
             directions.append(direction)
             memory.append(_memory(after, kept, index))
-        if spec.zero_mean:
-            directions = without_mean(directions)
-        directions = [x.astype(like.dtype) for x, like in zip(directions, given, strict=True)]
+        directions = _finished(spec, directions, given)
         rows = [[leaf[row] for leaf in memory] for row in range(spec.state_floats)]
         tree, *trees = (jax.tree.unflatten(structure, leaves) for leaves in (directions, *rows))
         return tree, LearnedRuleState(optax.safe_increment(count), tuple(trees))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _clipped(spec: OptimizerSpec, layout: Layout, given: Sequence[Array]) -> list[Array]:
+    """Gradients in float32, their global norms clipped where the rule asks for it."""
+    gradients = [x.astype(jnp.float32) for x in given]
+    if spec.clip_norm is None:
+        return gradients
+    return clip_apart(spec.clip_norm, layout, gradients)
+
+
+def _finished(
+    spec: OptimizerSpec, directions: Sequence[Array], given: Sequence[Array]
+) -> list[Array]:
+    """Directions in the dtypes of the gradients, less their mean where the rule asks for it."""
+    whole = without_mean(directions) if spec.zero_mean else directions
+    return [x.astype(like.dtype) for x, like in zip(whole, given, strict=True)]
 
 
 def _leaves(like: Any, tree: Any) -> list[Array]:
