@@ -95,12 +95,12 @@ def test_a_table_without_the_untrained_policy_is_refused(tables, tmp_path):
         load_boards([path])
 
 
-def made_up(level, seconds, greedy):
+def made_up(level, seconds, greedy, env_steps=30):
     """Flat curves of three runs."""
     return Curves(
         level + 0.01 * np.arange(3.0)[:, None] + np.zeros((3, 30)),
         np.full(3, -1),
-        np.arange(1, 31),
+        env_steps // 30 * np.arange(1, 31) + env_steps % 30,
         np.full(3, greedy),
         np.full(3, seconds),
     )
@@ -113,7 +113,7 @@ def test_a_published_suite_has_its_score_beside_the_published_one(monkeypatch):
         "adam_ppo": tuple((made_up(2.0, 10.0, 60.0),) for _ in scores),
         "mine": tuple((made_up(3.0, 25.0, 70.5),) for _ in scores),
     }
-    still = tuple(made_up(0.0, 1.0, 1.0) for _ in scores)
+    still = tuple(made_up(0.0, 1.0, 1.0, 9_994_240) for _ in scores)
     sources = dict.fromkeys(found, Path("docs/results/x/runs.parquet"))
     board = Board("discobench", tuple(scores), {"one": found, "tuned": found}, still, sources)
     text = leaderboard_page([board], [Path("x/runs.parquet")], PAGE)
@@ -122,7 +122,10 @@ def test_a_published_suite_has_its_score_beside_the_published_one(monkeypatch):
     assert "| mine | 70.50 (70.5 to 70.5) |" in text
     row = next(line for line in text.splitlines() if line.startswith("| mine |") and "2.50" in line)
     assert row.endswith("| 25 | 2.50 | 1.000 (1.00 to 1.00) | [runs](x/runs.parquet) |")
-    assert "gymnax:Breakout-MinAtar (30), " in text
+    assert "gymnax:Breakout-MinAtar (9,994,240), " in text
+    # A shorter run is no match for what was published.
+    short = dataclasses.replace(board, untrained=tuple(made_up(0.0, 1.0, 1.0) for _ in scores))
+    assert title not in leaderboard_page([short], [Path("x/runs.parquet")], PAGE)
 
 
 def test_who_was_not_timed_has_no_time_and_takes_nobody_else_s(monkeypatch):

@@ -119,13 +119,14 @@ def _lead(lead: Lead | None) -> list[str]:
 
 
 def _cost(cost: Cost, area: Estimate) -> list[str]:
-    reach = (cost.env_steps_to_reach, cost.seconds_to_reach)
+    reached = np.isfinite(cost.env_steps_to_reach)
     return [
         f"{cost.env_steps:,}",
         f"{cost.seconds:.3g}",
         f"{cost.ratio:.2f}",
         with_interval(area),
-        *(f"{x:,.0f}" if np.isfinite(x) else "-" for x in reach),
+        f"{cost.env_steps_to_reach:,.0f}" if reached else "-",
+        f"{cost.seconds_to_reach:.3g}" if reached else "-",
         f"{cost.reached} of {cost.runs}",
     ]
 

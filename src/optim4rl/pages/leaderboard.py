@@ -123,17 +123,15 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
 
 def _suite_of(lengths: tuple[tuple[str, int], ...]) -> str | None:
     """The suite that has these tasks at these lengths, for tables of earlier versions."""
-    for suite in SUITES.values():
-        known = {
-            (
-                task.name,
-                task.rollouts * task.config.num_envs * task.config.learner.rollout,
-            )
-            for task in suite.tasks
-        }
-        if set(lengths) <= known:
-            return suite.name
-    return None
+    return next((name for name in SUITES if set(lengths) <= _lengths(name)), None)
+
+
+def _lengths(suite: str) -> set[tuple[str, int]]:
+    """A suite's tasks, and the environment steps of a whole run on each."""
+    return {
+        (task.name, task.rollouts * task.config.num_envs * task.config.learner.rollout)
+        for task in SUITES[suite].tasks
+    }
 
 
 def _board(suite: str, tables: Sequence[tuple[Path, "pl.DataFrame"]]) -> Board:
@@ -404,9 +402,13 @@ def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
         scores = [np.stack([greedy_return(x) for x in members])[None] for members in tuned[name]]
         cells = [with_interval(bootstrap_interval(x, statistic="mean"), 2) for x in scores]
         rows.append([name, *cells])
-    if board.suite in PUBLISHED:
-        title, published = PUBLISHED[board.suite]
-        rows.append([title, *(f"{published[x]:g}" if x in published else "-" for x in board.tasks)])
+    title, published = PUBLISHED.get(board.suite, ("", {}))
+    lengths = [
+        (task, int(curves.env_steps[-1]))
+        for task, curves in zip(board.tasks, board.untrained, strict=True)
+    ]
+    if published and set(lengths) <= _lengths(board.suite):
+        rows.append([title, *(f"{published[task]:g}" for task in board.tasks)])
     yield from ("", "Mean return of greedy episodes after training, tuned for each task:", "")
     yield from _lines(["contender", *board.tasks], rows)
 
