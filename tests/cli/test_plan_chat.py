@@ -343,7 +343,7 @@ def test_a_slow_endpoint_is_given_up_in_time(reply, serve, capsys):
 
 def test_a_slow_endpoint_may_be_faster_the_next_time(serve):
     server = serve(silent, says(GOOD))
-    propose("--timeout", "0.5")
+    propose("--timeout", "1")
     assert len(server.requests) == 2
     assert written() == ["resets", "structure"]
 
