@@ -70,6 +70,7 @@ COMMANDS = {
     "plan propose": ("plan", "ProposeOptions", "propose_plan"),
     "plan score": ("plan", "ScoreOptions", "score"),
     "plan lint": ("plan", "LintOptions", "lint_plan"),
+    "plan export": ("plan", "ExportOptions", "export"),
     "ablate": ("ablate", "AblateOptions", "ablate"),
     "report": ("report", "ReportOptions", "report"),
     "identity": ("ablate", "IdentityOptions", "identity"),
