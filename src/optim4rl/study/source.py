@@ -18,6 +18,7 @@ from typing import Any
 
 from optim4rl.fields import shown
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_file
 from optim4rl.study.experiment import Experiment
 
 FOLDER = "experiments"
@@ -92,7 +93,7 @@ def read_source(text: str) -> Source:
     files = _local_files(path)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+        digest.update(f"{file.name}\n".encode() + read_file(file))
     packages = {}
     local = {file.stem for file in files}
     for module in sorted({x for file in files for x in _imports(file)} - local):
@@ -108,7 +109,7 @@ def keep_source(source: Source, text: str, folder: Path) -> None:
     path, _ = split_name(text)
     for name, kept in zip((source.file, *source.modules), source.files, strict=True):
         if not (folder / kept).is_file():
-            write_atomically(folder / kept, (path.parent / name).read_bytes())
+            write_atomically(folder / kept, read_file(path.parent / name))
 
 
 @cache
@@ -187,7 +188,7 @@ def _imports(path: Path) -> Iterator[str]:
         ValueError: it is no Python.
     """
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(read_file(path))
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{path.name}: {explain(error, path)}") from error
     for node in ast.walk(tree):
