@@ -1,4 +1,4 @@
-"""`optim4rl plan`: show, propose, score and lint ablation plans.
+"""`optim4rl plan`: show, propose and lint ablation plans; `plan_scores` compares them.
 
 Text is read without JAX: what needs it is imported where it is used.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import tyro
 
@@ -18,21 +18,11 @@ from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 from optim4rl.plans.components import Catalogue
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, map_plan, plan_as_dict
 from optim4rl.plans.optim4rl import OPTIM4RL
-from optim4rl.plans.plan import read_plan
-from optim4rl.plans.planner.bench import (
-    JUDGE_SCHEMA,
-    BenchScore,
-    bench_score,
-    by_priority,
-    export_lines,
-    judge_plan,
-    match_plans,
-)
 from optim4rl.plans.planner.catalogue import catalogue_plan
 from optim4rl.plans.planner.method import Method, method_of, read_method
 from optim4rl.plans.planner.propose import Chat, Limits, Proposal, Record, Usage, propose
 from optim4rl.plans.planner.render import normalise, render_plan, unmapped
-from optim4rl.plans.planner.score import Score, pairs, score_plan
+from optim4rl.plans.planner.score import pairs
 from optim4rl.plans.planner.text import PlannerError, one_line
 from optim4rl.study.lint import Finding, lint
 
@@ -43,7 +33,7 @@ CATALOGUE = "catalogue"
 OWN = "optim4rl"
 
 
-def _known(experiment: str) -> Catalogue:
+def catalogue_of(experiment: str) -> Catalogue:
     """What a plan can name in an experiment.
 
     Raises:
@@ -54,6 +44,26 @@ def _known(experiment: str) -> Catalogue:
     from optim4rl.study.source import load_experiment, split_name
 
     return load_experiment(*split_name(experiment)).catalogue
+
+
+class ChatOptions(Protocol):
+    """Options of a command that asks a chat model."""
+
+    @property
+    def model(self) -> str | None:
+        """Its name."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for one response."""
+
+    @property
+    def retries(self) -> int:
+        """How often a request is tried again."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of one answer."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class ShowOptions:
 
 def show(options: ShowOptions) -> None:
     """The command `plan show`."""
-    read = MappedPlan.read(options.plan, _known(options.experiment))
+    read = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     if options.json:
         print(json.dumps(plan_as_dict(read.plan, read.mapped), indent=1))
         return
@@ -101,7 +111,7 @@ def _show_ablation(entry: MappedAblation) -> None:
     rows += [[what, text, ""] for what, text in said if text]
     if ablation.priority is not None:
         rows.append(["priority", str(ablation.priority), ""])
-    _print_table(ablation.title or ablation.part, ["", "in the plan", "in a study"], rows)
+    print_safely(ablation.title or ablation.part, ["", "in the plan", "in a study"], rows)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ def propose_plan(options: ProposeOptions) -> None:
         plan = normalise(catalogue_plan(method))
         proposal = Proposal(plan, unmapped(map_plan(plan, method.known)), 0, Usage(0, 0))
     else:
-        proposal = propose(method, options.model, _chat(options), limits, record)
+        proposal = propose(method, options.model, open_chat(options), limits, record)
     write_atomically(options.out, render_plan(proposal.plan, method.known).encode())
     _report(proposal, options, limits, record)
 
@@ -171,17 +181,17 @@ def propose_plan(options: ProposeOptions) -> None:
 def _method(options: ProposeOptions) -> Method:
     if (options.method is None) == (options.of is None):
         raise PlannerError(
-            "method: give a file with a method's description, or --of with optim4rl or FILE.py:NAME"
+            "method: give a file with a method's description, or --of optim4rl or FILE.py:NAME"
         )
     if options.of is not None:
-        return method_of(_known(options.of))
+        return method_of(catalogue_of(options.of))
     assert options.method is not None
     if options.out.exists() and options.method.exists() and options.out.samefile(options.method):
         raise PlannerError(f"out = {str(options.out)!r}: the plan would replace the description")
-    return read_method(options.method, _known(options.experiment))
+    return read_method(options.method, catalogue_of(options.experiment))
 
 
-def _chat(options: "ProposeOptions | ScoreOptions", **further: Any) -> Chat:
+def open_chat(options: ChatOptions, **further: Any) -> Chat:
     """The chat model that the options name."""
     assert options.model is not None
     try:
@@ -231,167 +241,6 @@ def _report(proposal: Proposal, options: ProposeOptions, limits: Limits, record:
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
-    """Say how much of a reference plan other plans find.
-
-    Each plan counts as a set of pairs: a component and a replacement. Beside that stand
-    AblationBench's scores of whole ablations: two match if they have one replacement in common.
-
-      optim4rl plan score p.md --against plans/optim4rl.md
-
-    Attributes:
-        plans: the plan files.
-        against: the reference plan's file.
-        experiment: what they are for: optim4rl, or a method of your own as FILE.py:NAME.
-        k: ablations of each plan that AblationBench's scores count, the most important first; all
-            by default.
-        model: a chat model that judges which ablations match, as AblationBench has it; by default
-            they match by what they map to, or by their words.
-        timeout: seconds for the judge's response.
-        retries: times that a request is made again.
-        answer_tokens: tokens of the judge's answer.
-        json: print it as JSON.
-    """
-
-    plans: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    against: Path
-    experiment: str = OWN
-    k: int | None = None
-    model: str | None = None
-    timeout: float = 300.0
-    retries: int = 2
-    answer_tokens: int = 8_000
-    json: bool = False
-
-
-def score(options: ScoreOptions) -> None:
-    """The command `plan score`."""
-    if not options.plans:
-        raise PlannerError("plans: one or more plan files are needed")
-    check_fields(options, k=COUNT, timeout=POSITIVE, retries=COUNT_OR_ZERO, answer_tokens=COUNT)
-    known = _known(options.experiment)
-    against = MappedPlan.read(options.against, known)
-    plans = {path: MappedPlan.read(path, known) for path in options.plans}
-    benches = {path: _bench(options, path, plan, against) for path, plan in plans.items()}
-    if options.model is not None or not pairs(against.mapped):
-        _print_benches(benches, options)
-        return
-    scores = {path: score_plan(plan.mapped, against.mapped) for path, plan in plans.items()}
-    if options.json:
-        values = [
-            _score_values(path, entry) | {"ablation_bench": _bench_values(benches[path])}
-            for path, entry in scores.items()
-        ]
-        print(json.dumps(values, indent=1))
-        return
-    rows = [
-        [
-            str(path),
-            f"{entry.complete} of {len(entry.ablations)}",
-            f"{entry.hits} of {len(entry.wanted)}",
-            *(f"{x:.2f}" for x in (entry.precision, entry.recall, entry.f1)),
-            str(len(entry.proposed)),
-            str(entry.unmapped),
-        ]
-        for path, entry in scores.items()
-    ]
-    columns = ["plan", "ablations", "replacements", "precision", "recall", "F1", "proposed"]
-    _print_table(f"found of {options.against}", [*columns, "not mapped"], rows)
-    _print_found(scores)
-    _print_benches(benches, options)
-
-
-def _bench(options: ScoreOptions, path: Path, plan: MappedPlan, against: MappedPlan) -> BenchScore:
-    """A plan's score as AblationBench has it."""
-    if options.model is None:
-        order = by_priority(plan.plan.ablations)
-        mapped = [plan.mapped[index] for index in order]
-        matches = match_plans(mapped, against.mapped)
-    else:
-        record = Record(path.with_suffix(".judge.jsonl"))
-        chat = _chat(options, schema=JUDGE_SCHEMA)
-        matches = judge_plan(plan.plan, against.plan, chat, record)
-    return bench_score(matches, len(plan.mapped), options.k)
-
-
-def _bench_values(score: BenchScore) -> dict[str, Any]:
-    names = ("proposed", "found", "precision", "recall", "f1", "ndcg")
-    return {name: getattr(score, name) for name in names}
-
-
-def _print_benches(benches: dict[Path, BenchScore], options: ScoreOptions) -> None:
-    """AblationBench's scores of all plans."""
-    if options.json:
-        values = [
-            {"plan": str(path), "ablation_bench": _bench_values(x)} for path, x in benches.items()
-        ]
-        print(json.dumps(values, indent=1))
-        return
-    rows = [
-        [
-            str(path),
-            f"{x.found} of {len(x.matches)}",
-            str(x.proposed),
-            *(f"{value:.2f}" for value in (x.precision, x.recall, x.f1, x.ndcg)),
-        ]
-        for path, x in benches.items()
-    ]
-    at = "" if options.k is None else f" at {options.k}"
-    judge = options.model or "by what they map to"
-    columns = ["plan", "found", "proposed", "precision", "recall", "F1", "nDCG"]
-    _print_table(f"AblationBench's scores{at} ({judge})", columns, rows)
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Write a plan as AblationBench's JSON lines, the most important ablation first.
-
-    Attributes:
-        plan: the plan file.
-        out: the file to write.
-    """
-
-    plan: Annotated[Path, tyro.conf.Positional]
-    out: Path
-
-
-def export(options: ExportOptions) -> None:
-    """The command `plan export`."""
-    from optim4rl.files.atomic import write_atomically
-
-    require_file_name("out", options.out)
-    plan = read_plan(options.plan)
-    write_atomically(options.out, export_lines(plan).encode())
-    print(f"plan: {options.out} ({len(plan.ablations)} ablations)")
-
-
-def _print_found(scores: dict[Path, Score]) -> None:
-    """Each ablation of the reference, and what each plan finds of it."""
-    first = next(iter(scores.values()))
-    rows = [
-        [
-            entry.title,
-            ", ".join("/".join(map(str, pair)) for pair in entry.wanted),
-            *(", ".join(str(v) for _, v in s.ablations[i].found) or "-" for s in scores.values()),
-        ]
-        for i, entry in enumerate(first.ablations)
-    ]
-    _print_table("the reference's ablations", ["ablation", "wanted", *map(str, scores)], rows)
-
-
-def _score_values(path: Path, score: Score) -> dict[str, Any]:
-    return {
-        "plan": str(path),
-        **asdict(score),
-        "hits": score.hits,
-        "precision": score.precision,
-        "recall": score.recall,
-        "f1": score.f1,
-        "ablations_found": score.complete,
-    }
-
-
-@dataclass(frozen=True)
 class LintOptions:
     """Say what is wrong with a plan, and what it would cost to run; exits with 1 if anything is.
 
@@ -419,7 +268,7 @@ class LintOptions:
 def lint_plan(options: LintOptions) -> None:
     """The command `plan lint`."""
     check_fields(options, jobs=COUNT)
-    plan = MappedPlan.read(options.plan, _known(options.experiment))
+    plan = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     findings = lint(plan.mapped)
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
     costs = []
@@ -462,7 +311,7 @@ def _print_findings(plan: MappedPlan, findings: tuple[Finding, ...]) -> None:
     parts = [entry.ablation.part for entry in plan.mapped]
     rows = [[f"{f.ablation}. {parts[f.ablation - 1]}", f.kind, f.message] for f in findings]
     if rows:
-        _print_table("what is wrong", ["ablation", "kind", "what"], rows)
+        print_safely("what is wrong", ["ablation", "kind", "what"], rows)
     else:
         print("nothing is wrong with this plan")
 
@@ -482,7 +331,7 @@ def _print_costs(costs: "list[Cost]", jobs: int) -> None:
         for cost in costs
     ]
     columns = ["scale", "rows trained", "jobs", "predicted time", "from"]
-    _print_table(f"what a study of it costs, {jobs} workers", columns, prices)
+    print_safely(f"what a study of it costs, {jobs} workers", columns, prices)
 
 
 def _origin(cost: "Cost") -> str:
@@ -491,7 +340,7 @@ def _origin(cost: "Cost") -> str:
     return f"{cost.measured} of {cost.jobs} jobs' times" if cost.measured else "a table"
 
 
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def print_safely(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table of words from outside, which do not steer the terminal."""
 
     def safe(text: str) -> str:
