@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import tyro
 
@@ -46,6 +46,7 @@ def catalogue_of(experiment: str) -> Catalogue:
     return load_experiment(*split_name(experiment)).catalogue
 
 
+@runtime_checkable
 class ChatOptions(Protocol):
     """Options of a command that asks a chat model."""
 
