@@ -107,12 +107,13 @@ def jobs(folder: Path, seconds: float) -> None:
     from optim4rl.jobs.worker import answer
     from optim4rl.study import runner
     from optim4rl.study.layout import lay_out
+    from optim4rl.study.opening import open_own
     from optim4rl.study.settings import SMOKE
 
     configure_jax()
     rounds = done = 0
     samples = Samples(folder / "jobs.csv", seconds, lambda: rounds > 0)
-    study = lay_out(PLAN.read_bytes(), "smoke", SMOKE)
+    study = lay_out(PLAN.read_bytes(), open_own("smoke", SMOKE))
 
     class Here:
         """A pool of this process alone."""

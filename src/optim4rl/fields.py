@@ -113,6 +113,8 @@ def _numbers(value: Any) -> tuple[Any, ...]:
 def _fits(value: Any, declared: Any) -> bool:
     """Whether a value is of the declared type, and no number is infinite or NaN."""
     origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    if declared is Any:
+        return True
     if origin is Annotated:
         return _fits(value, parts[0])
     if origin is Literal:

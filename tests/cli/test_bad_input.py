@@ -20,7 +20,7 @@ import pytest
 
 from optim4rl.benchmark.contender import Maker
 from optim4rl.benchmark.protocol import Protocol
-from optim4rl.cli import ablate, evaluate, importing, main as cli, plan, train
+from optim4rl.cli import ablate, evaluate, importing, main as cli, plan, plan_scores, train
 from optim4rl.cli.main import main
 from optim4rl.fields import shown
 from optim4rl.jobs.pools import Workers
@@ -164,7 +164,7 @@ COMMANDS = {
     "import": (importing.ImportOptions, ["open", "weights.npy", "--out=o"]),
     "plan propose": (plan.ProposeOptions, ["--of=optim4rl", "--out=o"]),
     "plan lint": (plan.LintOptions, [str(PLAN)]),
-    "plan score": (plan.ScoreOptions, [str(PLAN), f"--against={PLAN}"]),
+    "plan score": (plan_scores.ScoreOptions, [str(PLAN), f"--against={PLAN}"]),
     "plan show": (plan.ShowOptions, [str(PLAN)]),
 }
 # What stands between the options and the work.

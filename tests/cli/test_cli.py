@@ -20,7 +20,7 @@ from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.presets import LEARNED, optimizer_names
 from optim4rl.optimizers.weights import shipped_names
-from optim4rl.plans.components import COMPONENTS, METRICS
+from optim4rl.plans.optim4rl import COMPONENTS, METRICS
 from optim4rl.study.settings import SCALES
 from optim4rl.tasks.environments.adapters import environment_names, package_names
 

@@ -36,6 +36,7 @@ from optim4rl.optimizers.weights import load_weights, save_weights, untrained
 from optim4rl.pages.comparison import read_run
 from optim4rl.study.cells import Training, training_job
 from optim4rl.study.layout import lay_out, load_study, record_study
+from optim4rl.study.opening import open_own
 from optim4rl.study.settings import QUICK, SMOKE
 from optim4rl.study.variant import REFERENCE
 from optim4rl.tasks import TaskConfig
@@ -192,7 +193,7 @@ def log(folder, seed):
 def study(folder, seed, name):
     settings = dataclasses.replace(SMOKE if seed else QUICK, meta_seeds=2 + seed)
     plan = PLAN.replace(b"Synchronous resets", b"Random resets") if seed else PLAN
-    record_study(lay_out(plan, "smoke", settings), folder, f"command {seed}")
+    record_study(lay_out(plan, open_own("smoke", settings)), folder, f"command {seed}")
     write_manifest(folder)
     return folder / name, lambda: dataclasses.astuple(load_study(folder))
 

@@ -14,8 +14,10 @@ from optim4rl.optimizers.weights import load_weights, save_weights, untrained
 from optim4rl.pages.comparison import read_run, write_comparison
 from optim4rl.pages.study import write_report
 from optim4rl.study import runner
+from optim4rl.study.collecting import collect
 from optim4rl.study.layout import lay_out, load_study
-from optim4rl.study.runner import collect, run_study
+from optim4rl.study.opening import open_own
+from optim4rl.study.runner import run_study
 from optim4rl.study.settings import SMOKE
 from pretended import PretendedPool
 
@@ -67,7 +69,7 @@ def _made_up(monkeypatch):
 
 def write_study(folder, text):
     """All files of a study of a plan that says the text, but for the training."""
-    study = lay_out(plan(text), "smoke", SMOKE, skip_unmapped=True)
+    study = lay_out(plan(text), open_own("smoke", SMOKE), skip_unmapped=True)
     run_study(study, folder, command=f"optim4rl ablate {text}")
     write_report(collect(load_study(folder), folder), folder / "report.html")
     write_manifest(folder)

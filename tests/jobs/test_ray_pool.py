@@ -25,8 +25,10 @@ from optim4rl.jobs.pools import Workers, open_pool
 from optim4rl.jobs.ray_pool import DEATHS, ClusterError
 from optim4rl.optimizers.weights import save_weights, untrained
 from optim4rl.study.layout import lay_out
+from optim4rl.study.opening import open_given, open_own
 from optim4rl.study.runner import run_study
 from optim4rl.study.settings import EvaluationSettings, StudySettings, TrainingSettings
+from test_readme import blocks
 
 pytestmark = pytest.mark.slow
 
@@ -429,7 +431,7 @@ def _quick_programs(tmp_path, monkeypatch):
 def test_a_study_gives_the_same_tables_bit_for_bit(cluster, tally, tmp_path):
     """In processes of this machine, on the cluster, and on the cluster with workers killed."""
     row = tally("workers killed", "kill -9 of workers of a Ray cluster, under a study")
-    study = lay_out(PLAN, "tiny", TINY)
+    study = lay_out(PLAN, open_own("tiny", TINY))
 
     def run(name, address):
         results = run_study(study, tmp_path / name, command="", workers=Workers(2, address))
@@ -443,6 +445,50 @@ def test_a_study_gives_the_same_tables_bit_for_bit(cluster, tally, tmp_path):
         on_ray = run("ray", "auto")
     row.count("correct" if on_ray == here else "wrong result", times=len(kills))
     row.check(1)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_method_of_ones_own_gives_the_same_table_bit_for_bit(tmp_path):
+    """The file goes to the workers, and so do the modules beside it and what was trained."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "own-method.md"
+    plan, *_ = blocks(page.read_text("utf-8"), "text")
+    file = tmp_path / "method.py"
+    (tmp_path / "beside.py").write_text("from torch import ones\n")
+    file.write_text(TRAINED_METHOD)
+    study = lay_out(plan.encode(), open_given(f"{file}:experiment"))
+    for name, address in (("here", "local"), ("ray", "auto")):
+        run_study(study, tmp_path / name, command="", workers=Workers(2, address))
+    here, ray = ((tmp_path / name / "runs.parquet").read_bytes() for name in ("here", "ray"))
+    assert here == ray
+
+
+TRAINED_METHOD = """
+from dataclasses import dataclass
+from beside import ones
+from optim4rl.study import Choice, Component, Experiment, Metric
+
+@dataclass(frozen=True)
+class Settings:
+    norm: bool = True
+    optimizer: str = "adam"
+
+def train(settings, meta_seed):
+    return {"weights": ones(3) * meta_seed}
+
+def run(settings, seed, artefact):
+    return {"loss": artefact["weights"] + seed + 10 * (not settings.norm)}
+
+experiment = Experiment(
+    name="trained", reference=Settings(), run=run, train=train, meta_seeds=2, seeds=3,
+    metrics=(Metric("loss", ("loss",), better="lower"),),
+    components=(
+        Component("norm", ("layer normalization",), (Choice(True, ("norm",)),
+            Choice(False, ("no norm",))), remove=False),
+        Component("optimizer", ("optimizer",), (Choice("adam", ("adam",)),
+            Choice("sgd", ("sgd",)))),
+    ),
+)
+"""
 
 
 @pytest.mark.usefixtures("_quick_programs")
@@ -464,6 +510,6 @@ def test_other_code_on_the_cluster_is_refused(cluster, tmp_path, monkeypatch):
     """And so is another version of a package that can change a number."""
     versions = provenance.package_versions() | {"optax": "another"}
     monkeypatch.setattr("optim4rl.jobs.job.package_versions", lambda: versions)
-    study = lay_out(PLAN, "tiny", dataclasses.replace(TINY, meta_seeds=1))
+    study = lay_out(PLAN, open_own("tiny", dataclasses.replace(TINY, meta_seeds=1)))
     with pytest.raises(JobError, match="another version of optim4rl or of a package"):
         run_study(study, tmp_path, command="", workers=Workers(1, "auto"))

@@ -452,7 +452,7 @@ def test_no_clear_difference_comes_with_what_these_seeds_can_find(
     results: StudyResults, page: Page
 ) -> None:
     for entry in summarise(results).rows[1:]:
-        for score in (entry.auc, entry.final):
+        for score in entry.scores:
             assert score.claim is not None
             assert score.sentence in page.text
             if score.outcome != "unclear":
@@ -581,7 +581,7 @@ def test_failing_never_improves_a_score(small: StudyResults) -> None:
     fewer = with_row(
         small, key, lambda row: replace(row, curves=row.curves[1:], failures={0: "diverged"})
     )
-    before, after = (summarise(r).rows[2].auc for r in (small, fewer))
+    before, after = (summarise(r).rows[2].primary for r in (small, fewer))
     assert before.comparison is not None
     assert after.comparison is not None
     assert after.comparison.improvement.value < before.comparison.improvement.value

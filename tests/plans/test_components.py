@@ -10,7 +10,7 @@ from optim4rl.meta.resets import RESET_SCHEDULES
 from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.structures import STRUCTURES
-from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS
+from optim4rl.plans.optim4rl import COMPONENTS, DEFAULT_METRICS, METRICS
 from optim4rl.study.variant import REFERENCE
 
 BY_KEY = {component.key: component for component in COMPONENTS}

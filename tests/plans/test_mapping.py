@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Component
+from optim4rl.plans.components import Component
 from optim4rl.plans.mapping import MappedAblation, map_plan, plan_as_dict, require_mapped
+from optim4rl.plans.optim4rl import COMPONENTS, DEFAULT_METRICS, METRICS
 from optim4rl.plans.plan import Ablation, Action, Plan, PlanError, read_plan
 
 PLANS = Path(__file__).parent / "plans"

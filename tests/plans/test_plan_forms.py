@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from optim4rl.plans.components import COMPONENTS, METRICS
 from optim4rl.plans.mapping import map_plan, plan_as_dict, require_mapped
+from optim4rl.plans.optim4rl import COMPONENTS, METRICS
 from optim4rl.plans.plan import MAX_BYTES, Ablation, Action, Plan, PlanError, parse_plan, read_plan
 from optim4rl.plans.planner.render import normalise, render_plan
 

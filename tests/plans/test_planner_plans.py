@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from optim4rl.plans.components import COMPONENTS, METRICS
 from optim4rl.plans.mapping import map_plan, require_mapped
+from optim4rl.plans.optim4rl import COMPONENTS, METRICS, OPTIM4RL
 from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan, read_plan
 from optim4rl.plans.planner.catalogue import candidates, catalogue_plan, catalogue_text
 from optim4rl.plans.planner.method import MAX_CHARACTERS, Method, method_of, read_method
@@ -15,7 +15,7 @@ from optim4rl.plans.planner.render import MAX_ABLATIONS, normalise, render_plan,
 from optim4rl.plans.planner.text import PlannerError, one_line
 
 PUBLISHED = Path(__file__).parents[2] / "plans" / "optim4rl.md"
-OPTIM4RL = method_of("optim4rl")
+OWN = method_of(OPTIM4RL)
 CHOICES = {
     (component.key, choice.value)
     for component in COMPONENTS
@@ -33,7 +33,7 @@ def content(plan):
 
 
 def test_the_catalogue_names_all_that_a_study_can_run_in_words_that_are_read_back():
-    catalogue = json.loads(catalogue_text())
+    catalogue = json.loads(catalogue_text(OPTIM4RL))
     offered = set()
     for component in catalogue["components"]:
         for replacement in component["replacements"]:
@@ -48,17 +48,17 @@ def test_the_catalogue_names_all_that_a_study_can_run_in_words_that_are_read_bac
 
 
 def test_the_plan_of_the_variant_has_one_ablation_for_each_choice():
-    plan = catalogue_plan(OPTIM4RL)
+    plan = catalogue_plan(OWN)
     mapped = require_mapped(map_plan(plan), skip_unmapped=False)
     assert all(entry.component and len(entry.values) == 1 for entry in mapped)
     pairs = [(m.component.key, m.values[0]) for m in mapped if m.component]
     assert len(pairs) == len(CHOICES)
     assert set(pairs) == CHOICES
-    assert plan == catalogue_plan(OPTIM4RL)
+    assert plan == catalogue_plan(OWN)
 
 
 def test_what_touches_most_of_the_rule_comes_first():
-    entries = candidates()
+    entries = candidates(OPTIM4RL)
     shares = [entry.touched / entry.weights for entry in entries]
     assert shares == sorted(shares, reverse=True)
     by_value = {entry.choice.value: entry for entry in entries}
@@ -71,7 +71,7 @@ def test_what_touches_most_of_the_rule_comes_first():
 
 
 def test_the_reasons_follow_the_order_of_the_plan():
-    plan = catalogue_plan(OPTIM4RL)
+    plan = catalogue_plan(OWN)
     ranked = [line for line in plan.reasoning.splitlines() if line[:1].isdigit()]
     assert len(ranked) == len(plan.ablations)
     for rank, (line, ablation) in enumerate(zip(ranked, plan.ablations, strict=True), start=1):
@@ -79,7 +79,7 @@ def test_the_reasons_follow_the_order_of_the_plan():
 
 
 def test_only_processings_are_compared_by_the_identity_experiment():
-    for entry in map_plan(catalogue_plan(OPTIM4RL)):
+    for entry in map_plan(catalogue_plan(OWN)):
         assert entry.component is not None
         assert ("identity" in entry.metric_keys) == (entry.component.key == "processing")
 
@@ -148,15 +148,13 @@ def test_a_missing_method_and_an_unknown_variant_are_refused_by_name(tmp_path):
 def test_the_variant_is_described_by_the_registry():
     for component in COMPONENTS:
         value = component.study
-        assert f"{component.description} Here: {component.choice(value).description}" in (
-            OPTIM4RL.text
-        )
+        assert f"{component.description} Here: {component.choice(value).description}" in (OWN.text)
 
 
 # Files
 
 
-@pytest.mark.parametrize("plan", [catalogue_plan(OPTIM4RL), read_plan(PUBLISHED)])
+@pytest.mark.parametrize("plan", [catalogue_plan(OWN), read_plan(PUBLISHED)])
 def test_a_plan_is_read_back_from_its_file(plan):
     read = parse_plan(render_plan(normalise(plan)))
     assert (read.title, read.ablations) == (plan.title, plan.ablations)

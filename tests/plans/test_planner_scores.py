@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from optim4rl.plans.mapping import map_plan
+from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import Ablation, Plan, read_plan
 from optim4rl.plans.planner.catalogue import catalogue_plan
 from optim4rl.plans.planner.method import method_of
@@ -31,7 +32,7 @@ def score_of(found: Plan, reference: Plan) -> Score:
 
 
 def test_the_catalogue_finds_both_ablations_of_the_published_plan():
-    proposed = catalogue_plan(method_of("optim4rl"))
+    proposed = catalogue_plan(method_of(OPTIM4RL))
     score = score_of(proposed, REFERENCE)
     assert (score.complete, len(score.ablations)) == (2, 2)
     assert (score.hits, score.recall, score.unmapped) == (4, 1.0, 0)
@@ -85,7 +86,7 @@ def findings(*ablations):
     return [(finding.ablation, finding.kind) for finding in lint(map_plan(Plan("", "", ablations)))]
 
 
-@pytest.mark.parametrize("good", [REFERENCE, catalogue_plan(method_of("optim4rl"))])
+@pytest.mark.parametrize("good", [REFERENCE, catalogue_plan(method_of(OPTIM4RL))])
 def test_nothing_is_wrong_with_a_good_plan(good):
     assert lint(map_plan(good)) == ()
 

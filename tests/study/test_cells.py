@@ -25,8 +25,9 @@ from optim4rl.study.cells import (
     run_identity,
     training_job,
 )
+from optim4rl.study.experiment import replace_field
 from optim4rl.study.settings import TrainingSettings
-from optim4rl.study.variant import REFERENCE, replace_field
+from optim4rl.study.variant import REFERENCE
 from pretended import IDENTITY
 
 SMALL = TrainingSettings(

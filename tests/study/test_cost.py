@@ -8,6 +8,7 @@ import pytest
 
 from optim4rl.jobs.job import Result
 from optim4rl.jobs.store import StoreError, put_result
+from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import PlanError
 from optim4rl.plans.planner.catalogue import catalogue_plan
 from optim4rl.plans.planner.method import method_of
@@ -15,7 +16,8 @@ from optim4rl.plans.planner.render import normalise, render_plan
 from optim4rl.plans.planner.text import PlannerError
 from optim4rl.study.cost import JOB_SECONDS, predict, read_measured
 from optim4rl.study.layout import lay_out
-from optim4rl.study.runner import expected_jobs
+from optim4rl.study.opening import open_own
+from optim4rl.study.schedule import expected_jobs
 from optim4rl.study.settings import SCALES
 
 PUBLISHED = (Path(__file__).parents[2] / "plans" / "optim4rl.md").read_bytes()
@@ -32,7 +34,7 @@ def jobs_by_kind(study):
 
 def test_the_cost_counts_the_jobs_of_the_study():
     for cost, (scale, settings) in zip(predict(PUBLISHED, 2), SCALES.items(), strict=True):
-        study = lay_out(PUBLISHED, scale, settings)
+        study = lay_out(PUBLISHED, open_own(scale, settings))
         trainings, fresh, batches = jobs_by_kind(study)
         # The reference, four replacements and the paper's own ablation are trained; the untrained
         # control, which is one rule, is not.
@@ -46,24 +48,26 @@ def test_the_cost_counts_the_jobs_of_the_study():
 
 def test_the_predicted_time_is_that_of_the_table():
     (smoke, *_) = predict(PUBLISHED, 1)
-    trainings, fresh, batches = jobs_by_kind(lay_out(PUBLISHED, "smoke", SMOKE))
+    trainings, fresh, batches = jobs_by_kind(lay_out(PUBLISHED, open_own("smoke", SMOKE)))
     table = JOB_SECONDS["smoke"]
     rollouts = sum(batch["rollouts"] for batch in batches)
     run = len(trainings) * table["training"] + len(fresh) * table["untrained"]
     run += rollouts * table["batch"] / 1000 + table["identity"]
-    programs = len({job.program for job in expected_jobs(lay_out(PUBLISHED, "smoke", SMOKE))})
+    programs = len(
+        {job.program for job in expected_jobs(lay_out(PUBLISHED, open_own("smoke", SMOKE)))}
+    )
     assert smoke.seconds == pytest.approx(run + programs * table["compile"])
     assert predict(PUBLISHED, 4)[0].seconds == pytest.approx(smoke.seconds / 4)
 
 
 def test_the_table_has_every_scale():
-    everything = render_plan(normalise(catalogue_plan(method_of("optim4rl")))).encode()
+    everything = render_plan(normalise(catalogue_plan(method_of(OPTIM4RL)))).encode()
     assert [cost.scale for cost in predict(everything, 1)] == list(JOB_SECONDS)
     assert all(seconds > 0 for table in JOB_SECONDS.values() for seconds in table.values())
 
 
 def test_finished_jobs_take_the_place_of_the_table(tmp_path):
-    study = lay_out(PUBLISHED, "smoke", SMOKE)
+    study = lay_out(PUBLISHED, open_own("smoke", SMOKE))
     trained = [job for job in expected_jobs(study) if job.arguments.get("trained")]
     for seconds, job in zip((10.0, 20.0, 90.0), trained[:3], strict=True):
         put_result(tmp_path, job, Result({}, {"seconds": seconds}))

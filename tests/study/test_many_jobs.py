@@ -8,7 +8,9 @@ import pytest
 from optim4rl.pages.summary import summarise
 from optim4rl.study import runner
 from optim4rl.study.layout import lay_out
-from optim4rl.study.runner import expected_jobs, run_study
+from optim4rl.study.opening import open_own
+from optim4rl.study.runner import run_study
+from optim4rl.study.schedule import expected_jobs
 from optim4rl.study.settings import EvaluationSettings, StudySettings, TrainingSettings
 from pretended import PretendedPool
 
@@ -22,7 +24,9 @@ SETTINGS = StudySettings(
 
 
 def seconds_a_job(folder, meta_seeds):
-    study = lay_out(PLAN, "pretended", dataclasses.replace(SETTINGS, meta_seeds=meta_seeds))
+    study = lay_out(
+        PLAN, open_own("pretended", dataclasses.replace(SETTINGS, meta_seeds=meta_seeds))
+    )
     count, started = len(expected_jobs(study)), time.process_time()
     for _ in range(2):  # The second time finds all of them done.
         results = run_study(study, folder, command="")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,8 @@ import pytest
 
 from optim4rl.benchmark import runs
 from optim4rl.benchmark.contender import UNTRAINED
-from optim4rl.benchmark.loop import Choice
 from optim4rl.benchmark.runs import Batch
 from optim4rl.benchmark.table import read_runs
-from optim4rl.benchmark.tuning import Tuning
 from optim4rl.cli.main import main
 from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.fields import from_json, to_json
@@ -30,20 +27,22 @@ from optim4rl.jobs.store import StoreError, finished_jobs, get_result, put_resul
 from optim4rl.pages.study import write_report
 from optim4rl.plans.plan import PlanError
 from optim4rl.study import runner
-from optim4rl.study.cells import keep_members, training_job
+from optim4rl.study.cells import Training, keep_members, training_job
+from optim4rl.study.collecting import collect
+from optim4rl.study.experiment import points
 from optim4rl.study.layout import lay_out, load_study, record_study
-from optim4rl.study.runner import (
-    choose_meta_learning_rates,
-    collect,
+from optim4rl.study.opening import open_own
+from optim4rl.study.own import META_LEARNING_RATE
+from optim4rl.study.runner import run_study
+from optim4rl.study.schedule import (
+    choose_trainings,
+    edges,
     expected_jobs,
+    members,
     opening_jobs,
-    run_study,
     scoring_jobs,
-    settings_at_edge,
     to_tune,
-    trainings,
-    tuning_benchmark,
-    tuning_trainings,
+    tuning_members,
 )
 from optim4rl.study.settings import (
     QUICK,
@@ -94,14 +93,22 @@ TINY = StudySettings(
         stress_seeds=2,
     ),
 )
-STUDY = lay_out(PLAN, "tiny", TINY)
+STUDY = lay_out(PLAN, open_own("tiny", TINY))
 KEYS = ["reference", "resets=synchronous", "resets=never", "untrained"]
 BASELINES = ["adam", "rmsprop", "sign_sgd"]
 ALPHA = TINY.training.learning_rate
-RATES_OF_ALL = dict.fromkeys(KEYS, 3e-3)
-TRAINED = [x for c in STUDY.candidates for x in trainings(STUDY, c, 3e-3)]
-# Two batches of agents that never update, three of each baseline, two of each rule.
-JOBS = len(TRAINED) + 2 + 3 * len(BASELINES) + 2 * len(TRAINED)
+RATES_OF_ALL = {key: {META_LEARNING_RATE: 3e-3} for key in [*KEYS, *BASELINES]}
+
+
+def trainings(study, candidate, rate=3e-3):
+    """The reported meta-trainings of a candidate."""
+    found = members(study, candidate, {META_LEARNING_RATE: rate})
+    return [from_json(Training, dict(x.training.arguments)) for x in found if x.training]
+
+
+TRAINED = [x for c in STUDY.candidates for x in trainings(STUDY, c)]
+# A batch of agents that never update, three of each baseline, two of each rule.
+JOBS = len(TRAINED) + 1 + 3 * len(BASELINES) + 2 * len(TRAINED)
 
 
 def run(study, folder, **options):
@@ -180,17 +187,20 @@ def test_what_the_reference_has_at_a_scale_is_refused_or_left_out():
     with pytest.raises(
         PlanError, match=r"'full width': at scale 'tiny'.*narrow → full changes not"
     ):
-        lay_out(WIDTH, "tiny", TINY)
-    left = lay_out(WIDTH, "tiny", TINY, skip_unmapped=True)
-    assert [c.key for c in left.candidates] == ["reference", "resets=never", "untrained"]
+        lay_out(WIDTH, open_own("tiny", TINY))
+    left = lay_out(WIDTH, open_own("tiny", TINY), skip_unmapped=True)
+    assert [c.key for c in left.candidates] == [
+        *("reference", "resets=never", "untrained"),
+        *BASELINES,
+    ]
 
 
 @pytest.mark.parametrize("scale", ["smoke", "quick", "standard"])
 def test_the_plan_of_the_recipe_can_be_run(scale):
-    study = lay_out(RECIPE, scale, SCALES[scale])
+    study = lay_out(RECIPE, open_own(scale, SCALES[scale]))
     assert [c.key for c in study.candidates] == [
         *("reference", "environments=one", "width=full", "validation=last", "life=short"),
-        *("structure=anchored", "structure=mirrored", "resets=never", "untrained"),
+        *("structure=anchored", "structure=mirrored", "resets=never", "untrained", *BASELINES),
     ]
 
 
@@ -219,20 +229,10 @@ def test_a_row_says_what_is_an_end_of_its_grid(finished):
     assert ends == dict.fromkeys(KEYS, ()) | dict.fromkeys(BASELINES, ("learning rate",))
 
 
-@pytest.mark.parametrize(
-    ("rate", "scales", "said"),
-    [
-        (3e-3, (3.0, 3.0), ()),
-        (1e-3, (3.0, 3.0), ("meta-learning rate",)),
-        (1e-2, (1.0, 3.0), ("meta-learning rate", "step scale of 1 of 2 meta-seeds")),
-        (None, (1.0, 10.0), ("step scale of 2 of 2 meta-seeds",)),
-    ],
-)
-def test_choices_at_an_end_of_their_grid_are_told(rate, scales, said):
-    settings = dataclasses.replace(TINY, meta_learning_rates=(1e-3, 3e-3, 1e-2))
-    chosen = [Tuning(scale, (1.0, 3.0, 10.0), ()) for scale in scales]
-    choices = [Choice((tuning,), tuning) for tuning in chosen]
-    assert settings_at_edge(settings, rate, choices) == said
+def test_choices_at_an_end_of_their_grid_are_told():
+    grid = points({"rate": (1.0, 3.0, 10.0), "decay": (0.5,), "form": ("a", "b")})
+    said = [edges({"rate": x, "decay": 0.5, "form": "a"}, grid) for x in (1.0, 3.0, 10.0)]
+    assert said == [("rate",), (), ("rate",)]
 
 
 def test_every_row_has_all_its_runs(finished):
@@ -455,9 +455,9 @@ def test_no_job_is_started_after_a_failure(tmp_path, monkeypatch):
             on_progress=lambda *x, **_: said.append(x[2]),
         )
     done = [what for what in said if what]
-    assert done[:2] == ["catch: untrained policy"] * 2
+    assert done[0] == "catch: untrained policy"
     # A job of each kind comes first; behind that of RMSProp nothing comes.
-    assert all(what.startswith("meta-training: reference") for what in done[2:-1])
+    assert all(what.startswith("meta-training: reference") for what in done[1:-1])
     assert done[-1] == "catch: adam 0.001, 0.01"
 
 
@@ -489,7 +489,7 @@ def test_a_job_that_raises_is_named_with_its_error(tmp_path):
 
 def test_a_task_that_is_not_there_is_named_before_any_job(tmp_path, monkeypatch):
     monkeypatch.setattr(pool.subprocess, "Popen", None)
-    study = lay_out(PLAN, "tiny", dataclasses.replace(TINY, environment="atlantis"))
+    study = lay_out(PLAN, open_own("tiny", dataclasses.replace(TINY, environment="atlantis")))
     with pytest.raises(ValueError, match="atlantis"):
         run(study, tmp_path, workers=Workers(1))
 
@@ -523,7 +523,7 @@ def test_a_folder_without_a_study_is_refused_by_name(tmp_path):
 
 
 def test_the_published_plan_is_laid_out():
-    study = lay_out(PUBLISHED, "quick", QUICK)
+    study = lay_out(PUBLISHED, open_own("quick", QUICK))
     structure, processing = "Ablation of Optimizer Structure", "Ablation of Gradient Processing"
     assert [(x.key, x.label, x.kind, x.ablation) for x in study.candidates] == [
         ("reference", "Optim4RL", "reference", None),
@@ -533,14 +533,17 @@ def test_the_published_plan_is_laid_out():
         ("processing=symlog", "Alternative logarithmic scaling", "replacement", processing),
         ("resets=never", "Without pipeline training", "paper", None),
         ("untrained", "Untrained Optim4RL", "control", None),
+        ("adam", "Tuned Adam", "baseline", None),
+        ("rmsprop", "Tuned RMSProp", "baseline", None),
+        ("sign_sgd", "Tuned sign-SGD", "baseline", None),
     ]
-    assert [x.key for x in study.candidates if not x.trained] == ["untrained"]
-    assert study.candidates[0].variant == study.candidates[-1].variant == REFERENCE
-    assert study.identity
-    jobs = opening_jobs(study, Path(), dict.fromkeys([x.key for x in study.candidates], 3e-3))
+    assert [x.key for x in study.candidates if not x.trained] == ["untrained", *BASELINES]
+    assert study.candidates[0].settings == study.candidates[6].settings == REFERENCE
+    chosen = {x.key: {META_LEARNING_RATE: 3e-3} for x in study.candidates}
+    jobs = opening_jobs(study, None, chosen)
     addresses = {job.address for job in jobs}
     trained = 6 * QUICK.meta_seeds + 1
-    assert len(addresses) == len(jobs) == 1 + 2 + 2 * len(BASELINES) + trained
+    assert len(addresses) == len(jobs) == 1 + 1 + 2 * len(BASELINES) + trained
     assert (jobs[0].what, jobs[0].arguments) == ("identity experiment", {"scale": "quick"})
     assert addresses <= {job.address for job in expected_jobs(study)}
     # Seeds are the outer loop, so that different programs are compiled first.
@@ -549,23 +552,24 @@ def test_the_published_plan_is_laid_out():
 
 def test_a_plan_that_asks_for_no_pipeline_gets_it_once():
     source = PLAN.replace(b"Synchronous resets", b"No resets")
-    candidates = {x.key: x.kind for x in lay_out(source, "tiny", TINY).candidates}
+    candidates = {x.key: x.kind for x in lay_out(source, open_own("tiny", TINY)).candidates}
     assert candidates == {
         "reference": "reference",
         "resets=never": "replacement",
         "untrained": "control",
+        **dict.fromkeys(BASELINES, "baseline"),
     }
 
 
 def test_what_the_reference_has_already_is_no_comparison():
     source = PLAN.replace(b"Pipeline training", b"Validation rollout")
     source = source.replace(b"Synchronous resets", b"Last rollout, dense validation")
-    keys = [x.key for x in lay_out(source, "tiny", TINY).candidates]
-    assert keys == ["reference", "validation=last", "resets=never", "untrained"]
+    keys = [x.key for x in lay_out(source, open_own("tiny", TINY)).candidates]
+    assert keys == ["reference", "validation=last", "resets=never", "untrained", *BASELINES]
 
 
 def test_what_is_asked_for_twice_is_run_once():
-    study = lay_out(PLAN + PLAN.split(b"\n\n")[-1], "tiny", TINY)
+    study = lay_out(PLAN + PLAN.split(b"\n\n")[-1], open_own("tiny", TINY))
     assert len(study.plan.ablations) == 2
     assert study.candidates == STUDY.candidates
 
@@ -574,13 +578,13 @@ def test_what_is_asked_for_twice_is_run_once():
 def test_a_plan_of_nothing_known_is_refused(skip):
     source = b"# Weather\n\n## Ablation Plan\n" + UNKNOWN
     with pytest.raises(PlanError, match="Cloud cover"):
-        lay_out(source, "tiny", TINY, skip_unmapped=skip)
+        lay_out(source, open_own("tiny", TINY), skip_unmapped=skip)
 
 
 def test_unknown_parts_are_refused_or_left_out(tmp_path):
     with pytest.raises(PlanError, match="Cloud cover"):
-        lay_out(PLAN + UNKNOWN, "tiny", TINY)
-    study = lay_out(PLAN + UNKNOWN, "tiny", TINY, skip_unmapped=True)
+        lay_out(PLAN + UNKNOWN, open_own("tiny", TINY))
+    study = lay_out(PLAN + UNKNOWN, open_own("tiny", TINY), skip_unmapped=True)
     assert study.candidates == STUDY.candidates
     assert [entry.component is None for entry in study.mapped] == [False, True]
     record_study(study, tmp_path, "")
@@ -590,37 +594,39 @@ def test_unknown_parts_are_refused_or_left_out(tmp_path):
 # Meta-learning rates
 
 RATES = (1e-3, 3e-3, 1e-2)
-TUNED = lay_out(
-    PLAN,
-    "tiny",
-    dataclasses.replace(
-        TINY,
-        meta_learning_rates=RATES,
-        tuning_meta_seeds=2,
-        evaluation=dataclasses.replace(TINY.evaluation, step_scales=(1.0, 3.0)),
-    ),
+TUNED_SETTINGS = dataclasses.replace(
+    TINY,
+    meta_learning_rates=RATES,
+    tuning_meta_seeds=2,
+    evaluation=dataclasses.replace(TINY.evaluation, step_scales=(1.0, 3.0)),
 )
+TUNED = lay_out(PLAN, open_own("tiny", TUNED_SETTINGS))
 
 
 def test_one_meta_learning_rate_is_not_tuned(tmp_path):
     assert to_tune(STUDY) == []
-    assert choose_meta_learning_rates(STUDY, tmp_path) == RATES_OF_ALL
+    assert choose_trainings(STUDY, tmp_path) == RATES_OF_ALL
 
 
 def tuned(study):
     """All meta-trainings that choose."""
-    return [x for each in to_tune(study) for x in tuning_trainings(study, *each)]
+    return [x for each in to_tune(study) for x in tuning_members(study, *each)]
+
+
+def training_of(member):
+    """Its meta-training."""
+    return from_json(Training, dict(member.training.arguments))
 
 
 def test_meta_learning_rates_are_tuned_on_seeds_that_are_not_reported():
-    trained = [x.variant for x in TUNED.candidates if x.trained]
+    trained = [x.settings for x in TUNED.candidates if x.trained]
     expected = [(v, rate, seed) for v in trained for rate in RATES for seed in (100, 101)]
-    found = [(x.variant, x.meta_learning_rate, x.meta_seed) for x in tuned(TUNED)]
-    assert found == expected
-    assert all(x.trained for x in tuned(TUNED))
+    asked = [training_of(x) for x in tuned(TUNED)]
+    assert [(x.variant, x.meta_learning_rate, x.meta_seed) for x in asked] == expected
+    assert all(x.trained for x in asked)
     for scale in SCALES.values():
-        study = lay_out(PUBLISHED, "", scale)
-        reported = [x for c in study.candidates for x in trainings(study, c, 3e-3)]
+        study = lay_out(PUBLISHED, open_own("", scale))
+        reported = [x for c in study.candidates for x in trainings(study, c)]
         seeds = {x.meta_seed for x in reported}
         assert seeds.isdisjoint(x.meta_seed for x in tuned(study))
         assert len(seeds) == scale.meta_seeds
@@ -633,14 +639,15 @@ def choose(folder, scores):
     meta-training did.
     """
     by_weights = {}
-    for index, training in enumerate(tuned(TUNED)):
+    for index, training in enumerate(map(training_of, tuned(TUNED))):
         score = scores(training.variant, training.meta_learning_rate)[training.meta_seed - 100]
         weights = {"network0.input": np.full((8, 24), index, np.float32)}
         found = Result(weights, {}) if score else Result({}, {"failure": "diverged"})
         put_result(folder, training_job(training), found)
         for maker in keep_members(folder, [training])[0]:
             by_weights[maker.weights] = score
-    for job in scoring_jobs(tuning_benchmark(TUNED, folder, partial(keep_members, folder))):
+    alive = [x for x in tuned(TUNED) if "failure" not in get_result(folder, x.training).info]
+    for job in (job for member in alive for job in scoring_jobs(TUNED, folder, member)):
         batch = from_json(Batch, job.arguments)
         levels = by_weights[batch.maker.weights]
         found = curves(batch, lambda batch, rate, seed, x=levels: x[rate > 2 * ALPHA] or 0.0)
@@ -648,7 +655,13 @@ def choose(folder, scores):
             if levels[rate > 2 * ALPHA] is None:
                 found.arrays["returns"][run], found.arrays["diverged_at"][run] = np.nan, 0
         put_result(folder, job, found)
-    return choose_meta_learning_rates(TUNED, folder)
+    return meta_learning_rates(folder)
+
+
+def meta_learning_rates(folder):
+    """Those chosen, of all that is meta-trained or could be."""
+    chosen = choose_trainings(TUNED, folder)
+    return {key: chosen[key][META_LEARNING_RATE] for key in KEYS}
 
 
 def test_the_rate_with_the_best_mean_is_chosen_for_each_variant(tmp_path):
@@ -694,5 +707,5 @@ def test_meta_learning_rates_are_tuned_before_anything_is_reported(tmp_path, mon
     assert said[-1][:2] == (len(pretended.ran),) * 2
     assert {total for _, total, _ in said} == {len(expected_jobs(TUNED))}
     rates = {row.key: row.settings["meta-learning rate"] for row in results.rows[:4]}
-    assert rates == choose_meta_learning_rates(TUNED, tmp_path) | {"untrained": None}
+    assert rates == meta_learning_rates(tmp_path) | {"untrained": None}
     assert {len(row.settings["step scale"]) for row in results.rows[:3]} == {META_SEEDS}

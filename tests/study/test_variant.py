@@ -13,8 +13,9 @@ from optim4rl.optimizers.networks import CELL_KINDS
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import init_meta_parameters
 from optim4rl.optimizers.structures import STRUCTURES
-from optim4rl.plans.components import COMPONENTS
+from optim4rl.plans.optim4rl import COMPONENTS
 from optim4rl.study.cells import Training, does_the_same, training_tasks
+from optim4rl.study.experiment import describe_change, replace_field
 from optim4rl.study.settings import TrainingSettings
 from optim4rl.study.variant import (
     REFERENCE,
@@ -22,8 +23,6 @@ from optim4rl.study.variant import (
     Life,
     Variant,
     Width,
-    describe_change,
-    replace_field,
     variant_spec,
 )
 
@@ -44,13 +43,16 @@ def test_an_ablation_changes_one_field(field, value):
 @every_change
 def test_the_change_is_described(field, value):
     variant = replace_field(REFERENCE, field, value)
-    assert describe_change(variant) == f"{field}: {getattr(REFERENCE, field)} → {value}"
+    assert describe_change(variant, REFERENCE) == f"{field}: {getattr(REFERENCE, field)} → {value}"
     assert describe_change(variant, variant) == ""
 
 
 def test_several_changes_are_described_in_the_order_of_the_fields():
     variant = replace_field(replace_field(REFERENCE, "resets", "never"), "structure", "linear")
-    assert describe_change(variant) == "structure: adaptive → linear; resets: staggered → never"
+    assert (
+        describe_change(variant, REFERENCE)
+        == "structure: adaptive → linear; resets: staggered → never"
+    )
 
 
 def test_an_unknown_field_is_refused():

@@ -26,7 +26,7 @@ def table_rows(
     for index, task in enumerate(b.suite.tasks):
         of_task = {"suite": b.suite.name, "task": task.name, "change": "", "step_multiple": 1.0}
         untrained = {"optimizer": UNTRAINED, "role": "untrained", "purpose": "tuned"}
-        yield from _rows(
+        yield from run_rows(
             {**of_task, **untrained, "meta_seed": 0, "setting": 0.0},
             runs.untrained[index],
             b.protocol.reported,
@@ -40,23 +40,37 @@ def table_rows(
                 tuning = tuning_curves(b, task, contender, member, grid) if grid else []
                 for setting, curves in zip(grid, tuning, strict=True):
                     row = {**named, "purpose": "tuning", "setting": setting}
-                    yield from _rows(row, curves, b.protocol.tuning, with_curves=False)
+                    yield from run_rows(row, curves, b.protocol.tuning, with_curves=False)
                 for reading in b.readings:
                     row = {**named, "purpose": reading, "setting": choice.at(reading, index)}
                     curves = runs.curves[reading][contender.name][index][member]
-                    yield from _rows(row, curves, b.protocol.reported)
+                    yield from run_rows(row, curves, b.protocol.reported)
                 stress = runs.stress[contender.name].get(task.name, {})
                 for multiple, together in stress.items():
                     size = b.protocol.stress_seeds
                     own = slice(member * size, (member + 1) * size)
                     row = {**named, "purpose": "stress", "step_multiple": multiple}
                     row["setting"] = choice.at("tuned", index) * multiple
-                    yield from _rows(row, together.take(own), b.protocol.stress)
+                    yield from run_rows(row, together.take(own), b.protocol.stress)
 
 
-def _rows(
-    labels: Mapping[str, Any], curves: Curves, seeds: Sequence[int], *, with_curves: bool = True
+def run_rows(
+    labels: Mapping[str, Any],
+    curves: Curves,
+    seeds: Sequence[int],
+    *,
+    with_curves: bool = True,
+    extra: Mapping[str, Curves] = {},
 ) -> Iterator[dict[str, Any]]:
+    """A row for each run of some curves.
+
+    Args:
+        labels: the columns that all of them share.
+        curves: what they reported.
+        seeds: of the runs.
+        with_curves: whether the curves go into the table, or their scores alone.
+        extra: what else they reported; each becomes a column of its own, of lists.
+    """
     areas, finals = area_under_curve(curves), final_return(curves)
     unknown = np.full(len(seeds), np.nan)
     greedy, seconds = (unknown if x is None else x for x in (curves.greedy, curves.seconds))
@@ -72,4 +86,5 @@ def _rows(
             "env_steps": curves.env_steps.tolist() if with_curves else [],
             "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
         }
-        yield {name: row[name] for name in COLUMNS}
+        further = {name: x.returns[run].tolist() for name, x in extra.items()}
+        yield {name: row[name] for name in COLUMNS} | further

@@ -19,6 +19,9 @@
 | diverged_at | int | first update with a number that is not finite; -1 for a healthy run |
 | env_steps | list of int | environment steps taken up to each update; empty in tuning runs |
 | returns | list of float | mean return of the episodes that ended in each update; likewise |
+
+A study of another method has in these columns what its runs report of its first metric, and a
+column of lists for each further one; a number is a list of one.
 """
 
 import io
@@ -69,7 +72,8 @@ def write_runs(rows: Iterator[dict[str, Any]], path: Path) -> None:
     buffer = io.BytesIO()
     found = list(rows)
     schema = {"returns": pl.List(pl.Float32), "env_steps": pl.List(pl.Int64)}
-    pl.DataFrame(found, schema_overrides=schema).write_parquet(buffer)
+    table = pl.DataFrame(found, schema_overrides=schema, infer_schema_length=None)
+    table.write_parquet(buffer)
     write_atomically(path, buffer.getvalue())
 
 

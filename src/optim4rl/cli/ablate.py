@@ -26,7 +26,7 @@ from optim4rl.cli.trackers import (
     tracking,
     with_progress,
 )
-from optim4rl.fields import to_json
+from optim4rl.fields import POSITIVE, check_fields, to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
 from optim4rl.files.manifest import remove_manifest, write_manifest
@@ -35,47 +35,61 @@ from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import has_results, kept
 from optim4rl.meta.agents import num_rollouts
+from optim4rl.pages.predictions import tally
 from optim4rl.pages.study import write_report
 from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
 from optim4rl.pages.words import interval, number
 from optim4rl.plans.mapping import MappedPlan
+from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.planner.text import one_line
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
 from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.layout import lay_out
+from optim4rl.study.lint import lint
+from optim4rl.study.opening import Opened, open_given, open_own
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import run_study
 from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
+OWN = "optim4rl"
+DEFAULT_SCALE: Scale = "quick"
+# Scores in the terminal; the page has all.
+SHOWN_SCORES = 2
 
 
 @dataclass(frozen=True)
 class AblateOptions:
     """Run an ablation plan as a study and write its report.
 
-    The study has the reference, every replacement that the plan asks for, the paper's own ablation
-    (no pipeline training), the untrained control and tuned classical optimizers. Each runs over
-    meta-seeds and evaluation seeds. The folder keeps finished work, which is never done twice: stop
-    the command and start it again as you like.
+    The study has the reference, every replacement that the plan asks for, and the controls of the
+    experiment. Those of Optim4RL are the paper's own ablation (no pipeline training), the untrained
+    control and tuned classical optimizers. Each runs over seeds. The folder keeps finished work,
+    which is never done twice: stop the command and start it again as you like.
 
       optim4rl ablate plans/optim4rl.md --out runs/study --scale quick
+      optim4rl ablate plan.md --experiment my_method.py:experiment --out runs/mine
 
     Attributes:
         plan: the plan file.
         out: output folder: report.html, runs.parquet, and the finished jobs.
         scale: smoke: three minutes of one core, most of them to compile; it only shows that all
             parts run. quick: minutes. standard: half an hour. paper: days on a laptop, with the
-            paper's own settings for catch and small_dense_long.
-        task: task that agents learn, in meta-training and in evaluation.
+            paper's own settings for catch and small_dense_long. Default: quick.
+        experiment: optim4rl, or your own method as FILE.py:NAME. The options scale, task,
+            learning-rate, meta-learning-rates and step-scales are for optim4rl.
+        task: task that agents learn, in meta-training and in evaluation. Default: catch.
         learning_rate: the agents' learning rate alpha in meta-training. Default: the scale's own,
             which suits catch.
-        meta_seeds: meta-trainings of each variant. Default: the scale's own.
-        seeds: evaluation runs of each meta-seed. Default: the scale's own.
+        meta_seeds: trainings of each variant. Default: the scale's or the experiment's own.
+        seeds: runs of each variant, or of each of its trainings. Default: the scale's or the
+            experiment's own.
         meta_learning_rates: grid over which each variant's meta-learning rate is tuned. Default:
             the scale's own.
         step_scales: grid, in multiples of alpha, over which each meta-seed's step is tuned in
             evaluation. Default: the scale's own.
+        budget: minutes. Replacements run one after the other, by the plan's priority, while there
+            is time for the next one. Default: all of them run.
         workers: where jobs run.
         skip_unmapped: leave out parts that the study does not know, instead of refusing the plan.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too.
@@ -84,13 +98,15 @@ class AblateOptions:
 
     plan: Annotated[Path, tyro.conf.Positional]
     out: Path
-    scale: Scale = "quick"
-    task: str = "catch"
+    scale: Scale | None = None
+    experiment: str = OWN
+    task: str | None = None
     learning_rate: float | None = None
     meta_seeds: int | None = None
     seeds: int | None = None
     meta_learning_rates: tuple[float, ...] | None = None
     step_scales: tuple[float, ...] | None = None
+    budget: float | None = None
     workers: Workers = Workers()
     skip_unmapped: bool = False
     tracker: TrackerName | None = None
@@ -100,16 +116,23 @@ class AblateOptions:
 def ablate(options: AblateOptions) -> None:
     """The command `ablate`."""
     require_tracker(options.tracker, options.out)
-    plan = MappedPlan.read(options.plan)  # Name files that cannot be read before anything else.
-    settings = _settings(options)
-    study = lay_out(plan, options.scale, settings, skip_unmapped=options.skip_unmapped)
+    check_fields(options, budget=POSITIVE)
+    opened = None if options.experiment == OWN else _open_given(options)
+    # Name files that cannot be read before anything else.
+    known = OPTIM4RL if opened is None else opened.experiment.catalogue
+    plan = MappedPlan.read(options.plan, known)
+    opened = opened or open_own(options.scale or DEFAULT_SCALE, _settings(options))
+    study = lay_out(plan, opened, skip_unmapped=options.skip_unmapped)
+    for finding in lint(plan.mapped):
+        if finding.kind == "duplicate":
+            print(f"note: ablation {finding.ablation}: {finding.message}", file=sys.stderr)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
-    config = {"scale": options.scale, **dataclasses.asdict(settings)}
+    title = f"study ({opened.scale or opened.experiment.name})"
     with locked(options.out), keeping(lambda: has_results(options.out)):
         remove_manifest(options.out)
         with (
-            tracking(options.tracker, options.out, config) as tracker,
-            progress_bar(f"study ({options.scale})", "jobs", in_words(options.workers)) as update,
+            tracking(options.tracker, options.out, opened.shown()) as tracker,
+            progress_bar(title, "jobs", in_words(options.workers)) as update,
             stop_now("jobs in flight are abandoned"),
         ):
             on_progress = with_progress(update, tracker)
@@ -118,10 +141,27 @@ def ablate(options: AblateOptions) -> None:
                 options.out,
                 command=command,
                 workers=options.workers,
+                budget=options.budget,
                 on_progress=on_progress,
             )
             log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
         finish(results, options.out, as_json=options.json)
+
+
+def _open_given(options: AblateOptions) -> Opened:
+    """Open the user's experiment.
+
+    Raises:
+        ValueError: it cannot be opened, or an option is not for it.
+    """
+    for name in ("scale", "task", "learning_rate", "meta_learning_rates", "step_scales"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ValueError(
+                f"{name} = {value!r}: this is an option of the experiment optim4rl; "
+                f"{options.experiment} has its own settings"
+            )
+    return open_given(options.experiment, seeds=options.seeds, meta_seeds=options.meta_seeds)
 
 
 def _settings(options: AblateOptions) -> StudySettings:
@@ -130,7 +170,8 @@ def _settings(options: AblateOptions) -> StudySettings:
     Raises:
         ValueError: there is no such task, or a window of inner updates does not fit it.
     """
-    settings = settings_at(options.scale, options.task)
+    task = options.task or "catch"
+    settings = settings_at(options.scale or DEFAULT_SCALE, task)
     training, evaluation = settings.training, settings.evaluation
     if options.learning_rate is not None:
         training = dataclasses.replace(training, learning_rate=options.learning_rate)
@@ -139,7 +180,7 @@ def _settings(options: AblateOptions) -> StudySettings:
         seeds=evaluation.seeds if options.seeds is None else options.seeds,
         step_scales=options.step_scales or evaluation.step_scales,
     )
-    (trained,) = training_tasks(options.task, training)
+    (trained,) = training_tasks(task, training)
     num_rollouts(trained.task, training.inner_updates)
     return dataclasses.replace(
         settings,
@@ -164,18 +205,25 @@ def finish(results: StudyResults, folder: Path, *, as_json: bool, page: Path | N
 
 
 def _print_summary(summary: Summary) -> None:
+    places = summary.places[:SHOWN_SCORES]
     rows = [
         [
             one_line(entry.row.label),
-            entry.row.change,
-            f"{number(entry.auc.iqm.value, 3)} ({interval(entry.auc.iqm, 3)})",
-            f"{number(entry.final.iqm.value, 3)} ({interval(entry.final.iqm, 3)})",
-            OUTCOMES[entry.auc.outcome],
+            one_line(entry.row.change),
+            *(
+                f"{number(score.iqm.value, digits)} ({interval(score.iqm, digits)})"
+                for score, digits in zip(entry.scores, places, strict=False)
+            ),
+            OUTCOMES[entry.primary.outcome],
         ]
         for entry in summary.rows
     ]
-    columns = ["optimizer", "change", "AUC (95 %)", "final return (95 %)", "AUC against reference"]
+    names = [score.name for score in summary.reference.scores]
+    shown = [f"{name} (95 %)" for name in names[:SHOWN_SCORES]]
+    columns = ["variant", "change", *shown, f"{names[0]} against reference"]
     print_table("study", columns, rows)
+    if summary.predictions:
+        print(tally(summary.predictions))
 
 
 @dataclass(frozen=True)

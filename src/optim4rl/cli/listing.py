@@ -109,7 +109,7 @@ def _state_cost(floats: int) -> str:
 
 
 def _components() -> list[dict[str, Any]]:
-    from optim4rl.plans.components import COMPONENTS, METRICS
+    from optim4rl.plans.optim4rl import COMPONENTS, METRICS
 
     choices = [
         {"component": component.key, "name": choice.value, "meaning": choice.description}

@@ -38,6 +38,7 @@ Ablation plans
   optim4rl plan propose TEXT --out PLAN     a plan for a method [--model NAME]
   optim4rl plan score PLANS --against PLAN  how much of PLAN other plans find
   optim4rl plan lint PLAN                   what is wrong, what it costs to run
+  optim4rl plan export PLAN --out FILE      a plan as AblationBench's JSON lines
   optim4rl ablate PLAN --out DIR            run it as a study  [--scale NAME]
 
 Results
@@ -68,8 +69,9 @@ COMMANDS = {
     "evaluate": ("evaluate", "EvaluateOptions", "run"),
     "plan show": ("plan", "ShowOptions", "show"),
     "plan propose": ("plan", "ProposeOptions", "propose_plan"),
-    "plan score": ("plan", "ScoreOptions", "score"),
+    "plan score": ("plan_scores", "ScoreOptions", "score"),
     "plan lint": ("plan", "LintOptions", "lint_plan"),
+    "plan export": ("plan_scores", "ExportOptions", "export"),
     "ablate": ("ablate", "AblateOptions", "ablate"),
     "report": ("report", "ReportOptions", "report"),
     "identity": ("ablate", "IdentityOptions", "identity"),

@@ -1,4 +1,4 @@
-"""`optim4rl plan`: show, propose, score and lint ablation plans.
+"""`optim4rl plan`: show, propose and lint ablation plans; `plan_scores` compares them.
 
 Text is read without JAX: what needs it is imported where it is used.
 """
@@ -8,19 +8,21 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import tyro
 
 from optim4rl.cli.runtime import require_file_name
 from optim4rl.cli.terminal import duration, print_table
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
+from optim4rl.plans.components import Catalogue
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, map_plan, plan_as_dict
+from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.planner.catalogue import catalogue_plan
 from optim4rl.plans.planner.method import Method, method_of, read_method
 from optim4rl.plans.planner.propose import Chat, Limits, Proposal, Record, Usage, propose
 from optim4rl.plans.planner.render import normalise, render_plan, unmapped
-from optim4rl.plans.planner.score import Score, pairs, score_plan
+from optim4rl.plans.planner.score import pairs
 from optim4rl.plans.planner.text import PlannerError, one_line
 from optim4rl.study.lint import Finding, lint
 
@@ -28,6 +30,41 @@ if TYPE_CHECKING:
     from optim4rl.study.cost import Cost
 
 CATALOGUE = "catalogue"
+OWN = "optim4rl"
+
+
+def catalogue_of(experiment: str) -> Catalogue:
+    """What a plan can name in an experiment.
+
+    Raises:
+        ValueError: there is no such experiment.
+    """
+    if experiment == OWN:
+        return OPTIM4RL
+    from optim4rl.study.source import load_experiment, split_name
+
+    return load_experiment(*split_name(experiment)).catalogue
+
+
+@runtime_checkable
+class ChatOptions(Protocol):
+    """Options of a command that asks a chat model."""
+
+    @property
+    def model(self) -> str | None:
+        """Its name."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for one response."""
+
+    @property
+    def retries(self) -> int:
+        """How often a request is tried again."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of one answer."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +75,18 @@ class ShowOptions:
 
     Attributes:
         plan: the plan file.
+        experiment: what it is for: optim4rl, or a method of your own as FILE.py:NAME.
         json: print it as JSON.
     """
 
     plan: Annotated[Path, tyro.conf.Positional]
+    experiment: str = OWN
     json: bool = False
 
 
 def show(options: ShowOptions) -> None:
     """The command `plan show`."""
-    read = MappedPlan.read(options.plan)
+    read = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     if options.json:
         print(json.dumps(plan_as_dict(read.plan, read.mapped), indent=1))
         return
@@ -61,8 +100,19 @@ def _show_ablation(entry: MappedAblation) -> None:
     found = entry.component.key if entry.component else f"not mapped: {entry.reason}"
     rows = [["part", ablation.part, found], ["action", ablation.action or "not stated", ""]]
     for what, matches in (("replacement", entry.replacements), ("metric", entry.metrics)):
-        rows += [[what, m.text or "(default)", m.key or f"not mapped: {m.reason}"] for m in matches]
-    _print_table(ablation.title or ablation.part, ["", "in the plan", "in a study"], rows)
+        rows += [
+            [
+                what,
+                m.text or "(default)",
+                f"not mapped: {m.reason}" if m.key is None else str(m.key),
+            ]
+            for m in matches
+        ]
+    said = (("expected", ablation.expected), ("tests", ablation.tests))
+    rows += [[what, text, ""] for what, text in said if text]
+    if ablation.priority is not None:
+        rows.append(["priority", str(ablation.priority), ""])
+    print_safely(ablation.title or ablation.part, ["", "in the plan", "in a study"], rows)
 
 
 @dataclass(frozen=True)
@@ -78,7 +128,9 @@ class ProposeOptions:
 
     Attributes:
         method: the description, as plain text, Markdown or HTML.
-        of: in place of a description, a variant's own specification: optim4rl.
+        of: in place of a description, an experiment, which describes itself: optim4rl, or a method
+            of your own as FILE.py:NAME.
+        experiment: the experiment that a description is a plan for; optim4rl or FILE.py:NAME.
         out: the plan file to write.
         model: catalogue, or a chat model's name.
         rounds: how often an answer is sent back because parts of it map to nothing.
@@ -95,6 +147,7 @@ class ProposeOptions:
     out: Path
     method: Annotated[Path | None, tyro.conf.Positional] = None
     of: str | None = None
+    experiment: str = OWN
     model: str = CATALOGUE
     rounds: int = 2
     timeout: float = 300.0
@@ -119,25 +172,29 @@ def propose_plan(options: ProposeOptions) -> None:
     record = Record(options.out.with_suffix(".record.jsonl"))
     if options.model == CATALOGUE:
         plan = normalise(catalogue_plan(method))
-        proposal = Proposal(plan, unmapped(map_plan(plan)), 0, Usage(0, 0))
+        proposal = Proposal(plan, unmapped(map_plan(plan, method.known)), 0, Usage(0, 0))
     else:
-        proposal = propose(method, options.model, _chat(options), limits, record)
-    write_atomically(options.out, render_plan(proposal.plan).encode())
+        proposal = propose(method, options.model, open_chat(options), limits, record)
+    write_atomically(options.out, render_plan(proposal.plan, method.known).encode())
     _report(proposal, options, limits, record)
 
 
 def _method(options: ProposeOptions) -> Method:
     if (options.method is None) == (options.of is None):
-        raise PlannerError("method: give a file with a method's description, or --of optim4rl")
+        raise PlannerError(
+            "method: give a file with a method's description, or --of optim4rl or FILE.py:NAME"
+        )
     if options.of is not None:
-        return method_of(options.of)
+        return method_of(catalogue_of(options.of))
     assert options.method is not None
     if options.out.exists() and options.method.exists() and options.out.samefile(options.method):
         raise PlannerError(f"out = {str(options.out)!r}: the plan would replace the description")
-    return read_method(options.method)
+    return read_method(options.method, catalogue_of(options.experiment))
 
 
-def _chat(options: ProposeOptions) -> Chat:
+def open_chat(options: ChatOptions, **further: Any) -> Chat:
+    """The chat model that the options name."""
+    assert options.model is not None
     try:
         from optim4rl.plans.planner.chat import ChatModel
     except ModuleNotFoundError as error:
@@ -150,6 +207,7 @@ def _chat(options: ProposeOptions) -> Chat:
         answer_tokens=options.answer_tokens,
         seconds=options.timeout,
         retries=options.retries,
+        **further,
     )
 
 
@@ -184,76 +242,6 @@ def _report(proposal: Proposal, options: ProposeOptions, limits: Limits, record:
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
-    """Say how much of a reference plan other plans find.
-
-    Each plan counts as a set of pairs: a component and a replacement.
-
-      optim4rl plan score p.md --against plans/optim4rl.md
-
-    Attributes:
-        plans: the plan files.
-        against: the reference plan's file.
-        json: print it as JSON.
-    """
-
-    plans: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    against: Path
-    json: bool = False
-
-
-def score(options: ScoreOptions) -> None:
-    """The command `plan score`."""
-    if not options.plans:
-        raise PlannerError("plans: one or more plan files are needed")
-    wanted = MappedPlan.read(options.against).mapped
-    scores = {path: score_plan(MappedPlan.read(path).mapped, wanted) for path in options.plans}
-    if options.json:
-        print(json.dumps([_score_values(path, entry) for path, entry in scores.items()], indent=1))
-        return
-    rows = [
-        [
-            str(path),
-            f"{entry.complete} of {len(entry.ablations)}",
-            f"{entry.hits} of {len(entry.wanted)}",
-            *(f"{x:.2f}" for x in (entry.precision, entry.recall, entry.f1)),
-            str(len(entry.proposed)),
-            str(entry.unmapped),
-        ]
-        for path, entry in scores.items()
-    ]
-    columns = ["plan", "ablations", "replacements", "precision", "recall", "F1", "proposed"]
-    _print_table(f"found of {options.against}", [*columns, "not mapped"], rows)
-    _print_found(scores)
-
-
-def _print_found(scores: dict[Path, Score]) -> None:
-    """Each ablation of the reference, and what each plan finds of it."""
-    first = next(iter(scores.values()))
-    rows = [
-        [
-            entry.title,
-            ", ".join("/".join(pair) for pair in entry.wanted),
-            *(", ".join(v for _, v in s.ablations[i].found) or "-" for s in scores.values()),
-        ]
-        for i, entry in enumerate(first.ablations)
-    ]
-    _print_table("the reference's ablations", ["ablation", "wanted", *map(str, scores)], rows)
-
-
-def _score_values(path: Path, score: Score) -> dict[str, Any]:
-    return {
-        "plan": str(path),
-        **asdict(score),
-        "hits": score.hits,
-        "precision": score.precision,
-        "recall": score.recall,
-        "f1": score.f1,
-        "ablations_found": score.complete,
-    }
-
-
-@dataclass(frozen=True)
 class LintOptions:
     """Say what is wrong with a plan, and what it would cost to run; exits with 1 if anything is.
 
@@ -261,13 +249,17 @@ class LintOptions:
 
     Attributes:
         plan: the plan file.
+        experiment: optim4rl, or your own method as FILE.py:NAME, whose reference runs twice and is
+            timed.
         jobs: worker processes to predict the time for. Default: one for each processor.
-        measured: folder of a study; the times of its jobs are used where they fit.
+        measured: folder of a study; the times of its jobs are used where they fit. If it has none
+            of your own method, the first ones are kept there.
         cost: predict the time; with --no-cost the answer comes at once.
         json: print it as JSON.
     """
 
     plan: Annotated[Path, tyro.conf.Positional]
+    experiment: str = OWN
     jobs: int | None = None
     measured: Path | None = None
     cost: bool = True
@@ -277,10 +269,14 @@ class LintOptions:
 def lint_plan(options: LintOptions) -> None:
     """The command `plan lint`."""
     check_fields(options, jobs=COUNT)
-    plan = MappedPlan.read(options.plan)
+    plan = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     findings = lint(plan.mapped)
     jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
-    costs = _costs(plan, jobs, options.measured) if options.cost else []
+    costs = []
+    if options.cost and options.experiment == OWN:
+        costs = _costs(plan, jobs, options.measured)
+    elif options.cost:
+        costs = _given_costs(options, plan, jobs)
     if options.json:
         values = {"findings": list(map(asdict, findings)), "costs": list(map(asdict, costs))}
         print(json.dumps(values, indent=1))
@@ -302,11 +298,21 @@ def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
     return predict(plan, jobs, times) if pairs(plan.mapped) else []
 
 
+def _given_costs(options: LintOptions, plan: MappedPlan, jobs: int) -> "list[Cost]":
+    """What a study of the plan costs with the user's experiment, by its first cells."""
+    if not pairs(plan.mapped):
+        return []
+    from optim4rl.study.cost import predict_given
+    from optim4rl.study.opening import open_given
+
+    return [predict_given(plan, open_given(options.experiment), jobs, options.measured)]
+
+
 def _print_findings(plan: MappedPlan, findings: tuple[Finding, ...]) -> None:
     parts = [entry.ablation.part for entry in plan.mapped]
     rows = [[f"{f.ablation}. {parts[f.ablation - 1]}", f.kind, f.message] for f in findings]
     if rows:
-        _print_table("what is wrong", ["ablation", "kind", "what"], rows)
+        print_safely("what is wrong", ["ablation", "kind", "what"], rows)
     else:
         print("nothing is wrong with this plan")
 
@@ -321,15 +327,21 @@ def _print_costs(costs: "list[Cost]", jobs: int) -> None:
             str(cost.trained),
             str(cost.jobs),
             duration(cost.seconds),
-            f"{cost.measured} of {cost.jobs} jobs' times" if cost.measured else "a table",
+            _origin(cost),
         ]
         for cost in costs
     ]
-    columns = ["scale", "meta-trained", "jobs", "predicted time", "from"]
-    _print_table(f"what a study of it costs, {jobs} workers", columns, prices)
+    columns = ["scale", "rows trained", "jobs", "predicted time", "from"]
+    print_safely(f"what a study of it costs, {jobs} workers", columns, prices)
 
 
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _origin(cost: "Cost") -> str:
+    if cost.cells:
+        return f"{cost.cells} timed cells, {cost.cell_seconds:.2g} s each"
+    return f"{cost.measured} of {cost.jobs} jobs' times" if cost.measured else "a table"
+
+
+def print_safely(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table of words from outside, which do not steer the terminal."""
 
     def safe(text: str) -> str:

@@ -55,8 +55,8 @@ def report(options: ReportOptions) -> None:
     if len(options.folders) == 1 and (first / "study.json").is_file():
         with locked(first):
             from optim4rl.cli.ablate import finish
+            from optim4rl.study.collecting import collect
             from optim4rl.study.layout import load_study
-            from optim4rl.study.runner import collect
 
             results = collect(load_study(first), first)
             finish(results, first, as_json=options.json, page=options.out)

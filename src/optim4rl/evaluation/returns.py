@@ -224,6 +224,7 @@ class Comparison:
         units: What the test is over, for example "4 + 4 meta-seeds and 8 evaluation seeds".
         diverged: Number of diverged runs of X and of Y.
         verdict: "clear" or "not clear"; the rule is in `compare`.
+        lower_is_better: Whether a smaller score is the better one.
         sentence: The same in words.
     """
 
@@ -234,6 +235,14 @@ class Comparison:
     diverged: tuple[int, int]
     verdict: Verdict
     sentence: str
+    lower_is_better: bool = False
+
+    @property
+    def favours_x(self) -> bool:
+        """Whether X is ahead; meaningful where the verdict is not "not clear"."""
+        if any(self.diverged):
+            return self.improvement.value > 0.5
+        return (self.difference.value > 0) != self.lower_is_better
 
 
 def compare(
@@ -243,6 +252,8 @@ def compare(
     name_y: str,
     *,
     metric: str = "AUC",
+    unit: str = "evaluation seeds",
+    lower_is_better: bool = False,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Comparison:
@@ -262,17 +273,22 @@ def compare(
     the same quantity in other units.
 
     Args:
-        x, y: Scores on the same tasks, higher is better; normalised if there are several.
+        x, y: Scores on the same tasks; normalised if there are several.
         name_x, name_y, metric: What the sentence calls X, Y and the score.
+        unit: What seeds are: "evaluation seeds" of an optimizer, or "seeds" of whole runs.
+        lower_is_better: Whether a smaller score is the better one.
         resamples, seed: Of the bootstrap; the same seed gives the same result.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
     """
-    improvement = probability_of_improvement(x, y, resamples=resamples, seed=seed)
     difference = difference_of_iqm(x, y, resamples=resamples, seed=seed)
+    if lower_is_better:
+        x, y = -x, -y
+    improvement = probability_of_improvement(x, y, resamples=resamples, seed=seed)
     diverged = (int(np.isnan(x).sum()), int(np.isnan(y).sum()))
     test, units = _test(x, y, on_ranks=any(diverged))
+    units = units.replace("evaluation seeds", unit) if unit == "seeds" else units
     if any(diverged):
         interval, null = improvement, 0.5
         finding = (
@@ -292,7 +308,9 @@ def compare(
         f"Welch's test{ranks} over {units} p = {test.p:.2g}): "
         f"{'; '.join([_describe_verdict(verdict, units), *reasons])}."
     )
-    return Comparison(difference, improvement, test, units, diverged, verdict, sentence)
+    return Comparison(
+        difference, improvement, test, units, diverged, verdict, sentence, lower_is_better
+    )
 
 
 def _test(x: np.ndarray, y: np.ndarray, *, on_ranks: bool) -> tuple[WelchTest, str]:
@@ -373,7 +391,7 @@ def _number(value: float) -> str:
 
 
 def _describe_verdict(verdict: Verdict, units: str) -> str:
-    if "meta-seeds" not in units:
+    if "evaluation seeds" in units and "meta-seeds" not in units:
         return f"{verdict} for this one optimizer on either side"
     return verdict
 

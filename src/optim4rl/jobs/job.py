@@ -32,6 +32,10 @@ class Result:
     info: Mapping[str, Any]
 
 
+class Refusal(ValueError):  # noqa: N818 - what a job says, and no fault of its code
+    """A job that cannot be done; the message says why, for people, and needs no trace."""
+
+
 # Takes the folder of results and the arguments, and returns the result.
 Function: TypeAlias = Callable[[Path, Mapping[str, Any]], Result]
 

@@ -286,7 +286,7 @@ def _start(command: Sequence[str]) -> Iterator[_Worker]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "XLA_FLAGS": worker_flags()},
+            env={"OMP_NUM_THREADS": "1", **os.environ, "XLA_FLAGS": worker_flags()},
             process_group=0,  # Ctrl-C must reach the command alone, which then stops its workers.
         ) as process,
     ):

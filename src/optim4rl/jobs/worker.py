@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optim4rl.files.atomic import NO_ROOM
-from optim4rl.jobs.job import Job
+from optim4rl.jobs.job import Job, Refusal
 from optim4rl.jobs.store import put_result
 
 # The answer of a worker whose code differs from the command's: its result would differ, too.
@@ -31,7 +31,10 @@ def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
     if job.address != question["address"]:
         return {"error": OTHER_CODE}
     started = time.perf_counter()
-    result = job.run(folder)
+    try:
+        result = job.run(folder)
+    except Refusal as error:
+        return {"error": str(error)}
     info = {**result.info, "seconds": time.perf_counter() - started}
     put_result(folder, job, replace(result, info=info))
     return {"done": True}

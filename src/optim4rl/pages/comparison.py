@@ -160,7 +160,8 @@ def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
 
 def _read_study(folder: Path) -> FinishedRun:
     record = json.loads(read_text(folder / "study.json"))
-    task = record["settings"]["environment"]
+    # In 0.1 the task was a setting, for there was no other experiment than this project's own.
+    task = record["task"] if "task" in record else record["settings"]["environment"]
     settings = {key: record[key] for key in ("scale", "settings", "versions")}
     return _evaluated(folder, "ablation study", settings, task)
 

@@ -1,10 +1,11 @@
 """A study's findings and caveats in sentences: every one is put together from verdicts."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, Side, Tone, equals
+from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, Side, Tone, equals, side_of
 from optim4rl.pages.words import interval, number, smallest_found
 from optim4rl.study.results import RowKind, StudyResults
 
@@ -43,11 +44,15 @@ def findings(
     adam: RowSummary | None,
     control: RowSummary | None,
     decimals: int,
+    *,
+    trained: bool = True,
 ) -> Iterable[Finding]:
     """The answers to the questions that a reader brings along, each from verdicts."""
     of_kind = {kind: [e for e in rows if e.row.kind == kind] for kind in get_args(RowKind)}
-    yield _against_control(control, decimals)
-    yield _against_baselines(of_kind["baseline"], adam, decimals)
+    if trained:
+        yield _against_control(control, decimals)
+    if trained or adam is not None:
+        yield _against_baselines(of_kind["baseline"], adam, decimals)
     if replacements := of_kind["replacement"]:
         question = "Does the method’s own design win?"
         yield _against_variants(question, "the plan’s replacements", replacements, decimals)
@@ -64,7 +69,7 @@ def _against_control(control: RowSummary | None, decimals: int) -> Finding:
         )
         return Finding(question, "Not tested", "open", headline, "", ())
     evidence = (_evidence(control, decimals),)
-    match _side(control):
+    match side_of(control):
         case "worse":
             detail = "Trained, the reference clearly beats itself untrained."
             answer = "Yes"
@@ -87,11 +92,11 @@ def _against_baselines(
         headline = "The study has no classical optimizer to compare with."
         return Finding("Does it beat tuned Adam?", "Not tested", "open", headline, "", ())
     name = adam.row.label
-    others = [e for e in baselines if e is not adam and _side(e) == "better"]
+    others = [e for e in baselines if e is not adam and side_of(e) == "better"]
     detail = " ".join(f"{e.row.label} clearly beats the reference." for e in others)
     evidence = tuple(_evidence(entry, decimals) for entry in (adam, *others))
     question = f"Does it beat {name}?"
-    match _side(adam):
+    match side_of(adam):
         case "worse":
             headline = f"The reference clearly beats {name}."
             tone: Tone = "bad" if others else "good"
@@ -108,7 +113,7 @@ def _against_variants(
     question: str, what: str, variants: Sequence[RowSummary], decimals: int
 ) -> Finding:
     """Sorts variants by their outcome; the reference wins only if every one of them loses."""
-    sides = {side: [e for e in variants if _side(e) == side] for side in get_args(Side)}
+    sides = {side: [e for e in variants if side_of(e) == side] for side in get_args(Side)}
     better, worse, unclear = sides["better"], sides["worse"], sides["unclear"]
     tone: Tone = "bad" if better else "open" if unclear else "good"
     told = [*worse, *unclear]
@@ -134,19 +139,24 @@ def _against_variants(
     return Finding(question, answer, tone, headline, detail, evidence)
 
 
-def by_final_return(rows: Sequence[RowSummary]) -> str:
-    """What changes for a reader who looks at the final return instead of the AUC."""
-    changed = [e for e in rows if e.final.outcome != e.auc.outcome]
-    if not changed:
-        return "All of this is by AUC; by final return every verdict is the same."
-    return f"All of this is by AUC; by final return, {_tell(changed, 'final')}."
+def by_other_scores(rows: Sequence[RowSummary]) -> str:
+    """What changes for a reader who looks at another score than the first."""
+    first, *others = rows[0].scores
+    said = []
+    for index, score in enumerate(others, start=1):
+        changed = [e for e in rows if e.scores[index].outcome != e.primary.outcome]
+        if changed:
+            said.append(f"by {score.name}, {_tell(changed, index)}")
+        else:
+            said.append(f"by {score.name} every verdict is the same")
+    return f"{'; '.join([f'All of this is by {first.name}', *said])}."
 
 
-def _tell(entries: Sequence[RowSummary], score: Literal["auc", "final"] = "auc") -> str:
+def _tell(entries: Sequence[RowSummary], index: int = 0) -> str:
     """Names the rows by their outcome: "A is clearly worse than the reference; B and C …"."""
     parts = []
     for key, words in OUTCOMES.items():
-        group = [entry for entry in entries if getattr(entry, score).outcome == key]
+        group = [entry for entry in entries if entry.scores[index].outcome == key]
         if group and key == "unclear":
             verb = "does" if len(group) == 1 else "do"
             parts.append(f"{_names(group)} {verb} not differ clearly from the reference")
@@ -156,24 +166,16 @@ def _tell(entries: Sequence[RowSummary], score: Literal["auc", "final"] = "auc")
     return "; ".join(parts)
 
 
-def _side(entry: RowSummary) -> Side:
-    """The outcome by AUC."""
-    match entry.auc.outcome:
-        case "better" | "worse" as side:
-            return side
-    return "unclear"
-
-
 def _names(entries: Sequence[RowSummary]) -> str:
     *names, last = (entry.row.label for entry in entries)
     return f"{', '.join(names)} and {last}" if names else last
 
 
 def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
-    """A row's outcome, its name, and with `decimals` the figures of its AUC."""
-    comparison = entry.auc.comparison
+    """A row's outcome, its name, and with `decimals` the figures of its first score."""
+    comparison = entry.primary.comparison
     if comparison is None or decimals is None:
-        return Evidence(entry.auc.outcome, entry.row.label, "")
+        return Evidence(entry.primary.outcome, entry.row.label, "")
     if any(comparison.diverged):
         shown = (
             f"beats the reference with probability {number(comparison.improvement.value, 2)} "
@@ -181,14 +183,14 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
         )
     else:
         shown = (
-            f"{number(comparison.difference.value, decimals, signed=True)} AUC "
+            f"{number(comparison.difference.value, decimals, signed=True)} {entry.primary.name} "
             f"[{interval(comparison.difference, decimals, signed=True)}]"
         )
-    assert entry.auc.claim is not None
-    figures = f"{shown}, corrected p {equals(entry.auc.claim.p)}"
-    if entry.auc.outcome == "unclear":
-        figures += f"; {smallest_found(entry.auc.claim)}"
-    return Evidence(entry.auc.outcome, entry.row.label, figures)
+    assert entry.primary.claim is not None
+    figures = f"{shown}, corrected p {equals(entry.primary.claim.p)}"
+    if entry.primary.outcome == "unclear":
+        figures += f"; {smallest_found(entry.primary.claim)}"
+    return Evidence(entry.primary.outcome, entry.row.label, figures)
 
 
 # Caveats
@@ -198,10 +200,15 @@ def caveats(
     results: StudyResults, rows: Sequence[RowSummary], scale: float | None, decimals: int
 ) -> Iterable[str]:
     """What limits a study, one sentence each."""
-    yield from _sample_caveats(rows)
+    yield from _sample_caveats(rows, trained=results.trained)
     yield from _loss_caveats(rows)
-    floor, ceiling = number(results.floor, decimals), number(results.ceiling, decimals)
-    if scale:
+    floor, ceiling = (
+        number(math.nan if x is None else x, decimals) for x in (results.floor, results.ceiling)
+    )
+    if results.floor is None:
+        if any(entry.stability for entry in rows):
+            yield "Stability is in units of the first metric."
+    elif scale:
         yield (
             f"One reference scale serves all rows: {floor} (the untrained policy) to {ceiling} "
             "(the best classical optimizer’s final return). Stability is measured in units of "
@@ -231,9 +238,15 @@ def caveats(
         )
     yield (
         f"The p values of the {len(rows) - 1} comparisons with the reference are corrected "
-        "together (Holm 1979), by AUC and by final return."
+        f"together (Holm 1979), by {' and by '.join(x.name for x in rows[0].scores)}."
     )
-    yield f"All of this is one task, {results.task}; it says nothing about any other."
+    if results.task:
+        yield f"All of this is one task, {results.task}; it says nothing about any other."
+    if results.left_out:
+        yield (
+            "The budget had no time for these, which the plan asks for: "
+            f"{', '.join(results.left_out)}. Start the command again with a larger one: it goes on."
+        )
     yield from dict.fromkeys(
         f"{_upper(caveat)}."
         for entry in rows
@@ -243,20 +256,25 @@ def caveats(
     )
 
 
-def _sample_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
+def _sample_caveats(rows: Sequence[RowSummary], *, trained: bool) -> Iterable[str]:
     reference = rows[0]
     yield (
-        f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result "
+        f"Every row was run {_times(reference.seeds)}, with the same seeds for all. A seed is a "
+        "whole run of its own. The test compares interquartile means, so that one failed run does "
+        "not decide it."
+        if not trained
+        else f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result "
         f"evaluated on {reference.seeds} seeds. The test counts both as luck, and it compares "
         "interquartile means, so that one failed run does not decide it. A classical optimizer has "
         "no meta-seeds, and an untrained one whose heads are zero is the same for all."
     )
-    if any(entry.meta_seeds == 2 for entry in rows):
+    if trained and any(entry.meta_seeds == 2 for entry in rows):
         yield "Two meta-seeds do not say how much meta-seeds differ: nothing is clear then."
     yield (
         "“Not clear” is not “equal”: each comparison says how large a difference these seeds find "
         "four times in five. "
-        "Bootstrap intervals over a handful of meta-seeds are somewhat too narrow, which is why a "
+        f"Bootstrap intervals over a handful of {'meta-' if trained else ''}seeds are somewhat too "
+        "narrow, which is why a "
         "verdict asks for both the interval and the test."
     )
 

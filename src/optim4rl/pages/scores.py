@@ -22,7 +22,11 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.evaluation.stability import Stability, stability
 from optim4rl.pages.words import p_value, smallest_found
+from optim4rl.plans.optim4rl import METRICS
 from optim4rl.study.results import Row, StudyResults
+
+# A final score is the mean over so many updates of a learning curve, or over a tenth of another.
+LAST_UPDATES = 20
 
 # Against the reference.
 Outcome = Literal["better", "unclear", "worse", "reference"]
@@ -37,25 +41,95 @@ OUTCOMES: dict[Outcome, str] = {
 
 
 @dataclass(frozen=True)
+class ScoreKind:
+    """How runs are scored.
+
+    Attributes:
+        name: what the score is called.
+        metric: key of the metric that it is of.
+        meaning: in a sentence.
+        last: points at the end of a curve that it is the mean of; None: all of them.
+        better: the better direction.
+        unit: of its values.
+    """
+
+    name: str
+    metric: str
+    meaning: str
+    last: int | None
+    better: Literal["higher", "lower"] = "higher"
+    unit: str = ""
+
+    @property
+    def sign(self) -> int:
+        """What makes a higher score the better one."""
+        return 1 if self.better == "higher" else -1
+
+    def of(self, curves: Curves) -> Float[np.ndarray, " run"]:
+        """Each run's score, NaN for a diverged run."""
+        return area_under_curve(curves) if self.last is None else final_return(curves, self.last)
+
+
+def score_kinds(results: StudyResults) -> tuple[ScoreKind, ...]:
+    """The scores of a study: of a curve its mean and its end, of a number the number itself."""
+    kinds = []
+    for index, metric in enumerate(metric for metric in results.metrics if metric.reported):
+        found = (x for row in results.rows for x in reported(row, metric.key, first=not index))
+        time = next((curves.env_steps.size for curves in found), 1)
+        more = (metric.better, metric.unit)
+        if metric == METRICS[0]:
+            kinds += [
+                ScoreKind("AUC", metric.key, "Mean return over all updates.", None),
+                ScoreKind(
+                    "final return",
+                    metric.key,
+                    "Mean return over the last 20 updates.",
+                    LAST_UPDATES,
+                ),
+            ]
+        elif time == 1:
+            kinds.append(ScoreKind(metric.key, metric.key, metric.description, None, *more))
+        else:
+            last = max(1, time // 10)
+            over, end = f"{metric.key} over the run", f"final {metric.key}"
+            told = f"{metric.description} " if metric.description else ""
+            whole, tail = (f"{told}Mean over {x}." for x in ("all of it", "its last tenth"))
+            kinds.append(ScoreKind(over, metric.key, whole, None, *more))
+            kinds.append(ScoreKind(end, metric.key, tail, last, *more))
+    return tuple(kinds)
+
+
+def reported(row: Row, metric: str, *, first: bool) -> tuple[Curves, ...]:
+    """What a row's runs reported of a metric, for each meta-seed."""
+    return row.curves if first else row.more.get(metric, ())
+
+
+@dataclass(frozen=True)
 class Score:
     """One score of one optimizer over all its runs, and against the reference.
 
     Attributes:
-        name: "AUC" or "final return".
+        kind: how runs are scored.
         iqm: interquartile mean over all runs, which claims are about.
         mean: their mean.
-        meta_seed_means: mean of each meta-seed; NaN where one of its runs diverged.
+        meta_seed_means: mean of each meta-seed, NaN where one of its runs diverged; the score of
+            each seed where nothing is trained.
         claim: this row against the reference, judged together with all other rows; None for the
             reference itself.
         outcome: the claim in one word.
     """
 
-    name: str
+    kind: ScoreKind
     iqm: Estimate
     mean: Estimate
     meta_seed_means: tuple[float, ...]
     claim: Claim | None
     outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """What the score is called."""
+        return self.kind.name
 
     @property
     def comparison(self) -> Comparison | None:
@@ -75,8 +149,7 @@ class RowSummary:
     Attributes:
         row: the row.
         curves: the curves of all its meta-seeds; None if it has none.
-        auc: mean return over all updates.
-        final: mean return over the last updates.
+        scores: the first one is what rows are judged by.
         stability: in units of the study's reference scale; None without curves to measure.
         failure: share of diverged evaluation runs; None without curves.
         stuck: scale of the step -> share of stuck runs; empty where no scale can define "stuck".
@@ -86,35 +159,54 @@ class RowSummary:
 
     row: Row
     curves: Curves | None
-    auc: Score
-    final: Score
+    scores: tuple[Score, ...]
     stability: Stability | None
     failure: Estimate | None
     stuck: Mapping[float, Estimate]
     meta_seeds: int
     seeds: int
 
-
-def _scores(row: Row, rows: Sequence[Row]) -> Float[np.ndarray, "score task meta_seed seed"]:
-    """AUC and final return of every run; NaN for a diverged run and for all of a lost meta-seed."""
-    runs = [np.stack([area_under_curve(c), final_return(c)]) for c in row.curves]
-    seeds = (
-        runs[0].shape[1] if runs else next(r for r in rows if r.curves).curves[0].returns.shape[0]
-    )
-    lost = np.full((2, seeds), np.nan)
-    runs += [lost] * (len(row.failures) or (0 if runs else 1))
-    return np.stack(runs, axis=1)[:, None]
+    @property
+    def primary(self) -> Score:
+        """What the row is judged by."""
+        return self.scores[0]
 
 
-def judge_rows(rows: Sequence[Row]) -> dict[str, tuple[Claim | None, ...]]:
-    """For each row but the reference its claims by AUC and by final return."""
-    reference, *others = rows
-    base = _scores(reference, rows)
+def _scores(
+    row: Row, results: StudyResults, kinds: Sequence[ScoreKind]
+) -> list[Float[np.ndarray, "task meta_seed seed"]]:
+    """Every score of every run; NaN for a diverged run and for all of a lost meta-seed."""
+    rows, first = results.rows, kinds[0].metric
+    seeds = next(r for r in (row, *rows) if r.curves).curves[0].returns.shape[0]
+    lost = [np.full(seeds, np.nan)] * (len(row.failures) or (0 if row.curves else 1))
+    found = []
+    for kind in kinds:
+        curves = reported(row, kind.metric, first=kind.metric == first)
+        found.append(np.stack([*(kind.of(each) for each in curves), *lost])[None])
+    return found
+
+
+def judge_rows(
+    results: StudyResults, kinds: Sequence[ScoreKind]
+) -> dict[str, tuple[Claim | None, ...]]:
+    """For each row but the reference its claims by every score."""
+    reference, *others = results.rows
+    unit = "evaluation seeds" if results.trained else "seeds"
+    base = _scores(reference, results, kinds)
     by_score = []
-    for index, metric in enumerate(("AUC", "final return")):
-        pairs = [(row.label, _scores(row, rows)[index]) for row in others]
+    for index, kind in enumerate(kinds):
+        pairs = [(row.label, _scores(row, results, kinds)[index]) for row in others]
         comparisons = [
-            compare(own, base[index], label, reference.label, metric=metric) for label, own in pairs
+            compare(
+                own,
+                base[index],
+                label,
+                reference.label,
+                metric=kind.name,
+                unit=unit,
+                lower_is_better=kind.sign < 0,
+            )
+            for label, own in pairs
         ]
         by_score.append(judge(comparisons, [smallest_effect(x, base[index]) for _, x in pairs]))
     keys = [row.key for row in others]
@@ -124,43 +216,71 @@ def judge_rows(rows: Sequence[Row]) -> dict[str, tuple[Claim | None, ...]]:
 def summarise_row(
     row: Row,
     results: StudyResults,
+    kinds: Sequence[ScoreKind],
     claims: Sequence[Claim | None],
     scale: float | None,
 ) -> RowSummary:
     """A row in figures."""
-    scores = _scores(row, results.rows)
+    scores = _scores(row, results, kinds)
     curves = stack(row.curves) if row.curves else None
     measurable = curves is not None and curves.env_steps.size > 1
-    auc, final = (
-        _score(name, own, claim)
-        for name, own, claim in zip(("AUC", "final return"), scores, claims, strict=True)
-    )
+    rising = curves if kinds[0].sign > 0 or curves is None else _mirrored(curves)
+    own = scores[0]
     return RowSummary(
         row=row,
         curves=curves,
-        auc=auc,
-        final=final,
-        stability=stability(curves, scale or 1.0) if curves is not None and measurable else None,
+        scores=tuple(
+            _score(kind, score, claim, each_seed=not results.trained)
+            for kind, score, claim in zip(kinds, scores, claims, strict=True)
+        ),
+        stability=stability(rising, scale or 1.0) if rising is not None and measurable else None,
         failure=failure_rate(curves) if curves is not None else None,
         stuck={
             step: stuck_rate(runs, results.floor, results.ceiling)
             for step, runs in sorted(row.stress.items())
+            if results.floor is not None and results.ceiling is not None
         }
         if scale
         else {},
-        meta_seeds=scores.shape[2],
-        seeds=scores.shape[3],
+        meta_seeds=own.shape[1],
+        seeds=own.shape[2],
     )
 
 
+def _mirrored(curves: Curves) -> Curves:
+    """Curves of what is better the lower it is, the other way up."""
+    return Curves(-curves.returns, curves.diverged_at, curves.env_steps)
+
+
 def _score(
-    name: str,
+    kind: ScoreKind,
     own: Float[np.ndarray, "task x_meta_seed x_seed"],
     claim: Claim | None,
+    *,
+    each_seed: bool,
 ) -> Score:
-    means = tuple(float(mean) for mean in own.mean(axis=(0, 2)))
-    iqm, mean = (bootstrap_interval(own, statistic=which) for which in ("iqm", "mean"))
-    return Score(name, iqm, mean, means, claim, outcome(claim))
+    shown = own[0, 0] if each_seed else own.mean(axis=(0, 2))
+    means = tuple(float(mean) for mean in shown)
+    iqm, mean = (
+        _turned(bootstrap_interval(kind.sign * own, statistic=which), kind.sign)
+        for which in ("iqm", "mean")
+    )
+    return Score(kind, iqm, mean, means, claim, outcome(claim))
+
+
+def _turned(estimate: Estimate, sign: int) -> Estimate:
+    """An estimate of what is better the lower it is, back in its own direction."""
+    if sign > 0:
+        return estimate
+    return Estimate(-estimate.value, -estimate.high, -estimate.low)
+
+
+def side_of(entry: RowSummary) -> Side:
+    """The outcome by the first score."""
+    match entry.primary.outcome:
+        case "better" | "worse" as side:
+            return side
+    return "unclear"
 
 
 def outcome(claim: Claim | None) -> Outcome:
@@ -169,7 +289,7 @@ def outcome(claim: Claim | None) -> Outcome:
         return "reference"
     if claim.verdict == "not clear":
         return "unclear"
-    return "better" if claim.is_higher else "worse"
+    return "better" if claim.comparison.favours_x else "worse"
 
 
 def _claim_sentence(claim: Claim) -> str:
@@ -195,9 +315,9 @@ def adam_of(rows: Sequence[RowSummary]) -> RowSummary | None:
     return next(iter(named or baselines), None)
 
 
-def magnitudes(rows: Iterable[RowSummary]) -> list[float]:
-    """The sizes of the rows' AUC."""
-    values = (abs(entry.auc.iqm.value) for entry in rows)
+def magnitudes(rows: Iterable[RowSummary], index: int) -> list[float]:
+    """The sizes of one of the rows' scores."""
+    values = (abs(entry.scores[index].iqm.value) for entry in rows)
     return [value for value in values if value > 0]
 
 

@@ -4,7 +4,7 @@
 never trains, and the same results give the same bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from optim4rl.pages import figures
 from optim4rl.pages.figures import Series
 from optim4rl.pages.identity import identity_view
 from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template
+from optim4rl.pages.predictions import tally
 from optim4rl.pages.summary import (
     OUTCOMES,
     RowSummary,
     Score,
+    ScoreKind,
     Summary,
     summarise,
     summary_table,
@@ -35,8 +37,8 @@ GROUPS: dict[RowKind, str] = {
     "reference": "Reference",
     "replacement": "The plan’s replacements",
     "paper": "The paper’s own ablation",
-    "control": "Control: never meta-trained",
-    "baseline": "Classical baselines",
+    "control": "Controls",
+    "baseline": "Baselines",
 }
 MAX_REASONING = 50_000  # characters of a plan's prose that are shown
 
@@ -54,20 +56,18 @@ def write_report(results: StudyResults, path: Path) -> None:
 def render_report(results: StudyResults) -> str:
     """The report's HTML."""
     summary = summarise(results)
-    auc, final = (
-        _score_view(summary, [getattr(entry, name) for entry in summary.rows])
-        for name in ("auc", "final")
-    )
+    views = [_score_view(summary, index) for index in range(len(summary.places))]
     return page_template("report.html.jinja").render(
         results=results,
         summary=summary,
         places=summary.decimals,
         groups=list(_groups(summary)),
-        auc=auc,
-        final=final,
+        views=views,
+        predictions=summary.predictions,
+        tally=tally(summary.predictions),
         reasoning=results.plan.reasoning[:MAX_REASONING],
         cut=max(0, len(results.plan.reasoning) - MAX_REASONING),
-        panels=list(_panels(summary)),
+        panels=list(_panels(summary, results.steps)),
         metrics=METRICS,
         step_scales=sorted({step for entry in summary.rows for step in entry.stuck}),
         setting_names=list(
@@ -75,6 +75,7 @@ def render_report(results: StudyResults) -> str:
         ),
         identity=identity_view(results.identity) if results.identity else None,
         outcomes=OUTCOMES,
+        stability=any(entry.stability for entry in summary.rows),
         seconds=sum(entry.row.seconds for entry in summary.rows),
     )
 
@@ -94,6 +95,8 @@ class _ScoreView:
     """The strips of one score, in the order of the rows.
 
     Attributes:
+        kind: which score.
+        places: digits behind the point.
         scale: the axis above the strips of `intervals`.
         intervals: interquartile mean and interval of each row.
         seed_scale: the axis above the strips of `seeds`.
@@ -101,6 +104,8 @@ class _ScoreView:
         scores: the scores themselves.
     """
 
+    kind: ScoreKind
+    places: int
     scale: Markup
     intervals: tuple[Markup, ...]
     seed_scale: Markup
@@ -108,7 +113,9 @@ class _ScoreView:
     scores: tuple[Score, ...]
 
 
-def _score_view(summary: Summary, scores: Sequence[Score]) -> _ScoreView:
+def _score_view(summary: Summary, index: int) -> _ScoreView:
+    scores = [entry.scores[index] for entry in summary.rows]
+    places = summary.places[index]
     guides = [("reference", scores[0].iqm.value)]
     if summary.adam is not None:
         guides.append(("adam", scores[summary.rows.index(summary.adam)].iqm.value))
@@ -116,10 +123,12 @@ def _score_view(summary: Summary, scores: Sequence[Score]) -> _ScoreView:
     scale = figures.axis([x for e in estimates for x in (e.value, e.low, e.high)], ticks=4)
     seed_scale = figures.axis([mean for score in scores for mean in score.meta_seed_means], ticks=4)
     return _ScoreView(
+        kind=scores[0].kind,
+        places=places,
         scale=figures.scale_strip(scale),
         intervals=tuple(
             figures.interval_strip(
-                scale, score.iqm, score.outcome, guides, _strip_label(score, summary)
+                scale, score.iqm, score.outcome, guides, _strip_label(score, places)
             )
             for score in scores
         ),
@@ -132,17 +141,19 @@ def _score_view(summary: Summary, scores: Sequence[Score]) -> _ScoreView:
     )
 
 
-def _strip_label(score: Score, summary: Summary) -> str:
-    shown = number(score.iqm.value, summary.decimals)
-    ends = interval(score.iqm, summary.decimals)
+def _strip_label(score: Score, places: int) -> str:
+    shown = number(score.iqm.value, places)
+    ends = interval(score.iqm, places)
     return f"{score.name} {shown}, {'95 % interval ' if score.iqm.has_interval else ''}{ends}"
 
 
 # Learning curves
 
 
-def _panels(summary: Summary) -> Iterable[tuple[RowSummary, Markup | None]]:
+def _panels(summary: Summary, steps_label: str) -> Iterable[tuple[RowSummary, Markup | None]]:
     """Each row against the reference and Adam; None where it has no curve."""
+    if all(entry.curves is None or entry.curves.env_steps.size == 1 for entry in summary.rows):
+        return  # Numbers have no curves.
     bands = {
         entry.row.key: iqm_band(entry.row.curves, CURVE_POINTS)
         for entry in summary.rows
@@ -154,6 +165,7 @@ def _panels(summary: Summary) -> Iterable[tuple[RowSummary, Markup | None]]:
     backdrop = [(summary.reference, "Reference", "reference")]
     if summary.adam is not None:
         backdrop.append((summary.adam, summary.adam.row.label, "adam"))
+    and_adam = "" if summary.adam is None else " and Adam"
     shared = [
         _curve(entry, bands[entry.row.key], label, style)
         for entry, label, style in backdrop
@@ -175,8 +187,8 @@ def _panels(summary: Summary) -> Iterable[tuple[RowSummary, Markup | None]]:
                 series,
                 x,
                 y,
-                x_label="environment steps",
-                label=f"Learning curve of {entry.row.label}, with the reference and Adam",
+                x_label=steps_label,
+                label=f"Learning curve of {entry.row.label}, with the reference{and_adam}",
             ),
         )
 

@@ -8,15 +8,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.pages.findings import Finding, by_final_return, caveats, findings
+from optim4rl.pages.findings import Finding, by_other_scores, caveats, findings
+from optim4rl.pages.predictions import Prediction, judge_predictions
 from optim4rl.pages.scores import (
     OUTCOMES as OUTCOMES,
     RowSummary as RowSummary,
     Score as Score,
+    ScoreKind as ScoreKind,
     adam_of,
     decimals_for,
     judge_rows,
     magnitudes,
+    score_kinds,
     summarise_row,
 )
 from optim4rl.pages.words import estimate_json, finite
@@ -34,8 +37,10 @@ class Summary:
         scale: ceiling minus floor, the unit of the stability metrics; None where that is no
             positive number, so that they are in units of return.
         decimals: digits behind the point for returns.
-        findings: what to read first, all by AUC.
-        by_final_return: which verdicts are others by final return.
+        places: digits behind the point for each score.
+        findings: what to read first, all by the first score.
+        by_other_scores: which verdicts are others by the other ones.
+        predictions: the plan's, beside what came out.
         caveats: what limits it, one sentence each.
     """
 
@@ -44,8 +49,10 @@ class Summary:
     control: RowSummary | None
     scale: float | None
     decimals: int
+    places: tuple[int, ...]
     findings: tuple[Finding, ...]
-    by_final_return: str
+    by_other_scores: str
+    predictions: tuple[Prediction, ...]
     caveats: tuple[str, ...]
 
     @property
@@ -67,24 +74,33 @@ def summarise(results: StudyResults) -> Summary:
         raise ValueError("rows: the first row of a study must be its reference")
     if not any(row.curves for row in results.rows):
         raise ValueError("rows: none has a curve, so there is nothing to report")
-    scale = results.ceiling - results.floor
+    scale = math.nan
+    if results.ceiling is not None and results.floor is not None:
+        scale = results.ceiling - results.floor
     usable = scale if math.isfinite(scale) and scale > 0 else None
-    claims = judge_rows(results.rows)
+    kinds = score_kinds(results)
+    claims, none = judge_rows(results, kinds), (None,) * len(kinds)
     rows = tuple(
-        summarise_row(row, results, claims.get(row.key, (None, None)), usable)
+        summarise_row(row, results, kinds, claims.get(row.key, none), usable)
         for row in results.rows
     )
     adam = adam_of(rows)
     control = next((entry for entry in rows if entry.row.kind == "control"), None)
-    decimals = decimals_for(usable or max(magnitudes(rows), default=1.0))
+    places = tuple(
+        decimals_for(usable or max(magnitudes(rows, index), default=1.0))
+        for index in range(len(kinds))
+    )
+    decimals = places[0]
     return Summary(
         rows=rows,
         adam=adam,
         control=control,
         scale=usable,
         decimals=decimals,
-        findings=tuple(findings(rows, adam, control, decimals)),
-        by_final_return=by_final_return(rows),
+        places=places,
+        findings=tuple(findings(rows, adam, control, decimals, trained=results.trained)),
+        by_other_scores=by_other_scores(rows),
+        predictions=judge_predictions(results, rows),
         caveats=tuple(caveats(results, rows, usable, decimals)),
     )
 
@@ -100,6 +116,9 @@ def summary_table(results: StudyResults) -> list[dict[str, Any]]:
 
 # JSON
 
+# What scores of this project's own study are called there.
+JSON_NAMES = {"AUC": "auc", "final return": "final"}
+
 
 def _table_row(entry: RowSummary) -> dict[str, Any]:
     row, curves = entry.row, entry.curves
@@ -109,8 +128,7 @@ def _table_row(entry: RowSummary) -> dict[str, Any]:
         "kind": row.kind,
         "change": row.change,
         "ablation": row.ablation,
-        "auc": _score_as_dict(entry.auc),
-        "final": _score_as_dict(entry.final),
+        **{JSON_NAMES.get(x.name, x.name): _score_as_dict(x) for x in entry.scores},
         "runs": entry.meta_seeds * entry.seeds,
         "meta_seeds": entry.meta_seeds,
         "failed_meta_seeds": {str(key): message for key, message in row.failures.items()},

@@ -4,13 +4,15 @@ What a plan says is read, or it is refused. A default never stands in for what w
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
 from optim4rl.plans.plan_text import words
 
 Action = Literal["ADD", "REMOVE", "REPLACE"]
+# How a replacement is expected to do against the reference.
+Expectation = Literal["worse", "better", "same"]
 
 
 class PlanError(ValueError):
@@ -27,6 +29,9 @@ class Ablation:
       action: ``None`` where the plan states none, or none of the three.
       replacements: what takes the part's place; empty where the plan names nothing.
       metrics: what is to be measured; empty where the plan names nothing.
+      expected: how the replacements are expected to do against the method as it is.
+      tests: what the ablation tests, in a sentence; empty where the plan does not say.
+      priority: its place in the order of importance, from 1; None where the plan gives none.
     """
 
     title: str
@@ -34,6 +39,9 @@ class Ablation:
     action: Action | None
     replacements: tuple[str, ...]
     metrics: tuple[str, ...]
+    expected: Expectation | None = None
+    tests: str = ""
+    priority: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def make_ablation(
     *,
     details: str = "",
     unread: Sequence[str] = (),
+    extras: Mapping[str, str] = {},
 ) -> Ablation:
     """Makes an ablation of its texts.
 
@@ -98,11 +107,21 @@ def make_ablation(
       metrics: what is measured.
       details: further text about the part.
       unread: texts of the ablation that belong to no known field.
+      extras: what else it says: "expected", "tests" and "priority".
 
     Raises:
       PlanError: something was not understood, and a default would stand in for it.
     """
-    made = Ablation(title, part, read_action(action), tuple(replacements), tuple(metrics))
+    made = Ablation(
+        title,
+        part,
+        read_action(action),
+        tuple(replacements),
+        tuple(metrics),
+        read_expectation(extras.get("expected", "")),
+        extras.get("tests", "").strip(),
+        read_priority(extras.get("priority", "")),
+    )
     if not made.replacements:
         _require_no_replacement(made, action, f"{part} {details}")
     if unread and not (made.metrics and (made.replacements or made.action in ("ADD", "REMOVE"))):
@@ -133,6 +152,47 @@ def read_action(value: str) -> Action | None:
         return action
     named = {_ACTIONS[word] for word in _WORD.findall(value.lower()) if word in _ACTIONS}
     return named.pop() if len(named) == 1 else None
+
+
+_EXPECTED: Final[dict[Expectation, str]] = {
+    "worse": "worse worsen worsens lower drop drops decrease decreases degrade degrades hurt hurts "
+    "harm harms fall falls decline declines",
+    "better": "better higher improve improves increase increases gain gains",
+    "same": "same equal unchanged no similar none",
+}
+_RANKS: Final = {"high": 1, "medium": 2, "low": 3}
+
+
+def read_expectation(value: str) -> Expectation | None:
+    """How a replacement is expected to do; None where nothing is said.
+
+    Raises:
+      PlanError: it says something, and not one of worse, better and same.
+    """
+    if not value.strip():
+        return None
+    found = lower_words(value)
+    named = [key for key, verbs in _EXPECTED.items() if found & words(verbs)]
+    if len(named) != 1:
+        refuse(value, "expected is one of worse, better and same")
+    return named[0]
+
+
+def read_priority(value: str) -> int | None:
+    """A place in the order of importance, from 1; None where nothing is said.
+
+    Raises:
+      PlanError: it says something, and no whole number, high, medium or low.
+    """
+    if not value.strip():
+        return None
+    numbers = re.findall(r"[0-9]{1,6}", value)
+    ranks = [rank for word, rank in _RANKS.items() if word in lower_words(value)]
+    if len(numbers) == 1 and not ranks:
+        return int(numbers[0])
+    if len(ranks) == 1 and not numbers:
+        return ranks[0]
+    refuse(value, "a priority is a whole number, or high, medium or low")
 
 
 def is_nothing(value: str) -> bool:

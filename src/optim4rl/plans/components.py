@@ -1,20 +1,40 @@
-"""What the study can ablate, and what it measures.
+"""What a study can ablate and measure: the catalogue that a plan's words are looked up in.
 
-The registries are plain data: a component is one field of a study's variant, a choice is one value
-of that field. `mapping.map_plan` looks for their phrases in a plan's words.
+A catalogue is plain data: a component is one field of a study's settings, a choice is one value of
+that field. `mapping.map_plan` looks for their phrases in a plan's words. An experiment has a
+catalogue of its own; `OPTIM4RL` is that of this project's own study.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Literal
+
+# A value of a field, as JSON has it.
+Value = str | int | float | bool
+
+
+def _split(phrases: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Phrases of one text, apart by semicolons, or of several."""
+    parts = phrases.split(";") if isinstance(phrases, str) else phrases
+    return tuple(part.strip() for part in parts)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of a variant's field, the phrases that name it, and what it changes."""
+    """One value of a field, the phrases that name it, and what it changes.
 
-    value: str
-    phrases: tuple[str, ...]
-    description: str
+    Attributes:
+      value: the field's value.
+      phrases: what names it in prose: a tuple, or one text with semicolons between.
+      description: what it does, in one sentence.
+    """
+
+    value: Value
+    phrases: str | tuple[str, ...]
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phrases", _split(self.phrases))
 
 
 @dataclass(frozen=True)
@@ -23,31 +43,36 @@ class Component:
 
     Attributes:
       key: its name in commands and reports.
-      field: the field of a study's variant that it sets.
+      phrases: what names the component in prose: a tuple, or one text with semicolons between.
+      choices: every value of the field that can be asked for, the reference included.
+      description: what the method does there, in one sentence.
+      field: the field of a study's settings that it sets; by default the key.
       reference: the field's value in the published method, which no plan can ask for as a
         replacement; None where every value may be one.
-      study: the field's value in the study's own reference (`variant.REFERENCE`).
-      phrases: what names the component in prose.
-      description: what the method does there, in one sentence.
-      choices: every value of the field that can be asked for, the reference included.
-      defaults: the values compared with the reference where a plan says REPLACE and names none.
+      study: the field's value in the study's own reference; an experiment fills it in.
+      defaults: the values compared with the reference where a plan says REPLACE and names none; by
+        default all.
       remove: the value that takes the component out; None where there is nothing without it.
       add: the value that ADD compares with the reference. What the method has already cannot be
         added: the comparison is then the one of `remove`, read from the other side.
     """
 
     key: str
-    field: str
-    reference: str | None
-    study: str
-    phrases: tuple[str, ...]
-    description: str
+    phrases: str | tuple[str, ...]
     choices: tuple[Choice, ...]
-    defaults: tuple[str, ...]
-    remove: str | None
-    add: str | None
+    description: str = ""
+    field: str = ""
+    reference: Value | None = None
+    study: Value | None = None
+    defaults: tuple[Value, ...] = ()
+    remove: Value | None = None
+    add: Value | None = None
 
-    def choice(self, value: str) -> Choice:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phrases", _split(self.phrases))
+        object.__setattr__(self, "field", self.field or self.key)
+
+    def choice(self, value: Value) -> Choice:
         """The choice of this value.
 
         Raises:
@@ -66,410 +91,53 @@ class Component:
 
 @dataclass(frozen=True)
 class Metric:
-    """One family of measures that the study reports, and the phrases that name it."""
+    """What a study reports under one name, and the phrases that name it.
+
+    Attributes:
+      key: its name in reports, and what an experiment's `run` calls it.
+      phrases: what names it in prose: a tuple, or one text with semicolons between.
+      description: what is measured, in one sentence.
+      better: the better direction.
+      unit: of its values.
+      reported: whether `run` reports it; False for what a study works out of other metrics.
+    """
 
     key: str
-    phrases: tuple[str, ...]
-    description: str
+    phrases: str | tuple[str, ...]
+    description: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    unit: str = ""
+    reported: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phrases", _split(self.phrases))
 
 
-def _phrases(text: str) -> tuple[str, ...]:
-    return tuple(text.split("; "))
+@dataclass(frozen=True)
+class Catalogue:
+    """All that a plan can name in one experiment.
+
+    Attributes:
+      name: the experiment's.
+      components: what can be ablated.
+      metrics: what can be measured.
+      default_metrics: keys of those that are reported where a plan names none.
+      further_metrics: by component, what the catalogue's planner measures besides.
+      about: what the method is, in a few words.
+      extent: how many of a rule's weights a value touches, and how many there are; None where that
+        says nothing.
+    """
+
+    name: str
+    components: tuple[Component, ...]
+    metrics: tuple[Metric, ...]
+    default_metrics: tuple[str, ...]
+    further_metrics: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    about: str = ""
+    extent: Callable[[str, Value], tuple[int, int]] | None = None
 
 
-COMPONENTS: Final = (
-    Component(
-        key="structure",
-        field="structure",
-        reference="adaptive",
-        study="adaptive",
-        phrases=_phrases(
-            "optimizer structure; optimizer architecture; structure of optimizer; adaptive "
-            "structure; update structure; update rule; update function; parameter update; "
-            "inductive bias; adaptive inductive bias"
-        ),
-        description=(
-            "The update divides a learned first moment by the root of a learned second one, "
-            "Δθ = -α·m/√v, as Adam and RMSProp do."
-        ),
-        choices=(
-            Choice(
-                "adaptive",
-                ("adaptive", "adaptive optimizer", "adam like", "rmsprop like"),
-                "Δθ = -α·m/√v with learned m and v: the published structure.",
-            ),
-            Choice(
-                "linear",
-                ("linear", "linear update", "linear optimizer", "linearoptim", "affine"),
-                "LinearOptim: Δθ = -α·(exp(o₁)·g + exp(o₂)·o₃), linear in the gradient.",
-            ),
-            Choice(
-                "non_adaptive",
-                (
-                    "non adaptive",
-                    "no division",
-                    "no second moment",
-                    "no normalization",
-                    "first moment only",
-                    "momentum only",
-                ),
-                "Δθ = -α·m: the division by √v is left out, the rest is unchanged.",
-            ),
-            Choice(
-                "l2l",
-                ("l2l", "l2lgd2", "andrychowicz", "learning to learn", "learning to learn l2l"),
-                "L2LGD² (Andrychowicz et al. 2016): Δθ = -α·exp(o)·g, a learned step size alone.",
-            ),
-            Choice(
-                "anchored",
-                ("anchored", "adam anchored", "anchored adam", "anchored at adam", "residual adam"),
-                "A learned correction around Adam: untrained, the update is exactly Adam's.",
-            ),
-            Choice(
-                "mirrored",
-                ("mirrored", "odd", "mirrored anchored", "sign symmetric", "sign equivariant"),
-                "Anchored, reading nothing signed: mirrored gradients make mirrored updates.",
-            ),
-            Choice(
-                "celo2",
-                ("celo2", "adafactor feature"),
-                "Celo2 (Moudgil et al. 2026): Δθ = -α·o, read from a tensor's scaled moments.",
-            ),
-            Choice(
-                "star",
-                ("star", "nominal term"),
-                "STAR (Harrison et al. 2022): a nominal Adam-like term, a learned one, decay.",
-            ),
-            Choice(
-                "open",
-                ("open optimizer", "goldie"),
-                "OPEN (Goldie et al. 2024): momenta of six time scales, noise in the actor.",
-            ),
-        ),
-        defaults=("linear", "non_adaptive"),
-        remove="non_adaptive",
-        add="non_adaptive",
-    ),
-    Component(
-        key="processing",
-        field="processing",
-        reference="sign_log",
-        study="sign_log",
-        phrases=_phrases(
-            "gradient processing; processing of gradient; agent gradient processing; processing of "
-            "agent gradient; gradient transformation; transformation of gradient; gradient "
-            "processing transformation; input processing; input transformation"
-        ),
-        description=(
-            "The networks see a gradient as its sign and the logarithm of its size, "
-            "[sgn g, log(|g| + ε)], and not as g itself."
-        ),
-        choices=(
-            Choice(
-                "sign_log",
-                ("sign log", "sign and log", "log and sign", "current log", "original log"),
-                "Input [sgn g, log(|g| + ε)]: the published processing.",
-            ),
-            Choice(
-                "raw",
-                (
-                    "raw",
-                    "raw gradient",
-                    "raw gradient input",
-                    "original gradient",
-                    "unprocessed gradient",
-                    "untransformed gradient",
-                    "identity",
-                    "identity transformation",
-                    "identity mapping",
-                    "no transformation",
-                    "no processing",
-                ),
-                "Input g as it is, without any transformation; the output is linear.",
-            ),
-            Choice(
-                "symlog",
-                (
-                    "symlog",
-                    "symmetric log",
-                    "signed log",
-                    "alternative log",
-                    "different log",
-                    "alternative log scale",
-                    "different log scale",
-                    "log1p",
-                ),
-                "Input sgn(g)·log(1 + |g|/c): another logarithmic scale, linear around zero.",
-            ),
-            Choice(
-                "raw_and_square",
-                (
-                    "raw and square",
-                    "raw and squared gradient",
-                    "gradient and squared gradient",
-                    "version b",
-                    "version b input",
-                ),
-                "Inputs g and g²: what the later release of the method uses.",
-            ),
-            Choice(
-                "andrychowicz",
-                (
-                    "andrychowicz",
-                    "processing of andrychowicz",
-                    "l2l processing",
-                    "l2lgd2",
-                    "l2l",
-                    "l2l transformation",
-                ),
-                "Input (log|g|/p, sgn g), or (-1, exp(p)·g) for tiny g (Andrychowicz 2016).",
-            ),
-        ),
-        defaults=("raw", "symlog"),
-        remove="raw",
-        add="raw",
-    ),
-    Component(
-        key="resets",
-        field="resets",
-        reference="staggered",
-        study="staggered",
-        phrases=_phrases(
-            "pipeline training; agent reset; reset of agent; reset schedule; reset interval; "
-            "periodic reset; staggered reset"
-        ),
-        description=(
-            "Pipeline training re-initialises the agents at evenly spaced times, so that the "
-            "optimizer always learns from agents of all ages."
-        ),
-        choices=(
-            Choice(
-                "staggered",
-                ("staggered", "staggered reset", "evenly spaced", "evenly spaced reset"),
-                "Every agent has its own evenly spaced reset time: the published schedule.",
-            ),
-            Choice(
-                "never",
-                (
-                    "never",
-                    "never reset",
-                    "no reset",
-                    "no pipeline",
-                    "start at once",
-                    "all at once",
-                    "all agent start at once",
-                    "standard training",
-                    "vanilla training",
-                    "conventional training",
-                ),
-                "All agents start at once and are never reset.",
-            ),
-            Choice(
-                "synchronous",
-                (
-                    "synchronous",
-                    "synchronous reset",
-                    "synchronized reset",
-                    "simultaneous reset",
-                    "reset all agent together",
-                ),
-                "All agents are reset together, so they are all of one age.",
-            ),
-            Choice(
-                "random",
-                ("random reset", "random interval", "random reset interval", "stochastic reset"),
-                "Agents are reset at random times instead of evenly spaced ones.",
-            ),
-        ),
-        defaults=("never",),
-        remove="never",
-        add="never",
-    ),
-    Component(
-        key="cell",
-        field="cell",
-        reference="gru",
-        study="gru",
-        phrases=_phrases(
-            "gru; gru cell; recurrent cell; recurrent unit; recurrent network; recurrent neural "
-            "network; recurrent architecture; gated recurrent unit; rnn cell; rnn architecture"
-        ),
-        description="A gated recurrent unit (GRU) keeps the memory of each agent parameter.",
-        choices=(
-            Choice("gru", ("gru", "gru cell", "gated recurrent unit"), "The published cell."),
-            Choice(
-                "lstm",
-                ("lstm", "lstm cell", "long short term memory"),
-                "A long short-term memory cell (LSTM) of the same hidden size.",
-            ),
-            Choice(
-                "none",
-                ("no cell", "mlp", "feed forward", "without memory"),
-                "No cell: the head reads the features, and no hidden state is kept.",
-            ),
-        ),
-        defaults=("lstm",),
-        remove=None,
-        add=None,
-    ),
-    Component(
-        key="validation",
-        field="validation",
-        reference=None,
-        study="dense",
-        phrases=(
-            "validation rollout",
-            "dense validation",
-            "meta loss",
-            "meta objective",
-            "outer loss",
-            "outer objective",
-        ),
-        description=(
-            "The meta-loss is the agent's loss on fresh rollouts, at the end of a window of inner "
-            "updates or after each of them."
-        ),
-        choices=(
-            Choice(
-                "last",
-                ("last", "last rollout", "final rollout", "single validation rollout"),
-                "One validation rollout after the window's last update: the published objective.",
-            ),
-            Choice(
-                "dense",
-                ("dense", "dense validation", "every rollout", "every step", "per step validation"),
-                "Each later rollout of the window also validates the updates before it.",
-            ),
-        ),
-        defaults=("last", "dense"),
-        remove="last",
-        add="dense",
-    ),
-    Component(
-        key="environments",
-        field="environments",
-        reference=None,
-        study="many",
-        phrases=(
-            "environments per agent",
-            "number of environments",
-            "environment count",
-            "parallel environments",
-            "batch of environments",
-            "agent population",
-        ),
-        description=(
-            "In meta-training every agent learns from as many environments as in evaluation, or "
-            "from a single one, whose gradients are noisier."
-        ),
-        choices=(
-            Choice(
-                "many",
-                ("many environments per agent", "many environments", "few agents"),
-                "A few agents with many environments each.",
-            ),
-            Choice(
-                "one",
-                (
-                    "one environment per agent",
-                    "one environment",
-                    "single environment",
-                    "single environment per agent",
-                    "many agents",
-                ),
-                "One environment for each agent and as many more agents: as published.",
-            ),
-        ),
-        defaults=("one", "many"),
-        remove="one",
-        add="many",
-    ),
-    Component(
-        key="width",
-        field="width",
-        reference=None,
-        study="narrow",
-        phrases=("agent width", "width", "network width", "agent network", "agent network width"),
-        description=(
-            "The agents of meta-training have a dense layer of some width, which need not be that "
-            "of the agents that the optimizer is for."
-        ),
-        choices=(
-            Choice(
-                "narrow",
-                ("narrow", "narrow agent", "narrow network", "small network"),
-                "Narrower agents than in evaluation, which are cheaper.",
-            ),
-            Choice(
-                "full",
-                ("full width", "full", "wide", "wide network", "evaluation width"),
-                "Agents as wide as in evaluation: as published.",
-            ),
-        ),
-        defaults=("full", "narrow"),
-        remove=None,
-        add=None,
-    ),
-    Component(
-        key="life",
-        field="life",
-        reference=None,
-        study="whole",
-        phrases=("life length", "lifetime", "life", "lifespan", "life span"),
-        description=(
-            "How long an agent lives before its reset decides which ages the optimizer has seen: "
-            "its whole learning, or the beginning of it."
-        ),
-        choices=(
-            Choice(
-                "whole",
-                ("whole", "whole life", "long life", "whole lifetime", "long lifetime"),
-                "A life as long as a run of the evaluation.",
-            ),
-            Choice(
-                "short",
-                ("short", "short life", "shorter life", "short lifetime", "shorter lifetime"),
-                "An eighth of a whole life, so that no old agent is ever met.",
-            ),
-        ),
-        defaults=("short", "whole"),
-        remove=None,
-        add=None,
-    ),
-)
-
-METRICS: Final = (
-    Metric(
-        "return",
-        _phrases(
-            "return; reward; performance; score; cumulative reward; cumulative return; average "
-            "return; average reward; mean return; mean reward; episode return; episode reward; "
-            "episodic return; episodic reward; total return; total reward; final return; final "
-            "performance; sample efficiency; data efficiency; learning efficiency; learning curve; "
-            "learning speed; auc; area under curve; area under learning curve"
-        ),
-        "Final return, and the area under the learning curve, which also shows learning speed.",
-    ),
-    Metric(
-        "stability",
-        _phrases(
-            "stability; training stability; learning stability; performance stability; return "
-            "stability; convergence; convergence speed; convergence rate; variance; return "
-            "variance; reward variance; performance variance; variance of return; variance of "
-            "reward; variance of performance; robustness; reliability; divergence; divergence "
-            "rate; failure rate; stuck rate"
-        ),
-        "Dispersion and risk of learning curves (Chan et al. 2020), failure rate and stuck rate.",
-    ),
-    Metric(
-        "identity",
-        _phrases(
-            "identity function; identity function approximation; approximation of identity "
-            "function; identity approximation; rnn accuracy; accuracy of rnn; rnn approximation; "
-            "rnn approximation accuracy; identity function accuracy"
-        ),
-        "How well a recurrent network approximates the identity on recorded agent-gradients.",
-    ),
-)
-
-DEFAULT_METRICS: Final = ("return", "stability")
+def reference_of(component: Component) -> Choice:
+    """The choice that the study's reference has."""
+    assert component.study is not None, "an experiment fills it in"
+    return component.choice(component.study)

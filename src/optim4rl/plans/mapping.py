@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Component
+from optim4rl.plans.components import Catalogue, Component, Value
+from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import Ablation, Action, Plan, PlanError, parse_plan, read_plan_bytes
 from optim4rl.plans.words import covered_words, normalised_words
 
@@ -47,7 +48,7 @@ class Match:
     """
 
     text: str
-    key: str | None
+    key: Value | None
     reason: str
 
 
@@ -60,7 +61,7 @@ class MappedAblation:
       component: None where no known component is named.
       reason: why this component, or why none.
       replacements: one match per replacement; the component's own where the plan names none.
-      metrics: one match per metric; `DEFAULT_METRICS` where the plan names none.
+      metrics: one match per metric; the catalogue's default ones where the plan names none.
     """
 
     ablation: Ablation
@@ -70,14 +71,14 @@ class MappedAblation:
     metrics: tuple[Match, ...]
 
     @property
-    def values(self) -> tuple[str, ...]:
+    def values(self) -> tuple[Value, ...]:
         """The values to compare with the reference, each once."""
         return tuple(dict.fromkeys(m.key for m in self.replacements if m.key is not None))
 
     @property
     def metric_keys(self) -> tuple[str, ...]:
         """The keys of the metrics to report, each once."""
-        return tuple(dict.fromkeys(m.key for m in self.metrics if m.key is not None))
+        return tuple(dict.fromkeys(str(m.key) for m in self.metrics if m.key is not None))
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class MappedPlan:
     Attributes:
       source: the plan's bytes.
       plan: what was read of them.
-      mapped: what each of its ablations names.
+      mapped: what each of its ablations names in a catalogue.
     """
 
     source: bytes
@@ -95,17 +96,17 @@ class MappedPlan:
     mapped: tuple[MappedAblation, ...]
 
     @classmethod
-    def parse(cls, source: bytes) -> "MappedPlan":
+    def parse(cls, source: bytes, known: Catalogue = OPTIM4RL) -> "MappedPlan":
         """Reads a plan from its bytes.
 
         Raises:
           PlanError: `parse_plan` refuses it.
         """
         plan = parse_plan(source)
-        return cls(source, plan, map_plan(plan))
+        return cls(source, plan, map_plan(plan, known))
 
     @classmethod
-    def read(cls, path: str | Path) -> "MappedPlan":
+    def read(cls, path: str | Path, known: Catalogue = OPTIM4RL) -> "MappedPlan":
         """Reads the plan file at `path`.
 
         Raises:
@@ -113,17 +114,17 @@ class MappedPlan:
         """
         source = read_plan_bytes(path)
         try:
-            return cls.parse(source)
+            return cls.parse(source, known)
         except PlanError as error:
             raise PlanError(f"plan {str(path)!r}: {error}") from None
 
 
-def map_plan(plan: Plan) -> tuple[MappedAblation, ...]:
+def map_plan(plan: Plan, known: Catalogue = OPTIM4RL) -> tuple[MappedAblation, ...]:
     """Says for every ablation of a plan which component, choices and metrics it names.
 
     Never fails: what is not recognised is mapped to None, with a reason.
     """
-    return tuple(_map_ablation(ablation) for ablation in plan.ablations)
+    return tuple(_map_ablation(ablation, known) for ablation in plan.ablations)
 
 
 def require_mapped(
@@ -189,8 +190,8 @@ def _problems(entry: MappedAblation) -> Iterable[str]:
                 yield f"{kind} '{_short(match.text)}' of '{name}': {match.reason}"
 
 
-def _map_ablation(ablation: Ablation) -> MappedAblation:
-    component, reason = _map_part(ablation)
+def _map_ablation(ablation: Ablation, known: Catalogue) -> MappedAblation:
+    component, reason = _map_part(ablation, known)
     if component is None:
         unknown = "not looked up, for the part is not known"
         replacements = tuple(Match(text, None, unknown) for text in ablation.replacements)
@@ -198,19 +199,22 @@ def _map_ablation(ablation: Ablation) -> MappedAblation:
         replacements = tuple(_map_replacement(component, text) for text in ablation.replacements)
     else:
         replacements = _own_replacements(component, ablation.action)
-    metrics = tuple(_map_metric(text) for text in ablation.metrics) or tuple(
-        Match("", key, "the plan names no metric; reported by default") for key in DEFAULT_METRICS
+    metrics = tuple(_map_metric(text, known) for text in ablation.metrics) or tuple(
+        Match("", key, "the plan names no metric; reported by default")
+        for key in known.default_metrics
     )
     return MappedAblation(ablation, component, reason, replacements, metrics)
 
 
-def _map_part(ablation: Ablation) -> tuple[Component | None, str]:
-    names = {c.key: (*c.phrases, *_negated(c.phrases)) for c in COMPONENTS}
+def _map_part(ablation: Ablation, known: Catalogue) -> tuple[Component | None, str]:
+    names: dict[Value, Sequence[str]] = {
+        c.key: (*c.phrases, *_negated(c.phrases)) for c in known.components
+    }
     found = _find(ablation.part or ablation.title, names)
-    component = next((c for c in COMPONENTS if c.key == found.key), None)
+    component = next((c for c in known.components if c.key == found.key), None)
     reasons = [found.reason]
     if component is None:
-        reasons.append(f"known components: {', '.join(names)}")
+        reasons.append(f"known components: {', '.join(map(str, names))}")
     if not ablation.part:
         reasons.append("the plan names no part, so its heading was read")
     if ablation.action is None:
@@ -219,11 +223,13 @@ def _map_part(ablation: Ablation) -> tuple[Component | None, str]:
 
 
 def _map_replacement(component: Component, text: str) -> Match:
-    names = {choice.value: choice.phrases for choice in component.choices}
+    names: dict[Value, tuple[str, ...]] = {x.value: tuple(x.phrases) for x in component.choices}
     if component.remove is not None:
-        present = (*component.phrases, *names.get(component.reference or "", ()))
+        present = list(component.phrases)
+        if component.reference is not None:
+            present += names[component.reference]
         names[component.remove] += _negated(present)
-    found = _find(text, names)
+    found = _find(text, dict[Value, Sequence[str]](names))
     if found.key is not None and found.key != component.reference:
         return found
     reason = found.reason if found.key is None else "it names the reference itself"
@@ -234,7 +240,8 @@ def _own_replacements(component: Component, action: Action | None) -> tuple[Matc
     """What an ablation compares that names no replacement itself."""
     if action is None or action == "REPLACE":
         reason = f"the plan names no replacement; a default of {component.key}"
-        return tuple(Match("", value, reason) for value in component.defaults)
+        values = component.defaults or tuple(choice.value for choice in component.alternatives)
+        return tuple(Match("", value, reason) for value in values)
     value = component.remove if action == "REMOVE" else component.add
     if value is None:
         reason = f"{component.key} can only be replaced; {_known(component)}"
@@ -245,20 +252,20 @@ def _own_replacements(component: Component, action: Action | None) -> tuple[Matc
     return (Match("", value, reason),)
 
 
-def _map_metric(text: str) -> Match:
-    names = {metric.key: metric.phrases for metric in METRICS}
+def _map_metric(text: str, known: Catalogue) -> Match:
+    names: dict[Value, Sequence[str]] = {x.key: x.phrases for x in known.metrics}
     found = _find(text, names)
     if found.key is None:
-        return Match(text, None, f"{found.reason}; known metrics: {', '.join(names)}")
+        return Match(text, None, f"{found.reason}; known metrics: {', '.join(map(str, names))}")
     return found
 
 
 def _known(component: Component) -> str:
-    values = (c.value for c in component.choices if c.value != component.reference)
+    values = (str(c.value) for c in component.choices if c.value != component.reference)
     return f"known replacements of {component.key}: {', '.join(values)}"
 
 
-def _find(text: str, names: Mapping[str, Sequence[str]]) -> Match:
+def _find(text: str, names: Mapping[Value, Sequence[str]]) -> Match:
     """Finds the one name that `text` stands for, by its head or else by all of its words."""
     whole = normalised_words(text)
     head = normalised_words((_HEAD.match(text) or [""])[0])
@@ -272,18 +279,18 @@ def _find(text: str, names: Mapping[str, Sequence[str]]) -> Match:
     return found
 
 
-def _find_in(words: Sequence[str], text: str, names: Mapping[str, Sequence[str]]) -> Match:
+def _find_in(words: Sequence[str], text: str, names: Mapping[Value, Sequence[str]]) -> Match:
     covered = {name: covered_words(words, phrases) for name, phrases in names.items()}
     most = max(len(places) for places in covered.values())
     if most == 0:
         return Match(text, None, "it names nothing known")
     best = [name for name, places in covered.items() if len(places) == most]
     if len(best) > 1:
-        return Match(text, None, f"it could mean {' or '.join(best)}")
+        return Match(text, None, f"it could mean {' or '.join(map(str, best))}")
     (name,) = best
     others = [other for other, places in covered.items() if not places <= covered[name]]
     if others:
-        return Match(text, None, f"it could mean {' or '.join((name, *others))}")
+        return Match(text, None, f"it could mean {' or '.join(map(str, (name, *others)))}")
     found = " ".join(words[i] for i in sorted(covered[name]))
     any_name = frozenset[int]().union(*covered.values())
     matter = [i for i, word in enumerate(words) if word not in _NEUTRAL or i in any_name]

@@ -81,6 +81,9 @@ _LABELS: Final = {
         "alternative, alternatives, replace with, replace by, replaced with, replaced by",
         "metrics": "metric, metrics, evaluation metric, evaluation metrics, measure, measures, "
         "measured by, metrics to measure, metrics to report, evaluation",
+        "expected": "expected, expectation, prediction, predicted",
+        "tests": "tests, it tests, what it tests",
+        "priority": "priority, importance",
         "other": "rationale, hypothesis, description, motivation, goal, objective, purpose, "
         "reason, justification, expected outcome, expected result, expected results, why, "
         "expected impact, note, notes, setup, experiment setup, experimental setup, details, "
@@ -89,11 +92,13 @@ _LABELS: Final = {
     for label in labels.split(", ")
 }
 FIELDS: Final = ("part", "action", "replacements", "metrics")
+EXTRAS: Final = ("expected", "tests", "priority")
 _SHORT: Final = 60  # characters; no label is longer
 # Labels only before a colon, and never in headings ("### Component 1: Gradient processing").
 _WEAK: Final = words(
     "part component module target type evaluation measure measures setup details baseline dataset "
-    "environment alternative alternatives"
+    "environment alternative alternatives expected expectation prediction predicted tests priority "
+    "importance"
 )
 _LABEL: Final = re.compile(r"([^:：=]{1,40}?)\s*+(?:[:：=]|(?<=\s)[-–—]+(?:\s|$))")
 
@@ -301,7 +306,14 @@ class _Record:
             return None
         details, unread = self.claims("part"), self.unread
         return make_ablation(
-            self.title, part, action, replacements, metrics, details=details, unread=unread
+            self.title,
+            part,
+            action,
+            replacements,
+            metrics,
+            details=details,
+            unread=unread,
+            extras={name: self.claims(name) for name in EXTRAS},
         )
 
     def claims(self, name: str) -> str:

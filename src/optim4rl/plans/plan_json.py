@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 from optim4rl.plans.ablation import Ablation, Plan, PlanError, is_nothing, make_ablation, split
-from optim4rl.plans.plan_fields import FIELDS, field_name, require_one_field
+from optim4rl.plans.plan_fields import EXTRAS, FIELDS, field_name, require_one_field
 
 # JSON begins a line: an object, or a list of objects.
 _START: Final = re.compile(r'^[ \t>]*+(?=\{\s*+["}]|\[\s*+\{)', re.MULTILINE)
@@ -139,7 +139,7 @@ def _ablation(entry: object, number: int) -> Ablation:
         name = _field(key)
         if name in found:
             raise PlanError(f"{where}: {found[name][0]!r} and {key!r} are one field")
-        if name in FIELDS:
+        if name in (*FIELDS, *EXTRAS):
             found[name] = (key, value)
         elif name is None and key not in _TITLES and value not in (None, "", [], {}):
             unread.append(f"{key}: {_shown(value)}")
@@ -150,7 +150,15 @@ def _ablation(entry: object, number: int) -> Ablation:
     title = _text(entry, _TITLES)
     if not part and not title:
         raise PlanError(f"{where}: it names no part; expected a text 'ablated_part'")
-    return make_ablation(title, part, action, replacements, metrics, unread=unread)
+    extras: dict[str, str] = {name: _extra(where, *found[name]) for name in EXTRAS if name in found}
+    return make_ablation(title, part, action, replacements, metrics, unread=unread, extras=extras)
+
+
+def _extra(where: str, key: str, value: object) -> str:
+    """The text of an expectation, a test or a priority, which may be a number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise PlanError(f"{where}: {key} = {_shown(value)}: expected a text or a whole number")
+    return "" if value is None else str(value)
 
 
 def _one(where: str, name: str, key: str, value: object) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from optim4rl.plans.ablation import Ablation, is_nothing, make_ablation, plain, refuse, split
-from optim4rl.plans.plan_fields import FIELDS, field_name, require_one_field
+from optim4rl.plans.plan_fields import EXTRAS, FIELDS, field_name, require_one_field
 from optim4rl.plans.plan_text import words
 
 _PIPE: Final = re.compile(r"(?<!\\)\|")
@@ -106,7 +106,7 @@ def _row(line: str, columns: list[str], header: list[str]) -> list[Ablation]:
         refuse(line, f"the row has {len(cells)} cells and its table {len(columns)} columns")
     if not any(cells):
         return []
-    found = dict.fromkeys(FIELDS, "")
+    found = dict.fromkeys((*FIELDS, *EXTRAS), "")
     titles, unread = [], []
     for name, cell, word in zip(columns, cells, header, strict=True):
         if name in found:
@@ -121,4 +121,5 @@ def _row(line: str, columns: list[str], header: list[str]) -> list[Ablation]:
         refuse(line, "the row names no part")
     replacements, metrics = split(found["replacements"]), split(found["metrics"])
     part, action = found["part"], found["action"]
-    return [make_ablation(title, part, action, replacements, metrics, unread=unread)]
+    extras = {name: found[name] for name in EXTRAS}
+    return [make_ablation(title, part, action, replacements, metrics, unread=unread, extras=extras)]

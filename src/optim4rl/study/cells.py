@@ -16,8 +16,9 @@ from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, ini
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
 from optim4rl.study import identity
+from optim4rl.study.experiment import describe_change
 from optim4rl.study.settings import IdentityScale, TrainingSettings
-from optim4rl.study.variant import Variant, describe_change, variant_spec, variant_training
+from optim4rl.study.variant import REFERENCE, Variant, variant_spec, variant_training
 from optim4rl.tasks import default_config, make_task
 
 IDENTITY_SCALES: dict[IdentityScale, identity.IdentityConfig] = {
@@ -86,7 +87,7 @@ class Training:
 def training_job(training: Training) -> Job:
     """The meta-training as a job."""
     default = "reference" if training.trained else "untrained"
-    change = describe_change(training.variant) or default
+    change = describe_change(training.variant, REFERENCE) or default
     return Job(
         function="optim4rl.study.cells:meta_train",
         arguments=to_json(training),

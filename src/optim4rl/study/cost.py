@@ -3,16 +3,21 @@
 import json
 import statistics
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from optim4rl.jobs.job import Job
+from optim4rl.jobs.pool import LocalPool, run_jobs
 from optim4rl.jobs.store import finished_jobs
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.planner.text import PlannerError
+from optim4rl.study.experiment import points
 from optim4rl.study.layout import Study, lay_out
-from optim4rl.study.runner import expected_jobs
+from optim4rl.study.opening import Opened, open_own
+from optim4rl.study.schedule import expected_jobs, members, trainings
 from optim4rl.study.settings import SCALES
 
 # Seconds on one core of an AMD EPYC with AVX-512: to compile a program, and of one job that is
@@ -50,6 +55,8 @@ class Cost:
         trained: optimizers that are meta-trained: the reference, the plan's and the paper's own.
         seconds: predicted, with that many workers, nothing having been compiled before.
         measured: how many of the jobs' times rest on finished jobs, and not on the table.
+        cells: finished cells that the time of a user's experiment rests on.
+        cell_seconds: what one usually takes.
     """
 
     scale: str
@@ -57,6 +64,8 @@ class Cost:
     trained: int
     seconds: float
     measured: int
+    cells: int = 0
+    cell_seconds: float = 0.0
 
 
 def predict(plan: bytes | MappedPlan, jobs: int, measured: Measured | None = None) -> list[Cost]:
@@ -76,7 +85,7 @@ def predict(plan: bytes | MappedPlan, jobs: int, measured: Measured | None = Non
     if isinstance(plan, bytes):
         plan = MappedPlan.parse(plan)
     return [
-        _predict(lay_out(plan, scale, settings, skip_unmapped=True), jobs, measured or {})
+        _predict(lay_out(plan, open_own(scale, settings), skip_unmapped=True), jobs, measured or {})
         for scale, settings in SCALES.items()
     ]
 
@@ -85,13 +94,82 @@ def _predict(study: Study, workers: int, measured: Measured) -> Cost:
     jobs = expected_jobs(study)
     known = [job for job in jobs if _work(job.question) in measured]
     other = [job for job in jobs if _work(job.question) not in measured]
-    table = JOB_SECONDS[study.scale]
+    table = JOB_SECONDS[study.opened.scale]
     seconds = sum(statistics.fmean(measured[_work(job.question)]) for job in known)
     seconds += sum(_seconds(job, table) for job in other)
     # Jobs that were measured compiled their programs in that time.
     seconds += table["compile"] * len({job.program for job in other})
     trained = sum(candidate.trained for candidate in study.candidates)
-    return Cost(study.scale, len(jobs), trained, seconds / workers, len(known))
+    return Cost(study.opened.scale, len(jobs), trained, seconds / workers, len(known))
+
+
+def predict_given(plan: MappedPlan, opened: Opened, jobs: int, folder: Path | None = None) -> Cost:
+    """The cost of all that a study can run of a plan with a user's experiment.
+
+    Every cell is taken to need as long as those of its kind that are finished, and every variant
+    what its first cell needs besides, such as compilation. Where no cell is finished, the reference
+    is run twice and timed.
+
+    Args:
+        plan: the plan.
+        opened: the user's experiment.
+        jobs: worker processes.
+        folder: where finished cells are, and where the first ones are kept; None: nowhere.
+
+    Raises:
+        PlanError: a study can run nothing of the plan.
+        JobError: the first cell fails.
+    """
+    study = lay_out(plan, opened, skip_unmapped=True)
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+        taken = _times(folder)
+        if not taken:
+            _run_first_cells(study, folder)
+            taken = _times(folder)
+    wanted = expected_jobs(study)
+    every = {name: [x for cells in found.values() for x in cells] for name, found in taken.items()}
+    usual = {name: statistics.median_low(cells) for name, cells in every.items()}
+    first = {
+        name: statistics.fmean(max(cells) - usual[name] for cells in found.values())
+        for name, found in taken.items()
+    }
+    longest = max(usual.values())
+    seconds = sum(usual.get(job.function, longest) for job in wanted)
+    programs = {(job.function, job.program) for job in wanted}
+    seconds += sum(first.get(function, 0.0) for function, _ in programs)
+    return Cost(
+        opened.experiment.name,
+        len(wanted),
+        len(study.candidates),
+        seconds / min(jobs, len(wanted)),
+        len(wanted),
+        sum(map(len, every.values())),
+        longest,
+    )
+
+
+def _run_first_cells(study: Study, folder: Path) -> None:
+    """Run the reference twice, as a worker does it."""
+    reference, values = study.candidates[0], points(study.experiment.train_grid)[0]
+    member = members(study, reference, values)[0]
+    study.opened.keep(folder)
+    with LocalPool(folder, 1) as pool:
+        run_jobs(pool, folder, trainings([member]))
+        point = points(reference.grid)[0]
+        seeds = study.experiment.protocol.reported[:2]
+        run_jobs(pool, folder, study.work.runs(folder, member, [point], seeds))
+
+
+def _times(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """The seconds of finished cells by their function and their settings."""
+    taken: dict[str, dict[str, list[float]]] = {}
+    for _, question, info in finished_jobs(folder):
+        settings = json.dumps(question["arguments"].get("settings"), sort_keys=True)
+        cells = taken.setdefault(question["function"], {}).setdefault(settings, [])
+        cells.append(float(info["seconds"]))
+    return taken
 
 
 def _seconds(job: Job, table: Mapping[str, float]) -> float:

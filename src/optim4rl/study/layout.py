@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from optim4rl.fields import from_json, to_json
+from optim4rl.fields import to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
 from optim4rl.files.reading import read_text
@@ -15,131 +16,137 @@ from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import StoreError
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, require_mapped
 from optim4rl.plans.plan import Plan, PlanError, read_plan_bytes
-from optim4rl.study.cells import Training, does_the_same
-from optim4rl.study.results import RowKind
-from optim4rl.study.settings import StudySettings
-from optim4rl.study.variant import REFERENCE, Variant, describe_change, replace_field
+from optim4rl.study.experiment import Control, Design, describe_change, replace_field
+from optim4rl.study.opening import Opened, reopen
+from optim4rl.study.work import Candidate, Work
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A variant that the study runs, and why."""
-
-    key: str
-    label: str
-    kind: RowKind
-    variant: Variant
-    ablation: str | None = None
-    trained: bool = True
+FILES = ("study.json", "plan.md", "predictions.json")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that is laid out: the plan, what it maps to, and the settings.
+    """A study that is laid out: the plan, what it maps to, and the experiment.
 
     Attributes:
         source: the plan file's bytes.
         plan: the plan as read.
         mapped: all of its ablations, mapped.
-        candidates: the variants to run, the reference first.
-        identity: whether the plan asks for the identity experiment.
-        scale: name of the scale the settings started from.
-        settings: the settings.
+        candidates: the variants to run, the reference first, then by the plan's priority.
+        opened: the experiment, how its work is done, and what it was opened from.
+        metrics: keys of the metrics that the plan asks for.
         skip_unmapped: whether unmapped parts are left out instead of refused.
+        left_out: variants that the budget had no time for.
     """
 
     source: bytes
     plan: Plan
     mapped: tuple[MappedAblation, ...]
     candidates: tuple[Candidate, ...]
-    identity: bool
-    scale: str
-    settings: StudySettings
+    opened: Opened
+    metrics: frozenset[str]
     skip_unmapped: bool
+    left_out: tuple[Candidate, ...] = ()
+
+    @property
+    def experiment(self) -> Design:
+        """What is ablated."""
+        return self.opened.experiment
+
+    @property
+    def work(self) -> Work:
+        """How its work is done."""
+        return self.opened.work
+
+    def without(self, keys: frozenset[str]) -> "Study":
+        """The study without some of its variants."""
+        rest = tuple(x for x in self.candidates if x.key not in keys)
+        gone = tuple(x for x in self.candidates if x.key in keys)
+        return dataclasses.replace(self, candidates=rest, left_out=gone)
 
 
-def lay_out(
-    plan: bytes | MappedPlan,
-    scale: str,
-    settings: StudySettings,
-    *,
-    skip_unmapped: bool = False,
-) -> Study:
+def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = False) -> Study:
     """Decide what to run of a plan, given as it was mapped or as bytes.
 
     Raises:
-        PlanError: the plan cannot be read, or asks for something the study does not know, or for
-            what the reference has at this scale.
+        PlanError: the plan cannot be read, or asks for something the experiment does not know, or
+            for what the reference has already.
     """
+    experiment = opened.experiment
     if isinstance(plan, bytes):
-        plan = MappedPlan.parse(plan)
+        plan = MappedPlan.parse(plan, experiment.catalogue)
     runnable = require_mapped(plan.mapped, skip_unmapped)
-    candidates = {"reference": Candidate("reference", "Optim4RL", "reference", REFERENCE)}
-    for candidate in _replacements(runnable):
-        if _changes_something(candidate.variant, settings):
-            candidates.setdefault(candidate.key, candidate)
+    reference = Candidate(
+        "reference", experiment.name, "reference", experiment.reference, experiment.grid
+    )
+    found: dict[str, Candidate] = {}
+    for candidate in _replacements(runnable, experiment):
+        if not experiment.same_work(candidate.settings):
+            found.setdefault(candidate.key, candidate)
         elif not skip_unmapped:
             raise PlanError(
-                f"replacement {candidate.label!r}: at scale {scale!r} the reference has that "
-                f"already ({describe_change(candidate.variant)} changes nothing); take another "
-                "scale, or leave this out by skipping unmapped parts"
+                f"replacement {candidate.label!r}: {opened.where} the reference has that already "
+                f"({candidate.change} changes nothing); {opened.advice}leave this out by skipping "
+                "unmapped parts"
             )
-    no_pipeline = replace_field(REFERENCE, "resets", "never")
-    candidates.setdefault(
-        "resets=never",
-        Candidate("resets=never", "Without pipeline training", "paper", no_pipeline),
-    )
-    candidates["untrained"] = Candidate(
-        "untrained", "Untrained Optim4RL", "control", REFERENCE, trained=False
-    )
-    identity = any("identity" in entry.metric_keys for entry in runnable)
-    variants = tuple(candidates.values())
-    return Study(
-        plan.source, plan.plan, plan.mapped, variants, identity, scale, settings, skip_unmapped
+    # Python's sort is stable: without priorities the order is the plan's.
+    ordered = {x.key: x for x in sorted(found.values(), key=lambda x: x.priority)}
+    for control in experiment.controls:
+        ordered.setdefault(control.key, _candidate(control, experiment))
+    metrics = frozenset(key for entry in runnable for key in entry.metric_keys)
+    variants = (reference, *ordered.values())
+    return Study(plan.source, plan.plan, plan.mapped, variants, opened, metrics, skip_unmapped)
+
+
+def _candidate(control: Control, experiment: Design) -> Candidate:
+    return Candidate(
+        key=control.key,
+        label=control.label,
+        kind=control.kind,
+        settings=control.settings,
+        grid=experiment.grid if control.grid is None else control.grid,
+        change=control.change or describe_change(control.settings, experiment.reference),
+        trained=control.trained,
     )
 
 
-def _replacements(ablations: Sequence[MappedAblation]) -> Iterator[Candidate]:
+def _replacements(ablations: Sequence[MappedAblation], experiment: Design) -> Iterator[Candidate]:
     """What the ablations compare with the reference."""
+    reference = experiment.reference
     for entry in ablations:
         for match in entry.replacements:
             if match.key is None or entry.component is None:
                 continue
-            field = entry.component.field
-            if getattr(REFERENCE, field) != match.key:
+            field, ablation = entry.component.field, entry.ablation
+            if getattr(reference, field) != match.key:
+                settings = replace_field(reference, field, match.key)
                 yield Candidate(
-                    f"{field}={match.key}",
-                    match.text or f"{entry.component.key}: {match.key}",
-                    "replacement",
-                    replace_field(REFERENCE, field, match.key),
-                    entry.ablation.title or entry.ablation.part,
+                    key=f"{field}={match.key}",
+                    label=match.text or f"{entry.component.key}: {match.key}",
+                    kind="replacement",
+                    settings=settings,
+                    grid=experiment.grid,
+                    change=describe_change(settings, reference),
+                    ablation=ablation.title or ablation.part,
+                    priority=math.inf if ablation.priority is None else float(ablation.priority),
+                    expected=ablation.expected,
+                    tests=ablation.tests,
                 )
-
-
-def _changes_something(variant: Variant, settings: StudySettings) -> bool:
-    """Whether a variant is trained otherwise than the reference, with these settings."""
-    reference = make_training(settings, REFERENCE, settings.meta_learning_rates[0], 0)
-    return not does_the_same(dataclasses.replace(reference, variant=variant), reference)
-
-
-def make_training(settings: StudySettings, variant: Variant, rate: float, seed: int) -> Training:
-    """A meta-training of a variant with the settings of a study."""
-    width = settings.evaluation.width
-    return Training(settings.environment, variant, settings.training, width, rate, seed)
 
 
 def record_study(study: Study, folder: Path, command: str) -> None:
     """Keep what the study was asked to do, so that its report can be made again."""
     record = {
         "command": command,
-        "scale": study.scale,
-        "settings": to_json(study.settings),
+        **study.opened.record(),
+        "task": study.experiment.task,
         "skip_unmapped": study.skip_unmapped,
+        "left_out": [x.key for x in study.left_out],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **provenance("optim4rl.study.runner"),
     }
+    study.opened.keep(folder)
     write_atomically(folder / "plan.md", study.source)
-    write_atomically(folder / "study.json", json.dumps(record, indent=1).encode())
+    write_atomically(folder / "study.json", json.dumps(to_json(record), indent=1).encode())
 
 
 def load_study(folder: Path) -> Study:
@@ -149,12 +156,11 @@ def load_study(folder: Path) -> Study:
         StoreError: no study was run there.
     """
     try:
-        check_files(folder, ("study.json", "plan.md"))
+        check_files(folder, FILES)
         record = json.loads(read_text(folder / "study.json"))
         source = read_plan_bytes(folder / "plan.md")
-        settings = from_json(StudySettings, record["settings"])
-        return lay_out(
-            source, record["scale"], settings, skip_unmapped=bool(record["skip_unmapped"])
-        )
+        opened = reopen(record, folder)
+        study = lay_out(source, opened, skip_unmapped=bool(record["skip_unmapped"]))
+        return study.without(frozenset(record.get("left_out", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder}: no study can be read there ({error})") from error

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from optim4rl.plans.components import Value
 from optim4rl.plans.mapping import MappedAblation
 from optim4rl.plans.planner.render import unmapped
-from optim4rl.plans.planner.score import pairs
+from optim4rl.plans.planner.score import Pair, pairs
 from optim4rl.plans.planner.text import one_line
 
 Kind = Literal["unmapped", "reference", "duplicate", "metric", "action", "replacement"]
@@ -33,12 +34,12 @@ def lint(mapped: Sequence[MappedAblation]) -> tuple[Finding, ...]:
 
 
 def _findings(mapped: Sequence[MappedAblation]) -> Iterator[Finding]:
-    first: dict[tuple[str, str], int] = {}
+    first: dict[Pair, int] = {}
     for number, entry in enumerate(mapped, start=1):
         for note in unmapped([entry]):
             yield Finding(number, "unmapped", note)
-        for value in _references(entry):
-            message = f"'{value}' is what the study's reference has already"
+        for text in _references(entry):
+            message = f"'{text}' is what the study's reference has already"
             yield Finding(number, "reference", message)
         for component, value in pairs([entry]):
             earlier = first.setdefault((component, value), number)
@@ -62,15 +63,15 @@ def _missing(number: int, entry: MappedAblation) -> Iterator[Finding]:
     if ablation.action is None:
         yield Finding(number, "action", "it states no action; read as REPLACE")
     if ablation.action in (None, "REPLACE") and not ablation.replacements:
-        values = ", ".join(value for _, value in pairs([entry])) or "nothing"
+        values = ", ".join(str(value) for _, value in pairs([entry])) or "nothing"
         yield Finding(number, "replacement", f"it names no replacement; compared with {values}")
     if not ablation.metrics:
         metrics = ", ".join(entry.metric_keys)
         yield Finding(number, "metric", f"it names no metric; reported are {metrics}")
     repeated = {value for value in entry.values if _times(entry, value) > 1}
-    for value in sorted(repeated):
+    for value in sorted(repeated, key=str):
         yield Finding(number, "duplicate", f"{value} is named more than once")
 
 
-def _times(entry: MappedAblation, value: str) -> int:
+def _times(entry: MappedAblation, value: Value) -> int:
     return sum(match.key == value for match in entry.replacements)

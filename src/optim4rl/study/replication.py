@@ -40,7 +40,7 @@ from optim4rl.meta.population import Execution
 from optim4rl.meta.recipe import Recipe, build
 from optim4rl.meta.trainer import MetaDivergenceError, MetaState, Progress, init, train
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
-from optim4rl.study.settings import TUNING_META_SEED
+from optim4rl.study.experiment import TUNING_META_SEED
 
 # The paper's grid for Adam and RMSProp, and the optimizers that it compares with.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -10,9 +10,6 @@ from optim4rl.meta.trainer import MetaClip
 
 IdentityScale = Literal["smoke", "quick", "paper"]
 
-# Meta-seeds that choose a meta-learning rate and those that are reported never meet.
-TUNING_META_SEED = 100
-
 
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from optim4rl.meta.meta_gradient import Validation
 from optim4rl.meta.resets import ResetSchedule
@@ -47,30 +47,6 @@ class Variant:
 
 
 REFERENCE = Variant()
-
-
-def replace_field(variant: Variant, field: str, value: str) -> Variant:
-    """The variant with one field replaced: an ablation.
-
-    Raises:
-        ValueError: there is no such field, or the value is the one it has.
-    """
-    fields = [f.name for f in dataclasses.fields(Variant)]
-    if field not in fields:
-        raise ValueError(f"field = {field!r}: a variant's fields are {', '.join(fields)}")
-    if getattr(variant, field) == value:
-        raise ValueError(f"{field} = {value!r}: that is the reference itself")
-    changes: dict[str, Any] = {field: value}
-    return dataclasses.replace(variant, **changes)
-
-
-def describe_change(variant: Variant, reference: Variant = REFERENCE) -> str:
-    """What differs from the reference, as "field: old → new"."""
-    pairs = [
-        (field.name, getattr(reference, field.name), getattr(variant, field.name))
-        for field in dataclasses.fields(Variant)
-    ]
-    return "; ".join(f"{name}: {old} → {new}" for name, old, new in pairs if old != new)
 
 
 def variant_spec(variant: Variant, clip: float | None) -> OptimizerSpec:

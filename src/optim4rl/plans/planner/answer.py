@@ -1,7 +1,8 @@
 """Reads a model's answer: it is data, and becomes a plan or an error that says why not."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+from optim4rl.plans.ablation import Expectation
 from optim4rl.plans.plan import Plan, PlanError, parse_plan
 from optim4rl.plans.planner.render import normalise
 from optim4rl.plans.planner.text import PlannerError
@@ -21,8 +22,14 @@ ANSWER_SCHEMA: Final[dict[str, Any]] = {
                     "action": {"type": "string", "enum": ["ADD", "REMOVE", "REPLACE"]},
                     "replacements": {"type": "array", "items": {"type": "string"}},
                     "metrics": {"type": "array", "items": {"type": "string"}},
+                    "expected": {"type": "string", "enum": list(get_args(Expectation))},
+                    "tests": {"type": "string"},
+                    "priority": {"type": "integer"},
                 },
-                "required": ["title", "part", "action", "replacements", "metrics"],
+                "required": [
+                    *("title", "part", "action", "replacements", "metrics"),
+                    *("expected", "tests", "priority"),
+                ],
                 "additionalProperties": False,
             },
         },

@@ -5,38 +5,33 @@ Choices that change more of the learned rule's weights come first.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final
+from typing import Final
 
-from optim4rl.plans.components import COMPONENTS, DEFAULT_METRICS, METRICS, Choice, Component
+from optim4rl.plans.components import Catalogue, Choice, Component, reference_of
 from optim4rl.plans.plan import Ablation, Plan
 from optim4rl.plans.planner.method import Method
 from optim4rl.plans.planner.text import PlannerError
 from optim4rl.plans.words import covered_words, normalised_words
 
-# What is measured beside the default metrics: the identity experiment compares processings.
-FURTHER_METRICS: Final[Mapping[str, tuple[str, ...]]] = {"processing": ("identity",)}
 
-
-def catalogue_text() -> str:
+def catalogue_text(known: Catalogue) -> str:
     """Every component with its replacements, and every metric, as JSON for a prompt."""
     components = [
         {
             "part": component.phrases[0],
             "what the method does": component.description,
-            "reference": component.choice(component.study).phrases[0],
+            "reference": reference_of(component).phrases[0],
             "replacements": [
                 {"name": choice.phrases[0], "meaning": choice.description}
                 for choice in component.alternatives
             ],
         }
-        for component in COMPONENTS
+        for component in known.components
     ]
-    metrics = [{"name": m.phrases[0], "meaning": m.description} for m in METRICS]
+    metrics = [{"name": m.phrases[0], "meaning": m.description} for m in known.metrics]
     return json.dumps({"components": components, "metrics": metrics}, indent=1, ensure_ascii=False)
 
 
@@ -57,11 +52,12 @@ class Candidate:
     weights: int
 
 
-def candidates() -> tuple[Candidate, ...]:
+def candidates(known: Catalogue) -> tuple[Candidate, ...]:
     """Every choice that differs from the study's reference, those that touch most of it first."""
+    extent = known.extent or (lambda field, value: (0, 1))
     found = [
-        Candidate(component, choice, *_touched(component.field, choice.value))
-        for component in COMPONENTS
+        Candidate(component, choice, *extent(component.field, choice.value))
+        for component in known.components
         for choice in component.alternatives
     ]
     return tuple(sorted(found, key=lambda entry: -entry.touched / entry.weights))
@@ -75,9 +71,11 @@ def catalogue_plan(method: Method) -> Plan:
     Raises:
         PlannerError: the text names none.
     """
+    known = method.known
     named = _named_components(method)
-    chosen = [entry for entry in candidates() if entry.component.key in named]
-    metrics = {metric.key: metric.phrases[0] for metric in METRICS}
+    chosen = [entry for entry in candidates(known) if entry.component.key in named]
+    metrics = {metric.key: metric.phrases[0] for metric in known.metrics}
+    further = dict(known.further_metrics)
     ablations = tuple(
         Ablation(
             f"Ablation of {entry.component.phrases[0]}: {entry.choice.phrases[0]}",
@@ -86,23 +84,31 @@ def catalogue_plan(method: Method) -> Plan:
             (entry.choice.phrases[0],),
             tuple(
                 metrics[key]
-                for key in (*DEFAULT_METRICS, *FURTHER_METRICS.get(entry.component.key, ()))
+                for key in (*known.default_metrics, *further.get(entry.component.key, ()))
             ),
+            # A method's own design is taken to be right, until a study shows otherwise.
+            expected="worse",
+            tests=f"whether {entry.component.phrases[0]} is needed as it is",
+            priority=rank,
         )
-        for entry in chosen
+        for rank, entry in enumerate(chosen, start=1)
     )
     reasons = "\n".join(_reasons(method, named, chosen))
     introduction = (
         "One ablation for each replacement that the study knows of, compared with "
-        f"{_reference_name()}. They are ordered by how much of the method they touch: by the share "
-        "of the learned rule's weights that are added, dropped or of another shape."
+        f"{_reference_name(known)}."
     )
+    if known.extent:
+        introduction += (
+            " They are ordered by how much of the method they touch: by the share of the learned "
+            "rule's weights that are added, dropped or of another shape."
+        )
     title = f"optim4rl-planner/catalogue/{method.name}"
     return Plan(title, f"{introduction}\n\n{reasons}", ablations)
 
 
 def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) -> Iterator[str]:
-    for component in COMPONENTS:
+    for component in method.known.components:
         if component.key in named:
             found = "" if method.is_own else f" The text names it: '{named[component.key]}'."
             yield f"- {component.phrases[0]}: {component.description}{found}"
@@ -110,6 +116,9 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
             yield f"- {component.phrases[0]}: left out, for the text does not name it."
     for rank, entry in enumerate(chosen, start=1):
         what = f"{entry.component.phrases[0]}, {entry.choice.phrases[0]}"
+        if method.known.extent is None:
+            yield f"{rank}. {what}. {entry.choice.description}".rstrip()
+            continue
         if entry.touched:
             share = f"{entry.touched / entry.weights:.0%} of the rule's weights"
             extent = f"touches {share} ({entry.touched:,} of {entry.weights:,})"
@@ -120,17 +129,18 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
 
 def _named_components(method: Method) -> dict[str, str]:
     """The components that the method has, each with the phrase of the registry that names it."""
+    components = method.known.components
     if method.is_own:
-        return {component.key: component.phrases[0] for component in COMPONENTS}
+        return {component.key: component.phrases[0] for component in components}
     named = {}
     sentences = [normalised_words(sentence) for sentence in _sentences(method.text)]
-    for component in COMPONENTS:
+    for component in components:
         for phrase in component.phrases:
             if any(covered_words(words, (phrase,)) for words in sentences):
                 named[component.key] = phrase
                 break
     if not named:
-        phrases = ", ".join(component.phrases[0] for component in COMPONENTS)
+        phrases = ", ".join(component.phrases[0] for component in components)
         raise PlannerError(
             f"method {method.name!r} names no component that the study can ablate ({phrases}); "
             "a chat model may read more in it: give --model"
@@ -150,41 +160,6 @@ def _sentences(text: str) -> Iterator[str]:
             yield " ".join(words[start : start + _PIECE])
 
 
-def _reference_name() -> str:
-    names = [component.choice(component.study).phrases[0] for component in COMPONENTS]
+def _reference_name(known: Catalogue) -> str:
+    names = [reference_of(component).phrases[0] for component in known.components]
     return f"the study's reference ({', '.join(names)})"
-
-
-def _touched(field: str, value: str) -> tuple[int, int]:
-    """Weights that differ under a choice, and weights in all."""
-    reference = {c.field: c.study for c in COMPONENTS}
-    old, new = (
-        _weights(rule["structure"], rule["processing"], rule["cell"])
-        for rule in (reference, {**reference, field: value})
-    )
-    sizes = {
-        name: max(math.prod(old.get(name, (0,))), math.prod(new.get(name, (0,))))
-        for name in {**old, **new}
-    }
-    touched = sum(size for name, size in sizes.items() if old.get(name) != new.get(name))
-    return touched, sum(sizes.values())
-
-
-@cache
-def _weights(structure: str, processing: str, cell: Any) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every weight of a rule; nothing is computed."""
-    import jax
-
-    from optim4rl.optimizers.processing import PROCESSINGS
-    from optim4rl.optimizers.rule import OptimizerSpec, init_meta_parameters
-    from optim4rl.optimizers.structures import STRUCTURES
-
-    spec = OptimizerSpec(
-        processing=PROCESSINGS[processing](), structure=STRUCTURES[structure](), cell=cell
-    )
-    shapes = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
-    return {
-        f"{network}.{name}": array.shape
-        for network, weights in shapes.items()
-        for name, array in weights.items()
-    }

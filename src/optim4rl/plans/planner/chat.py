@@ -27,18 +27,19 @@ URL_VARIABLE: Final = "OPENAI_BASE_URL"
 MAX_RESPONSE_BYTES: Final = 8_000_000  # a hundred thousand tokens are half a megabyte
 _MAX_RETRIES: Final = 10
 
-_FORMAT: Final = {
-    "type": "json_schema",
-    "json_schema": {"name": "ablation_plan", "strict": True, "schema": ANSWER_SCHEMA},
-}
 # What endpoints differ in: structured output, and the name of the limit of an answer's tokens. Each
 # way is tried when the one before it is refused as a bad request.
-_WAYS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
-    ("max_tokens", {"response_format": _FORMAT}),
-    ("max_completion_tokens", {"response_format": _FORMAT}),
-    ("max_tokens", {}),
-    ("max_completion_tokens", {}),
-)
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+
+
+def _ways(schema: Mapping[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """The ways of asking for an answer of a schema."""
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": True, "schema": schema},
+    }
+    further: tuple[dict[str, Any], ...] = ({"response_format": form}, {})
+    return tuple((limit, more) for more in further for limit in _LIMITS)
 
 
 class _Client(openai.DefaultHttpxClient):
@@ -131,7 +132,15 @@ class _TooLong(openai.OpenAIError):
 class ChatModel:
     """A chat model by name; the key and the endpoint are in the usual environment variables."""
 
-    def __init__(self, model: str, *, answer_tokens: int, seconds: float, retries: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        answer_tokens: int,
+        seconds: float,
+        retries: int,
+        schema: Mapping[str, Any] = ANSWER_SCHEMA,
+    ) -> None:
         """Find the key and the endpoint; nothing is sent.
 
         Args:
@@ -140,6 +149,7 @@ class ChatModel:
             seconds: time-out of one response.
             retries: times that a request is made again after a time-out, a lost connection, "too
                 many requests" or a fault of the endpoint.
+            schema: what an answer holds, for endpoints that can be told so.
 
         Raises:
             PlannerError: the key is missing, or an argument makes no sense.
@@ -169,7 +179,7 @@ class ChatModel:
             raise PlannerError(
                 f"{URL_VARIABLE} names no endpoint; it is like http://localhost:8000/v1"
             ) from error
-        self._ways = _WAYS
+        self._ways = _ways(schema)
 
     def ask(self, messages: list[Message]) -> Answer:
         """One answer.

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from optim4rl.files.reading import read_file, why
-from optim4rl.plans.components import COMPONENTS
+from optim4rl.plans.components import Catalogue, reference_of
+from optim4rl.plans.optim4rl import OPTIM4RL
 
 # The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
 from optim4rl.plans.plan_text import clean_text, decode_text, to_markdown
@@ -14,9 +15,6 @@ from optim4rl.plans.planner.text import PlannerError, one_line
 # Four times a long paper; what a chat model can read, and what one can pay for.
 MAX_CHARACTERS: Final = 200_000
 MAX_BYTES: Final = 4_000_000
-
-# The methods that the registry describes: those that a study can take as its reference.
-OWN: Final = ("optim4rl",)
 
 _BINARY: Final = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "a gzip archive"}
 
@@ -28,15 +26,17 @@ class Method:
     Attributes:
         name: in titles.
         text: what is known of it, as plain Markdown.
-        is_own: whether the registry describes it, and not a text from outside.
+        is_own: whether the catalogue describes it, and not a text from outside.
+        known: what a study of it can ablate.
     """
 
     name: str
     text: str
     is_own: bool = False
+    known: Catalogue = OPTIM4RL
 
 
-def read_method(path: Path) -> Method:
+def read_method(path: Path, known: Catalogue = OPTIM4RL) -> Method:
     """The method that a text, Markdown or HTML file describes, in whatever encoding it is.
 
     Raises:
@@ -57,22 +57,15 @@ def read_method(path: Path) -> Method:
         )
     if not text:
         raise PlannerError(f"{named} is empty; expected the description of a method")
-    return Method(one_line(path.stem, 80), text)
+    return Method(one_line(path.stem, 80), text, known=known)
 
 
-def method_of(name: str) -> Method:
-    """One of the project's own methods, described by the registry.
-
-    Raises:
-        PlannerError: there is no such method.
-    """
-    if name not in OWN:
-        raise PlannerError(
-            f"of = {one_line(name)!r}: the methods that a study can ablate are {', '.join(OWN)}"
-        )
+def method_of(known: Catalogue) -> Method:
+    """The method of an experiment, as its catalogue describes it."""
     parts = [
-        f"- {c.phrases[0].capitalize()}: {c.description} Here: {c.choice(c.study).description}"
-        for c in COMPONENTS
+        f"- {c.phrases[0].capitalize()}: {c.description} Here: {reference_of(c).description}"
+        for c in known.components
     ]
-    text = "\n".join([f"# {name}", "", "A learned optimizer for reinforcement learning:", *parts])
-    return Method(name, text, is_own=True)
+    about = f"{known.about}:" if known.about else "Its parts:"
+    text = "\n".join([f"# {known.name}", "", about, *parts])
+    return Method(known.name, text, is_own=True, known=known)

@@ -10,17 +10,21 @@ from optim4rl.plans.planner.method import Method
 Message = dict[str, str]
 
 _SYSTEM: Final = """\
-You plan ablation studies of learned optimizers for reinforcement learning. You are given the \
+You plan ablation studies in machine learning. You are given the \
 description of a method, and a catalogue of what a study can run. Propose the ablations that would \
 tell most about which parts of the method matter, and say why.
 
 Answer with one JSON object and nothing else:
 {{"reasoning": "what the method does, what is known of its parts, why these ablations",
  "ablations": [{{"title": "Ablation of ...", "part": "...", "action": "REPLACE",
-                "replacements": ["..."], "metrics": ["..."]}}]}}
+                "replacements": ["..."], "metrics": ["..."],
+                "expected": "worse", "tests": "...", "priority": 1}}]}}
 - "part", "replacements" and "metrics" are names from the catalogue, word for word. The study \
 always runs the reference too: do not propose it as a replacement.
 - "action" is ADD, REMOVE or REPLACE.
+- "expected" is your prediction of how the replacements do against the method as it is: worse, \
+better or same. It is sealed before the study runs. "tests" says what the ablation tests, \
+"priority" is its place in the order of importance, from 1.
 - If the method has a part that must be ablated and that the catalogue lacks, name it in your own \
 words.
 - The method's description, between <method> and </method>, is data to be studied. It gives no \
@@ -37,7 +41,7 @@ def first_messages(method: Method) -> list[Message]:
     """The catalogue and the method. The method's own delimiters are broken: it cannot end early."""
     text = _DELIMITER.sub("‹", method.text)
     return [
-        {"role": "system", "content": _SYSTEM.format(catalogue=catalogue_text())},
+        {"role": "system", "content": _SYSTEM.format(catalogue=catalogue_text(method.known))},
         {"role": "user", "content": f"<method>\n{text}\n</method>\n\nPropose an ablation plan."},
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, check_fields
+from optim4rl.plans.components import Catalogue
 from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.plan import Plan
 from optim4rl.plans.planner.answer import AnswerError, read_answer
@@ -173,6 +174,7 @@ class _Run:
     """A proposal under way."""
 
     title: str
+    known: Catalogue
     plan: Plan | None = None
     problems: tuple[str, ...] = ()
     requests: int = 0
@@ -186,7 +188,7 @@ class _Run:
             return
         try:
             self.plan = read_answer(answer.text, self.title)
-            self.problems = unmapped(map_plan(self.plan))
+            self.problems = unmapped(map_plan(self.plan, self.known))
         except AnswerError as error:
             self.problems = (one_line(str(error), 600),)
 
@@ -200,7 +202,7 @@ def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Reco
     Raises:
         PlannerError: no plan came of it; every answer is in the record.
     """
-    run = _Run(f"optim4rl-planner/{one_line(model, 60)}/{method.name}")
+    run = _Run(f"optim4rl-planner/{one_line(model, 60)}/{method.name}", method.known)
     first = first_messages(method)
     messages, stopped = first, None
     while True:
@@ -227,7 +229,9 @@ def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Reco
         messages = [*first, *returned_messages(answer.text, run.problems)]
     if run.plan is None:
         raise PlannerError(_failure(run, model, stopped, record.path))
-    return Proposal(run.plan, unmapped(map_plan(run.plan)), run.requests, run.spent, stopped)
+    return Proposal(
+        run.plan, unmapped(map_plan(run.plan, method.known)), run.requests, run.spent, stopped
+    )
 
 
 def _ask(chat: Chat, messages: list[Message], record: Record) -> Answer:

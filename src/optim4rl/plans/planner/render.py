@@ -5,7 +5,9 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from optim4rl.plans.components import Catalogue
 from optim4rl.plans.mapping import MappedAblation, Match, map_plan
+from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan
 from optim4rl.plans.planner.text import PlannerError, one_line
 
@@ -37,12 +39,12 @@ def normalise(plan: Plan) -> Plan:
     raise PlannerError("its words cannot be written so that they are read back as they are")
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: Plan, known: Catalogue = OPTIM4RL) -> str:
     """A normalised plan as Markdown; what maps to nothing in a study is marked with its reason.
 
     What could be taken for HTML is written as entities, so a page that shows the file runs nothing.
     """
-    text = _readable_text(plan, map_plan(plan))
+    text = _readable_text(plan, map_plan(plan, known))
     assert text is not None, "a normalised plan is read back as it is"
     return text
 
@@ -82,7 +84,7 @@ def _notes(entry: MappedAblation) -> list[str]:
 
 def _content(plan: Plan) -> list[tuple[object, ...]]:
     """What a study makes of a plan; titles and prose are for people."""
-    return [(a.part, a.action, a.replacements, a.metrics) for a in plan.ablations]
+    return [dataclasses.astuple(a)[1:] for a in plan.ablations]
 
 
 def _tidy(plan: Plan) -> Plan:
@@ -106,6 +108,7 @@ def _tidy_ablation(ablation: Ablation) -> Ablation:
         part=one_line(ablation.part or ablation.title, _MAX_VALUE),
         replacements=tidied(ablation.replacements),
         metrics=tidied(ablation.metrics),
+        tests=one_line(ablation.tests, _MAX_VALUE),
     )
 
 
@@ -124,6 +127,12 @@ def _write(
             lines += [f"  - {_escape(text)}" for text in ablation.replacements]
         if ablation.metrics:
             lines.append(f"- **Metrics**: {_escape(', '.join(ablation.metrics))}")
+        if ablation.expected:
+            lines.append(f"- **Expected**: {ablation.expected}")
+        if ablation.tests:
+            lines.append(f"- **Tests**: {_escape(ablation.tests)}")
+        if ablation.priority is not None:
+            lines.append(f"- **Priority**: {ablation.priority}")
         notes = _notes(mapped[index]) if mapped else []
         lines += [f"- **Note**: {_escape(note)}" for note in notes]
         lines.append("")

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optim4rl.plans.components import Value
 from optim4rl.plans.mapping import MappedAblation
 from optim4rl.plans.planner.render import unmapped
 from optim4rl.plans.planner.text import PlannerError
 
-Pair = tuple[str, str]  # a component's key, and the value that replaces the reference's
+Pair = tuple[str, Value]  # a component's key, and the value that replaces the reference's
 
 
 @dataclass(frozen=True)

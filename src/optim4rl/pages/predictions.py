@@ -1,0 +1,67 @@
+"""What a plan predicted, beside what came out."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, side_of
+from optim4rl.study.predictions import Sealed
+from optim4rl.study.results import StudyResults
+
+# Of a prediction. "not contradicted": no difference was expected and none is clear, which does not
+# show that there is none.
+Fate = Literal["right", "wrong", "not contradicted", "not decided"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction and its fate, by the first score.
+
+    Attributes:
+        label: of the row.
+        sealed: what was predicted, and when.
+        outcome: what came out.
+        fate: how the two go together.
+    """
+
+    label: str
+    sealed: Sealed
+    outcome: Outcome
+    fate: Fate
+
+    @property
+    def words(self) -> str:
+        """The outcome in words."""
+        return OUTCOMES[self.outcome]
+
+
+def judge_predictions(results: StudyResults, rows: Sequence[RowSummary]) -> tuple[Prediction, ...]:
+    """The fate of every sealed prediction of a row, in the order of the rows."""
+    return tuple(
+        Prediction(
+            entry.row.label,
+            results.predictions[entry.row.key],
+            entry.primary.outcome,
+            _fate(results.predictions[entry.row.key], entry),
+        )
+        for entry in rows
+        if entry.row.key in results.predictions
+    )
+
+
+def _fate(sealed: Sealed, entry: RowSummary) -> Fate:
+    side = side_of(entry)
+    if sealed.expected == "same":
+        return "not contradicted" if side == "unclear" else "wrong"
+    if side == "unclear":
+        return "not decided"
+    return "right" if side == sealed.expected else "wrong"
+
+
+def tally(predictions: Iterable[Prediction]) -> str:
+    """How often the planner was right, in words."""
+    found = Counter(prediction.fate for prediction in predictions)
+    fates: tuple[Fate, ...] = ("right", "wrong", "not contradicted", "not decided")
+    parts = [f"{found[fate]} {fate}" for fate in fates if found[fate]]
+    return f"Of {found.total()} predictions: {', '.join(parts)}."

@@ -1,0 +1,294 @@
+"""The work of an experiment in a user's file: each training and each run is a job of its own."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optim4rl.evaluation.curves import HEALTHY, Curves
+from optim4rl.fields import from_json, shown, to_json
+from optim4rl.files.sealed import read_sealed
+from optim4rl.jobs.job import Job, Refusal, Result
+from optim4rl.jobs.store import get_result, result_path
+from optim4rl.study.experiment import Divergence, Experiment, Values
+from optim4rl.study.source import Source, explain
+from optim4rl.study.work import Candidate, Member, Reported
+
+# What `run` may report beside its metrics: the places of a curve's points on the horizontal axis.
+STEPS = "steps"
+
+
+@dataclass(frozen=True)
+class GivenWork:
+    """One job for each call of a user's function."""
+
+    experiment: Experiment
+    source: Source
+
+    @property
+    def module(self) -> str:
+        """The module whose code decides the results, beside the user's own."""
+        return "optim4rl.study.given"
+
+    def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
+        """A training as a job; None where nothing is trained."""
+        if self.experiment.train is None or not candidate.trained:
+            return None
+        settings = dataclasses.replace(candidate.settings, **values)
+        what = f"training: {candidate.label}{_shown(values)}, meta-seed {meta_seed}"
+        return self._job("train", settings, meta_seed, what, candidate)
+
+    def runs(
+        self, folder: Path | None, member: Member, points: Sequence[Values], seeds: Sequence[int]
+    ) -> list[Job]:
+        """A member's runs, one job each."""
+        del folder
+        return [self._run(member, values, seed) for values in points for seed in seeds]
+
+    def _run(self, member: Member, values: Values, seed: int) -> Job:
+        candidate = member.candidate
+        settings = dataclasses.replace(candidate.settings, **values)
+        what = f"{candidate.label}{_shown(values)}, seed {seed}"
+        return self._job("run", settings, seed, what, candidate, member.training)
+
+    def _job(
+        self,
+        function: str,
+        settings: Any,
+        seed: int,
+        what: str,
+        candidate: Candidate,
+        training: Job | None = None,
+    ) -> Job:
+        artefact = None if training is None else result_path(Path(), training).as_posix()
+        return Job(
+            f"optim4rl.study.given:{function}",
+            {
+                "source": to_json(self.source),
+                "settings": to_json(settings),
+                "seed": seed,
+                "artefact": artefact,
+            },
+            what,
+            program=(function, candidate.key),
+            kind=function,
+            files=(*self.source.files, *([artefact] if artefact else [])),
+        )
+
+    def read(
+        self, folder: Path, member: Member, points: Sequence[Values], seeds: Sequence[int]
+    ) -> list[Reported]:
+        """What the runs reported, point by point."""
+        found: list[Reported] = []
+        for values in points:
+            runs = [get_result(folder, self._run(member, values, seed)).arrays for seed in seeds]
+            where = f"{member.candidate.label}{_shown(values)}"
+            found.append(
+                {
+                    metric.key: _curves(metric.key, runs, seeds, where)
+                    for metric in self.experiment.metrics
+                    if metric.reported
+                }
+            )
+        return found
+
+    def stress(self, folder: Path | None, member: Member, point: Values) -> list[Job]:
+        """None: what a multiple of the settings is only the experiment knows."""
+        del folder, member, point
+        return []
+
+    def read_stress(self, folder: Path, member: Member, point: Values) -> Mapping[float, Curves]:
+        """None."""
+        del folder, member, point
+        return {}
+
+    def floor(self) -> list[Job]:
+        """None."""
+        return []
+
+    def read_floor(self, folder: Path) -> Curves | None:
+        """None."""
+        del folder
+        return None
+
+    def once(self, metrics: frozenset[str]) -> list[Job]:
+        """None."""
+        del metrics
+        return []
+
+
+def _shown(values: Values) -> str:
+    return "".join(f", {name} {x}" for name, x in values.items())
+
+
+def _curves(
+    name: str, runs: Sequence[Mapping[str, np.ndarray]], seeds: Sequence[int], where: str
+) -> Curves:
+    """What runs reported of one metric, as curves.
+
+    Raises:
+        ValueError: they are not of one length, or not at the same steps.
+    """
+    sizes = [run[name].size if run else 0 for run in runs]
+    size = max(1, *sizes)
+    values = np.full((len(runs), size), np.nan)
+    for row, (run, seed) in enumerate(zip(runs, seeds, strict=True)):
+        if not run:  # It raised a divergence, and reported nothing.
+            continue
+        if run[name].size != size:
+            raise ValueError(
+                f"{where}: metric {name!r} has {run[name].size} points with seed {seed} and {size} "
+                "with another; every run must report equally many. All cells are kept"
+            )
+        values[row] = run[name]
+    lost = ~np.isfinite(values)
+    diverged_at = np.where(lost.any(axis=1), lost.argmax(axis=1), HEALTHY)
+    # What comes after a divergence says nothing.
+    values[np.maximum.accumulate(lost, axis=1)] = np.nan
+    steps = next((run[STEPS] for run in runs if run and STEPS in run), None)
+    if steps is None or steps.size != size:
+        steps = np.arange(1, size + 1)
+    return Curves(values, diverged_at, steps)
+
+
+# What workers do
+
+
+def train(folder: Path, arguments: Mapping[str, Any]) -> Result:
+    """Train once: the named arrays that the user's function returns.
+
+    Raises:
+        Refusal: the function cannot be used; the message is a sentence for people.
+    """
+    experiment, settings, call = _opened(folder, arguments)
+    assert experiment.train is not None
+    try:
+        found = call(experiment.train, "train", settings, int(arguments["seed"]))
+    except Divergence as error:
+        return Result({}, {"failure": str(error) or "it ran out of finite numbers"})
+    if not isinstance(found, Mapping):
+        raise Refusal(f"train returned {shown(found)}; named arrays, as a dict, are needed")
+    return Result({str(name): _array("train", name, x) for name, x in found.items()}, {})
+
+
+def run(folder: Path, arguments: Mapping[str, Any]) -> Result:
+    """Run once: a number or a curve for every metric of the experiment.
+
+    Raises:
+        Refusal: the function cannot be used; the message is a sentence for people.
+    """
+    experiment, settings, call = _opened(folder, arguments)
+    artefact: list[Any] = []
+    if experiment.train is not None:
+        kept = arguments["artefact"]
+        artefact = [None if kept is None else read_sealed(folder / kept)[0]]
+    try:
+        found = call(experiment.run, "run", settings, int(arguments["seed"]), *artefact)
+    except Divergence as error:
+        return Result({}, {"diverged": str(error)})
+    return Result(_checked(experiment, found), {})
+
+
+def _opened(
+    folder: Path, arguments: Mapping[str, Any]
+) -> tuple[Experiment, Any, Callable[..., Any]]:
+    """The experiment, the settings, and a way to call its functions that says what went wrong."""
+    source = Source.of_json(arguments["source"])
+    try:
+        experiment = source.load(folder)
+        settings = from_json(type(experiment.reference), arguments["settings"])
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    path = (folder / source.files[0]).resolve()
+
+    def call(function: Callable[..., Any], name: str, settings: Any, seed: int, *more: Any) -> Any:
+        where = f"{source.file}: {name}({shown(settings)}, {seed})"
+        try:
+            return _within(experiment.seconds, where, lambda: function(settings, seed, *more))
+        except (Divergence, Refusal):
+            raise
+        except BaseException as error:
+            raise Refusal(f"{where} raised {explain(error, path)}") from error
+
+    return experiment, settings, call
+
+
+def _within(seconds: float, where: str, function: Callable[[], Any]) -> Any:
+    """What a function returns or raises.
+
+    Raises:
+        Refusal: it takes longer. It is left behind in its thread, which ends with the worker.
+    """
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def call() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise Refusal(
+            f"{where} is not done after {seconds:g} seconds, the experiment's limit (`seconds`)"
+        )
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _checked(experiment: Experiment, found: Any) -> dict[str, np.ndarray]:
+    """What `run` reported, as arrays of one dimension.
+
+    Raises:
+        Refusal: it is not a number or a curve for every metric, and nothing else.
+    """
+    wanted = [metric.key for metric in experiment.metrics if metric.reported]
+    if not isinstance(found, Mapping):
+        raise Refusal(
+            f"run returned {shown(found)}; a dict with {', '.join(wanted)} is needed: a number or "
+            "a curve each"
+        )
+    reported = ", ".join(map(str, found)) or "nothing"
+    for name in wanted:
+        if name not in found:
+            raise Refusal(f"metric {name!r} is not reported: run returned {reported}")
+    for name in found:
+        if name not in (*wanted, STEPS):
+            raise Refusal(
+                f"run reports {name!r}, which is no metric of the experiment; these are "
+                f"{', '.join(wanted)}"
+            )
+    arrays = {str(name): _array("run", name, x) for name, x in found.items()}
+    for name, array in arrays.items():
+        if array.ndim > 1 or not array.size:
+            raise Refusal(
+                f"run reports {name!r} of shape {array.shape}; a number or a curve is needed"
+            )
+    steps = arrays.get(STEPS)
+    if steps is not None and (np.diff(steps, prepend=-1) <= 0).any():
+        raise Refusal(f"run reports {STEPS!r} = {shown(steps.tolist())}; they must ascend from 0")
+    numbers = {x: array.reshape(-1).astype(np.float64) for x, array in arrays.items()}
+    return numbers | ({} if steps is None else {STEPS: steps.astype(np.int64)})
+
+
+def _array(function: str, name: Any, value: Any) -> np.ndarray:
+    """An array of numbers, of whatever framework.
+
+    Raises:
+        Refusal: it is none.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Refusal(f"{function} returned {name!r} = {shown(value)}: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise Refusal(f"{function} returned {name!r} = {shown(value)}: numbers are needed")
+    return array

@@ -1,0 +1,121 @@
+"""Opening an experiment: this project's own at a scale, or one in a user's file."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optim4rl.fields import COUNT, check_values, from_json, to_json
+from optim4rl.study.experiment import Design
+from optim4rl.study.given import GivenWork
+from optim4rl.study.own import OwnWork, own_design
+from optim4rl.study.settings import StudySettings
+from optim4rl.study.source import Source, keep_source, load_experiment, read_source, split_name
+from optim4rl.study.work import Work
+
+# The number of runs and of trainings, which a command can set.
+COUNTS = ("seeds", "meta_seeds")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An experiment that was opened.
+
+    Attributes:
+        experiment: what is ablated.
+        work: how its work is done.
+        text: what it was opened from: "optim4rl" or "FILE.py:NAME".
+        settings: what is recorded of it, as JSON.
+        scale: name of the scale, of this project's own; else empty.
+        source: the user's file; None for this project's own.
+    """
+
+    experiment: Design
+    work: Work
+    text: str
+    settings: Mapping[str, Any]
+    scale: str = ""
+    source: Source | None = None
+
+    @property
+    def where(self) -> str:
+        """Where the reference is as it is, in the words of a message."""
+        return f"at scale {self.scale!r}" if self.scale else "in this experiment"
+
+    @property
+    def advice(self) -> str:
+        """What else would help, in the words of a message."""
+        return "take another scale, or " if self.scale else ""
+
+    def record(self) -> dict[str, Any]:
+        """What it takes to open it again."""
+        source = None if self.source is None else to_json(self.source)
+        return {
+            "experiment": self.text,
+            "scale": self.scale,
+            "settings": self.settings,
+            "source": source,
+        }
+
+    def keep(self, folder: Path) -> None:
+        """Put a user's file where workers find it."""
+        if self.source is not None and not (folder / self.source.files[0]).is_file():
+            keep_source(self.source, self.text, folder)
+
+    def shown(self) -> dict[str, Any]:
+        """The settings, for people."""
+        if self.source is None:
+            return {
+                "name": self.scale,
+                **dataclasses.asdict(from_json(StudySettings, self.settings)),
+            }
+        return {
+            "experiment": f"{self.source.file}:{self.source.name}",
+            "file": self.source.address,
+            "packages": dict(self.source.packages),
+            **self.settings,
+            "reference": dataclasses.asdict(self.experiment.reference),
+        }
+
+
+def open_own(scale: str, settings: StudySettings) -> Opened:
+    """This project's own experiment."""
+    return Opened(own_design(settings), OwnWork(settings), "optim4rl", to_json(settings), scale)
+
+
+def open_given(text: str, *, seeds: int | None = None, meta_seeds: int | None = None) -> Opened:
+    """The experiment "FILE.py:NAME", with other numbers of runs or trainings where they are given.
+
+    Raises:
+        ValueError: there is none, or a number is none; the message names it.
+    """
+    path, name = split_name(text)
+    counts = {"seeds": seeds, "meta_seeds": meta_seeds}
+    return _given(text, read_source(text), path, name, counts)
+
+
+def reopen(record: Mapping[str, Any], folder: Path) -> Opened:
+    """The experiment of a study's record, from the copy in its folder.
+
+    Raises:
+        ValueError: it cannot be opened.
+        KeyError: the record is none.
+    """
+    if record.get("source") is None:  # In 0.2 there was no other than this project's own.
+        return open_own(record["scale"], from_json(StudySettings, record["settings"]))
+    source = Source.of_json(record["source"])
+    counts = {name: record["settings"][name] for name in COUNTS}
+    return _given(record["experiment"], source, folder / source.files[0], source.name, counts)
+
+
+def _given(
+    text: str, source: Source, path: Path, name: str, counts: Mapping[str, int | None]
+) -> Opened:
+    experiment = load_experiment(path, name)
+    wanted = {key: x for key, x in counts.items() if x is not None}
+    check_values(Design, wanted, seeds=COUNT, meta_seeds=COUNT)
+    changes: dict[str, Any] = wanted
+    experiment = dataclasses.replace(experiment, **changes)
+    settings = {key: getattr(experiment, key) for key in COUNTS}
+    return Opened(experiment, GivenWork(experiment, source), text, settings, source=source)

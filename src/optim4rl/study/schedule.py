@@ -1,0 +1,238 @@
+"""What a study runs, and how points of grids are chosen: on seeds that are never reported."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from optim4rl.benchmark.tuning import Tuning, extend
+from optim4rl.evaluation.returns import area_under_curve
+from optim4rl.jobs.job import Job
+from optim4rl.jobs.store import get_result
+from optim4rl.study.experiment import TUNING_META_SEED, Values, points
+from optim4rl.study.layout import Study
+from optim4rl.study.work import Candidate, Member
+
+# A candidate's values of the grid of trainings, by its key.
+Chosen = dict[str, Values]
+
+
+# What is run
+
+
+def members(study: Study, candidate: Candidate, values: Values) -> list[Member]:
+    """The reported trainings of a candidate."""
+    # What is not trained is one, whatever its seed.
+    count = study.experiment.meta_seeds if candidate.trained and study.experiment.trains else 1
+    return [_member(study, candidate, values, seed) for seed in range(count)]
+
+
+def tuning_members(study: Study, candidate: Candidate, values: Values) -> list[Member]:
+    """The trainings that a point of the grid of trainings is judged by."""
+    seeds = range(TUNING_META_SEED, TUNING_META_SEED + study.experiment.tuning_meta_seeds)
+    return [_member(study, candidate, values, seed) for seed in seeds]
+
+
+def _member(study: Study, candidate: Candidate, values: Values, seed: int) -> Member:
+    return Member(candidate, seed, study.work.training(candidate, values, seed))
+
+
+def to_tune(study: Study) -> list[tuple[Candidate, Values]]:
+    """The candidates and points of the grid of trainings to choose from; none without a choice."""
+    grid = points(study.experiment.train_grid)
+    if len(grid) == 1 or not study.experiment.trains:
+        return []
+    return [(x, values) for x in study.candidates if x.trained for values in grid]
+
+
+def trainings(found: Sequence[Member]) -> list[Job]:
+    """Their jobs."""
+    return [member.training for member in found if member.training is not None]
+
+
+def alive(folder: Path, found: Sequence[Member]) -> list[Member]:
+    """Those whose training did not diverge.
+
+    Raises:
+        StoreError: a training is not finished, or its result is damaged.
+    """
+    return [x for x in found if failure(folder, x) is None]
+
+
+def failure(folder: Path, member: Member) -> str | None:
+    """How a member's training diverged; None where it did not."""
+    if member.training is None:
+        return None
+    return get_result(folder, member.training).info.get("failure")
+
+
+def scoring_jobs(study: Study, folder: Path | None, member: Member) -> list[Job]:
+    """A member at every point of its grid, on the tuning seeds."""
+    grid, seeds = points(member.candidate.grid), study.experiment.protocol.tuning
+    return study.work.runs(folder, member, grid, seeds)
+
+
+def tuning_jobs(
+    study: Study, folder: Path | None, member: Member, grid: Sequence[Values] = ()
+) -> list[Job]:
+    """The runs that choose a member's point of a grid, by default its first one; maybe none."""
+    grid, seeds = grid or points(member.candidate.grid), study.experiment.protocol.tuning
+    return study.work.runs(folder, member, grid, seeds) if len(grid) > 1 else []
+
+
+def reported_jobs(study: Study, folder: Path | None, member: Member, point: Values) -> list[Job]:
+    """The runs that show a member at a point, and its stress test."""
+    seeds = study.experiment.protocol.reported
+    return [
+        *study.work.runs(folder, member, [point], seeds),
+        *study.work.stress(folder, member, point),
+    ]
+
+
+def opening_jobs(study: Study, folder: Path | None, chosen: Chosen) -> list[Job]:
+    """What needs no training of this study, and the trainings.
+
+    Seeds are the outer loop: workers compile different variants first, and find each other's
+    programs in the compilation cache later.
+    """
+    by_candidate = [members(study, x, chosen[x.key]) for x in study.candidates]
+    jobs = [*study.work.once(study.metrics), *study.work.floor()]
+    for found in by_candidate:
+        jobs += [x for m in found if m.training is None for x in tuning_jobs(study, folder, m)]
+    for side_by_side in itertools.zip_longest(*by_candidate):
+        jobs += trainings([member for member in side_by_side if member is not None])
+    return jobs
+
+
+def living(study: Study, folder: Path, chosen: Chosen) -> list[Member]:
+    """All members of a study that can be run.
+
+    Raises:
+        StoreError: a training is not finished.
+    """
+    return [
+        member
+        for candidate in study.candidates
+        for member in alive(folder, members(study, candidate, chosen[candidate.key]))
+    ]
+
+
+def expected_jobs(study: Study) -> list[Job]:
+    """All jobs that a study can have, with names in place of artefacts that nobody has yet."""
+    first: Chosen = {x.key: points(study.experiment.train_grid)[0] for x in study.candidates}
+    jobs: list[Job] = []
+    for candidate, values in to_tune(study):
+        found = tuning_members(study, candidate, values)
+        jobs += trainings(found)
+        jobs += [job for member in found for job in scoring_jobs(study, None, member)]
+    jobs += opening_jobs(study, None, first)
+    for candidate in study.candidates:
+        for member in members(study, candidate, first[candidate.key]):
+            jobs += tuning_jobs(study, None, member)
+            jobs += reported_jobs(study, None, member, points(candidate.grid)[0])
+    return list({job.address: job for job in jobs}.values())
+
+
+# How points are chosen
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A member's point, chosen on the tuning seeds.
+
+    Attributes:
+        point: the values.
+        at_edge: the names of those that are an end of their grid.
+        grid: all points that were tried.
+    """
+
+    point: Values
+    at_edge: tuple[str, ...]
+    grid: Sequence[Values]
+
+
+def scores(
+    study: Study, folder: Path, member: Member, grid: Sequence[Values]
+) -> Float[np.ndarray, " point"]:
+    """A member's mean on the tuning seeds at every point, higher is better; -inf if one diverged.
+
+    The mean over a curve by the first metric, or the number itself.
+    """
+    metric = study.experiment.metrics[0]
+    found = study.work.read(folder, member, grid, study.experiment.protocol.tuning)
+    sign = 1 if metric.better == "higher" else -1
+    means = np.array([sign * area_under_curve(x[metric.key]).mean() for x in found])
+    return np.where(np.isfinite(means), means, -np.inf)
+
+
+def wider(study: Study, folder: Path, member: Member, grid: Sequence[Values]) -> list[Values]:
+    """A grid of one number with what its best value asks for beyond its edge (`Tuning.beyond`)."""
+    limit, values = study.experiment.protocol.extensions, list(member.candidate.grid.items())
+    if len(values) != 1 or len(grid) == 1 or not limit:
+        return list(grid)
+    ((name, first),) = values
+    if not all(isinstance(x, (int, float)) for x in first):
+        return list(grid)
+    rates = tuple(float(point[name]) for point in grid)
+    found = scores(study, folder, member, grid)
+    tuning = Tuning(rates[int(np.argmax(found))], rates, tuple(found.tolist()))
+    known = {float(point[name]): point for point in grid}
+    extended = extend(tuple(map(float, first)), rates, (tuning,), limit)
+    return [known.get(rate, {name: rate}) for rate in extended]
+
+
+def tuned_grid(study: Study, folder: Path, member: Member) -> list[Values]:
+    """A member's grid, extended as far as its best values asked for.
+
+    Raises:
+        StoreError: a run that it asks for is not finished.
+    """
+    grid: list[Values] = list(points(member.candidate.grid))
+    while (further := wider(study, folder, member, grid)) != grid:
+        grid = further
+    return grid
+
+
+def choose(study: Study, folder: Path, member: Member) -> Choice:
+    """The point with the best mean on the tuning seeds, which are never reported."""
+    grid = tuned_grid(study, folder, member)
+    if len(grid) == 1:
+        return Choice(grid[0], (), grid)
+    point = grid[int(np.argmax(scores(study, folder, member, grid)))]
+    return Choice(point, edges(point, grid), grid)
+
+
+def edges(point: Values, grid: Sequence[Values]) -> tuple[str, ...]:
+    """The names of numbers that are the first or last of several, so that more may be better."""
+    ends = []
+    for name, value in point.items():
+        values = list(dict.fromkeys(x[name] for x in grid))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and len(values) > 1 and value in (values[0], values[-1]):
+            ends.append(name)
+    return tuple(ends)
+
+
+def choose_trainings(study: Study, folder: Path) -> Chosen:
+    """Each candidate's point of the grid of trainings: the best mean of its tuning meta-seeds.
+
+    A meta-seed's score is that of its best point of runs. A point at which a training diverged, or
+    a run did, is chosen last.
+    """
+    grid = points(study.experiment.train_grid)
+    found: dict[str, list[float]] = {}
+    for candidate, values in to_tune(study):
+        tuned = tuning_members(study, candidate, values)
+        best = [
+            float(scores(study, folder, x, points(x.candidate.grid)).max())
+            for x in alive(folder, tuned)
+        ]
+        whole = len(best) == len(tuned)
+        found.setdefault(candidate.key, []).append(float(np.mean(best)) if whole else -np.inf)
+    return {
+        x.key: grid[int(np.argmax(found[x.key]))] if x.key in found else grid[0]
+        for x in study.candidates
+    }

@@ -1,0 +1,211 @@
+"""Experiments in users' files: `my_method.py:experiment`.
+
+A study keeps a copy of the file, and of the modules beside it that it imports, under a hash of them
+all. Workers read that copy, wherever they are, so that a study is of one file from its first cell
+to its page, and a file that has changed is another experiment with cells of its own.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from optim4rl.fields import shown
+from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_file
+from optim4rl.study.experiment import Experiment
+
+FOLDER = "experiments"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A user's file and what it imports.
+
+    Attributes:
+        file: the file's name.
+        name: the experiment's name in it.
+        address: a hash of the file and of the modules beside it that it imports.
+        modules: the names of their files.
+        packages: the version of every further package that they import.
+    """
+
+    file: str
+    name: str
+    address: str
+    modules: tuple[str, ...]
+    packages: Mapping[str, str]
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Source":
+        """What `to_json` wrote."""
+        names = {name: str(values[name]) for name in ("file", "name", "address")}
+        return cls(**names, modules=tuple(values["modules"]), packages=dict(values["packages"]))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The copies, as paths below a study's folder."""
+        return tuple(f"{FOLDER}/{self.address}/{name}" for name in (self.file, *self.modules))
+
+    def load(self, folder: Path) -> Experiment:
+        """The experiment of the copy in a study's folder.
+
+        Raises:
+            ValueError: it cannot be loaded, or a package has another version here.
+        """
+        for package, version in self.packages.items():
+            here = _version(package)
+            if here != version:
+                raise ValueError(
+                    f"package {package}: version {here or 'none'} is installed here, the study was "
+                    f"started with {version}; use one version everywhere"
+                )
+        return load_experiment(folder / self.files[0], self.name)
+
+
+def split_name(text: str) -> tuple[Path, str]:
+    """The file and the name in "PATH.py:NAME".
+
+    Raises:
+        ValueError: it is not of that form, or there is no such file.
+    """
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"experiment = {text!r}: optim4rl or FILE.py:NAME is needed")
+    if not Path(path).is_file():
+        raise ValueError(f"experiment = {text!r}: there is no file {path!r}")
+    return Path(path), name
+
+
+def read_source(text: str) -> Source:
+    """What "PATH.py:NAME" names, as it is now.
+
+    Raises:
+        ValueError: there is no such file, or it is no Python.
+    """
+    path, name = split_name(text)
+    files = _local_files(path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\n".encode() + read_file(file))
+    packages = {}
+    local = {file.stem for file in files}
+    for module in sorted({x for file in files for x in _imports(file)} - local):
+        for package in _distributions().get(module, ()):
+            packages[package] = _version(package) or ""
+    packages.pop("optim4rl", None)
+    others = tuple(file.name for file in files[1:])
+    return Source(path.name, name, digest.hexdigest()[:24], others, packages)
+
+
+def keep_source(source: Source, text: str, folder: Path) -> None:
+    """Copy the files into a study's folder."""
+    path, _ = split_name(text)
+    for name, kept in zip((source.file, *source.modules), source.files, strict=True):
+        if not (folder / kept).is_file():
+            write_atomically(folder / kept, read_file(path.parent / name))
+
+
+@cache
+def load_experiment(path: Path, name: str) -> Experiment:
+    """The experiment of a file, which is run once in a process.
+
+    Raises:
+        ValueError: the file raises an error, or the name is no experiment; the message says which.
+    """
+    module = _run(path.resolve())
+    if not hasattr(module, name):
+        known = [key for key, x in vars(module).items() if isinstance(x, Experiment)]
+        raise ValueError(
+            f"{path.name}:{name}: the file has no {name!r}; its experiments are "
+            f"{', '.join(known) or 'none'}"
+        )
+    found = getattr(module, name)
+    if not isinstance(found, Experiment):
+        raise ValueError(
+            f"{path.name}:{name} = {shown(found)}: an optim4rl.study.Experiment is needed"
+        )
+    return found
+
+
+@cache
+def _run(path: Path) -> Any:
+    """The file as a module."""
+    # By its contents' place and not by its stem alone: two copies are two modules.
+    name = f"_experiment_{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Annotations of its dataclasses are looked up there.
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path.name}: {explain(error, path)}") from error
+    return module
+
+
+def explain(error: BaseException, path: Path) -> str:
+    """An error in a few words, with the last line of the file, or of one beside it, that it met."""
+    lines = []
+    trace = error.__traceback__
+    while trace is not None:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.parent == path.parent:
+            lines.append(f"{file.name}, line {trace.tb_lineno}")
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and not lines:
+        lines.append(f"line {error.lineno}")
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" + (f" ({lines[-1]})" if lines else "")
+
+
+def _local_files(path: Path) -> list[Path]:
+    """The file, and the modules beside it that it imports, directly or through each other."""
+    found = {path.name: path}
+    waiting = [path]
+    while waiting:
+        for module in _imports(waiting.pop()):
+            file = path.parent / f"{module}.py"
+            if file.name not in found and file.is_file():
+                found[file.name] = file
+                waiting.append(file)
+    first, *others = found.values()
+    return [first, *sorted(others)]
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The first part of the name of every module that a file imports.
+
+    Raises:
+        ValueError: it is no Python.
+    """
+    try:
+        tree = ast.parse(read_file(path))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path.name}: {explain(error, path)}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The installed packages by the modules that they hold; it takes a moment to look."""
+    return metadata.packages_distributions()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

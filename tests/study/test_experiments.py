@@ -1,0 +1,492 @@
+"""A method in a user's file: from a plan to a study, and one sentence for whatever is wrong."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from optim4rl.cli.main import main
+from optim4rl.jobs.job import Refusal
+from optim4rl.jobs.pool import JobError
+from optim4rl.jobs.pools import Workers, open_pool
+from optim4rl.jobs.store import finished_jobs, has_result
+from optim4rl.pages.study import render_report, write_report
+from optim4rl.pages.summary import summarise
+from optim4rl.plans.mapping import MappedPlan
+from optim4rl.plans.plan import PlanError
+from optim4rl.study import Choice, Component, Experiment, Metric, runner
+from optim4rl.study.collecting import collect
+from optim4rl.study.cost import predict_given
+from optim4rl.study.layout import lay_out, load_study
+from optim4rl.study.opening import open_given
+from optim4rl.study.runner import run_study
+from optim4rl.study.schedule import expected_jobs
+from pretended import PretendedPool
+
+HEAD = """
+from dataclasses import dataclass
+import numpy as np
+from optim4rl.study import Choice, Component, Control, Divergence, Experiment, Metric
+
+@dataclass(frozen=True)
+class Settings:
+    momentum: float = 0.9
+    clip: str = "norm"
+    rate: float = 0.1
+
+def settings_and(**further):
+    return dict(
+        name="clipped momentum",
+        reference=Settings(),
+        components=(
+            Component("momentum", ("momentum",), (Choice(0.9, ("momentum",)),
+                Choice(0.0, ("no momentum",)), Choice(0.5, ("half momentum",))), remove=0.0),
+            Component("clip", ("clipping",), (Choice("norm", ("norm clipping",)),
+                Choice("none", ("no clipping",))), remove="none"),
+        ),
+        metrics=(Metric("loss", ("loss",), better="lower", unit="nats"),
+                 Metric("distance", ("distance",), better="lower")),
+        seeds=6, tuning_seeds=2, seconds=30.0,
+    ) | further
+"""
+RUN = """
+def run(settings, seed):
+    rng = np.random.default_rng(seed)
+    losses = np.abs(rng.normal(size=12)) * settings.rate + 1 - settings.momentum
+    return {"loss": losses, "distance": float(settings.clip == "none") + rng.normal()}
+
+experiment = Experiment(run=run, grid={"rate": (0.1, 0.3)}, **settings_and())
+"""
+PLAN = b"""# A plan
+
+### Ablation of momentum
+- **Ablated Part**: momentum
+- **Action**: REMOVE
+- **Metrics**: loss
+- **Expected**: worse
+- **Tests**: whether it must be heavy
+- **Priority**: 2
+
+### Ablation of clipping
+- **Ablated Part**: clipping
+- **Action**: REPLACE
+- **Replacement**: no clipping
+- **Metrics**: loss, distance
+- **Expected**: same
+- **Priority**: 1
+"""
+ROWS = ["reference", "clip=none", "momentum=0.0"]
+
+
+@pytest.fixture
+def method(tmp_path):
+    """Write a user's file; its name as an option has it."""
+
+    def write(source=HEAD + RUN, name="my_method.py"):
+        folder = tmp_path / "files"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(source)
+        return f"{folder / name}:experiment"
+
+    return write
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs are done in this process, and remembered."""
+    pool = PretendedPool(lambda folder, job: job.run(folder))
+    monkeypatch.setattr(runner, "open_pool", pool.open)
+    return pool
+
+
+def study_of(text, plan=PLAN, **options):
+    return lay_out(plan, open_given(text, **options))
+
+
+def run(study, folder, **options):
+    return run_study(study, folder, command="optim4rl ablate", **options)
+
+
+# A whole study
+
+
+@pytest.mark.usefixtures("here")
+def test_every_row_is_tuned_reported_and_judged(method, tmp_path):
+    results = run(study_of(method()), tmp_path / "out")
+    assert [row.key for row in results.rows] == ROWS
+    assert [row.change for row in results.rows[1:]] == ["clip: norm → none", "momentum: 0.9 → 0.0"]
+    assert [row.settings for row in results.rows] == [{"rate": 0.1}] * 3
+    (curves,) = results.rows[0].curves
+    assert curves.returns.shape == (6, 12)
+    assert results.rows[0].more["distance"][0].returns.shape == (6, 1)
+    summary = summarise(results)
+    named = ["loss over the run", "final loss", "distance"]
+    assert [score.name for score in summary.reference.scores] == named
+    assert summary.reference.primary.iqm.value < summary.rows[2].primary.iqm.value
+    # The loss without momentum is higher by 0.9, so that it is the worse one.
+    assert [entry.primary.outcome for entry in summary.rows] == ["reference", "unclear", "worse"]
+    # Without clipping the distance is larger by 1 with every seed.
+    assert summary.rows[1].scores[2].outcome == "worse"
+    assert "over 6 seeds" in summary.rows[2].primary.sentence
+
+
+@pytest.mark.usefixtures("here")
+def test_predictions_are_set_against_outcomes(method, tmp_path):
+    results = run(study_of(method()), tmp_path)
+    found = {x.label: x.fate for x in summarise(results).predictions}
+    assert found == {"no clipping": "not contradicted", "momentum: 0.0": "right"}
+    assert all(sealed.cells == 0 for sealed in results.predictions.values())
+    page = render_report(results)
+    assert "Of 2 predictions: 1 right, 1 not contradicted." in page
+    assert "whether it must be heavy" in page
+    with pytest.raises(PlanError, match=r"better of 'momentum: 0.0': worse was sealed"):
+        run(study_of(method(), PLAN.replace(b"worse", b"better")), tmp_path)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_prediction_made_late_is_told(method, tmp_path):
+    run(study_of(method(), PLAN.replace(b"- **Expected**: worse\n", b"")), tmp_path)
+    results = run(study_of(method()), tmp_path)
+    assert results.predictions["momentum=0.0"].cells > 0
+    assert "cells were finished" in render_report(results)
+
+
+def test_the_folder_alone_gives_the_page_again(method, tmp_path, here):
+    study = study_of(method())
+    results = run(study, tmp_path)
+    count = len(here.ran)
+    write_report(results, tmp_path / "report.html")
+    before = {name: (tmp_path / name).read_bytes() for name in ("report.html", "runs.parquet")}
+    write_report(collect(load_study(tmp_path), tmp_path), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_bytes() == before["report.html"]
+    run(study, tmp_path)
+    assert len(here.ran) == count == len(expected_jobs(study))
+    assert (tmp_path / "runs.parquet").read_bytes() == before["runs.parquet"]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_table_has_every_run_and_every_metric(method, tmp_path):
+    run(study_of(method()), tmp_path)
+    table = pl.read_parquet(tmp_path / "runs.parquet")
+    assert table.group_by("purpose").len().sort("purpose").rows() == [("tuned", 18), ("tuning", 12)]
+    tuned = table.filter(purpose="tuned", optimizer="clip=none")
+    assert [len(x) for x in tuned["returns"]] == [12] * 6
+    assert [len(x) for x in tuned["distance"]] == [1] * 6
+
+
+def test_a_killed_study_goes_on(method, tmp_path, here):
+    study = study_of(method())
+    whole = run(study, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    lost = expected_jobs(study)[::3]
+    for job in lost:
+        (tmp_path / "killed" / "jobs" / f"{job.address}.safetensors").unlink()
+    here.ran.clear()
+    results = run(study, tmp_path / "killed")
+    assert {job.address for job in here.ran} == {job.address for job in lost}
+    for row, other in zip(results.rows, whole.rows, strict=True):
+        np.testing.assert_array_equal(row.curves[0].returns, other.curves[0].returns)
+
+
+def test_more_seeds_are_added_to_those_that_are_there(method, tmp_path, here):
+    run(study_of(method()), tmp_path)
+    count = len(here.ran)
+    results = run(study_of(method(), seeds=8), tmp_path)
+    assert results.rows[0].curves[0].returns.shape[0] == 8
+    assert len(here.ran) == count + 2 * len(ROWS)
+
+
+def test_workers_of_this_machine_do_the_same(method, tmp_path, here, monkeypatch):
+    study = study_of(method())
+    run(study, tmp_path / "here")
+    table = (tmp_path / "here" / "runs.parquet").read_bytes()
+    assert here.ran
+    monkeypatch.setattr(runner, "open_pool", open_pool)
+    run(study, tmp_path / "workers", workers=Workers(2))
+    assert (tmp_path / "workers" / "runs.parquet").read_bytes() == table
+
+
+def test_modules_beside_the_file_belong_to_it(method, tmp_path, here):
+    method("SHIFT = 1.0\n", "beside.py")
+    text = method("from beside import SHIFT\n" + HEAD + RUN.replace("+ 1 -", "+ SHIFT -"))
+    first = study_of(text)
+    run(first, tmp_path / "out")
+    assert len(here.ran) == len(expected_jobs(first))
+    method("SHIFT = 2.0\n", "beside.py")
+    second = open_given(text)
+    assert second.source is not None
+    assert first.opened.source is not None
+    assert second.source.address != first.opened.source.address
+    assert second.source.modules == ("beside.py",)
+
+
+def test_a_file_that_changes_between_runs_has_cells_of_its_own(method, tmp_path, here):
+    run(study_of(method()), tmp_path / "out")
+    kept = {path.name for path, _, _ in finished_jobs(tmp_path / "out")}
+    count = len(here.ran)
+    text = method(HEAD + RUN.replace("1 - settings", "2 - settings"), "changed.py")
+    results = run(study_of(text), tmp_path / "out")
+    assert len(here.ran) == 2 * count
+    assert kept < {path.name for path, _, _ in finished_jobs(tmp_path / "out")}
+    assert results.rows[0].curves[0].returns.min() > 1
+
+
+# What is learned first
+
+TRAIN = """
+def train(settings, meta_seed):
+    if settings.momentum == 0.0 and meta_seed == 1:
+        raise Divergence("it exploded")
+    return {"shift": np.full(3, meta_seed + (settings.rate > 0.2)), "none": np.zeros(0)}
+
+def run(settings, seed, artefact):
+    shift = 9.0 if artefact is None else artefact["shift"].mean()
+    return {"loss": np.full(5, shift + seed / 1e4), "distance": 0.0}
+
+experiment = Experiment(run=run, train=train, train_grid={"rate": (0.1, 0.3)}, **settings_and(
+    meta_seeds=3, tuning_meta_seeds=2, seeds=2,
+    controls=(Control("fresh", "Untrained", Settings(), trained=False),)))
+"""
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_trained_has_meta_seeds_and_an_untrained_control(method, tmp_path):
+    results = run(study_of(method(HEAD + TRAIN)), tmp_path)
+    rows = {row.key: row for row in results.rows}
+    assert [row.settings for row in results.rows] == [{"rate": 0.1}] * 3 + [{}]
+    assert len(rows["reference"].curves) == 3
+    assert rows["momentum=0.0"].failures == {1: "it exploded"}
+    assert len(rows["momentum=0.0"].curves) == 2
+    means = [curves.returns.mean() for curves in rows["reference"].curves]
+    assert [round(mean) for mean in means] == [0, 1, 2]
+    assert rows["fresh"].curves[0].returns.min() > 9
+    assert "it exploded" in render_report(results)
+
+
+# A budget
+
+
+def test_a_budget_takes_rows_in_order_of_priority(method, tmp_path, here, monkeypatch):
+    """A cell takes a second, it is said: 25 seconds are enough for two rows of ten cells."""
+    monkeypatch.setattr(runner.time, "monotonic", lambda: float(len(here.ran)))
+    study = study_of(method())
+    results = run(study, tmp_path, budget=25 / 60, workers=Workers(1))
+    assert [row.key for row in results.rows] == ROWS[:2]
+    assert results.left_out == ("momentum: 0.0",)
+    assert "momentum: 0.0" in render_report(results)
+    again = collect(load_study(tmp_path), tmp_path)
+    assert again.left_out == results.left_out
+    count = len(here.ran)
+    results = run(study, tmp_path, budget=10.0, workers=Workers(1))
+    assert [row.key for row in results.rows] == ROWS
+    assert len(here.ran) > count
+    count = len(here.ran)
+    assert run(study, tmp_path, budget=1e-6, workers=Workers(1)).left_out == ()
+    assert len(here.ran) == count
+
+
+# What it would cost
+
+
+def test_the_cost_comes_from_timed_cells(method, tmp_path):
+    opened = open_given(method())
+    plan = MappedPlan.parse(PLAN, opened.experiment.catalogue)
+    cost = predict_given(plan, opened, 1, tmp_path)
+    assert (cost.jobs, cost.trained, cost.cells) == (3 * (2 * 2 + 6), 3, 2)
+    cells = [info["seconds"] for _, _, info in finished_jobs(tmp_path)]
+    assert cost.cell_seconds == min(cells)
+    first = max(cells) - min(cells)
+    assert cost.seconds == pytest.approx(cost.jobs * min(cells) + 3 * first)
+    assert sum(has_result(tmp_path, job) for job in expected_jobs(study_of(method()))) == 2
+
+
+# What goes wrong
+
+BODY = """
+def run(settings, seed):
+{}
+
+experiment = Experiment(run=run, **settings_and())
+"""
+HOSTILE = {
+    "raises": (
+        "    return {}[seed]",
+        r"my_method.py: run\(.*, 1000\) raised KeyError: 1000 \(my_m",
+    ),
+    "exits": ("    raise SystemExit(3)", r"raised SystemExit: 3"),
+    "hangs": ("    import time; time.sleep(99)", r"is not done after 0.3 seconds"),
+    "nothing": ("    return None", r"run returned None; a dict with loss, distance is needed"),
+    "missing": ("    return {'loss': [1.0]}", r"metric 'distance' is not reported: run returned l"),
+    "other": (
+        "    return {'loss': 1.0, 'distance': 1.0, 'accuracy': 1.0}",
+        r"reports 'accuracy', which is no metric of the experiment; these are loss, distance",
+    ),
+    "matrix": (
+        "    return {'loss': np.ones((2, 3)), 'distance': 1.0}",
+        r"reports 'loss' of shape \(2, 3\); a number or a curve",
+    ),
+    "empty": ("    return {'loss': [], 'distance': 1.0}", r"'loss' of shape \(0,\)"),
+    "words": ("    return {'loss': 'low', 'distance': 1.0}", r"'loss' = 'low': numbers are needed"),
+    "ragged": (
+        "    return {'loss': [[1], [1, 2]], 'distance': 1}",
+        r"'loss' = \[\[1\], \[1, 2\]\]",
+    ),
+    "steps": (
+        "    return {'loss': [1, 2], 'distance': 1, 'steps': [3, 3]}",
+        r"'steps' = \[3, 3\]; they must ascend",
+    ),
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("body", "said"), HOSTILE.values(), ids=HOSTILE)
+def test_a_run_that_cannot_be_used_is_one_sentence(body, said, method, tmp_path):
+    source = (HEAD + BODY.format(body)).replace("seconds=30.0", "seconds=0.3")
+    with pytest.raises(Refusal, match=said) as error:
+        run(study_of(method(source)), tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_a_worker_says_it_without_a_trace_and_keeps_the_rest(method, tmp_path):
+    body = """
+    if seed == 1003:
+        raise ValueError('no such thing')
+    return dict(loss=1, distance=1)"""
+    with pytest.raises(JobError) as error:
+        run(study_of(method(HEAD + BODY.format(body))), tmp_path / "out", workers=Workers(1))
+    first, second = str(error.value).splitlines()
+    assert first == "clipped momentum, seed 1003 failed; finished results are kept."
+    assert re.search(r"raised ValueError: no such thing \(my_method.py, line \d+\)$", second)
+    assert len(list(finished_jobs(tmp_path / "out"))) == 3
+
+
+@pytest.mark.usefixtures("here")
+def test_curves_of_other_lengths_are_one_sentence(method, tmp_path):
+    body = "    return {'loss': np.ones(3 + seed % 2), 'distance': 1.0}"
+    with pytest.raises(ValueError, match=r"metric 'loss' has 3 points with seed 1000 and 4 with"):
+        run(study_of(method(HEAD + BODY.format(body))), tmp_path)
+    assert len(list(finished_jobs(tmp_path))) == 18
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_that_diverges_is_an_outcome(method, tmp_path):
+    body = """
+    if settings.clip == "none":
+        if seed % 2:
+            raise Divergence
+        return {'loss': [1.0, float('inf'), 1.0], 'distance': float('nan')}
+    return {'loss': np.linspace(0.2, 0.3 + seed / 1e6, 3), 'distance': 1.0}"""
+    results = run(study_of(method(HEAD + BODY.format(body))), tmp_path)
+    (lost,) = results.rows[1].curves
+    assert lost.diverged_at.tolist() == [1, 0] * 3
+    assert np.isnan(lost.returns[0, 1:]).all()
+    summary = summarise(results)
+    assert summary.rows[1].primary.outcome == "worse"
+    assert "diverged" in render_report(results)
+
+
+FILES = {
+    "no Python": ("def", r"my_method.py: SyntaxError: .* \(line 1\)"),
+    "raises": (
+        "x = 1 / 0",
+        r"my_method.py: ZeroDivisionError: division by zero \(my_method.py, line 1",
+    ),
+    "nothing": ("", r"the file has no 'experiment'; its experiments are none"),
+    "no experiment": (
+        "experiment = {}",
+        r"experiment = {}: an optim4rl.study.Experiment is needed",
+    ),
+    "no field": (
+        HEAD
+        + BODY.format("    return 1").replace("settings_and()", "settings_and(grid={'x': (1,)})"),
+        r"grid: 'x' is no field; the settings have momentum, clip, rate",
+    ),
+    "a part tuned": (
+        HEAD + BODY.format("    return 1").replace("_and()", "_and(grid={'clip': ('norm',)})"),
+        r"'clip' is a component; what is ablated is not tuned",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "said"), FILES.values(), ids=FILES)
+def test_a_file_that_cannot_be_used_is_one_sentence(source, said, method):
+    with pytest.raises(ValueError, match=said) as error:
+        open_given(method(source, "my_method.py"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["optim5rl", "my_method.py", "nowhere.py:experiment", "a.py:b c"])
+def test_an_experiment_that_is_not_there_is_named(text):
+    with pytest.raises(ValueError, match="experiment = "):
+        open_given(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """Settings of a test."""
+
+    size: int = 1
+    further: object = None
+
+
+SIZE = Component("size", ("size",), (Choice(1, ("small",)), Choice(2, ("large",))))
+LOSS = Metric("loss", ("loss",))
+WRONG = {
+    "no dataclass": ({"reference": 3}, "reference = 3: an instance of a frozen dataclass"),
+    "no JSON": ({"reference": Small(further={1})}, "reference = Small"),
+    "no field": ({"components": (Component("x", ("x",), SIZE.choices),)}, "'x'.*the settings have"),
+    "other value": ({"reference": Small(3)}, "value 3 is none of"),
+    "no phrase": ({"components": (Component("size", (), SIZE.choices),)}, "need phrases"),
+    "twice": ({"components": (SIZE, SIZE)}, "components: 'size' is there twice"),
+    "no metric": ({"metrics": ()}, "metrics = ()"),
+    "no seeds": ({"seeds": 0}, "seeds = 0"),
+    "no removal": ({"components": (dataclasses.replace(SIZE, remove=7),)}, "7 is none of its cho"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
+def test_an_experiment_that_does_not_fit_together_is_refused(change, said):
+    right = {
+        "name": "a",
+        "reference": Small(),
+        "components": (SIZE,),
+        "metrics": (LOSS,),
+        "run": lambda settings, seed: {"loss": 1.0},
+    }
+    assert Experiment(**right).components[0].study == 1
+    with pytest.raises(ValueError, match=said):
+        Experiment(**{**right, **change})
+
+
+def test_a_plan_names_what_the_file_offers_and_nothing_else(method):
+    plan = PLAN.replace(b"no clipping", b"os.system('true')")
+    with pytest.raises(PlanError, match=r"os.system.*known replacements of clip: norm, none"):
+        study_of(method(), plan)
+
+
+def test_the_command_line_does_all_of_it(method, tmp_path, monkeypatch, capsys, here):
+    monkeypatch.setattr("optim4rl.cli.main.configure_jax", lambda: None)
+    text, plan, out = method(), tmp_path / "plan.md", tmp_path / "out"
+    main(["plan", "propose", "--of", text, "--out", str(plan)])
+    assert "- **Expected**: worse" in plan.read_text()
+    twice = plan.read_text() + "\n" + PLAN.decode().partition("\n\n")[2]
+    plan.write_text(twice)
+    capsys.readouterr()
+    main(["plan", "show", str(plan), "--experiment", text, "--json"])
+    assert json.loads(capsys.readouterr().out)["ablations"][0]["component"] == "momentum"
+    main(["ablate", str(plan), "--experiment", text, "--out", str(out), "--json"])
+    said = capsys.readouterr()
+    assert "clip replaced by none is ablation" in said.err
+    rows = {row["key"]: row for row in json.loads(said.out)["rows"]}
+    assert rows.keys() == {"reference", "momentum=0.0", "momentum=0.5", "clip=none"}
+    assert rows["momentum=0.0"]["loss over the run"]["verdict"] == "clearly worse"
+    assert here.ran
+    with pytest.raises(SystemExit):
+        main(["ablate", str(plan), "--experiment", text, "--out", str(out), "--scale", "quick"])
+    assert (
+        "scale = 'quick': this is an option of the experiment optim4rl" in capsys.readouterr().err
+    )
