@@ -157,10 +157,13 @@ def _describe(declared: Any, wanted: Range | None) -> str:
     if not several:
         return f"{kinds} is needed"
     parts = typing.get_args(several[0])
-    each = f"each value must be {_kind(parts[0], wanted)}"
-    count = "" if parts[-1] is Ellipsis else f"{len(parts)} values are needed, and "
-    others = f", or give {kinds}" if kinds not in ("", "None") else ""
-    return f"{count}{each}{others}"
+    element = _kind(parts[0], wanted)
+    if kinds in ("", "None"):
+        count = "" if parts[-1] is Ellipsis else f"{len(parts)} values are needed, and "
+        return f"{count}each value must be {element}"
+    return f"{kinds} is needed, or several" + (
+        " of them" if kinds == element else f", each {element}"
+    )
 
 
 def _alternatives(declared: Any) -> tuple[Any, ...]:

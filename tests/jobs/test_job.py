@@ -207,7 +207,7 @@ def test_an_import_inside_a_function_counts(copied):
 
 
 def test_all_that_a_job_imports_is_found():
-    """Packages that say nothing but what they are aside, and the front door, which is lazy."""
+    """But for packages that hold nothing or open lazily (PEP 562): they cannot change a number."""
     modules = ("optim4rl.benchmark.runs", "optim4rl.study.cells")
     program = "".join(
         f"import sys, {module}\nprint(*(x for x in sys.modules if x.startswith('optim4rl')))\n"
@@ -219,4 +219,5 @@ def test_all_that_a_job_imports_is_found():
         reachable |= provenance._reachable(module)
         for name in set(line.split()) - reachable - {"optim4rl"}:
             path = PACKAGE.joinpath(*name.split(".")[1:], "__init__.py")
-            assert path.read_text().count("\n") <= 1, (module, name)
+            text = path.read_text()
+            assert text.count("\n") <= 1 or "def __getattr__" in text, (module, name)

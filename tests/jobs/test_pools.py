@@ -311,7 +311,7 @@ def test_it_is_said_once_that_there_is_no_room(monkeypatch, tmp_path, capsys):
 def test_a_worker_writes_nowhere_else(monkeypatch, tmp_path):
     for name in ("../up", "/etc/passwd", "made/../../up"):
         ray = StandIn({"job-0": {"files": {name: b""}}})
-        with pytest.raises(JobError, match="not in its folder"):
+        with pytest.raises(JobError, match="outside its folder"):
             run(monkeypatch, tmp_path / "folder", ray)
     assert list(tmp_path.iterdir()) == []
 

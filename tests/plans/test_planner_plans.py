@@ -129,7 +129,7 @@ def test_methods_are_read_from_text_markdown_and_html(name, data, text, tmp_path
         (b"%PDF-1.7", "a PDF"),
         (b"PK\x03\x04", "a ZIP"),
         (b"x" * (MAX_CHARACTERS + 1), "longer than 200,000"),
-        (b" " * 5_000_000, "longer than 200,000"),
+        (b" " * 5_000_000, "longer than 4,000,000 bytes"),
     ],
 )
 def test_what_is_no_method_is_refused_by_name(data, named, tmp_path):
