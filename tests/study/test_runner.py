@@ -455,9 +455,8 @@ def test_no_job_is_started_after_a_failure(tmp_path, monkeypatch):
             on_progress=lambda *x, **_: said.append(x[2]),
         )
     done = [what for what in said if what]
-    assert done[0] == "catch: untrained policy"
     # A job of each kind comes first; behind that of RMSProp nothing comes.
-    assert all(what.startswith("meta-training: reference") for what in done[1:-1])
+    assert not any("rmsprop" in what or "sign_sgd" in what for what in done)
     assert done[-1] == "catch: adam 0.001, 0.01"
 
 
