@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from optim4rl.cli.plan import catalogue_of
 from optim4rl.plans.mapping import map_plan, require_mapped
 from optim4rl.plans.optim4rl import COMPONENTS, METRICS, OPTIM4RL
 from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan, read_plan
@@ -138,11 +139,11 @@ def test_what_is_no_method_is_refused_by_name(data, named, tmp_path):
         read_method(tmp_path / "method.txt")
 
 
-def test_a_missing_method_and_an_unknown_variant_are_refused_by_name(tmp_path):
+def test_a_missing_method_and_an_unknown_experiment_are_refused_by_name(tmp_path):
     with pytest.raises(PlannerError, match="cannot be read"):
         read_method(tmp_path)
-    with pytest.raises(PlannerError, match=r"of = 'adam'.*are optim4rl"):
-        method_of("adam")
+    with pytest.raises(ValueError, match="'adam'"):
+        catalogue_of("adam")
 
 
 def test_the_variant_is_described_by_the_registry():
