@@ -37,7 +37,7 @@ def import_open(
     Args:
         path: the file.
         rollouts, epochs, minibatches: sizes of the runs that the optimizer is for. It counts with
-        them if it is not told the proportions of training and of epochs (`structures.Open`).
+            them if it is not told the proportions of training and of epochs (`structures.Open`).
 
     Raises:
         WeightsError: the file is not such a vector; the message names the file and the fault.
