@@ -257,7 +257,7 @@ def compare(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Comparison:
-    """Says whether X and Y differ, how sure that is, and why.
+    """Say whether X and Y differ, how sure that is, and why.
 
     The difference of interquartile means, the quantity of tables, has a bootstrap interval and a
     test (`significance.welch_test`), both with meta-seeds and evaluation seeds as luck. A side
@@ -265,8 +265,7 @@ def compare(
     both sides have one meta-seed, the verdict is about these two optimizers only. The rule:
 
     - "clear": the interval excludes 0 and p <= 0.05;
-    - "not clear": anything else. One run on a side shows no spread: there is no interval then, and
-      nothing is clear.
+    - "not clear": anything else. One run on a side has no spread, so no interval; nothing is clear.
 
     If a run diverged, ranks take the place of scores: the interval is that of the probability of
     improvement and must exclude 0.5, and the test compares mean mid-ranks among all runs of a task,
@@ -282,34 +281,39 @@ def compare(
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
     """
+    better_x, better_y = (-x, -y) if lower_is_better else (x, y)
+    improvement = probability_of_improvement(better_x, better_y, resamples=resamples, seed=seed)
     difference = difference_of_iqm(x, y, resamples=resamples, seed=seed)
-    if lower_is_better:
-        x, y = -x, -y
-    improvement = probability_of_improvement(x, y, resamples=resamples, seed=seed)
+    x, y = better_x, better_y
     diverged = (int(np.isnan(x).sum()), int(np.isnan(y).sum()))
     test, units = _test(x, y, on_ranks=any(diverged))
-    units = units.replace("evaluation seeds", unit) if unit == "seeds" else units
+    units = units.replace("evaluation seeds", unit)
     if any(diverged):
         interval, null = improvement, 0.5
-        finding = (
-            f"{diverged[0]} of {x.size} runs of {name_x} and {diverged[1]} of {y.size} runs of "
-            f"{name_y} diverged, so there is no difference of {metric}; a run of {name_x} "
-            f"beats one of {name_y} with probability {improvement.value:.2g}"
-        )
+        sizes = f"{diverged[0]} of {x.size}", f"{diverged[1]} of {y.size}"
+        finding = _describe_lost(sizes, improvement.value, name_x, name_y, metric)
     else:
         interval, null = difference, 0.0
         finding = _describe_difference(difference.value, name_x, name_y, metric)
     excludes = interval.low > null or interval.high < null
     verdict: Verdict = "clear" if excludes and test.p <= SIGNIFICANCE else "not clear"
     reasons = _reasons(interval, null, test, x.shape[1], y.shape[1])
-    ranks = " on ranks" if any(diverged) else ""
+    test_of = "Welch's test on ranks" if any(diverged) else "Welch's test"
     sentence = (
-        f"{finding} ({_describe_interval(interval)}; "
-        f"Welch's test{ranks} over {units} p = {test.p:.2g}): "
+        f"{finding} ({_describe_interval(interval)}; {test_of} over {units} p = {test.p:.2g}): "
         f"{'; '.join([_describe_verdict(verdict, units), *reasons])}."
     )
-    return Comparison(
-        difference, improvement, test, units, diverged, verdict, sentence, lower_is_better
+    said = (verdict, sentence, lower_is_better)
+    return Comparison(difference, improvement, test, units, diverged, *said)
+
+
+def _describe_lost(
+    sizes: tuple[str, str], probability: float, name_x: str, name_y: str, metric: str
+) -> str:
+    return (
+        f"{sizes[0]} runs of {name_x} and {sizes[1]} runs of {name_y} diverged, so there is no "
+        f"difference of {metric}; a run of {name_x} beats one of {name_y} with probability "
+        f"{probability:.2g}"
     )
 
 

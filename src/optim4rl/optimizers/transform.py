@@ -72,8 +72,7 @@ def scale_by_learned_rule(
     are `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
     `epoch_proportion`, numbers; and `noise_key` for its noise, which without a key is drawn from
     the number of the update. All arithmetic is float32; updates come in each gradient's own dtype.
-    A NaN stays in its own coordinate, for good; wrap with `optax.apply_if_finite` to skip such
-    steps instead.
+    A NaN stays in its own coordinate, for good; `optax.apply_if_finite` skips such steps instead.
     """
     step, kept = _step(spec, kernel), _state_dtype(state_dtype)
 
