@@ -141,11 +141,16 @@ def test_a_suite_of_0_1_0_is_read():
     np.testing.assert_allclose(area_under_curve(curves), rows.filter(optimizer=name)["auc"], 1e-5)
 
 
-STUDIES = sorted((DOCS / "studies").glob("*/*.parquet"))
+STUDIES = [
+    path
+    for path in sorted((DOCS / "studies").glob("*/*.parquet"))
+    if "kind" in pl.read_parquet_schema(path)
+]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_study_of_0_1_0_is_read(path):
+    assert len(STUDIES) >= 4
     before, found = pl.read_parquet(path), read_runs(path, "catch")
     assert found.height == before.height
     assert set(found["task"]) == {"catch"}

@@ -36,6 +36,8 @@ def layout_of(n):
 def step_by_tensor(spec, weights, gradient, state):
     """The rule's own step, one tensor after the other."""
     results, extras = [], extras_of(spec, gradient.shape)
+    if spec.clip_norm is not None:  # All of this layout is one group.
+        gradient = gradient * jnp.minimum(1.0, spec.clip_norm / jnp.linalg.norm(gradient))
     for tensor, where in pieces(layout_of(gradient.size), gradient.size):
         carries, moments = jax.tree.map(lambda x, where=where: x[..., where], state[:2])
         part = RuleState(carries, moments, state.age)
@@ -45,6 +47,8 @@ def step_by_tensor(spec, weights, gradient, state):
         results.append((direction, after[:2]))
     whole = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *results)
     direction, (carries, moments) = whole
+    if spec.zero_mean:
+        direction = direction - direction.mean()
     return direction, RuleState(carries, moments, state.age + 1)
 
 
