@@ -298,7 +298,7 @@ def test_a_task_has_its_defaults_and_takes_other_sizes():
         ("--suite grid --claim mine --register nowhere.json", ["nowhere.json"]),
         (
             "--suite grid --first-seed 4999",
-            ["first_seed = 4999", "below those that choose settings"],
+            ["first_seed = 4999", "below the tuning seeds"],
         ),
     ],
 )

@@ -1,7 +1,8 @@
-"""Contenders: what is compared. A learned rule, a classical optimizer, or one of a user's own.
+"""Contenders: the optimizers that a benchmark compares.
 
-A contender is a value that workers can be told: a name, a grid of one number, and for each of its
-meta-seeds how an optimizer is made of that number.
+A contender is a learned rule, a classical optimizer, or an optimizer from a user's file. It is a
+value that can be sent to workers. It has a name and a grid of one number, and it says for each
+meta-seed how to make an optimizer from that number.
 """
 
 import dataclasses
@@ -36,25 +37,25 @@ from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_wei
 # baseline: a classical optimizer. given: from a user's file. learned: a rule with trained weights.
 # control: the same rule, untrained.
 Role = Literal["learned", "control", "given", "baseline"]
-# What the name of an untrained control ends in, and that of a contender with companions.
+# Endings of names: of an untrained control, and of a contender with companions.
 CONTROL = " untrained"
 ACCOMPANIED = " with companions"
 
 
 @dataclass(frozen=True)
 class Maker:
-    """How an optimizer is made of its rate: one of three kinds, and what goes with it.
+    """Describe how to make an optimizer from its rate. Exactly one of three kinds is set.
 
     Attributes:
         optimizer: name of a classical optimizer.
-        weights: address of a learned optimizer's weights, see `keep_weights`.
-        source: "ADDRESS:FUNCTION" of a function in a user's file, see `keep_source`.
-        clip: the gradient's global norm is clipped to this; None leaves it.
-        epsilon: of a classical optimizer that has one; None is optax's default.
-        decay: the rate falls linearly to zero over the run.
-        reset: what starts anew with every rollout (`optimizers.resetting`); None is nothing.
-        raw_rewards: the agent learns from rewards as they are, scaled as is usual for the
-            environment, whatever the task says.
+        weights: address of a learned optimizer's weights; see `keep_weights`.
+        source: a function in a user's file, as "ADDRESS:FUNCTION"; see `given_contender`.
+        clip: clip the gradient's global norm to this; None: do not clip.
+        epsilon: epsilon of a classical optimizer that has one; None: optax's default.
+        decay: let the rate fall linearly to zero over the run.
+        reset: which state is reset before every rollout (`optimizers.resetting`); None: nothing.
+        raw_rewards: train on rewards that are not normalised, with the environment's usual scale,
+            whatever the task says.
     """
 
     optimizer: str | None = None
@@ -76,7 +77,7 @@ class Maker:
 
     @property
     def file(self) -> Path | None:
-        """The file that it needs, below the folder of results."""
+        """Return the path of the file it needs, relative to the folder of results."""
         if self.weights is not None:
             return Path("weights") / f"{self.weights}.safetensors"
         if self.source is not None:
@@ -86,15 +87,15 @@ class Maker:
     def family(
         self, folder: Path, updates: int, of_rollout: int = 1
     ) -> tuple[Family, MetaParameters | None]:
-        """The optimizer as a function of its rate, and its meta-parameters if it has any.
+        """Return the optimizer as a function of its rate, and its meta-parameters if any.
 
         Args:
-            folder: where its file is.
+            folder: folder that holds its file.
             updates: inner updates of a whole run.
-            of_rollout: those that a rollout serves.
+            of_rollout: inner updates per rollout.
 
         Raises:
-            StoreError: the folder holds another file under that address.
+            StoreError: the file's contents do not match its address.
         """
         family: Family
         parameters = None
@@ -115,10 +116,10 @@ class Maker:
         return Accompanied(family, self.clip, decay_over, self.reset, of_rollout), parameters
 
     def accompanied(self, parts: str) -> "Maker":
-        """The same with companions, such as "clip0.5+eps1e-5+decay+reset_time".
+        """Return a copy with companions, such as "clip0.5+eps1e-5+decay+reset_time".
 
         Raises:
-            ValueError: a part is none of `PARTS`, or its number is out of range.
+            ValueError: a part is not in `PARTS`, or its number is out of range.
         """
         changes: dict[str, Any] = {}
         for part in parts.split("+"):
@@ -140,7 +141,7 @@ def _require_address(path: Path, found: str, wanted: str) -> None:
         raise StoreError(f"{path}: another file than its name says; delete it and start again")
 
 
-# Companions of an optimizer, which combine in any order.
+# Companions of an optimizer. They combine in any order.
 PARTS = ("clip0.5", "eps1e-5", "decay", "reset_time", "reset_moments", "raw_rewards")
 _PART = re.compile(
     r"(?:clip|eps)(?P<number>\d+(?:\.\d*)?(?:e-?\d+)?)|decay|raw_rewards"
@@ -149,7 +150,7 @@ _PART = re.compile(
 
 
 def split_parts(text: str) -> tuple[str, str]:
-    """A name and the companions behind it: "adam+clip0.5+decay" is ("adam", "clip0.5+decay")."""
+    """Split off the companions: "adam+clip0.5+decay" gives ("adam", "clip0.5+decay")."""
     name, parts = text, ""
     while "+" in name and _PART.fullmatch(name.rpartition("+")[2]):
         name, _, part = name.rpartition("+")
@@ -163,15 +164,15 @@ UNTRAINED = Maker("sgd")
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared.
+    """Hold one optimizer that a benchmark compares.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         role: see `Role`.
         members: one for each meta-seed; an optimizer that is not learned has one.
-        grid: the settings that it is tuned over: learning rates, or step scales.
-        unit: what a setting is a multiple of: 1, or a learned optimizer's own rate.
-        control: name of the contender that is this one untrained, if there is one.
+        grid: the settings to tune over: learning rates, or step scales.
+        unit: multiplies each setting: 1, or a learned optimizer's own rate.
+        control: name of its untrained control, if there is one.
     """
 
     name: str
@@ -193,33 +194,33 @@ class Contender:
         meta_seed: int = 0,
         of_rollout: int = 1,
     ) -> optax.GradientTransformation:
-        """The optimizer at a learning rate.
+        """Make the optimizer at a learning rate.
 
         Args:
-            rate: a number, also a traced one; for a learned optimizer its own rate times a step
+            rate: a number, which may be traced; for a learned optimizer its own rate times a step
                 scale.
             updates: inner updates of the whole run.
-            folder: where weights and users' files are kept.
-            meta_seed: which member.
-            of_rollout: updates that a rollout serves.
+            folder: folder with weights and users' files.
+            meta_seed: index of the member.
+            of_rollout: inner updates per rollout.
         """
         family, parameters = self.members[meta_seed].family(folder, updates, of_rollout)
         return family(parameters, rate)
 
     def accompanied(self, parts: str = "clip0.5+decay", suffix: str = ACCOMPANIED) -> "Contender":
-        """The same with companions: by default a norm clip of 0.5 and a falling rate.
+        """Return a copy with companions: by default a norm clip of 0.5 and a falling rate.
 
         Args:
-            parts: as of `Maker.accompanied`.
-            suffix: what its name gets, and its control's; nothing where all contenders have these.
+            parts: see `Maker.accompanied`.
+            suffix: appended to its name and its control's; "" if all contenders have companions.
         """
         members = tuple(maker.accompanied(parts) for maker in self.members)
         control = None if self.control is None else self.control + suffix
         return dataclasses.replace(self, name=self.name + suffix, members=members, control=control)
 
 
-# Classical optimizers with companions that have a name. Adam as PPO users run it is that of Huang
-# et al. 2022, "The 37 implementation details of PPO"; Adam-Rel is `optimizers.resetting`.
+# Names for classical optimizers with companions. "adam_ppo" is Adam as PPO users run it: Huang et
+# al. 2022, "The 37 implementation details of PPO". For Adam-Rel see `optimizers.resetting`.
 _NAMED = {
     "adam_ppo": "adam+clip0.5+eps1e-5+decay",
     "adam_rel": "adam+clip0.5+eps1e-5+decay+reset_time",
@@ -234,7 +235,7 @@ BASELINES = (*CLASSICAL, *_NAMED)
 
 
 def baseline_maker(text: str) -> Maker:
-    """A classical optimizer by name, with companions: "adam_ppo", "adam+clip0.5+eps1e-5+decay".
+    """Look up a classical optimizer, such as "adam_ppo" or "adam+clip0.5+eps1e-5+decay".
 
     Raises:
         ValueError: the name or a part is unknown, or the optimizer has no epsilon.
@@ -257,10 +258,10 @@ def baseline_maker(text: str) -> Maker:
 
 
 def baseline(name: str, rates: Sequence[float]) -> Contender:
-    """A classical optimizer, tuned over learning rates.
+    """Make a contender of a classical optimizer, tuned over learning rates.
 
     Raises:
-        ValueError: as `baseline_maker`.
+        ValueError: see `baseline_maker`.
     """
     return Contender(name, "baseline", (baseline_maker(name),), tuple(rates))
 
@@ -269,10 +270,12 @@ def baseline(name: str, rates: Sequence[float]) -> Contender:
 
 
 def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
-    """Learned optimizers, one for each meta-seed, by name: every group and its untrained control.
+    """Load every group of learned optimizers, and its untrained control, by name.
+
+    A group has one learned optimizer for each meta-seed.
 
     Args:
-        groups: shipped names, paths, or several of one recipe separated by commas.
+        groups: shipped names or paths; for several meta-seeds of one recipe, separate by commas.
 
     Raises:
         WeightsError: weights cannot be read.
@@ -305,7 +308,7 @@ def _untrained(member: LearnedOptimizer) -> LearnedOptimizer:
 def learned_contenders(
     groups: Sequence[str], step_scales: Sequence[float], folder: Path, *, controls: bool = True
 ) -> list[Contender]:
-    """Contenders of weights, whose files go into the folder, each with its untrained control.
+    """Make contenders from weights, each with its control, and copy weights to the folder.
 
     Raises:
         WeightsError: weights cannot be read.
@@ -334,7 +337,7 @@ def learned_contenders(
 
 
 def _short_names(groups: Sequence[str]) -> dict[str, str]:
-    """What tables call each group: its first member's file name and how many follow it."""
+    """Name each group for tables: its first member's file name, and how many members follow."""
     names = {}
     for group in groups:
         first, *others = group.split(",")
@@ -345,7 +348,7 @@ def _short_names(groups: Sequence[str]) -> dict[str, str]:
 
 
 def keep_weights(folder: Path, optimizer: LearnedOptimizer) -> str:
-    """Put a learned optimizer's weights where workers find them, under their content's address."""
+    """Save weights for workers in the folder, under their address, and return the address."""
     address = weights_address(optimizer)
     path = folder / str(Maker(weights=address).file)
     if not path.is_file():
@@ -354,7 +357,7 @@ def keep_weights(folder: Path, optimizer: LearnedOptimizer) -> str:
 
 
 def weights_address(optimizer: LearnedOptimizer) -> str:
-    """A hash of the rule and its weights."""
+    """Hash the rule and its weights."""
     digest = hashlib.sha256(json.dumps(spec_to_dict(optimizer.spec), sort_keys=True).encode())
     for network, tensors in sorted(optimizer.meta_parameters.items()):
         for name, x in sorted(tensors.items()):
@@ -366,17 +369,17 @@ def weights_address(optimizer: LearnedOptimizer) -> str:
 
 
 def function_contender(make: Callable[..., Any], rates: Sequence[float], folder: Path) -> Contender:
-    """A contender from a function of the learning rate: its file's copy goes into the folder.
+    """Make a contender from a function of the learning rate, and copy its file to the folder.
 
-    Workers are processes of their own, which read the function from its file.
+    Workers are separate processes. They read the function from its file.
 
     Args:
-        make: a function at the top of a file, see `benchmark.given`.
+        make: a function at the top level of a file; see `benchmark.given`.
         rates: learning rates to tune over.
-        folder: where workers find the file.
+        folder: folder where workers look for the file.
 
     Raises:
-        ValueError: it is no such function, or it cannot be used.
+        ValueError: it is not such a function, or it cannot be used.
     """
     name = getattr(make, "__qualname__", repr(make))
     try:
@@ -392,15 +395,15 @@ def function_contender(make: Callable[..., Any], rates: Sequence[float], folder:
 
 
 def given_contender(name: str, rates: Sequence[float], folder: Path) -> Contender:
-    """A contender from a function in a file, whose copy goes into the folder.
+    """Make a contender from a function in a file, and copy the file to the folder.
 
     Args:
-        name: "PATH.py:FUNCTION", see `benchmark.given`.
-        rates: learning rates to tune over, where the file has no `FUNCTION_rates`.
-        folder: where workers find the file.
+        name: "PATH.py:FUNCTION"; see `benchmark.given`.
+        rates: learning rates to tune over if the file has no `FUNCTION_rates`.
+        folder: folder where workers look for the file.
 
     Raises:
-        ValueError: the file or the function is not there or cannot be used; the message names it.
+        ValueError: the file or the function is missing or unusable; the message names it.
     """
     path, _, function = name.rpartition(":")
     grid = check_given(Path(path), function) or tuple(rates)

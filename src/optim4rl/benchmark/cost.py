@@ -1,7 +1,7 @@
-"""What learning costs: the time of a run, what is reached in equal time, and when a level is.
+"""The cost of learning: seconds of a run, scores in equal time, and time to reach a return.
 
-Times are those of `evaluation.learning.train_runs`. All runs of a contender on a task do the same
-work, so their time is the median over them, which one disturbed batch does not move.
+`evaluation.learning.train_runs` measures the times. All runs of a contender on a task do the same
+work, so we report their median time: one disturbed batch does not change it.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,23 @@ from jaxtyping import Float
 from optim4rl.evaluation.curves import HEALTHY, Curves, stack
 from optim4rl.evaluation.returns import area_under_curve, final_return
 
-# A level is reached when the mean return over so many updates is there, as of final returns.
+# A level counts as reached if the mean return over this many updates is at least the level.
+# Final returns are means over as many updates.
 WINDOW = 20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a contender's runs on a task cost.
+    """Hold the cost of a contender's runs on a task.
 
     Attributes:
         env_steps: environment steps of a run.
-        seconds: of a run.
-        ratio: that over the reference's.
-        reached: runs that reach the reference's mean final return.
-        runs: all of them.
-        env_steps_to_reach: environment steps until then, the median over runs; infinite where at
-            most half of them reach it.
+        seconds: time of a run in seconds.
+        ratio: `seconds` divided by the reference's.
+        reached: number of runs that reach the reference's mean final return.
+        runs: number of all runs.
+        env_steps_to_reach: environment steps to reach it, median over runs; infinite where at most
+            half of the runs reach it.
         seconds_to_reach: the same in seconds.
     """
 
@@ -42,17 +43,17 @@ class Cost:
 
 
 def run_seconds(members: Sequence[Curves]) -> float:
-    """The time of a run, of a contender with these members on a task; NaN if not measured."""
+    """Return the median seconds of a run of these members on a task; NaN if not measured."""
     found = stack(members).seconds
     return float("nan") if found is None else float(np.median(found))
 
 
 def task_cost(members: Sequence[Curves], reference: Sequence[Curves]) -> Cost:
-    """What a contender costs on a task, beside the reference."""
+    """Compute a contender's cost on a task, relative to the reference."""
     curves, seconds = stack(members), run_seconds(members)
     level = float(final_return(stack(reference)).mean())
     updates = updates_to(curves, level)
-    # Updates that are infinite have no place in the curve.
+    # The median must be one of the values: infinite ones cannot be interpolated.
     middle = float(np.quantile(updates, 0.5, method="higher"))
     share = middle / curves.env_steps.size
     return Cost(
@@ -67,7 +68,7 @@ def task_cost(members: Sequence[Curves], reference: Sequence[Curves]) -> Cost:
 
 
 def updates_to(curves: Curves, level: float) -> Float[np.ndarray, " run"]:
-    """Updates until the mean return over the last `WINDOW` is at least the level; else infinite."""
+    """Return updates until the mean over `WINDOW` updates reaches the level; infinite if never."""
     time = curves.returns.shape[1]
     window = min(WINDOW, time)
     sums = np.cumsum(np.pad(curves.returns, ((0, 0), (1, 0))), axis=1, dtype=np.float64)
@@ -76,13 +77,13 @@ def updates_to(curves: Curves, level: float) -> Float[np.ndarray, " run"]:
 
 
 def area_in_time(members: Sequence[Curves], seconds: float) -> Float[np.ndarray, "member seed"]:
-    """AUC of what runs get done in so many seconds, at least one update; all of a shorter run."""
+    """Return updates until the mean of `WINDOW` updates reaches the level; infinite if never."""
     share = min(1.0, seconds / run_seconds(members))
     return np.stack([area_under_curve(first_part(curves, share)) for curves in members])
 
 
 def first_part(curves: Curves, share: float) -> Curves:
-    """The first updates of every run, at least one."""
+    """Return the first `share` of every run's updates, at least one update."""
     time = max(1, int(share * curves.env_steps.size + 1e-9))
     alive = curves.diverged_at >= time
     return replace(

@@ -1,9 +1,9 @@
-"""An optimizer of a user's own: a function in a Python file that makes it of its learning rate.
+"""Optimizers from users' files: a function in a Python file makes one from its learning rate.
 
-`my_file.py:make_optimizer` names a function of the learning rate, and, where it takes a second
-argument, of the number of updates in the whole run. It returns an optax transformation. Its
-`update` is given the parameters and, if it takes extra arguments, optax's `value` (the minibatch's
-loss), `grad` and `value_fn`, and `updates_done`. Learning rates to tune over can stand beside it as
+`my_file.py:make_optimizer` names a function of the learning rate. If it takes a second argument, it
+gets the number of updates in the whole run. It returns an optax transformation. Its `update` gets
+the parameters. If it takes extra arguments, it also gets optax's `value` (the minibatch's loss),
+`grad` and `value_fn`, and `updates_done`. The same file can give the learning rates to tune over:
 `make_optimizer_rates = (1e-3, 1e-2)`.
 """
 
@@ -26,7 +26,7 @@ from optim4rl.optimizers.presets import ScalarOrSchedule
 
 @dataclass(frozen=True)
 class FromFile:
-    """An optimizer that a function in a file makes.
+    """Make an optimizer with a function in a file.
 
     Attributes:
         path: the file.
@@ -44,11 +44,11 @@ class FromFile:
 
 
 class GivenError(ValueError):
-    """An optimizer that cannot be used; the message names the file, the function, and why."""
+    """Say why an optimizer from a file cannot be used; the message names file and function."""
 
 
 def check_given(path: Path, function: str) -> tuple[float, ...] | None:
-    """Make the optimizer and take two steps as an agent does; the learning rates beside it, if any.
+    """Check the optimizer with two training steps; return the file's learning rates, if any.
 
     Raises:
         GivenError: the message names the file, the function, and what is wrong.
@@ -77,7 +77,7 @@ def check_given(path: Path, function: str) -> tuple[float, ...] | None:
 
 
 def _two_steps(path: Path, function: str, params: dict[str, Array]) -> Any:
-    """The updates of two steps on half the sum of squares, compiled, the rate not yet known."""
+    """Return two steps' updates on half the sum of squares, compiled with a traced rate."""
     named = f"{path}:{function}"
 
     def loss(params: Any) -> Array:
@@ -105,7 +105,7 @@ def _two_steps(path: Path, function: str, params: dict[str, Array]) -> Any:
 
 
 def _require_like(named: str, updates: Any, params: dict[str, Array]) -> None:
-    """Refuse updates that are no tree like the parameters."""
+    """Refuse updates whose tree or shapes differ from the parameters'."""
     wanted, found = (str(jax.tree.structure(x)) for x in (params, updates))
     if found != wanted:
         shown = "None" if updates is None else found
@@ -122,7 +122,7 @@ def _require_like(named: str, updates: Any, params: dict[str, Array]) -> None:
 
 
 def source_address(data: bytes) -> str:
-    """A hash of a file's contents."""
+    """Hash a file's contents."""
     return hashlib.sha256(data).hexdigest()[:24]
 
 
@@ -147,7 +147,7 @@ def _make(path: Path, function: str, rate: Any, updates: int) -> optax.GradientT
 
 @cache
 def _load(path: Path) -> Any:
-    """The file as a module, run once in a process."""
+    """Import the file as a module, once per process."""
     spec = importlib.util.spec_from_file_location(f"_given_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,9 +1,9 @@
-"""The one loop of every comparison: tune each contender, choose its setting, report it.
+"""The loop behind every comparison: tune each contender, choose its setting, report it.
 
-There are two readings of the same runs: each task with a setting of its own, and one setting for
-all tasks. Settings are chosen on tuning seeds and shown on others. Each meta-seed of a contender is
-tuned by itself, with as many values and seeds as a classical optimizer. A grid whose best value is
-at its edge is extended, by one rule for all.
+There are two readings: in one each task has its own setting, in the other all tasks share one
+setting. Settings are chosen on tuning seeds and reported on other seeds. Each meta-seed of a
+contender is tuned separately, with as many values and seeds as a classical optimizer. If the best
+value of a grid is at its edge, the grid is extended, by one rule for all contenders.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,41 +41,42 @@ from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
 
-# The best of these, tuned for the task, is 1 on its scale; of all baselines where none is there.
+# The best of these, tuned for the task, is 1 on the task's scale. If none of them is run, the best
+# of all baselines is.
 CEILINGS = ("adam", "adam_ppo", "rmsprop", "adam_raw_rewards")
 
 Reading = Literal["tuned", "one"]
-# Contender -> member -> task -> the settings that are tried there.
+# Contender -> member -> task -> the settings to try.
 Grids = Mapping[str, tuple[tuple[tuple[float, ...], ...], ...]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings of one member, chosen on the tuning seeds.
+    """Hold the settings of one member, chosen on the tuning seeds.
 
     Attributes:
-        each: every task's own.
-        one: the one for all tasks.
+        each: each task's own setting.
+        one: the setting for all tasks.
     """
 
     each: tuple[Tuning, ...]
     one: Tuning
 
     def at(self, reading: Reading, task: int) -> float:
-        """The setting of a task in a reading."""
+        """Return the setting of a task in a reading."""
         return self.each[task].rate if reading == "tuned" else self.one.rate
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is compared on what, and how.
+    """Describe a benchmark: its tasks, contenders and protocol.
 
     Attributes:
         suite: the tasks.
-        contenders: what is compared; a classical one that comes first is the reference of all.
-        folder: where finished runs are kept.
-        protocol: how often each is run.
-        claim: what was written down before the run, in words; empty where nothing was.
+        contenders: the optimizers to compare; the first classical one is the reference.
+        folder: folder of finished runs.
+        protocol: how often each contender is run.
+        claim: the claim registered before the run, in words; empty if there is none.
     """
 
     suite: Suite
@@ -86,37 +87,37 @@ class Benchmark:
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """With a single task one setting for all is the task's own."""
+        """Return the readings; with a single task the two are the same, so there is one."""
         return ("tuned", "one") if len(self.suite.tasks) > 1 else ("tuned",)
 
     @property
     def baselines(self) -> tuple[Contender, ...]:
-        """The classical contenders."""
+        """Return the classical contenders."""
         return tuple(x for x in self.contenders if x.role == "baseline")
 
     @property
     def reference(self) -> str | None:
-        """The first classical contender, which all others are compared with."""
+        """Name the first classical contender; all others are compared with it."""
         return next((x.name for x in self.baselines), None)
 
     @property
     def ceilings(self) -> tuple[str, ...]:
-        """The contenders of which the best, tuned for the task, is 1 on the task's scale."""
+        """Name the contenders of which the best, tuned for the task, is 1 on its scale."""
         names = tuple(x.name for x in self.baselines)
         return tuple(x for x in names if x in CEILINGS) or names
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The curves of a benchmark.
+    """Hold the curves of a benchmark.
 
     Attributes:
-        benchmark: what was run.
+        benchmark: the benchmark that was run.
         choices: the settings of each contender's members.
-        curves: for each reading and contender, the reported curves of each task's members.
+        curves: reported curves by reading, contender, task and member.
         untrained: each task's curves of agents that never update, on the reported seeds.
-        stress: for each contender, task and multiple of the tuned setting, the short runs of all
-            members; no task that has no stress test.
+        stress: short runs of all members together, by contender, task and multiple of the tuned
+            setting. Tasks without a stress test are left out.
     """
 
     benchmark: Benchmark
@@ -128,15 +129,15 @@ class Runs:
 
 @dataclass(frozen=True)
 class Results:
-    """What a benchmark's runs say.
+    """Hold the results of a benchmark.
 
     Attributes:
         runs: the curves.
         auc_scale: the tasks' scale of AUC.
-        final_scale: that of final returns.
-        standings: of each contender in each reading.
-        stuck: for each contender, task and multiple of the tuned setting the share of stuck runs;
-            None where no baseline learns the task, so that nothing says what stuck is.
+        final_scale: the tasks' scale of final returns.
+        standings: each contender's standing in each reading.
+        stuck: share of stuck runs by contender, task and multiple of the tuned setting; None where
+            no baseline learns the task, since "stuck" is not defined there.
     """
 
     runs: Runs
@@ -147,26 +148,26 @@ class Results:
 
     @property
     def benchmark(self) -> Benchmark:
-        """What was run."""
+        """Return the benchmark that was run."""
         return self.runs.benchmark
 
 
-# What is run
+# Which runs are made
 
 
 def tuning_runs(
     b: Benchmark, task: SuiteTask, contender: Contender, member: int, grid: Sequence[float] = ()
 ) -> list[Batch]:
-    """The runs that choose a member's setting on a task; none where there is nothing to choose."""
+    """Return the runs that choose a member's setting on a task; none if its grid has one value."""
     return scoring_runs(b, task, contender, member, grid) if len(contender.grid) > 1 else []
 
 
 def scoring_runs(
     b: Benchmark, task: SuiteTask, contender: Contender, member: int, grid: Sequence[float] = ()
 ) -> list[Batch]:
-    """Runs of a member on the tuning seeds, at the settings of its grid and what extends it.
+    """Return runs of a member on the tuning seeds, at its grid's settings and added ones.
 
-    What extends it comes in batches of its own, so that the others are found again.
+    Added settings are in separate batches, so that finished batches are found again.
     """
     added = [[value] for value in grid if value not in contender.grid]
     return [
@@ -185,7 +186,7 @@ def scoring_runs(
 def tuning_curves(
     b: Benchmark, task: SuiteTask, contender: Contender, member: int, grid: Sequence[float]
 ) -> list[Curves]:
-    """A member's curves on the tuning seeds at each setting."""
+    """Read a member's curves on the tuning seeds at each setting."""
     found = read_batches(b.folder, scoring_runs(b, task, contender, member, grid))
     return [found[contender.unit * value] for value in grid]
 
@@ -193,7 +194,7 @@ def tuning_curves(
 def reported_runs(
     b: Benchmark, task: SuiteTask, contender: Contender, member: int, setting: float
 ) -> list[Batch]:
-    """The runs that show a member at a setting on a task."""
+    """Return the reported runs of a member at a setting on a task."""
     rates, maker = [contender.unit * setting], contender.members[member]
     return split(task.config, maker, rates, b.protocol.reported, task.rollouts)
 
@@ -201,7 +202,7 @@ def reported_runs(
 def stress_runs(
     b: Benchmark, task: SuiteTask, contender: Contender, member: int, setting: float
 ) -> list[Batch]:
-    """The short runs of a member at multiples of a setting; none if the task has no such test."""
+    """Return a member's short runs at multiples of a setting; none without a stress test."""
     if task.stress_rollouts is None:
         return []
     rates = [contender.unit * setting * scale for scale in b.protocol.stress_scales]
@@ -216,7 +217,7 @@ def stress_runs(
 
 
 def untrained_runs(task: SuiteTask, seeds: Sequence[int]) -> list[Batch]:
-    """Runs of agents that never update."""
+    """Return runs of agents that never update."""
     return split(task.config, UNTRAINED, [0.0], seeds, task.rollouts)
 
 
@@ -227,7 +228,7 @@ def _members(b: Benchmark) -> Iterator[tuple[Contender, int]]:
 
 
 def first_jobs(b: Benchmark) -> list[Job]:
-    """All that can be run before settings are chosen."""
+    """Return all jobs that can run before settings are chosen."""
     batches = []
     for task in b.suite.tasks:
         for seeds in (b.protocol.tuning, b.protocol.reported):
@@ -238,7 +239,7 @@ def first_jobs(b: Benchmark) -> list[Job]:
 
 
 def second_jobs(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> list[Job]:
-    """All that is run at the settings chosen; what both readings show is there once."""
+    """Return all jobs at the chosen settings; a run that both readings need is there once."""
     batches = []
     for index in range(len(b.suite.tasks)):
         for contender, member in _members(b):
@@ -250,7 +251,7 @@ def second_jobs(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> list
 def chosen_runs(
     b: Benchmark, index: int, contender: Contender, member: int, choice: Choice
 ) -> list[Batch]:
-    """The runs of a member on a task at the settings chosen."""
+    """Return the runs of a member on a task at the chosen settings."""
     task = b.suite.tasks[index]
     batches = [
         batch
@@ -261,7 +262,7 @@ def chosen_runs(
 
 
 def expected_jobs(b: Benchmark) -> list[Job]:
-    """All jobs that there can be; as many of them are run, or less where settings are the same."""
+    """Return the largest set of jobs possible; fewer run where both readings share a setting."""
     return [*first_jobs(b), *second_jobs(b, _guess(b))]
 
 
@@ -270,26 +271,26 @@ def run(
     workers: Workers = Workers(),
     update: Callable[..., None] = lambda *_, **__: None,
 ) -> Results:
-    """Run all that is not yet done, and read the results.
+    """Run all jobs that are not yet done, and read the results.
 
     Args:
-        b: what to run.
-        workers: who runs it.
-        update: called with jobs done, jobs in all, and what the last one was.
+        b: the benchmark to run.
+        workers: the workers to run it on.
+        update: called with the jobs done, the jobs in all, and a description of the last one.
 
     Raises:
-        JobError: a run failed; all that is finished is kept.
-        ClusterError: there is no such cluster.
+        JobError: a run failed; finished runs are kept.
+        ClusterError: the cluster does not exist.
     """
     with open_pool(b.folder, workers) as pool:
         return read(run_stages(b, Stages(pool, b.folder, expected_jobs(b), update)))
 
 
 def run_stages(b: Benchmark, stages: Stages) -> Runs:
-    """Tune, choose and report.
+    """Tune, choose settings, and make the reported runs.
 
     Raises:
-        JobError: a run failed; all that is finished is kept.
+        JobError: a run failed; finished runs are kept.
     """
     stages.run(first_jobs(b))
     choices = settle(b, stages.run)
@@ -298,7 +299,7 @@ def run_stages(b: Benchmark, stages: Stages) -> Runs:
 
 
 def _guess(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
-    """Choices with as many runs as there can be."""
+    """Return choices that need as many runs as possible."""
     guesses = {}
     for contender in b.contenders:
         each, one = (
@@ -315,9 +316,9 @@ def _guess(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
 def settle(
     b: Benchmark, run: Callable[[Sequence[Job]], None] = lambda jobs: None
 ) -> dict[str, tuple[Choice, ...]]:
-    """Choose settings, and extend grids until each best value is inside or the limit is reached.
+    """Choose settings; extend grids until each best value is inside or the limit is reached.
 
-    The benchmark's `first_jobs` are done; `run` has those done that extend grids.
+    The benchmark's `first_jobs` must be done. `run` is called with the jobs of added settings.
     """
     grids: Grids = {
         x.name: ((x.grid,) * len(b.suite.tasks),) * len(x.members) for x in b.contenders
@@ -352,7 +353,7 @@ def _tuning_jobs(b: Benchmark, grids: Grids) -> list[Job]:
 def scoring_areas(
     b: Benchmark, contender: Contender, member: int, grids: Sequence[Sequence[float]] = ()
 ) -> list[Float[np.ndarray, "_ seed"]]:
-    """The suite's score of a member's runs on the tuning seeds, on each task at every setting."""
+    """Return the suite's score of a member's tuning runs, for each task `[setting, seed]`."""
     each = zip(b.suite.tasks, grids or (contender.grid,) * len(b.suite.tasks), strict=True)
     found = [tuning_curves(b, task, contender, member, grid) for task, grid in each]
     score = SCORES[b.suite.score]
@@ -360,7 +361,7 @@ def scoring_areas(
 
 
 def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
-    """Every member's settings, from tuning seeds alone."""
+    """Choose every member's settings, from the tuning seeds alone."""
     areas = {
         x.name: [scoring_areas(b, x, m, grids[x.name][m]) for m in range(len(x.members))]
         for x in b.contenders
@@ -386,11 +387,11 @@ def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
     return choices
 
 
-# What the runs say
+# Results
 
 
 def collect(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> Runs:
-    """The curves of a benchmark whose runs are all there."""
+    """Read the curves of a benchmark whose runs are all finished."""
 
     def reported(contender: Contender, task: int, reading: Reading) -> tuple[Curves, ...]:
         return tuple(
@@ -419,7 +420,7 @@ def _only(b: Benchmark, batches: Sequence[Batch]) -> Curves:
 def _stress(
     b: Benchmark, contender: Contender, choices: Sequence[Choice]
 ) -> dict[str, dict[float, Curves]]:
-    """The short runs of all members together, by task and multiple of the tuned setting."""
+    """Read the short runs of all members together, by task and multiple of the tuned setting."""
     found: dict[str, dict[float, Curves]] = {}
     for index, task in enumerate(b.suite.tasks):
         if task.stress_rollouts is None:
@@ -442,7 +443,7 @@ def _stress(
 
 
 def read(runs: Runs) -> Results:
-    """What the runs say."""
+    """Compute the results of the runs."""
     b = runs.benchmark
     areas, finals = (
         {
@@ -490,7 +491,7 @@ def _score(
 def _stuck_rates(
     b: Benchmark, task: str, found: Mapping[float, Curves], scale: Scale
 ) -> dict[float, Estimate | None]:
-    """Stuck rates by multiple of the tuned setting."""
+    """Compute stuck rates by multiple of the tuned setting."""
     index = [x.name for x in b.suite.tasks].index(task)
     low, high = (float(end[index]) for end in scale.ends)
     return {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
 
-# Seeds of runs that choose something and of runs that are reported never meet.
+# Runs that choose settings and runs that are reported never share a seed.
 EVALUATION_SEED = 1_000
 TUNING_SEED = 5_000
 STRESS_SEED = 9_000
@@ -13,17 +13,17 @@ STRESS_SEED = 9_000
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often every contender is run.
+    """Set how often every contender is run.
 
     Attributes:
         seeds: reported runs of a contender on a task.
-        tuning_seeds: runs that each setting is judged by on a task.
+        tuning_seeds: tuning runs of each setting on a task.
         stress_scales: multiples of the tuned setting in the stress test.
-        stress_seeds: stress runs at each of them.
-        first_seed: the first reported seed. A new claim wants seeds that no earlier one used
+        stress_seeds: stress runs at each multiple.
+        first_seed: the first reported seed. A new claim needs seeds that no earlier claim used
             (`benchmark.register`).
-        extensions: half decades by which a grid is extended on a side where its best value is at
-            the edge, at most. One rule for all contenders.
+        extensions: the most half decades by which a grid is extended beyond an edge where its best
+            value lies. The same for all contenders.
     """
 
     seeds: int = 8
@@ -46,22 +46,22 @@ class Protocol:
         if not EVALUATION_SEED <= self.first_seed <= TUNING_SEED - self.seeds:
             raise ValueError(
                 f"first_seed = {self.first_seed!r}: a seed from {EVALUATION_SEED} to "
-                f"{TUNING_SEED - self.seeds} is needed, below those that choose settings"
+                f"{TUNING_SEED - self.seeds} is needed, below the tuning seeds"
             )
 
     @property
     def reported(self) -> range:
-        """The reported seeds."""
+        """Return the reported seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def tuning(self) -> range:
-        """The seeds that choose."""
+        """Return the tuning seeds."""
         return range(TUNING_SEED, TUNING_SEED + self.tuning_seeds)
 
     @property
     def stress(self) -> range:
-        """The seeds of the stress test."""
+        """Return the seeds of the stress test."""
         return range(STRESS_SEED, STRESS_SEED + self.stress_seeds)
 
 

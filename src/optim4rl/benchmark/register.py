@@ -1,7 +1,7 @@
-"""The register of claims: what is compared on which tasks and seeds, written before it is run.
+"""The register of claims: comparisons written down before they are run.
 
-A TOML file in a repository, whose history shows what was written when. Claims stand in the order in
-which they were written:
+The register is a TOML file in a repository, whose history shows when each claim was written. Claims
+are in the order in which they were written:
 
     [my-claim]
     registered = 2026-11-30
@@ -11,8 +11,8 @@ which they were written:
     contenders = ["my_file:make", "adam_ppo"]
     compared_with = ["adam_ppo"]
 
-`suite`, `tuning_seeds`, `score`, `grids` and `note` may say more. A seed serves one claim on a
-task: what comes earlier in the file has used it up.
+`suite`, `tuning_seeds`, `score`, `grids` and `note` are optional. On each task a seed serves one
+claim: a later claim cannot use it again.
 """
 
 import datetime
@@ -27,20 +27,20 @@ from optim4rl.files.reading import read_text
 
 @dataclass(frozen=True)
 class Registered:
-    """A claim that is to be judged.
+    """Hold a claim as it is written in the register.
 
     Attributes:
-        registered: when it was written down, as YYYY-MM-DD.
-        tasks: their names.
-        first_seed: the first of the reported seeds.
-        seeds: how many follow, it included.
-        contenders: what is compared, in words.
-        compared_with: those of them that the claim is about, in words.
-        suite: where the tasks are from.
-        tuning_seeds: how many choose settings; None leaves it open.
-        score: what is compared, in words.
-        grids: what is tuned over, in words.
-        note: what a reader should know besides.
+        registered: date of writing, as YYYY-MM-DD.
+        tasks: names of the tasks.
+        first_seed: the first reported seed.
+        seeds: number of reported seeds.
+        contenders: the contenders, in words.
+        compared_with: the contenders that the claim compares with, in words.
+        suite: the suite of the tasks.
+        tuning_seeds: number of tuning seeds; None: any number.
+        score: the score that is compared, in words.
+        grids: the grids that are tuned over, in words.
+        note: anything else that a reader should know.
     """
 
     registered: str
@@ -60,17 +60,17 @@ class Registered:
 
     @property
     def used(self) -> set[tuple[str, int]]:
-        """The tasks with each of the seeds."""
+        """Return every pair of a task and a reported seed."""
         reported = range(self.first_seed, self.first_seed + self.seeds)
         return {(task, seed) for task in self.tasks for seed in reported}
 
 
 def read_register(path: Path) -> dict[str, Registered]:
-    """All claims of a register by name, the earliest first.
+    """Read all claims of a register by name, the earliest first.
 
     Raises:
-        ValueError: the file is no register; the message names it and the claim.
-        OSError: it cannot be read.
+        ValueError: the file is not a register; the message names it and the claim.
+        OSError: the file cannot be read.
     """
     try:
         entries = tomllib.loads(read_text(path))
@@ -98,15 +98,15 @@ def _registered(entry: dict[str, object]) -> Registered:
 
 
 def require_claim(path: Path, name: str, b: Benchmark) -> str:
-    """Refuse a benchmark that is not the one registered, or uses seeds again; the claim in words.
+    """Refuse a benchmark that differs from its claim or reuses seeds; return the claim in words.
 
     Args:
         path: the register.
-        name: the claim.
-        b: what is about to be run.
+        name: name of the claim.
+        b: the benchmark that is about to run.
 
     Raises:
-        ValueError: one sentence says what differs, or who used which seed before.
+        ValueError: the message says what differs, or which claim used which seed before.
         OSError: the register cannot be read.
     """
     claims = read_register(path)

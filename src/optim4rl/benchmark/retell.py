@@ -1,7 +1,7 @@
-"""A benchmark from its table of runs: whoever has `runs.parquet` has all that its page says.
+"""Rebuild a benchmark from its table of runs: `runs.parquet` has all that its page says.
 
-What workers were told (weights, users' files, task settings) is not in a table, so nothing can be
-run again from what is made here; it can be read, judged and shown.
+A table does not have the inputs of the runs (weights, users' files, task settings). So a rebuilt
+benchmark can be read, judged and shown, but not run again.
 """
 
 from typing import TYPE_CHECKING
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 
 def retell(table: "pl.DataFrame", folder: "Path", name: str = "suite") -> Runs:
-    """The runs of a benchmark, from its table.
+    """Rebuild the runs of a benchmark from its table.
 
     Args:
-        table: as `table.read_runs` gives it.
-        folder: where it lies.
-        name: what the suite is called.
+        table: from `table.read_runs`.
+        folder: the table's folder.
+        name: name of the suite.
 
     Raises:
-        TableError: the table has no runs of the untrained policy, as that of a study, or its runs
-            are not the same on all tasks.
+        TableError: the table has no runs of the untrained policy, for example because it is a
+            study's, or the members of an optimizer were run on different seeds.
     """
     untrained = table.filter(optimizer=UNTRAINED)
     if untrained.is_empty():
@@ -85,7 +85,7 @@ def _contender(name: str, rows: "pl.DataFrame", names: list[str]) -> Contender:
 
 
 def _role(name: str) -> Role:
-    """Of a table of version 0.1.0, which does not say it."""
+    """Guess the role: tables of version 0.1.0 do not have it."""
     if name in BASELINES:
         return "baseline"
     return "control" if name.endswith(CONTROL) else "learned"
@@ -114,7 +114,7 @@ def _members(rows: "pl.DataFrame", folder: "Path") -> tuple[Curves, ...]:
 
 
 def _choices(rows: "pl.DataFrame", tasks: list[str]) -> tuple[Choice, ...]:
-    """The settings of each member; their grids, where the table has the tuning runs."""
+    """Read the settings of each member, and its grids if the table has the tuning runs."""
     choices = []
     for member in rows["meta_seed"].unique(maintain_order=True):
         own = rows.filter(meta_seed=member)
@@ -129,7 +129,7 @@ def _tuning(rows: "pl.DataFrame", purpose: str) -> Tuning:
     tuning = rows.filter(purpose="tuning")
     grids = [set(x["setting"]) for x in tuning.partition_by("task")]
     grid = sorted(set.intersection(*grids)) if grids else []
-    if len(grids) != 1:  # Of several tasks AUC has no mean; that of no task has no scores.
+    if len(grids) != 1:  # AUC has no mean over several tasks; no task has no scores.
         return Tuning(rate, tuple(grid) or (rate,), ())
     areas = np.stack([tuning.filter(setting=value)["auc"].to_numpy() for value in grid])
     return Tuning(rate, tuple(grid), best_of_grid(grid, areas).scores)

@@ -1,4 +1,4 @@
-"""The rows of `runs.parquet`: every run of a benchmark; `table` has the schema and the reader."""
+"""The rows of `runs.parquet`, one for each run. `table` has the schema and the reader."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ UNTRAINED = "untrained policy"
 def table_rows(
     runs: Runs, labels: Mapping[str, Mapping[str, str]] = {}
 ) -> Iterator[dict[str, Any]]:
-    """Every run of a benchmark.
+    """Yield a row for every run of a benchmark.
 
     Args:
         runs: the runs.
-        labels: contender -> columns in which it differs ("role", "change").
+        labels: contender -> values to put into its columns ("role", "change").
     """
     b = runs.benchmark
     for index, task in enumerate(b.suite.tasks):
@@ -62,14 +62,14 @@ def run_rows(
     with_curves: bool = True,
     extra: Mapping[str, Curves] = {},
 ) -> Iterator[dict[str, Any]]:
-    """A row for each run of some curves.
+    """Yield a row for each run of some curves.
 
     Args:
-        labels: the columns that all of them share.
-        curves: what they reported.
-        seeds: of the runs.
-        with_curves: whether the curves go into the table, or their scores alone.
-        extra: what else they reported; each becomes a column of its own, of lists.
+        labels: columns with the same value in all rows.
+        curves: the curves of the runs.
+        seeds: the seeds of the runs.
+        with_curves: whether to write the curves; if False, only scores are written.
+        extra: curves of further metrics; each becomes a column of lists.
     """
     areas, finals = area_under_curve(curves), final_return(curves)
     unknown = np.full(len(seeds), np.nan)

@@ -16,20 +16,20 @@ from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.store import get_result
 from optim4rl.tasks import TaskConfig, default_config, make_task
 
-# Of a whole batch on Catch; of other tasks the ratio to it is found out as runs finish.
+# Seconds of a whole batch on Catch. The ratio of other tasks to it is measured as runs finish.
 _SECONDS_PER_ROLLOUT = 0.004
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs of one optimizer on one task.
+    """Describe some runs of one optimizer on one task.
 
     Attributes:
         config: the task.
-        maker: how the optimizer is made.
-        runs: a learning rate and a seed for each run, `BATCH` at most.
+        maker: makes the optimizer.
+        runs: a learning rate and a seed for each run, at most `BATCH` runs.
         rollouts: length of each run.
-        schedule: rollouts over which the rate of an optimizer that decays falls to zero.
+        schedule: rollouts over which a decaying rate falls to zero.
     """
 
     config: TaskConfig
@@ -47,7 +47,7 @@ def split(
     rollouts: int,
     schedule: int | None = None,
 ) -> list[Batch]:
-    """Runs at every rate with every seed, as batches; the same runs give the same batches."""
+    """Split runs at every rate and seed into batches; the same runs give the same batches."""
     if maker.raw_rewards:
         usual = default_config(config.environment).learner.reward_scale
         learner = dataclasses.replace(config.learner, reward_scale=usual)
@@ -62,7 +62,7 @@ def split(
 
 
 def job(batch: Batch) -> Job:
-    """The batch as a job."""
+    """Make a job of the batch."""
     maker = batch.maker
     # One program serves all weights of a rule.
     shared = dataclasses.replace(maker, weights="any") if maker.weights else maker
@@ -78,7 +78,7 @@ def job(batch: Batch) -> Job:
 
 
 def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Make a batch's runs. Its weights are in the folder."""
+    """Train the agents of a batch; the folder must hold its weights."""
     batch: Batch = from_json(Batch, arguments)
     task = make_task(batch.config)
     updates = batch.schedule * task.updates_per_rollout
@@ -97,7 +97,7 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
 
 
 def describe(batch: Batch) -> str:
-    """A batch in a few words, for people."""
+    """Describe a batch in a few words, for people."""
     rates = dict.fromkeys(rate for rate, _ in batch.runs)
     kind = batch.maker.optimizer or ("learned" if batch.maker.weights else "given")
     name = kind if any(rates) else "untrained policy"
@@ -106,7 +106,7 @@ def describe(batch: Batch) -> str:
 
 
 def read_batches(folder: Path, batches: Sequence[Batch]) -> dict[float, Curves]:
-    """Finished curves by rate, all seeds together.
+    """Read finished curves by rate, all seeds together.
 
     Raises:
         StoreError: a result is missing or damaged.
@@ -121,5 +121,5 @@ def read_batches(folder: Path, batches: Sequence[Batch]) -> dict[float, Curves]:
 
 
 def seconds_of(folder: Path, batches: Sequence[Batch]) -> float:
-    """Wall-clock time that finished batches took, compilation included."""
+    """Return the wall-clock seconds of finished batches, compilation included."""
     return sum((float(get_result(folder, job(x)).info["seconds"]) for x in batches), 0.0)

@@ -1,10 +1,10 @@
-"""What the runs of a suite say: one scale for each task, and readings of optimizers on it.
+"""Normalised scores: a scale for each task, and how optimizers do on it.
 
-The scale of a task is made of runs, too: 0 is the untrained policy (agents that never update), 1 is
-the best of the scale's baselines, tuned for the task. Every optimizer is run on the same seeds, so
-a resample draws one set of seeds for the optimizer, the untrained policy and the baseline together,
-and intervals hold the luck of all three. Scores are arrays ``[task, meta_seed, seed]`` as in
-`returns`; NaN is a diverged run, and a mean over runs of which one diverged is NaN, never a number.
+Runs define the scale of a task: 0 is the untrained policy (agents that never update), 1 is the best
+of the scale's baselines, tuned for the task. Every optimizer is run on the same seeds. So a
+resample draws one set of seeds for the optimizer, the untrained policy and the baseline together,
+and intervals include the luck of all three. Scores are arrays ``[task, meta_seed, seed]`` as in
+`returns`. NaN is the score of a diverged run. If one run diverged, a mean over runs is NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from optim4rl.evaluation.returns import (
 from optim4rl.evaluation.significance import interquartile_means
 
 RESAMPLES = 2_000
-# Fewer meta-trainings than this say nothing about a recipe.
+# With fewer meta-trainings than this, nothing can be said about a recipe.
 MIN_META_SEEDS = 3
 PROFILE_POINTS = np.linspace(0.0, 1.5, 61)
 
@@ -39,14 +39,14 @@ Drawn = Float[np.ndarray, "resample task _ seed"]
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Where 0 and 1 are on every task.
+    """Hold the runs that define 0 and 1 on every task.
 
     Attributes:
         low: scores of agents that never update.
-        high: scores of the baseline that is 1.
-        best: that baseline's name on each task.
-        resolved: tasks on which the baseline is above the untrained policy, by the 95 % interval
-            of the difference. There is no scale on the others, and they are in no mean over tasks.
+        high: scores of the best baseline, which is 1.
+        best: name of the best baseline on each task.
+        resolved: whether the baseline is above the untrained policy on each task, by the 95 %
+            interval of the difference. The other tasks have no scale and are in no mean over tasks.
     """
 
     low: TaskRuns
@@ -56,28 +56,28 @@ class Scale:
 
     @property
     def ends(self) -> tuple[Float[np.ndarray, " task"], Float[np.ndarray, " task"]]:
-        """The scores at 0 and at 1, one of each for a task."""
+        """Return the scores at 0 and at 1 of each task."""
         return self.low.mean(axis=1), self.high.mean(axis=1)
 
     def apply(self, scores: Scores) -> Scores:
-        """Single runs on this scale; NaN on tasks without one."""
+        """Normalise the scores of single runs; NaN on tasks without a scale."""
         low, high = (end[:, None, None] for end in self.ends)
         unit = np.where(self.resolved[:, None, None], high - low, np.nan)
         scaled: Scores = (scores - low) / unit
         return scaled
 
     def only(self, tasks: Sequence[int]) -> "Scale":
-        """The scale of some of the tasks."""
+        """Return the scale of some of the tasks."""
         best = tuple(self.best[task] for task in tasks)
         rows = np.array(tasks, int)
         return Scale(self.low[rows], self.high[rows], best, self.resolved[rows])
 
 
 def make_scale(baselines: Mapping[str, TaskRuns], untrained: TaskRuns) -> Scale:
-    """The scale that the baselines span: each task's 1 is the one with the highest mean there.
+    """Make the scale: on each task 1 is the baseline with the highest mean.
 
     Args:
-        baselines: scores of every candidate, one run for each seed; without one there is no scale.
+        baselines: scores of every baseline, one run for each seed; if empty, no task has a scale.
         untrained: scores of agents that never update, on the same seeds.
     """
     names = tuple(baselines)
@@ -93,18 +93,18 @@ def make_scale(baselines: Mapping[str, TaskRuns], untrained: TaskRuns) -> Scale:
 
 
 def _is_above_zero(gap: Estimate) -> bool:
-    """By the interval, or by the value where there is none: one run must do for a scale."""
+    """Judge by the interval; with a single run there is none, so judge by the value."""
     return bool((gap.low if gap.has_interval else gap.value) > 0)
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """Scores on a scale.
+    """Hold normalised scores.
 
     Attributes:
-        tasks: for each task the mean over runs; None on a task without a scale.
-        mean: the mean over the tasks that have one; None if none has.
-        iqm: the interquartile mean over all runs of these tasks, each on its scale.
+        tasks: mean over runs for each task; None on a task without a scale.
+        mean: mean over the tasks with a scale; None if no task has one.
+        iqm: interquartile mean over all normalised runs of these tasks; None if no task has one.
     """
 
     tasks: tuple[Estimate | None, ...]
@@ -115,19 +115,19 @@ class Normalised:
 def normalise_scores(
     scores: Scores, scale: Scale, *, minus: OtherScores | None = None, seed: int = 0
 ) -> Normalised:
-    """Mean and interquartile mean of scores on a scale, with 95 % intervals.
+    """Compute the mean and interquartile mean on a scale, with 95 % intervals.
 
     Meta-seeds (one draw for all tasks) and seeds (one draw for each task) are resampled as crossed
-    factors, as in `returns.bootstrap_interval`; the seeds' draw is also that of the scale's own
-    runs. A resample in which the scale has no extent counts as worst.
+    factors, as in `returns.bootstrap_interval`. The scale's own runs are resampled with the same
+    draw of seeds. A resample in which the scale's 1 is not above its 0 counts as worst.
 
     Args:
-        scores: of the optimizer.
-        scale: of the tasks, from runs on the same seeds.
-        minus: scores of another optimizer on the same seeds, to be subtracted; the result is the
-            difference in units of the scale, of means and of interquartile means. None is the
-            untrained policy.
-        seed: same seed, same interval.
+        scores: scores of the optimizer.
+        scale: scale of the tasks, from runs on the same seeds.
+        minus: scores of another optimizer on the same seeds, to subtract. The result is then the
+            difference of means and of interquartile means, in units of the scale. None: subtract
+            the untrained policy's.
+        seed: random seed of the resampling; the same seed gives the same interval.
     """
     origin = scale.low[:, None, :] if minus is None else minus
     value = _on_scale(scores.mean((1, 2)), origin.mean((1, 2)), *scale.ends)
@@ -156,7 +156,7 @@ def normalise_scores(
 
 
 def _middle(sides: Sequence[Drawn], subtract: bool) -> Float[np.ndarray, " resample"]:
-    """Interquartile means over all runs on their tasks' scales, minus the origin's if asked for."""
+    """Compute interquartile means over all normalised runs, optionally minus the origin's."""
     scores, origin, low, high = sides
     floor, ceiling = (end.mean(axis=(2, 3), keepdims=True) for end in (low, high))
     unit = np.where(ceiling > floor, ceiling - floor, np.nan)
@@ -190,12 +190,12 @@ def _on_scale(
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Performance profile: which share of runs scores above each of `PROFILE_POINTS`.
+    """Hold a performance profile: the share of runs that score above each of `PROFILE_POINTS`.
 
     Attributes:
-        share: the share.
-        low: lower end of its 95 % interval, at each point by itself.
-        high: upper end.
+        share: share of runs.
+        low: lower end of its 95 % interval, pointwise.
+        high: upper end of its 95 % interval, pointwise.
     """
 
     share: Float[np.ndarray, " point"]
@@ -206,14 +206,14 @@ class Profile:
 def performance_profile(
     scores: Scores, points: Float[np.ndarray, " point"] = PROFILE_POINTS, *, seed: int = 0
 ) -> Profile:
-    """The share of runs above each point, every task weighing the same.
+    """Compute the share of runs above each point. All tasks have the same weight.
 
-    Agarwal et al. 2021 (arXiv 2108.13264), section 4.2; a diverged run is above nothing.
+    Source: Agarwal et al. 2021 (arXiv 2108.13264), section 4.2. A diverged run is above no point.
 
     Args:
-        scores: of single runs, normalised if there are several tasks.
+        scores: scores of single runs, normalised if there are several tasks.
         points: thresholds.
-        seed: same seed, same interval.
+        seed: random seed of the resampling; the same seed gives the same interval.
     """
     tasks, meta_seeds, seeds = scores.shape
     above = (worst_first(scores).reshape(tasks, -1, 1) > points).astype(np.float64)
@@ -227,12 +227,12 @@ def performance_profile(
 
 @dataclass(frozen=True, eq=False)
 class Lead:
-    """How far one optimizer is ahead of another.
+    """Hold how far one optimizer is ahead of another.
 
     Attributes:
         auc: its normalised AUC minus the other's. Claims are about the interquartile mean.
-        improvement: for each task the probability that a run of it beats one of the other, by AUC.
-        mean_improvement: the same on average over all tasks.
+        improvement: for each task, the probability that a run beats a run of the other, by AUC.
+        mean_improvement: mean of these probabilities over all tasks.
     """
 
     auc: Normalised
@@ -241,7 +241,7 @@ class Lead:
 
 
 def lead_over(areas: Scores, others: OtherScores, scale: Scale) -> Lead:
-    """One optimizer's lead over another, from AUC on the same seeds."""
+    """Compute one optimizer's lead over another, from AUC on the same seeds."""
     return Lead(
         normalise_scores(areas, scale, minus=others),
         tuple(
@@ -253,15 +253,15 @@ def lead_over(areas: Scores, others: OtherScores, scale: Scale) -> Lead:
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """How one optimizer does in one reading of a suite.
+    """Hold how one optimizer does in one reading of a suite.
 
     Attributes:
         auc: normalised AUC.
         final: normalised final return.
-        lead: over the reference; None for the reference.
-        learned: over itself untrained; None where no such control was run.
-        profile: by normalised AUC; None if no task has a scale.
-        members: each meta-seed's own mean normalised AUC.
+        lead: lead over the reference; None for the reference itself.
+        learned: lead over its untrained control; None if no control was run.
+        profile: performance profile by normalised AUC; None if no task has a scale.
+        members: mean normalised AUC of each meta-seed.
         diverged: number of diverged runs.
         runs: number of all runs.
     """
@@ -284,15 +284,15 @@ def stand(
     reference: OtherScores | None,
     control: ControlScores | None = None,
 ) -> Standing:
-    """One optimizer's standing.
+    """Compute one optimizer's standing.
 
     Args:
         areas: AUC of its runs.
         finals: final return of its runs.
         auc_scale: the tasks' scale of AUC.
-        final_scale: that of final returns.
-        reference: AUC of the runs of the optimizer to beat, in the same reading; None for itself.
-        control: AUC of its own runs untrained, in the same reading; None where there are none.
+        final_scale: the tasks' scale of final returns.
+        reference: AUC of the reference's runs, in the same reading; None for the reference itself.
+        control: AUC of its untrained control's runs, in the same reading; None if there is none.
     """
     scaled = auc_scale.apply(areas)[auc_scale.resolved]
     return Standing(
@@ -310,7 +310,7 @@ def stand(
 def choose_for_each(
     grids: Sequence[Sequence[float]], areas: Sequence[Float[np.ndarray, "_ seed"]]
 ) -> tuple[Tuning, ...]:
-    """Each task's own setting: the best mean AUC over the tuning seeds."""
+    """Choose each task's setting with the best mean score over the tuning seeds."""
     return tuple(map(best_of_grid, grids, areas))
 
 
@@ -320,13 +320,13 @@ def choose_for_all(
     low: Float[np.ndarray, " task"],
     high: Float[np.ndarray, " task"],
 ) -> Tuning:
-    """One setting for all tasks: the best mean over them of the normalised AUC.
+    """Choose one setting for all tasks, with the best mean over tasks of the normalised AUC.
 
     A value at which a run diverged on any task is chosen last.
 
     Args:
-        grids: the settings on each task; those that all tasks have are compared.
-        found: AUC of the tuning runs at each of them.
+        grids: the settings on each task; settings that all tasks share are compared.
+        found: AUC of the tuning runs at each setting.
         low: the untrained policy's AUC on the tuning seeds.
         high: the best baseline's, tuned for the task. Tasks whose baseline does not beat the
             untrained policy are ignored; if none does, plain AUC is compared.

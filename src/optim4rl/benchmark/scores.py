@@ -1,4 +1,4 @@
-"""Scores of runs by name: what settings are chosen by, and what a suite's own table shows."""
+"""Scores of runs by name. A suite's score chooses settings and is in the suite's own table."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -13,10 +13,10 @@ Score = Literal["auc", "final_return", "greedy_return"]
 
 
 def greedy_return(curves: Curves) -> Float[np.ndarray, " run"]:
-    """Mean return of the episodes that each finished agent played without chance in its actions.
+    """Return each run's mean return over greedy episodes of the finished agent.
 
     Raises:
-        ValueError: the runs were made without such episodes.
+        ValueError: the runs have no greedy episodes.
     """
     if curves.greedy is None:
         raise ValueError("greedy = None: runs of a task with greedy_episodes are needed")
@@ -28,7 +28,7 @@ SCORES: Mapping[Score, Callable[[Curves], Float[np.ndarray, " run"]]] = {
     "final_return": final_return,
     "greedy_return": greedy_return,
 }
-# What pages call them.
+# Names of the scores on pages.
 SCORE_WORDS: Mapping[Score, str] = {
     "auc": "AUC, the mean return over a run,",
     "final_return": "final return",

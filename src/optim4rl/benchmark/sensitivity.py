@@ -1,7 +1,7 @@
-"""What a comparison on several tasks hangs on: each task left out, and tasks drawn by chance.
+"""How much a comparison depends on its tasks: leave each task out, and resample the tasks.
 
-Tasks of a suite are what somebody chose. The same comparison without one of them says whether that
-one carries it; tasks resampled with replacement say what another choice of such tasks might show.
+Somebody chose the tasks of a suite. The comparison without one task shows whether that task decides
+the result. Tasks resampled with replacement show what another choice of similar tasks might give.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from optim4rl.evaluation.significance import interquartile_means
 
 @dataclass(frozen=True)
 class Reading:
-    """A comparison of two optimizers on some tasks.
+    """Hold a comparison of two optimizers on some tasks.
 
     Attributes:
-        difference: of the interquartile means of normalised AUC; None if no task has a scale.
-        improvement: probability that a run of one beats one of the other, mean over tasks.
+        difference: difference of the interquartile means of normalised AUC; None if no task has a
+            scale.
+        improvement: probability that a run of one beats a run of the other, mean over tasks.
     """
 
     difference: float | None
@@ -29,13 +30,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A comparison on several tasks, seen from other choices of tasks.
+    """Hold a comparison on several tasks, and how it changes with the choice of tasks.
 
     Attributes:
-        whole: on all tasks.
-        without: for each task, on all others.
-        difference: as of `Reading`; its interval draws tasks with replacement, and runs anew.
-        improvement: likewise.
+        whole: the comparison on all tasks.
+        without: for each task, the comparison on all other tasks.
+        difference: see `Reading`; its interval resamples both tasks and runs.
+        improvement: see `Reading`; its interval resamples both tasks and runs.
     """
 
     whole: Reading
@@ -45,13 +46,13 @@ class Sensitivity:
 
 
 def sensitivity(areas: Scores, others: OtherScores, scale: Scale, *, seed: int = 0) -> Sensitivity:
-    """How a comparison depends on its tasks.
+    """Measure how much a comparison depends on its tasks.
 
     Args:
         areas: AUC of one optimizer's runs, on at least two tasks.
-        others: AUC of the other's, on the same seeds.
-        scale: of the tasks.
-        seed: same seed, same interval.
+        others: AUC of the other optimizer's runs, on the same seeds.
+        scale: scale of the tasks.
+        seed: random seed of the resampling; the same seed gives the same interval.
     """
     tasks, seeds = areas.shape[0], areas.shape[2]
     every = np.arange(tasks)
@@ -66,7 +67,7 @@ def sensitivity(areas: Scores, others: OtherScores, scale: Scale, *, seed: int =
     differences, improvements = _compare(x, y, scale, drawn)
     difference = None
     if scale.resolved.any():
-        # Draws without a task that has a scale say nothing of the difference.
+        # A resample in which no task has a scale gives no difference.
         told = differences[scale.resolved[drawn].any(axis=1)]
         difference = percentile_estimate(whole[0][0], told, runs=seeds)
     return Sensitivity(
@@ -83,7 +84,7 @@ def _reading(differences: np.ndarray, improvements: np.ndarray) -> Reading:
 
 
 def _runs_anew(scores: np.ndarray, seed_draw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Resampled runs, `[resample, task, meta_seed, seed]`."""
+    """Resample runs: `[resample, task, meta_seed, seed]`."""
     meta_seeds = scores.shape[1]
     meta_draw = rng.integers(meta_seeds, size=(len(seed_draw), meta_seeds))
     tasks = np.arange(scores.shape[0])[None, :, None, None]
@@ -94,7 +95,7 @@ def _runs_anew(scores: np.ndarray, seed_draw: np.ndarray, rng: np.random.Generat
 def _compare(
     x: np.ndarray, y: np.ndarray, scale: Scale, drawn: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Differences and probabilities of improvement, of resamples with the tasks of each."""
+    """Compute differences and probabilities of improvement of resamples, each on its tasks."""
     rows = np.arange(len(x))[:, None]
     middles = []
     for side in (x, y):
@@ -110,10 +111,10 @@ def _compare(
 
 
 def _middle(scaled: np.ndarray, resolved: np.ndarray) -> np.ndarray:
-    """Interquartile means over the runs of tasks with a scale; NaN where there are none."""
+    """Compute interquartile means over runs of tasks with a scale; NaN if there are none."""
     found = np.full(len(scaled), np.nan)
     counts = resolved.sum(axis=1)
-    for count in set(counts.tolist()) - {0}:  # As many tasks, one array.
+    for count in set(counts.tolist()) - {0}:  # Resamples with equally many tasks fit one array.
         rows = np.flatnonzero(counts == count)
         runs = scaled[rows][resolved[rows]].reshape(len(rows), -1)
         found[rows] = interquartile_means(runs)

@@ -10,8 +10,8 @@ from optim4rl.benchmark.protocol import require_grid
 from optim4rl.benchmark.scores import Score
 from optim4rl.tasks import PPOConfig, TaskConfig, default_config, make_task
 
-# The big grid worlds' share of a suite is how long it takes to learn them at all: with Adam at
-# 1e-2, big_dense_long takes off after 1,200 rollouts and is at 20 of its 26 after these.
+# Big grid worlds need this many rollouts to be learned at all: with Adam at 1e-2, the return on
+# big_dense_long starts to rise after 1,200 rollouts and is at 20 of its 26 after 2,000.
 SMALL_ROLLOUTS = 400
 BIG_ROLLOUTS = 2_000
 STRESS_ROLLOUTS = 60
@@ -19,13 +19,13 @@ STRESS_ROLLOUTS = 60
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A task of a suite.
+    """Describe a task of a suite.
 
     Attributes:
-        config: the task.
+        config: settings of the task.
         rollouts: rollouts of a run.
-        stress_rollouts: rollouts of a run of the stress test; None where there is no such test,
-            because no optimizer is done with the task so early.
+        stress_rollouts: rollouts of a run of the stress test; None: no stress test, because no
+            optimizer learns the task so early.
     """
 
     config: TaskConfig
@@ -40,23 +40,23 @@ class SuiteTask:
 
     @property
     def name(self) -> str:
-        """What tables call it: its environment."""
+        """Return its name in tables, which is its environment's."""
         return self.config.environment
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark.
+    """Describe a suite of tasks, and the grids that optimizers are tuned over.
 
     Attributes:
-        name: what the command line calls it.
-        tasks: what is learned; no environment is there twice.
+        name: its name on the command line.
+        tasks: the tasks; each environment occurs once.
         rates: learning rates that classical optimizers are tuned over.
-        step_scales: multiples of alpha that learned optimizers are tuned over, as many.
-        extra: the extra of this package that its environments need, and the module it brings.
-        score: what settings are chosen by.
-        companions: the published protocol has every optimizer between a norm clip of 0.5 and a rate
-            that falls linearly to 0, so all contenders get these.
+        step_scales: as many multiples of alpha that learned optimizers are tuned over.
+        extra: the extra of this package that its environments need; its module has the same name.
+        score: the score that chooses settings.
+        companions: whether all contenders get a norm clip of 0.5 and a rate that falls linearly to
+            0, because the published protocol gives them to every optimizer.
     """
 
     name: str
@@ -84,13 +84,13 @@ def load_suite(
     rollouts: int | None = None,
     num_envs: int | None = None,
 ) -> Suite:
-    """A suite whose every task can be made here.
+    """Load a suite, and check that each of its tasks can be made here.
 
     Args:
         name: one of `SUITES`.
         only: environments of the suite to keep; all if empty.
-        rollouts: at most so many rollouts of a run, for a quick look.
-        num_envs: environments of every agent; the suite's own if None.
+        rollouts: the most rollouts of a run, for a quick look; None: the suite's own.
+        num_envs: number of environments of each agent; None: the suite's own.
 
     Raises:
         ValueError: the suite or a task is unknown, an extra is not installed, or a task's settings
@@ -128,14 +128,14 @@ def task_suite(
     width: int | None = None,
     num_envs: int | None = None,
 ) -> Suite:
-    """A single task as a suite, with the environment's own network, learner and rewards.
+    """Make a suite of one task, with the environment's own network, learner and rewards.
 
     Args:
-        environment: the task, by name.
+        environment: name of the task.
         rollouts: rollouts of a run.
         stress_rollouts: rollouts of a run of the stress test.
-        width: units of the agents' dense layer; the task's own if None.
-        num_envs: environments of every agent; the task's own if None.
+        width: units of the agents' dense layer; None: the task's own.
+        num_envs: number of environments of each agent; None: the task's own.
 
     Raises:
         ValueError: the task is unknown, or its settings do not agree.
@@ -160,23 +160,23 @@ def _shorten(task: SuiteTask, rollouts: int | None, num_envs: int | None) -> Sui
 
 
 def _grid_task(environment: str) -> SuiteTask:
-    """The paper's network, 64 environments."""
+    """Make a task with the paper's network and 64 environments."""
     rollouts = BIG_ROLLOUTS if environment.startswith("big_") else SMALL_ROLLOUTS
     stress = STRESS_ROLLOUTS if environment == "catch" else None
     return SuiteTask(_normalised(environment), rollouts, stress)
 
 
 def _task(environment: str, env_steps: int) -> SuiteTask:
-    """The environment's own network and learner, for about so many environment steps."""
+    """Make a task with its own network and learner, for about `env_steps` environment steps."""
     config = _normalised(environment)
     return SuiteTask(config, max(1, env_steps // (config.num_envs * config.learner.rollout)))
 
 
 def _published_minatar(greedy_episodes: int) -> tuple[SuiteTask, ...]:
-    """The four games at the settings that OPEN and DiscoBench share, for 1e7 environment steps.
+    """Make the four games with the settings of OPEN and DiscoBench, for 1e7 environment steps.
 
-    Both halve the squared error before they weigh it with 0.5, so its weight is 0.25 here, and both
-    take the time limit for a terminal state.
+    Both halve the squared error and then weight it by 0.5, so its weight is 0.25 here. Both treat
+    the time limit as a terminal state.
     """
     learner = PPOConfig(rollout=128, minibatches=8, value_weight=0.25, value_clip=0.2)
     config = TaskConfig(
@@ -198,7 +198,7 @@ def _published_minatar(greedy_episodes: int) -> tuple[SuiteTask, ...]:
 
 
 def _normalised(environment: str) -> TaskConfig:
-    """Rewards on a scale that agents find out, instead of one that somebody chose."""
+    """Normalise rewards while training, instead of by a fixed scale that somebody chose."""
     config = default_config(environment)
     learner = dataclasses.replace(config.learner, reward_scale=1.0)
     return dataclasses.replace(config, learner=learner, normalise_rewards=True)
@@ -256,8 +256,8 @@ _ALL = (
         step_scales=_WIDE_SCALES,
         extra="brax",
     ),
-    # Two of each family that the grid suite has not, as short as a baseline can learn them: what a
-    # rule that was trained on grid worlds never saw, in runs that two cores can make.
+    # Two tasks of each family outside the grid suite, which a rule trained on grid worlds has never
+    # seen. Runs are as short as a baseline can learn in, so that two cores can make them.
     Suite(
         "mixed",
         (
@@ -270,8 +270,8 @@ _ALL = (
         step_scales=_WIDE_SCALES,
         extra="brax",
     ),
-    # AlexGoldie/discogen, OnPolicyRL (arXiv 2603.17863): its table's score is that of 16 greedy
-    # episodes, and its ten learning rates are these.
+    # AlexGoldie/discogen, OnPolicyRL (arXiv 2603.17863): its table scores 16 greedy episodes, and
+    # it tunes over these ten learning rates.
     Suite(
         "discobench",
         _published_minatar(greedy_episodes=16),
@@ -282,7 +282,7 @@ _ALL = (
     ),
     # AlexGoldie/rl-learned-optimization (Goldie et al. 2024, arXiv 2407.07082): the same agents,
     # scored by their last episodes in training. OPEN's own optimizer clips by itself and has no
-    # falling rate, so companions are up to who runs it. Ant and the grid world are not in it.
+    # falling rate, so users choose companions themselves. Ant and the grid world are left out.
     Suite(
         "open",
         _published_minatar(greedy_episodes=0),
@@ -292,7 +292,7 @@ _ALL = (
     ),
 )
 SUITES = {suite.name: suite for suite in _ALL}
-# Whose scores a suite's own table has, and these: DiscoBench's for Adam at its best learning rate.
+# Published scores for a suite's own table, and whose they are: DiscoBench's Adam at its best rate.
 PUBLISHED: dict[str, tuple[str, dict[str, float]]] = {
     "discobench": (
         "Adam, as DiscoBench has it",

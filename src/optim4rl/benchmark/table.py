@@ -1,11 +1,11 @@
-"""`runs.parquet`: every run of a comparison, one schema for all commands, and its one reader.
+"""`runs.parquet`: every run of a comparison. All commands share its schema and its reader.
 
 | column | type | meaning |
 |---|---|---|
 | optimizer | text | name of the contender, "untrained policy" for agents that never update |
 | role | text | learned, control, baseline, untrained; in studies reference, replacement, paper |
-| change | text | in a study the one field that differs from the reference, else empty |
-| suite | text | name of the suite; empty in tables that do not say it |
+| change | text | in a study, the field that differs from the reference; otherwise empty |
+| suite | text | name of the suite; empty if unknown |
 | task | text | name of the environment |
 | purpose | text | tuning, tuned (a setting for each task), one (one for all tasks), stress |
 | meta_seed | int | index of the meta-training, 0 for a classical optimizer |
@@ -14,14 +14,14 @@
 | seed | int | seed of the run |
 | auc | float | mean return over all updates; NaN if the run diverged |
 | final_return | float | mean return over the last updates; NaN if the run diverged |
-| greedy_return | float | of its greedy episodes at the end; NaN if diverged or not asked for |
-| seconds | float | that the run took (`evaluation.learning.train_runs`); NaN if not measured |
+| greedy_return | float | mean return of greedy episodes at the end; NaN if diverged or not run |
+| seconds | float | time of the run (`evaluation.learning.train_runs`); NaN if not measured |
 | diverged_at | int | first update with a number that is not finite; -1 for a healthy run |
 | env_steps | list of int | environment steps taken up to each update; empty in tuning runs |
-| returns | list of float | mean return of the episodes that ended in each update; likewise |
+| returns | list of float | mean return of episodes that ended in each update; empty in tuning |
 
-A study of another method has in these columns what its runs report of its first metric, and a
-column of lists for each further one; a number is a list of one.
+In a study of another method these columns hold the first metric that its runs report. Each further
+metric has a column of lists. A metric that is one number is a list of one.
 """
 
 import io
@@ -57,12 +57,12 @@ COLUMNS = (
     "env_steps",
     "returns",
 )
-# Columns that tables of earlier versions do not have, and what stands for them.
+# Columns that tables of earlier versions lack, and their defaults.
 _NEW_COLUMNS = {"suite": "", "greedy_return": float("nan"), "seconds": float("nan")}
 
 
 class TableError(ValueError):
-    """A table of runs that cannot be read; the message names the file."""
+    """Say why a table of runs cannot be read; the message names the file."""
 
 
 def write_runs(rows: Iterator[dict[str, Any]], path: Path) -> None:
@@ -78,15 +78,16 @@ def write_runs(rows: Iterator[dict[str, Any]], path: Path) -> None:
 
 
 def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
-    """A table of runs, those of version 0.1.0 in today's columns.
+    """Read a table of runs; tables of version 0.1.0 are converted to today's columns.
 
     Args:
         path: the file.
-        task: the task of a study of version 0.1.0, whose table does not say it.
+        task: the task of a study of version 0.1.0, whose table does not have it.
 
     Raises:
-        TableError: it is no table of runs, or one of 0.1.0's `evaluate`, which is another form.
-        OSError: it cannot be read.
+        TableError: it is not a table of runs, or version 0.1.0's `evaluate` wrote it in a form that
+            cannot be converted.
+        OSError: the file cannot be read.
     """
     import polars as pl
 
@@ -124,7 +125,7 @@ def read_runs(path: Path, task: str = "") -> "pl.DataFrame":
 
 
 def curves_of(table: "pl.DataFrame") -> Curves:
-    """The curves of rows that were taken at the same environment steps."""
+    """Return the curves of rows that share their environment steps."""
     seconds = table["seconds"]
     return Curves(
         np.stack(table["returns"].to_list()).astype(np.float64),

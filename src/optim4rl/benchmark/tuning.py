@@ -1,6 +1,6 @@
-"""Tuning: the best value of a grid, chosen on seeds that are never reported.
+"""Tuning: choose the best value of a grid, on seeds that are never reported.
 
-A grid whose best value is at its edge is extended by half decades, until the best is inside.
+If the best value is at the edge of its grid, the grid is extended by half decades.
 """
 
 import itertools
@@ -14,10 +14,10 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class Tuning:
-    """A setting and how it was found.
+    """Hold the chosen setting, and the grid and scores that it was chosen from.
 
     Attributes:
-        rate: the best of the grid.
+        rate: the best value of the grid.
         rates: the grid.
         scores: mean AUC over the tuning seeds at each value; -inf where a run diverged.
     """
@@ -28,14 +28,15 @@ class Tuning:
 
     @property
     def at_edge(self) -> bool:
-        """The best value is the grid's first or last, so that the optimum may lie outside."""
+        """Whether the best value is the grid's first or last: the optimum may lie outside."""
         return is_edge(self.rate, self.rates)
 
     @property
     def beyond(self) -> float | None:
-        """The value to try next: half a decade beyond the edge that the best value is at.
+        """Return the value to try next: half a decade beyond the edge with the best value.
 
-        None where it is inside, or no better than its neighbour, as where nothing is learned.
+        None if the best value is inside the grid, or no better than its neighbour, for example
+        because nothing is learned.
         """
         if not self.at_edge or not self.scores:
             return None
@@ -45,12 +46,12 @@ class Tuning:
 
 
 def is_edge(value: float | None, grid: Sequence[float]) -> bool:
-    """Whether a value is the first or last of a grid of several."""
+    """Whether a value is the first or last of a grid with several values."""
     return len(grid) > 1 and value in (grid[0], grid[-1])
 
 
 def half_decade(value: float, *, up: bool) -> float:
-    """The value times the root of ten, or over it, to one digit: 1, 3, 10, 30 and so on."""
+    """Move half a decade up or down, rounded to one digit: 1, 3, 10, 30 and so on."""
     exact = value * 10 ** (0.5 if up else -0.5)
     exponent = math.floor(math.log10(exact))
     digit = round(exact / 10.0**exponent)
@@ -58,20 +59,20 @@ def half_decade(value: float, *, up: bool) -> float:
 
 
 def is_coarse(grid: Sequence[float]) -> bool:
-    """Whether neighbours are more than half a decade apart, as 1 and 3 are, or 3 and 10."""
+    """Whether neighbours are further apart than half a decade (1 and 3, or 3 and 10)."""
     return any(high / low > 3.4 for low, high in itertools.pairwise(grid))
 
 
 def extend(
     first: tuple[float, ...], grid: tuple[float, ...], tunings: Sequence[Tuning], limit: int
 ) -> tuple[float, ...]:
-    """A grid with what is asked for beyond its edges.
+    """Extend a grid by the values that tunings ask for beyond its edges.
 
     Args:
-        first: the grid as it was at first.
-        grid: the grid as it is.
-        tunings: what ask for values (`Tuning.beyond`).
-        limit: values beyond each edge of the first grid, at most.
+        first: the original grid.
+        grid: the current grid.
+        tunings: tunings that may ask for a value (`Tuning.beyond`).
+        limit: the most values beyond each edge of the original grid.
     """
     asked = [x for x in (tuning.beyond for tuning in tunings) if x is not None]
     outside = {*grid, *asked} - set(first)
@@ -81,7 +82,7 @@ def extend(
 
 
 def best_of_grid(grid: Sequence[float], areas: Float[np.ndarray, "value run"]) -> Tuning:
-    """The value of a grid with the highest mean AUC; one with a diverged run is chosen last."""
+    """Choose the value with the highest mean score; a diverged run puts its value last."""
     means = areas.mean(axis=1)
     scores = np.where(np.isfinite(means), means, -np.inf)
     return Tuning(float(grid[int(np.argmax(scores))]), tuple(grid), tuple(scores.tolist()))

@@ -1,10 +1,10 @@
-"""When a difference is clear: one rule for studies and for suites.
+"""The rule for when a difference is clear, for studies and for suites.
 
-A difference of interquartile means is claimed where its bootstrap interval excludes zero and its
-test, with meta-seeds and seeds as luck, has p <= 0.05 after Holm's correction for all comparisons
-that are made together (Holm 1979, "A simple sequentially rejective multiple test procedure"). Where
-nothing can be claimed, the smallest effect is told that so many seeds and meta-seeds find four
-times in five.
+A difference of interquartile means is clear if two conditions hold. Its bootstrap interval excludes
+zero. And its test, with meta-seeds and seeds as random factors, has p <= 0.05 after Holm's
+correction for all comparisons made together (Holm 1979, "A simple sequentially rejective multiple
+test procedure"). If a difference is not clear, we report the smallest effect that these seeds and
+meta-seeds would find four times in five.
 """
 
 import math
@@ -28,15 +28,16 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Claim:
-    """What can be said about one of several comparisons.
+    """Hold the verdict on one of several comparisons.
 
     Attributes:
-        comparison: the comparison by itself.
-        interval: of the difference; that of the probability of improvement if a run diverged.
+        comparison: the comparison by itself, without correction.
+        interval: interval of the difference, or of the probability of improvement if a run
+            diverged.
         p: the test's p after correction for all comparisons.
         verdict: as in `Comparison`, after correction.
-        smallest_effect: the smallest difference that is found four times in five; None where a run
-            diverged or too few runs say how much they vary.
+        smallest_effect: the smallest difference that is found four times in five; None if a run
+            diverged or there are too few runs to estimate their spread.
     """
 
     comparison: Comparison
@@ -60,9 +61,9 @@ def judge(
     """Judge comparisons that are made together.
 
     Args:
-        comparisons: each by itself.
-        effects: the smallest effect of each, see `smallest_effect`.
-        intervals: of the differences, where others than the comparisons' own are to be used.
+        comparisons: each comparison by itself.
+        effects: the smallest effect of each comparison; see `smallest_effect`.
+        intervals: intervals of the differences; None: the comparisons' own.
     """
     corrected = holm([comparison.test.p for comparison in comparisons])
     claims = []
@@ -80,7 +81,7 @@ def judge(
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's corrected p values, in the order of the given ones."""
+    """Correct p values by Holm's method; the order is kept."""
     corrected = [0.0] * len(ps)
     largest = 0.0
     for rank, index in enumerate(np.argsort(ps, kind="stable")):
@@ -93,18 +94,18 @@ def smallest_effect(
     x: Float[np.ndarray, "task x_meta_seed x_seed"],
     y: Float[np.ndarray, "task y_meta_seed y_seed"],
 ) -> float | None:
-    """The smallest difference of interquartile means that a test at 5 % finds four times in five.
+    """Return the smallest difference of IQMs that a test at 5 % finds four times in five.
 
-    (t(0.975) + t(0.8)) times the standard error of the difference (`significance`; about 2.8
-    standard errors where there are many).
+    It is (t(0.975) + t(0.8)) times the standard error of the difference (see `significance`), which
+    is about 2.8 standard errors if there are many degrees of freedom.
 
     Args:
         x: Scores, normalised if there are several tasks.
         y: Scores on the same tasks.
 
     Returns:
-        None if a run diverged, a side has two meta-seeds, which give no test, or a single run of
-        each side says nothing about chance.
+        None if a run diverged, if a side has two meta-seeds, which give no test, or if each side
+        has a single run, which shows no spread.
     """
     if np.isnan(x).any() or np.isnan(y).any() or 2 in (x.shape[1], y.shape[1]):
         return None

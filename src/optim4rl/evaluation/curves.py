@@ -17,18 +17,18 @@ HEALTHY = -1
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Learning curves of several runs of one optimizer on one task.
+    """Hold learning curves of several runs of one optimizer on one task.
 
-    A diverged run keeps its full length: its row is NaN from ``diverged_at`` on. Where it diverged
-    before a single episode ended, its whole row is NaN.
+    A diverged run keeps its full length: its row is NaN from ``diverged_at`` on. If it diverged
+    before its first episode ended, its whole row is NaN.
 
     Attributes:
         returns: Episode return, one row per run (evaluation seed), one column per update.
         diverged_at: For each run the first update with a non-finite number, -1 for a healthy run.
         env_steps: Environment steps taken by one run up to each column, strictly increasing.
-        greedy: Of each run the mean return of the episodes that the finished agent played without
-            chance in its actions, NaN if it diverged; None where none were asked for.
-        seconds: What each run took, without compilation and those episodes; None if not measured.
+        greedy: Mean return of each run's greedy episodes, played by the finished agent; NaN if
+            the run diverged, None if no greedy episodes were run.
+        seconds: Time of each run, without compilation and greedy episodes; None if not measured.
 
     Raises:
         ValueError: The arrays contradict each other; the message names field, run and value.
@@ -54,9 +54,9 @@ class Curves:
     ) -> Curves:
         """Makes curves from the episodes that ended in each update.
 
-        The return at an update is the mean return of the episodes that ended in it. Where none
-        ended, the previous value carries on; before the first end, the first value is used. What a
-        diverged run reports from ``diverged_at`` on is ignored.
+        The return at an update is the mean return of the episodes that ended in it. If none
+        ended, the previous value is repeated. Before the first episode ends, the first value is
+        used. Values of a diverged run from ``diverged_at`` on are ignored.
 
         Args:
             return_sum: Sum of the returns of the episodes that ended in each update.
@@ -85,12 +85,12 @@ class Curves:
 
     @property
     def diverged(self) -> Bool[np.ndarray, " run"]:
-        """Which runs diverged."""
+        """Return which runs diverged."""
         diverged: Bool[np.ndarray, " run"] = self.diverged_at != HEALTHY
         return diverged
 
     def take(self, runs: slice | Int[np.ndarray, " some"] | Bool[np.ndarray, " run"]) -> Curves:
-        """Some of the runs."""
+        """Return the curves of some of the runs."""
         return Curves(
             self.returns[runs],
             self.diverged_at[runs],
@@ -143,7 +143,7 @@ class Curves:
 
 
 def stack(parts: Sequence[Curves]) -> Curves:
-    """Puts the runs of several curves, taken at the same environment steps, below one another.
+    """Concatenates the runs of several curves with the same environment steps.
 
     Raises:
         ValueError: Nothing to stack, or the environment steps differ.
@@ -163,7 +163,7 @@ def stack(parts: Sequence[Curves]) -> Curves:
 
 
 def _join(parts: Sequence[Float[np.ndarray, " _"] | None]) -> Float[np.ndarray, " all"] | None:
-    """The numbers of all runs; None where a part has none."""
+    """Concatenate the numbers of all runs; None if a part has none."""
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if len(known) == len(parts) else None
 

@@ -1,4 +1,4 @@
-"""Learning curves: agents trained with an optimizer, many seeds and rates in one program."""
+"""Learning curves: train agents with an optimizer, many seeds and rates in one program."""
 
 import time
 from collections.abc import Sequence
@@ -29,22 +29,22 @@ from optim4rl.tasks.interface import (
 
 @runtime_checkable
 class Family(Protocol):
-    """An optimizer but for its meta-parameters and its rate.
+    """Make an optimizer from its meta-parameters and its rate.
 
-    Frozen and hashable: one compiled program serves all parameters, rates and seeds.
+    A family is frozen and hashable: one compiled program serves all parameters, rates and seeds.
     """
 
     def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
-        """The optimizer, at a learning rate or a schedule of it."""
+        """Make the optimizer at a learning rate or a schedule."""
 
 
 @dataclass(frozen=True)
 class Classical:
-    """A classical optimizer by name.
+    """Make a classical optimizer by name.
 
     Attributes:
-        name: see `optimizers.presets.CLASSICAL`.
-        epsilon: of an optimizer that has one, in place of optax's default.
+        name: one of `optimizers.presets.CLASSICAL`.
+        epsilon: epsilon of an optimizer that has one; None: optax's default.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Classical:
 
 @dataclass(frozen=True)
 class Still:
-    """Agents that never update: their gradients are not computed."""
+    """Leave agents as they are: their gradients are not computed."""
 
     def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         del parameters, rate
@@ -66,14 +66,14 @@ class Still:
 
 @dataclass(frozen=True)
 class Accompanied:
-    """An optimizer with its usual companions.
+    """Add the usual companions to an optimizer.
 
     Attributes:
         family: the optimizer.
-        clip: the gradient's global norm is clipped to this; None leaves it.
-        decay_over: updates over which the rate falls linearly to zero; None keeps it.
-        reset: what starts anew with every rollout; None is nothing. See `optimizers.resetting`.
-        reset_every: updates of a rollout.
+        clip: clip the gradient's global norm to this; None: do not clip.
+        decay_over: updates over which the rate falls linearly to zero; None: a constant rate.
+        reset: which state is reset before every rollout; None: nothing. See `optimizers.resetting`.
+        reset_every: updates per rollout.
     """
 
     family: Family
@@ -87,7 +87,7 @@ class Accompanied:
             rate = optax.linear_schedule(rate, 0.0, self.decay_over)
         if self.reset is None:
             optimizer = self.family(parameters, rate)
-        else:  # The rate falls on, whatever starts anew.
+        else:  # A reset does not restart the falling rate.
             started = resetting(self.family(parameters, 1.0), self.reset_every, self.reset)
             optimizer = optax.chain(started, optax.scale_by_learning_rate(rate, flip_sign=False))
         if self.clip is None:
@@ -97,11 +97,11 @@ class Accompanied:
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned rule as a function of its meta-parameters and its rate alpha.
+    """Make a learned rule from its meta-parameters and its rate alpha.
 
     Attributes:
         spec: the rule.
-        state_dtype: what its state is kept in, "float32" or "bfloat16".
+        state_dtype: data type of its state, "float32" or "bfloat16".
     """
 
     spec: OptimizerSpec
@@ -112,7 +112,7 @@ class Learned:
     ) -> optax.GradientTransformation:
         if parameters is None:
             raise ValueError("parameters = None: a learned rule needs its meta-parameters")
-        # One device runs it, however many there are.
+        # A single device runs it, even if there are several.
         kernel = choose(self.spec).name
         return learned_optimizer(
             self.spec, parameters, rate, kernel=kernel, state_dtype=self.state_dtype
@@ -120,8 +120,8 @@ class Learned:
 
 
 # Agents that learn side by side, and updates per host synchronisation. A batch is always full:
-# missing runs are filled in, so that one optimizer needs one program on one task, and a run gives
-# the same numbers whatever else is asked for.
+# missing runs are filled in. So an optimizer needs one program per task, and a run gives the same
+# numbers whichever other runs are requested.
 BATCH = 8
 CHUNK = 30
 
@@ -141,8 +141,8 @@ def learning_curves(
     optimizer, so that comparisons are paired.
 
     Args:
-        task: what is learned.
-        family: the optimizer, but for its parameters and rate.
+        task: the task to learn.
+        family: makes the optimizer from its parameters and rate.
         parameters: meta-parameters of a learned rule, None for a classical optimizer.
         rates: learning rates; for a learned rule its alpha times a step scale.
         seeds: one agent for each.
@@ -165,9 +165,9 @@ def train_runs(
 ) -> Curves:
     """Train an agent for every pair of a rate and a seed; see `learning_curves`.
 
-    A run's seconds are those of its batch, divided by the agents in it. On CPUs they are CPU time
-    of this process, so that other processes change them little; a worker of `jobs` has one thread,
-    and there they are seconds of one core. On other devices they are wall-clock time.
+    A run's seconds are the seconds of its batch divided by the number of agents in it. On CPUs we
+    measure CPU time of this process, which other processes change little. A worker of `jobs` has
+    one thread, so there it is time of one core. On other devices we measure wall-clock time.
     """
     batches = [
         _train_batch(task, family, parameters, runs[start : start + BATCH], updates)
@@ -181,12 +181,12 @@ def train_runs(
 
 
 def _is_greedy(task: EvaluationTask) -> TypeGuard[GreedyTask]:
-    """Whether finished agents play episodes without chance in their actions."""
+    """Whether finished agents play greedy episodes."""
     return isinstance(task, GreedyTask) and task.greedy_episodes > 0
 
 
 class _Agent(NamedTuple):
-    """An agent in training: its parameters, its optimizer's state, its environments."""
+    """Hold an agent in training: its parameters, its optimizer's state, its environments."""
 
     params: Any
     optimizer: Any
@@ -200,7 +200,7 @@ def _train_batch(
     runs: Sequence[tuple[float, int]],
     updates: int,
 ) -> tuple[np.ndarray, ...]:
-    """Train one batch of (rate, seed), filled up to `BATCH`."""
+    """Train a batch of (rate, seed) pairs, filled up to `BATCH`."""
     filled = [*runs, *[runs[0]] * (BATCH - len(runs))]
     rates = jnp.asarray([rate for rate, _ in filled], jnp.float32)
     keys = jnp.stack([jax.random.key(seed) for _, seed in filled])
@@ -243,7 +243,7 @@ def _start(
 def _play_greedily(
     task: GreedyTask, keys: Key[Array, " run"], agents: _Agent
 ) -> Float[Array, " run"]:
-    """Each finished agent's mean return without chance in its actions."""
+    """Return the mean return of each finished agent's greedy episodes."""
 
     def play(key: PRNGKeyArray, agent: _Agent) -> Float[Array, ""]:
         return task.greedy_return(agent.params, agent.actor, jax.random.fold_in(key, 2))
@@ -264,7 +264,7 @@ def _advance(
 ) -> tuple[
     _Agent, tuple[Float[Array, "run time"], Int[Array, "run time"], Bool[Array, "run time"]]
 ]:
-    """One chunk of `updates`: episode returns and counts of each, and whether all is finite."""
+    """Train for one chunk; return episode returns, counts, and whether all is finite."""
 
     def advance(rate: Float[Array, ""], key: PRNGKeyArray, agent: _Agent) -> Any:
         optimizer = optax.with_extra_args_support(family(parameters, rate))
@@ -297,10 +297,10 @@ def _learn(
     state: Any,
     told: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """All updates that a rollout serves: the parameters and the optimizer's state after them.
+    """Make all updates on a rollout; return the parameters and the optimizer's state.
 
-    Optimizers are told, as extra arguments, what the task tells and what is the same for all
-    updates of the rollout; each has noise of its own.
+    Extra arguments of an update are the task's, and `told`, which is the same for all updates of
+    the rollout. Each update has its own noise key and its own `updates_done`.
     """
 
     def learn_once(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
