@@ -77,7 +77,7 @@ def updates_to(curves: Curves, level: float) -> Float[np.ndarray, " run"]:
 
 
 def area_in_time(members: Sequence[Curves], seconds: float) -> Float[np.ndarray, "member seed"]:
-    """Return updates until the mean of `WINDOW` updates reaches the level; infinite if never."""
+    """Return the AUC of each run's first `seconds`: at least one update, at most all of it."""
     share = min(1.0, seconds / run_seconds(members))
     return np.stack([area_under_curve(first_part(curves, share)) for curves in members])
 

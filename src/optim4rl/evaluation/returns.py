@@ -1,4 +1,4 @@
-"""Scores of learning curves, and what can honestly be said about differences between them.
+"""Scores of learning curves, and tests of the differences between them.
 
 Scores are arrays ``[task, meta_seed, seed]``: the same meta-seed is the same learned optimizer on
 every task, the same evaluation seed is used for every meta-seed, and a classical optimizer has one
@@ -40,7 +40,7 @@ Verdict = Literal["clear", "not clear"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval.
+    """Hold a value and its 95 % interval.
 
     NaN means "worse than any number": a NaN ``low`` says that diverged runs leave the value
     unbounded below. NaN at both ends says that there is no interval: one run shows no spread.
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """Whether anything is known of the spread."""
+        """Whether there is an interval."""
         return not (math.isnan(self.low) and math.isnan(self.high))
 
 
@@ -192,9 +192,9 @@ def probability_of_improvement(
 
     The mean over tasks of P(X > Y) + P(X = Y) / 2 over all pairs of runs (Agarwal et al. 2021,
     section 4.3); a diverged run loses against any number and draws against a diverged run.
-    Resampling as in `bootstrap_interval`; if X and Y have equally many evaluation seeds, these are
-    drawn jointly, which is right where the two share their seeds and does no harm where they
-    do not. Where X or Y has one run on each task there is no interval.
+    Runs are resampled as in `bootstrap_interval`. If X and Y have equally many evaluation seeds,
+    these are drawn jointly, which is right if the two share their seeds and does no harm if they do
+    not. If X or Y has one run on each task, there is no interval.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
@@ -214,18 +214,18 @@ def probability_of_improvement(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the scores of X and Y say about each other.
+    """Hold the comparison of the scores of X and Y.
 
     Attributes:
-        difference: Interquartile mean of X minus that of Y, with its bootstrap interval; all NaN
+        difference: Interquartile mean of X minus Y's, with its bootstrap interval; all NaN
             if a run diverged.
         improvement: Probability that a run of X beats a run of Y.
-        test: Of that difference (of mean ranks, if a run diverged), with all luck that `units` has.
-        units: What the test is over, for example "4 + 4 meta-seeds and 8 evaluation seeds".
+        test: Test of the difference (of mean ranks, if a run diverged), over `units`.
+        units: The samples of the test, for example "4 + 4 meta-seeds and 8 evaluation seeds".
         diverged: Number of diverged runs of X and of Y.
         verdict: "clear" or "not clear"; the rule is in `compare`.
         lower_is_better: Whether a smaller score is the better one.
-        sentence: The same in words.
+        sentence: The comparison in words.
     """
 
     difference: Estimate
@@ -318,7 +318,7 @@ def _describe_lost(
 
 
 def _test(x: np.ndarray, y: np.ndarray, *, on_ranks: bool) -> tuple[WelchTest, str]:
-    """The test, and what it is over."""
+    """Test the difference; return the test and its units in words."""
     x, y = (side[:, :1] if (side == side[:, :1]).all() else side for side in (x, y))
     test = welch_test(*_mid_ranks(x, y), _mean) if on_ranks else welch_test(x, y)
     counts = [count for count in (x.shape[1], y.shape[1]) if count > 1]
@@ -338,7 +338,7 @@ def difference_of_iqm(
 ) -> Estimate:
     """Returns X's interquartile mean minus Y's, with its 95 % bootstrap interval.
 
-    Resampling as in `probability_of_improvement`. All is NaN if a run diverged.
+    Runs are resampled as in `probability_of_improvement`. All values are NaN if a run diverged.
     """
     if np.isnan(x).any() or np.isnan(y).any():
         return Estimate(float("nan"), float("nan"), float("nan"))
@@ -353,7 +353,7 @@ def difference_of_iqm(
 def _counted_iqm(
     scores: np.ndarray, counts: Float[np.ndarray, "task resample run"]
 ) -> Float[np.ndarray, " resample"]:
-    """Interquartile means of scores, each taken as often as it is counted."""
+    """Compute interquartile means of scores, each repeated as often as it is counted."""
     order = np.argsort(scores, axis=None)
     ordered = scores.reshape(-1)[order]
     upper = counts.transpose(1, 0, 2).reshape(counts.shape[1], -1)[:, order].cumsum(axis=1)
@@ -364,7 +364,7 @@ def _counted_iqm(
 
 
 def _fewest_runs(x: np.ndarray, y: np.ndarray) -> int:
-    """Runs on a task, of the side that has fewer."""
+    """Return the number of runs on a task, of the side that has fewer."""
     return min(x[0].size, y[0].size)
 
 
@@ -451,7 +451,7 @@ def percentile_estimate(value: Any, resampled: np.ndarray, *, runs: int) -> Esti
 
     Args:
         value: The estimate itself.
-        resampled: The same of each resample.
+        resampled: The estimate of each resample.
         runs: Number of runs on each task, of the side that has fewest. One run shows no spread, so
             there is no interval.
     """

@@ -1,12 +1,11 @@
-"""The one test of a difference: Welch's, of interquartile means, with all kinds of luck.
+"""The test of a difference: Welch's, of interquartile means, over meta-seeds and seeds.
 
-Tables show interquartile means, so these are tested. A quarter of the runs is cut from either end,
-and how badly one run failed moves neither the estimate nor its error. Scores have two kinds of
-luck, that of meta-trainings and that of evaluation seeds; the variance of each is the jackknife's
-(Tukey 1958; Arvesen 1969, "Jackknifing U-statistics", for t-tests with it): the statistic is
-computed without each meta-seed, and without each seed, in turn. Of means that is the usual
-variance, so there the test is Welch's of 1947 (Biometrika 34), `scipy.stats.ttest_ind(x, y,
-equal_var=False)` of two samples.
+Tables show interquartile means, so we test these. A quarter of the runs is cut from either end, so
+how badly one run failed changes neither the estimate nor its error. Scores vary with meta-trainings
+and with evaluation seeds. We estimate both variances by the jackknife (Tukey 1958; Arvesen 1969,
+"Jackknifing U-statistics", for t-tests with it): it computes the statistic without each meta-seed,
+and without each seed, in turn. For means the jackknife gives the usual variance, so the test is
+Welch's of 1947 (Biometrika 34), `scipy.stats.ttest_ind(x, y, equal_var=False)` of two samples.
 """
 
 import math
@@ -17,20 +16,20 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
-# One over the share of runs that is cut from either end.
+# A share of 1 / TRIM of the runs is cut from either end.
 TRIM = 4
 
-# Of all runs of a side, its score.
+# Maps all runs of a side to its score.
 Score = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
 class Error:
-    """How sure a difference is.
+    """Hold the error of a difference.
 
     Attributes:
-        variance: of the difference.
-        degrees: of freedom, by Welch and Satterthwaite; 0 where nothing shows a spread.
+        variance: variance of the difference.
+        degrees: degrees of freedom, by Welch and Satterthwaite; 0 if no factor has two values.
     """
 
     variance: float
@@ -39,12 +38,12 @@ class Error:
 
 @dataclass(frozen=True)
 class WelchTest:
-    """The outcome of the test.
+    """Hold the outcome of the test.
 
     Attributes:
-        p: two-sided p-value; 1 where too little is known of chance.
-        difference: the score of x minus that of y.
-        degrees: of freedom.
+        p: two-sided p-value; 1 if the spread cannot be estimated.
+        difference: score of x minus score of y.
+        degrees: degrees of freedom.
     """
 
     p: float
@@ -65,7 +64,7 @@ def interquartile_mean(values: Float[np.ndarray, "*shape"]) -> float:
 
 
 def interquartile_means(values: np.ndarray) -> np.ndarray:
-    """`interquartile_mean` over the last axis."""
+    """Compute `interquartile_mean` over the last axis."""
     cut = values.shape[-1] // TRIM
     ordered = np.sort(worst_first(values), axis=-1)
     middle = ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
@@ -77,12 +76,12 @@ def difference_error(
     y: Float[np.ndarray, "task y_meta_seed y_seed"],
     score: Score = interquartile_mean,
 ) -> Error:
-    """The error of the difference of two scores.
+    """Estimate the error of the difference of two scores.
 
-    Its variance is that by the luck of each side's meta-seeds plus that by the luck of the seeds,
-    which are shared if equally many. What is peculiar to a single run is counted in both, which
-    errs on the side of a large p. A factor of one value adds nothing: then the difference speaks of
-    that one optimizer.
+    The variance is the sum of the variance over each side's meta-seeds and the variance over seeds.
+    Seeds are shared if both sides have equally many. Noise of single runs is counted in both terms,
+    which makes p too large rather than too small. A factor with one value adds nothing: the result
+    is then about that one optimizer.
 
     In simulated studies without a difference (normal scores, Student's t of three degrees, 8 %
     failed runs; 3 to 10 meta-seeds and 8 seeds) 0 to 8 % of p values are below 0.05.
@@ -102,7 +101,7 @@ def difference_error(
 
 
 def _without_each(scores: np.ndarray, axis: int, score: Score) -> np.ndarray:
-    """The score without each meta-seed (axis 1) or seed (axis 2); one value if there is but one."""
+    """Compute the score without each meta-seed (axis 1) or seed (axis 2); one zero if only one."""
     count = scores.shape[axis]
     if count == 1:
         return np.zeros(1)
@@ -120,9 +119,9 @@ def welch_test(
     and neither do two single runs.
 
     Args:
-        x: finite numbers.
-        y: of the same tasks; the seeds are shared if equally many.
-        score: what is compared.
+        x: scores, finite numbers.
+        y: scores on the same tasks; seeds are shared if both sides have equally many.
+        score: the statistic to compare.
     """
     difference = score(x) - score(y)
     error = difference_error(x, y, score)

@@ -1,9 +1,9 @@
 """Training stability: five metrics of learning curves after Chan et al. 2020 (arXiv 1912.05663).
 
-Every metric is divided by one reference scale per task that all variants share, for example tuned
-Adam's final return minus the untrained policy's; never by a curve's own range, which turns the sign
-of a deteriorating run and is zero for a flat one. Diverged runs are left out of what needs whole
-curves, and counted.
+Every metric is divided by a reference scale of the task that all variants share, for example tuned
+Adam's final return minus the untrained policy's. A curve's own range would not do: it turns the
+sign of a deteriorating run and is zero for a flat one. Metrics that need whole curves leave
+diverged runs out, and report their number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILTER_ORDER = 8
 
 @dataclass(frozen=True)
 class Metric:
-    """How to read one field of `Stability`.
+    """Say how to read one field of `Stability`.
 
     Attributes:
         key: The field's name.
@@ -79,7 +79,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Stability:
-    """The five metrics, in units of the reference scale; `METRICS` says how to read them.
+    """Hold the five metrics, in units of the reference scale; `METRICS` explains them.
 
     Attributes:
         dispersion_across_time: Mean over healthy runs; lower is better.
@@ -89,7 +89,7 @@ class Stability:
         risk_across_runs: Over all runs; higher is better. NaN if a diverged run is in the tail.
         runs: Number of runs.
         diverged: Number of runs that diverged; always to be shown beside the metrics.
-        caveats: What limits the figures, one sentence each.
+        caveats: Limits of the figures, one sentence each.
     """
 
     dispersion_across_time: float
@@ -107,7 +107,7 @@ def stability(curves: Curves, scale: float, *, window: int = 20, last: int = 20)
 
     Args:
         curves: At least two updates long.
-        scale: Reference scale of the task in units of return, the same for all that is compared.
+        scale: Reference scale of the task in units of return, the same for all optimizers.
         window: Number of changes in a window of the dispersion across time.
         last: Number of updates in a final return.
 

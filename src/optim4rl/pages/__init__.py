@@ -1,1 +1,1 @@
-"""Pages: what results say, in words, tables and pictures."""
+"""Pages: results in words, tables and pictures."""

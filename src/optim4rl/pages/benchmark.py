@@ -1,4 +1,4 @@
-"""A benchmark's results for people and programs: what can be claimed, tables, runs, pictures."""
+"""A benchmark's results for people and programs: claims, tables, runs and pictures."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +71,7 @@ def write_report(results: Results, command: str) -> None:
 
 
 def summary_table(results: Results, reading: Reading) -> Table:
-    """One row for each contender, the best mean normalised AUC first."""
+    """Make a row for each contender, the best mean normalised AUC first."""
     reference = results.benchmark.reference
     header = [
         "optimizer",
@@ -116,7 +116,7 @@ def _rank(standing: Standing) -> float:
 
 
 def raw_table(results: Results, reading: Reading, task: int) -> Table:
-    """AUC and final return of each contender on a task, in the task's own units."""
+    """Tabulate each contender's AUC and final return on a task, in the task's own units."""
     greedy = results.benchmark.suite.tasks[task].config.greedy_episodes > 0
     rows = []
     for contender in results.benchmark.contenders:
@@ -144,7 +144,7 @@ def raw_table(results: Results, reading: Reading, task: int) -> Table:
 
 
 def stability_table(results: Results, task: int) -> Table:
-    """The five metrics of Chan et al. 2020 on a task, in units of its scale."""
+    """Tabulate the five metrics of Chan et al. 2020 on a task, in units of its scale."""
     low, high = (float(end[task]) for end in results.final_scale.ends)
     unit = high - low if results.final_scale.resolved[task] else 1.0
     header = ["optimizer", *(metric.label for metric in METRICS)]
@@ -166,7 +166,7 @@ def _task_table(results: Results, columns: Mapping[str, Sequence[str]]) -> Table
 
 
 def _settings_table(results: Results) -> Table:
-    """The settings chosen, a star where one is at an edge of its grid."""
+    """Tabulate the chosen settings; a star marks an edge of the grid."""
 
     def text(tunings: Iterable[Tuning]) -> str:
         return " / ".join(f"{x.rate:g}{'*' * x.at_edge}" for x in tunings)
@@ -184,7 +184,7 @@ def _settings_table(results: Results) -> Table:
 
 
 def _budget_table(results: Results) -> Table:
-    """The runs that chose settings, and the values that were tried on a task."""
+    """Tabulate the number of tuning runs, and the values tried on a task."""
     spent, rows = tuning_budget(results), []
     for contender in results.benchmark.contenders:
         grids = [x.rates for c in results.runs.choices[contender.name] for x in c.each]
@@ -223,7 +223,7 @@ def _stuck_table(results: Results) -> Table:
 
 
 def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
-    """The report: first what can be claimed and what cannot."""
+    """Write the report as Markdown: first what can be claimed and what cannot."""
     b = results.benchmark
     suite, readings = b.suite, b.readings
     parts = [f"# {suite.name}: {counted(len(suite.tasks), 'task')}", ""]
@@ -271,7 +271,7 @@ def _is_timed(results: Results) -> bool:
 
 
 def _reading_sections(results: Results, reading: Reading) -> list[str]:
-    """What one reading says of each task."""
+    """Write the sections of one reading about each task."""
     standings = results.standings[reading]
     tables: dict[str, dict[str, tuple[Estimate | None, ...]]] = {
         "Normalised AUC": {name: x.auc.tasks for name, x in standings.items()},
@@ -305,7 +305,7 @@ def _protocol(results: Results) -> str:
 
 
 def _tuning(b: Benchmark) -> str:
-    """How settings are chosen."""
+    """Say how settings are chosen."""
     protocol = b.protocol
     grids = {x.role: x.grid for x in b.contenders if x.role != "control"}
     shown = "; ".join(
@@ -344,7 +344,7 @@ def _section(title: str, table: Table) -> list[str]:
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """All numbers but the curves; None where a run diverged or a task has no scale."""
+    """Return all numbers but the curves; None if a run diverged or a task has no scale."""
     b = results.benchmark
     by_tasks = {reading: sensitivities(results, reading) for reading in b.readings}
     return {
@@ -415,7 +415,7 @@ def _contender_values(results: Results, contender: Contender) -> dict[str, Any]:
 
 
 def _raw_values(members: Sequence[Curves]) -> dict[str, Any]:
-    """Interquartile means in the task's own units."""
+    """Compute interquartile means in the task's own units."""
     return {
         key: estimate_json(bootstrap_interval(np.stack([score(x) for x in members])[None]))
         for key, score in (("auc", area_under_curve), ("final", final_return))

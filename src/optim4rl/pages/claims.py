@@ -1,4 +1,4 @@
-"""What a benchmark's runs show and what they cannot, in sentences, by the one rule."""
+"""Sentences on what a benchmark's runs show and what they cannot, by the rule for claims."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from optim4rl.evaluation.returns import (
 )
 from optim4rl.pages.words import p_value, smallest_found, with_interval
 
-# Whose leads are judged.
+# Roles of the contenders whose leads are judged.
 CLAIMING = ("learned", "given")
 # Below these, the report says that intervals are too narrow.
 FEW_SEEDS = 10
@@ -29,12 +29,12 @@ TITLES: dict[Reading, str] = {
 
 
 def task_names(results: Results) -> list[str]:
-    """The names of a benchmark's tasks."""
+    """Return the names of a benchmark's tasks."""
     return [task.name for task in results.benchmark.suite.tasks]
 
 
 def tuning_budget(results: Results) -> dict[str, int]:
-    """The tuning runs that were spent on each contender, on all tasks and meta-seeds together."""
+    """Count the tuning runs of each contender, over all tasks and meta-seeds."""
     return {
         name: results.benchmark.protocol.tuning_seeds
         * sum(len(x.rates) for choice in choices for x in choice.each if len(x.rates) > 1)
@@ -43,13 +43,13 @@ def tuning_budget(results: Results) -> dict[str, int]:
 
 
 def counted(number: int, what: str) -> str:
-    """A number and what is counted, in the plural where it is not one."""
+    """Format a count: "1 task", "2 tasks"."""
     return f"{number} {what}{'s' * (number > 1)}"
 
 
 @dataclass(frozen=True)
 class LeadClaim:
-    """What can be said about a learned contender against another, in one reading."""
+    """Hold the claim about a learned contender against another, in one reading."""
 
     contender: str
     other: str
@@ -59,10 +59,10 @@ class LeadClaim:
 
 
 def lead_claims(results: Results) -> list[LeadClaim]:
-    """Every learned contender against the reference and against itself untrained.
+    """Judge every learned contender against the reference and its untrained control.
 
-    All of them are judged together; the difference is that of the interquartile means of
-    normalised AUC, whose interval holds the luck of the scale as well.
+    All comparisons are judged together. The difference is between interquartile means of
+    normalised AUC. Its interval includes the luck of the scale's runs.
     """
     reference = results.benchmark.reference
     pairs: list[tuple[Contender, str, Reading, Lead]] = []
@@ -90,14 +90,14 @@ def lead_claims(results: Results) -> list[LeadClaim]:
 
 
 def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
-    """Normalised AUC of a contender's runs on the tasks that have a scale."""
+    """Compute normalised AUC of a contender's runs on the tasks that have a scale."""
     curves = results.runs.curves[reading][name]
     areas = np.stack([[area_under_curve(member) for member in task] for task in curves])
     return results.auc_scale.apply(areas)[results.auc_scale.resolved]
 
 
 def claims(results: Results) -> list[str]:
-    """What these runs show and what they cannot, one sentence each, the most important first."""
+    """Say what these runs show and what they cannot, the most important sentence first."""
     said: list[str] = []
     found = lead_claims(results)
     for contender in results.benchmark.contenders:
@@ -127,7 +127,7 @@ def _claims_about(
 
 
 def describe_claim(each: LeadClaim) -> str:
-    """A verdict in a sentence, by the one rule of `evaluation.claims`."""
+    """Put a verdict into a sentence, by the rule of `evaluation.claims`."""
     claim, other = each.claim, each.other
     figures = (
         f"difference in the IQM of normalised AUC {with_interval(each.lead.auc.iqm)}, corrected p "
@@ -143,7 +143,7 @@ def describe_claim(each: LeadClaim) -> str:
 
 
 def _against_one(results: Results, standing: Standing) -> str:
-    """Where a standing is against the best baseline of each task."""
+    """Compare a standing with the best baseline of each task."""
     below, above = (
         [
             task

@@ -1,7 +1,7 @@
-"""Finished runs side by side, as one self-contained page: what was set otherwise, what came of it.
+"""Finished runs side by side on one self-contained page: their settings and their results.
 
-A run is the output folder of a command. What a folder holds is read into one form, so that
-meta-trainings, benchmarks and studies can stand on one page. Nothing is trained here.
+A run is the output folder of a command. All folders are read into one form, so that meta-trainings,
+benchmarks and studies can be on one page. Nothing is trained here.
 """
 
 import csv
@@ -39,7 +39,7 @@ _FRAME = Frame(width=540.0, height=250.0, right=150.0)
 
 
 class Heading(NamedTuple):
-    """The title of a picture, and the unit of its horizontal axis."""
+    """Hold the title of a picture, and the label of its horizontal axis."""
 
     title: str
     x_label: str
@@ -47,7 +47,7 @@ class Heading(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, with the ends of its 95 % interval if there are several runs."""
+    """Hold a curve, with the ends of its 95 % interval if there are several runs."""
 
     x: Float[np.ndarray, " points"]
     y: Float[np.ndarray, " points"]
@@ -57,14 +57,14 @@ class Line:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a command left in its output folder.
+    """Hold the contents of a command's output folder.
 
     Attributes:
         folder: the folder.
-        kind: what was done ("meta-training").
+        kind: kind of run, for example "meta-training".
         settings: every setting by its dotted name ("meta.iterations").
         lines: the curves.
-        numbers: what it came to, by name: an estimate, a plain number, or words.
+        numbers: results by name: an estimate, a plain number, or words.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class FinishedRun:
 # Reading
 
 
-# What is read of a folder, where it is there.
+# Files that are read from a folder, if they exist.
 FILES = (
     "progress.csv",
     "results.json",
@@ -88,10 +88,10 @@ FILES = (
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """What the output folder of `train`, `evaluate` or `ablate` holds.
+    """Read the output folder of `train`, `evaluate` or `ablate`.
 
     Raises:
-        StoreError: nothing that a command left can be read there.
+        StoreError: the folder has no output of a command, or it cannot be read.
     """
     readers = {
         "progress.csv": _read_training,
@@ -148,7 +148,7 @@ def _read_training(folder: Path) -> FinishedRun:
 
 
 def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
-    """Means over neighbouring points of those that have a value."""
+    """Average neighbouring points that have a value."""
     known = np.isfinite(y)
     x, y = x[known], y[known]
     groups = np.array_split(np.arange(x.size), min(CURVE_POINTS, x.size)) if x.size else []
@@ -175,7 +175,7 @@ def _read_benchmark(folder: Path) -> FinishedRun:
 
 
 def _read_curves(path: Path, task: str) -> dict[tuple[str, str], list[Curves]]:
-    """Reported curves by task and optimizer; one for a meta-seed."""
+    """Read reported curves by task and optimizer, one for each meta-seed."""
     import polars as pl
 
     table = read_runs(path, task).filter(
@@ -208,7 +208,7 @@ def _evaluated(
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -222,7 +222,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def short_names(runs: Sequence[FinishedRun]) -> list[str]:
-    """What each run is called: its folder's name, or its whole path where two share one."""
+    """Name each run by its folder, or by its whole path if two folders share a name."""
     names = [run.folder.resolve().name for run in runs]
     return [
         name if names.count(name) == 1 else str(run.folder)
@@ -231,9 +231,9 @@ def short_names(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
-    """Settings that several runs have, and not with one value: a value for each run.
+    """Return the settings in which runs differ, with a value for each run.
 
-    None stands where a run, of another command perhaps, has no such setting.
+    The value is None if a run does not have the setting, for example a run of another command.
     """
     differing = {}
     for name in _union(run.settings for run in runs):
@@ -244,7 +244,7 @@ def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
 
 
 def _shared(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Settings that all runs have, with the same value."""
+    """Return the settings that all runs share, with the same value."""
     first, *others = (run.settings for run in runs)
     return {
         name: value
@@ -254,20 +254,20 @@ def _shared(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 
 def _alone(run: FinishedRun, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Settings that no other run has."""
+    """Return the settings that no other run has."""
     others = set().union(*(other.settings for other in runs if other is not run))
     return {name: value for name, value in run.settings.items() if name not in others}
 
 
 def numbers_by_name(runs: Sequence[FinishedRun]) -> dict[str, list[Estimate | float | str | None]]:
-    """What every run came to: a value for each, None where it has none."""
+    """Return each result by name, with a value for each run; None if a run lacks it."""
     return {
         name: [run.numbers.get(name) for run in runs] for name in _union(r.numbers for r in runs)
     }
 
 
 def _union(mappings: Iterable[Mapping[Any, Any]]) -> list[Any]:
-    """All keys, in the order in which they first come."""
+    """Return all keys, in order of first occurrence."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
@@ -281,10 +281,10 @@ def write_comparison(runs: Sequence[FinishedRun], path: Path) -> None:
 
 
 def render_comparison(runs: Sequence[FinishedRun]) -> str:
-    """The page's HTML.
+    """Return the page as HTML.
 
     Raises:
-        ValueError: there is no run, or one is there twice.
+        ValueError: there is no run, or a run is given twice.
     """
     if not runs:
         raise ValueError("runs: at least one finished run is needed")
@@ -325,5 +325,5 @@ def _panels(runs: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[tuple
 
 
 def _figure(value: float) -> str:
-    """A number with four significant digits."""
+    """Format a number with four significant digits."""
     return "diverged" if math.isnan(value) else f"{value:.4g}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""A benchmark against time: what runs cost, and what optimizers reach in equal time."""
+"""A benchmark against time: the cost of runs, and scores in equal time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ RunsByContender = Mapping[str, Sequence[Sequence[Curves]]]
 
 @dataclass(frozen=True)
 class TimeStanding:
-    """How a contender does against time, in a reading.
+    """Hold how a contender does against time, in a reading.
 
     Attributes:
-        costs: on each task.
-        areas: AUC on each task in the time that the reference takes for its run.
-        lead: of the same over the reference; None for itself.
+        costs: cost on each task.
+        areas: AUC on each task within the time of the reference's run.
+        lead: lead over the reference by this AUC; None for the reference itself.
     """
 
     costs: tuple[Cost, ...]
@@ -33,18 +33,18 @@ class TimeStanding:
 
     @property
     def ratio(self) -> float:
-        """Time over the reference's, the geometric mean over tasks."""
+        """Return its time divided by the reference's, as the geometric mean over tasks."""
         return float(np.exp(np.mean(np.log([cost.ratio for cost in self.costs]))))
 
 
 def time_standings(
     found: RunsByContender, reference: str | None, scale: Scale
 ) -> dict[str, TimeStanding]:
-    """Every contender whose time is measured, against time; none if the reference's is not.
+    """Compare contenders with measured times; empty if the reference's is not measured.
 
     Args:
         found: contender -> task -> the curves of each member.
-        reference: the contender in whose time all are compared.
+        reference: the contender whose time is everyone's budget.
         scale: the tasks' scale of AUC.
     """
     found = {
@@ -75,7 +75,7 @@ def _time_standings(results: Results, reading: Reading) -> dict[str, TimeStandin
 
 
 def time_table(results: Results, reading: Reading) -> Table | None:
-    """All tasks in the time that the reference takes, the cheapest first; None if not measured."""
+    """Tabulate scores in the reference's time, the cheapest first; None if not measured."""
     found, reference = _time_standings(results, reading), results.benchmark.reference
     if not found:
         return None
@@ -90,7 +90,7 @@ def time_table(results: Results, reading: Reading) -> Table | None:
 
 
 def task_cost_tables(results: Results) -> dict[str, Table]:
-    """Each task's costs, tuned for it."""
+    """Tabulate costs on each task, tuned for the task."""
     found, reference = _time_standings(results, "tuned"), results.benchmark.reference
     header = [
         "optimizer",
@@ -132,7 +132,7 @@ def _cost(cost: Cost, area: Estimate) -> list[str]:
 
 
 def cost_values(results: Results, reading: Reading) -> dict[str, Mapping[str, Any]]:
-    """Contender -> the same as JSON values."""
+    """Return the costs of each contender as JSON values."""
     names = [task.name for task in results.benchmark.suite.tasks]
     return {
         name: {

@@ -1,7 +1,7 @@
 """The leaderboard: contenders x suites, from tables of runs alone.
 
-Tables of the same suite, tasks, lengths and reported seeds stand on one board, whose scale is made
-of all their baselines. Of a contender that is in several tables the first one counts.
+Tables of the same suite, tasks, lengths and reported seeds share a board. All their baselines
+define its scale. If a contender is in several tables, the first one counts.
 """
 
 import os
@@ -28,9 +28,9 @@ from optim4rl.tasks import PPOConfig
 if TYPE_CHECKING:
     import polars as pl
 
-# In the order in which the page has them.
+# In the page's order.
 _READINGS: tuple[Reading, ...] = ("one", "tuned")
-# What everybody is compared with, if it was run: with PPO the first, with A2C the best of the rest.
+# The reference, if it was run: with PPO the first, with A2C the best of the others.
 _PPO_REFERENCE = "adam_ppo"
 _A2C_REFERENCES = ("adam", "rmsprop")
 # The name of weights that `train` writes; the folder of their table says more.
@@ -42,10 +42,10 @@ Found = Mapping[str, tuple[tuple[Curves, ...], ...]]
 
 @dataclass(frozen=True)
 class Board:
-    """Contenders on a suite.
+    """Hold the contenders of a suite.
 
     Attributes:
-        suite: its name, or that of the folder of a table that is of no suite.
+        suite: name of the suite; of the table's folder if it is of no suite.
         tasks: names of its tasks.
         curves: the reported runs, in each reading that was run.
         untrained: each task's runs of agents that never update.
@@ -78,7 +78,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A board in one reading.
+    """Hold a board in one reading.
 
     Attributes:
         reference: whom all are compared with; None where no such baseline was run.
@@ -92,7 +92,7 @@ class Ranking:
 
 
 def load_boards(paths: Sequence[Path]) -> list[Board]:
-    """The boards of these tables, in their order.
+    """Load the boards of these tables, in their order.
 
     Raises:
         TableError: one is no table of runs.
@@ -166,7 +166,7 @@ def _by_task(rows: "pl.DataFrame") -> tuple[tuple[Curves, ...], ...]:
 
 
 def rank(board: Board, reading: Reading) -> Ranking:
-    """How the contenders of a board do in a reading."""
+    """Rank the contenders of a board in a reading."""
     auc_scale, final_scale = board.scales
     found = board.curves[reading]
     areas, finals = (
@@ -257,7 +257,7 @@ own](../how-to/own-optimizer.md#on-the-leaderboard). The command that makes this
 
 
 def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) -> str:
-    """The page, with links to the tables from where it will be."""
+    """Write the page as Markdown; links to the tables are relative to `out`."""
     rankings = [
         {reading: rank(board, reading) for reading in _READINGS if reading in board.curves}
         for board in boards
@@ -284,7 +284,7 @@ def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) 
 
 
 def _claim(board: Board, first: Ranking) -> str:
-    """Who beats the reference more often than not, at one setting."""
+    """Say who beats the reference more often than not, at one setting."""
     if first.reference is None:
         return f"On `{board.suite}` no reference was run."
     ahead = [
@@ -298,7 +298,7 @@ def _claim(board: Board, first: Ranking) -> str:
 
 
 def _is_bare(board: Board, reference: str) -> bool:
-    """Whether it is less than what PPO users run."""
+    """Whether the reference is weaker than the Adam that PPO users run."""
     suite = SUITES.get(board.suite)
     ppo = suite is not None and isinstance(suite.tasks[0].config.learner, PPOConfig)
     return ppo and reference != _PPO_REFERENCE

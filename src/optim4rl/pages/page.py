@@ -1,4 +1,4 @@
-"""What all pages share: templates with their filters, and learning curves with a band."""
+"""Shared by all pages: templates with their filters, and learning curves with a band."""
 
 import functools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ BAND_RESAMPLES = 400
 
 @functools.cache
 def page_template(name: str) -> jinja2.Template:
-    """A page's template, which escapes what it is given and has the filters of all pages."""
+    """Load a page's template, which escapes its values and has the filters of all pages."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("optim4rl.pages"),
         autoescape=True,
@@ -47,11 +47,11 @@ def _badge(outcome: str) -> Markup:
 
 
 def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, " points"], ...]:
-    """Interquartile mean over runs at each point of time, between the ends of its interval.
+    """Compute the interquartile mean over runs at each point of time, with its interval.
 
     Args:
-        curves: those of each meta-seed.
-        points: of time, at most.
+        curves: the curves of each meta-seed.
+        points: the most points of time.
 
     Returns:
         Low end, mean, high end.

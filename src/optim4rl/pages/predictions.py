@@ -1,4 +1,4 @@
-"""What a plan predicted, beside what came out."""
+"""A plan's predictions beside the outcomes."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ Fate = Literal["right", "wrong", "not contradicted", "not decided"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A prediction and its fate, by the first score.
+    """Hold a prediction and its fate, by the first score.
 
     Attributes:
         label: of the row.
@@ -32,12 +32,12 @@ class Prediction:
 
     @property
     def words(self) -> str:
-        """The outcome in words."""
+        """Return the outcome in words."""
         return OUTCOMES[self.outcome]
 
 
 def judge_predictions(results: StudyResults, rows: Sequence[RowSummary]) -> tuple[Prediction, ...]:
-    """The fate of every sealed prediction of a row, in the order of the rows."""
+    """Judge every sealed prediction, in the order of the rows."""
     return tuple(
         Prediction(
             entry.row.label,
@@ -60,7 +60,7 @@ def _fate(sealed: Sealed, entry: RowSummary) -> Fate:
 
 
 def tally(predictions: Iterable[Prediction]) -> str:
-    """How often the planner was right, in words."""
+    """Say how often the planner was right."""
     found = Counter(prediction.fate for prediction in predictions)
     fates: tuple[Fate, ...] = ("right", "wrong", "not contradicted", "not decided")
     parts = [f"{found[fate]} {fate}" for fate in fates if found[fate]]

@@ -25,7 +25,7 @@ def write_replication(found: Replicated, command: str) -> None:
 
 
 def to_markdown(found: Replicated) -> str:
-    """The settings that were tried, as a page."""
+    """Write the page of settings that were tried as Markdown."""
     chosen = choose_settings(found.tried)
     rows = []
     for each in found.tried:

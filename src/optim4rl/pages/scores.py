@@ -1,4 +1,4 @@
-"""What every optimizer of a study scored, and its claim about the reference."""
+"""Scores of every optimizer of a study, and its claim against the reference."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ OUTCOMES: dict[Outcome, str] = {
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """How runs are scored.
+    """Describe how runs are scored.
 
     Attributes:
         name: what the score is called.
@@ -62,7 +62,7 @@ class ScoreKind:
 
     @property
     def sign(self) -> int:
-        """What makes a higher score the better one."""
+        """Return the factor that makes higher scores better: 1 or -1."""
         return 1 if self.better == "higher" else -1
 
     def of(self, curves: Curves) -> Float[np.ndarray, " run"]:
@@ -138,13 +138,13 @@ class Score:
 
     @property
     def sentence(self) -> str:
-        """The claim in words."""
+        """Return the claim in words."""
         return "" if self.claim is None else _claim_sentence(self.claim)
 
 
 @dataclass(frozen=True)
 class RowSummary:
-    """One row of the study in figures.
+    """Hold the figures of one row of the study.
 
     Attributes:
         row: the row.
@@ -220,7 +220,7 @@ def summarise_row(
     claims: Sequence[Claim | None],
     scale: float | None,
 ) -> RowSummary:
-    """A row in figures."""
+    """Compute the figures of a row."""
     scores = _scores(row, results, kinds)
     curves = stack(row.curves) if row.curves else None
     measurable = curves is not None and curves.env_steps.size > 1
@@ -303,7 +303,7 @@ def _claim_sentence(claim: Claim) -> str:
 
 
 def equals(p: float) -> str:
-    """A p-value with its sign: "= 0.03" or "< 0.0001"."""
+    """Format a p-value with its sign: "= 0.03" or "< 0.0001"."""
     shown = p_value(p)
     return shown if shown.startswith("<") else f"= {shown}"
 

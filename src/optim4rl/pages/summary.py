@@ -1,4 +1,4 @@
-"""The statistics of a study: what every optimizer scored, and what that lets one say.
+"""The statistics of a study: scores of every optimizer, and the findings from them.
 
 Nothing is rendered here and nothing is claimed that `compare` does not support: every sentence is
 put together from the verdict of one comparison with the reference.
@@ -28,7 +28,7 @@ from optim4rl.study.results import StudyResults
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that is said about a study's returns.
+    """Hold all statements about a study's returns.
 
     Attributes:
         rows: in the study's order, the reference first.
@@ -57,7 +57,7 @@ class Summary:
 
     @property
     def reference(self) -> RowSummary:
-        """The row that all others are compared with."""
+        """Return the row that all others are compared with."""
         return self.rows[0]
 
 

@@ -9,7 +9,7 @@ from optim4rl.evaluation.returns import Estimate
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number with a true minus sign; NaN, the score of a diverged run, is "diverged"."""
+    """Format a number with a true minus sign; NaN, a diverged run's score, gives "diverged"."""
     if math.isnan(value):
         return "diverged"
     text = f"{value:{'+' if signed else ''}.{decimals}f}"
@@ -19,7 +19,7 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def interval(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
-    """The 95 % interval of an estimate, "0.91 to 0.97", or "no interval"."""
+    """Format the 95 % interval of an estimate: "0.91 to 0.97", or "no interval"."""
     if not estimate.has_interval:
         return "no interval"
     low = number(estimate.low, decimals, signed=signed)
@@ -27,14 +27,14 @@ def interval(estimate: Estimate, decimals: int, *, signed: bool = False) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value with two significant digits, never in exponent form."""
+    """Format a p-value with two significant digits, never in exponent form."""
     if p < 1e-4:
         return "< 0.0001"
     return f"{p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
 
 
 def smallest_found(claim: Claim) -> str:
-    """The smallest difference that these seeds find four times in five, as a clause."""
+    """Say which smallest difference these seeds find four times in five, as a clause."""
     if claim.smallest_effect is not None:
         return f"these seeds find a difference of {claim.smallest_effect:.2g} four times in five"
     reason = "a run diverged" if any(claim.comparison.diverged) else "too few runs vary"
@@ -42,7 +42,7 @@ def smallest_found(claim: Claim) -> str:
 
 
 def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:
-    """An estimate in a table, "0.942 (0.91 to 0.97)"; "-" where there is none."""
+    """Format an estimate for a table: "0.942 (0.91 to 0.97)", or "-" if there is none."""
     if estimate is None:
         return "-"
     if math.isnan(estimate.value):
@@ -55,35 +55,35 @@ def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:
 
 
 def estimate_json(estimate: Estimate | None) -> dict[str, float | None] | None:
-    """An estimate as JSON; None where diverged runs leave no number, or there is no estimate."""
+    """Convert an estimate to JSON; None for no estimate, and for numbers lost to diverged runs."""
     if estimate is None:
         return None
     return {name: finite(getattr(estimate, name)) for name in ("value", "low", "high")}
 
 
 def finite(value: Any) -> float | None:
-    """A number as JSON; None where it is not finite."""
+    """Convert a number to JSON; None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def percent(value: float) -> str:
-    """A share in percent; what is not all, or not nothing, is never rounded to that."""
+    """Format a share in percent; only exact shares of 0 and 1 give 0 % and 100 %."""
     if math.isnan(value):
         return "–"
     shown = f"{100 * value:.0f}"
-    # Never round what is not all, or not nothing, to all or nothing.
+    # Only exact shares of 0 and 1 give 0 % and 100 %.
     if shown in ("0", "100") and value not in (0.0, 1.0):
         shown = f"{100 * value:.1f}"
     return f"{shown} %"
 
 
 def percent_range(low: float, high: float) -> str:
-    """Two shares in percent."""
+    """Format two shares in percent as a range."""
     return f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
 
 def plain(value: Any) -> str:
-    """A setting in words."""
+    """Format a setting in words."""
     match value:
         case bool():
             return "yes" if value else "no"
@@ -104,7 +104,7 @@ def plain(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """Format seconds in words."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     if seconds < 3600:
