@@ -1,7 +1,7 @@
 """The tensors of a parameter tree, their kinds and their depths.
 
-A layout follows from the tree's structure and shapes alone. It is static and hashable, takes no
-memory on a device, and is the same for all agents of a task.
+A layout depends only on the tree's structure and shapes. It is static and hashable, takes no memory
+on a device, and is the same for all agents of a task.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ from optim4rl.optimizers.tensors import (
     pieces as pieces,
 )
 
-# A tree of kinds (a prefix of the parameters' will do), or a function of a leaf's path, such as
-# "policy/kernel", and the leaf; where that gives None, the kind is inferred.
+# A tree of kinds (a prefix of the parameters' tree is enough), or a function of a leaf's path, such
+# as "policy/kernel", and the leaf. If the function returns None, the kind is inferred.
 Kinds = Any | Callable[[str, Any], Kind | None]
 
 
 def infer_layout(params: Any, kinds: Kinds = None) -> Layout:
-    """The layout of any tree of parameters or gradients, arrays or their shapes.
+    """Return the layout of any tree of parameters or gradients, arrays or their shapes.
 
-    Kinds are inferred from names (`tensors.layout_of`). Where names do not tell them, as flax's
-    `Dense_3`, pass `kinds`.
+    Kinds are inferred from names (`tensors.layout_of`). Pass `kinds` if the names do not tell the
+    kinds, as flax's `Dense_3`.
 
     Args:
         params: the tree; its leaves need only a shape.
@@ -75,7 +75,7 @@ def _is_function(kinds: Kinds) -> bool:
 
 
 def _paths(key_paths: list[tuple[Any, ...]]) -> list[Path]:
-    """Each leaf's path in parts. Torch-like names ("policy_net.0.weight") are split."""
+    """Split each leaf's path into parts, including torch-like names ("policy_net.0.weight")."""
     first: dict[tuple[Any, ...], int] = {}
     paths = []
     for index, keys in enumerate(key_paths):

@@ -2,8 +2,8 @@
 
 Gradients of agents span many orders of magnitude, while their absolute values lie in a tiny range.
 So a network that reads them raw sees almost nothing (Lan et al. 2024, section 4.1). A processing is
-a pair of encodings, for the cell that follows the first moment and the cell that follows the
-second, and the decoding that turns a head's output into a first moment again.
+a pair of encodings, for the cell of the first moment and the cell of the second moment, and a
+decoding that turns a head's output back into a first moment.
 
 Features lead and coordinates trail: an encoding maps `[*shape]` to `[features, *shape]`. JAX and
 PyTorch share these formulae (`arrays`).
@@ -16,9 +16,9 @@ from jaxtyping import Float
 
 from optim4rl.optimizers.arrays import Array, constant, namespace
 
-# exp() of anything larger overflows float32 in products, and no optimizer needs it.
+# exp() of larger numbers overflows float32 in products, and no optimizer needs them.
 LOG_DOMAIN_LIMIT = 40.0
-# Squares of anything larger overflow float32.
+# Squares of larger numbers overflow float32.
 SQUARE_LIMIT = 1e15
 
 
@@ -55,7 +55,7 @@ class Processing(Protocol):
 
 
 class _SignedMagnitude:
-    """The decoding of all but `Raw`: the gradient's sign times a learned magnitude."""
+    """The decoding of all processings but `Raw`: the gradient's sign times a learned magnitude."""
 
     def decode(
         self, gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]

@@ -35,7 +35,7 @@ _FLOOR = 1e-9
 
 
 def unit_rms(x: Float[Array, "rows *shape"], epsilon: float) -> Float[Array, "rows *shape"]:
-    """Each row scaled to a root mean square of 1 over the tensor."""
+    """Scale each row to a root mean square of 1 over the tensor."""
     square = mean(namespace(x).square(x), tuple(range(1, x.ndim)))
     return x * rsqrt(square + epsilon)
 
@@ -43,7 +43,7 @@ def unit_rms(x: Float[Array, "rows *shape"], epsilon: float) -> Float[Array, "ro
 def decayed(
     betas: tuple[float, ...], moments: Float[Array, "betas *shape"], x: Float[Array, "*shape"]
 ) -> Float[Array, "betas *shape"]:
-    """Exponential moving averages, one for each decay rate."""
+    """Return exponential moving averages, one for each decay rate."""
     beta = constant(betas, x).reshape(-1, *(1,) * x.ndim)
     return beta * moments + (1.0 - beta) * x[None]
 
@@ -54,7 +54,7 @@ class Factors(NamedTuple):
     Attributes:
         rows: means of the second moment over the tensor's longest axis.
         columns: means over its second longest axis.
-        scale: what a gradient is multiplied by, `1 / sqrt(rows columns / mean(rows))`.
+        scale: factor for a gradient, `1 / sqrt(rows columns / mean(rows))`.
     """
 
     rows: Float[Array, "betas *shape"]
@@ -63,7 +63,7 @@ class Factors(NamedTuple):
 
 
 def factors(v: Float[Array, "betas *shape"]) -> Factors:
-    """The factors of a tensor's second moments; of fewer than two axes, the moments themselves.
+    """Factor a tensor's second moments; with fewer than two axes, return the moments themselves.
 
     A mean over an axis and a moving average commute, so no factor needs a state of its own.
     """
@@ -105,7 +105,7 @@ class _Adafactor:
         return moments[:first], moments[first : first + 1], moments[first + 1 :]
 
     def _features(self, reading: Reading, epsilon: float) -> list[Float[Array, "_ *shape"]]:
-        """27 rows: the moments, their ratios and the factored ones, not yet scaled."""
+        """Return 27 rows: the moments, their ratios and the factored ones, not yet scaled."""
         m, v, factored = self._split(reading.moments)
         scale = rsqrt(v + epsilon)
         rows, columns, factor = factors(factored)
@@ -129,11 +129,11 @@ class _Adafactor:
 class Celo2(_Adafactor):
     """A small MLP on momentum and second-moment features: `d = o`, in the manner of Celo2-base.
 
-    Its direction is meant to be normalised (`OptimizerSpec.normalise`). The features, each scaled
-    to unit root mean square over the tensor: the gradient, plain, clipped to 0.1 and over its root
-    mean square; three momenta, plain, over it and over Adafactor's; the second moments, and their
-    inverse roots. Moudgil et al. 2026 (arXiv 2602.19142) also read the parameter, and scale
-    over a tensor's last two axes.
+    Use it with a normalised direction (`OptimizerSpec.normalise`). Each feature is scaled to unit
+    root mean square over the tensor. The features are the gradient (plain, clipped to 0.1, and
+    divided by its root mean square); three momenta (plain, divided by it, and divided by
+    Adafactor's); the second moments, and their inverse roots. Moudgil et al. 2026 (arXiv
+    2602.19142) also read the parameter, and scale over a tensor's last two axes.
     """
 
     beta2: float = 0.95
@@ -161,7 +161,7 @@ class Celo2(_Adafactor):
         return direction
 
 
-# Exponents of STAR and OPEN are small numbers times an output.
+# STAR and OPEN multiply an output by a small number before the exponential.
 _EXPONENT = 1e-3
 _TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 
@@ -175,8 +175,8 @@ class Star(_Adafactor):
     reads the gradient, the parameter, the moments and Adafactor's, each scaled to unit root mean
     square over the tensor, and the age as `tanh(age / scale - 1)` of eleven time scales.
 
-    Harrison et al. 2022 (arXiv 2209.11208): both terms are preconditioned by `1/sqrt(v)`, and
-    with zero heads the rule is the nominal one. Their decay rates are learned; these are fixed.
+    In Harrison et al. 2022 (arXiv 2209.11208), too, both terms are preconditioned by `1/sqrt(v)`,
+    and the rule with zero heads is the nominal one. Their decay rates are learned; ours are fixed.
     """
 
     beta2: float = 0.999
@@ -222,17 +222,17 @@ class Open:
     """OPEN: momenta of six time scales, proportions of training and network, and learned noise.
 
     `d = o1 exp(c o2) + o3 noise`, `c = 1e-3`; the noise is standard normal in the actor and zero
-    elsewhere. The network reads the parameter and sign and log of the momenta and the gradient,
-    each scaled to unit root mean square over the tensor; then the proportions of training and of
-    epochs, and the unit's dormancy. `inputs=("layer",)` adds the layer's.
+    elsewhere. The network reads the parameter, and sign and log of the momenta and the gradient,
+    each scaled to unit root mean square over the tensor. It also reads the proportions of training
+    and of epochs, and the unit's dormancy. `inputs=("layer",)` adds the layer's depth.
 
-    An agent gives proportions and dormancy (`Extras`). Where it does not, proportions are counted
-    in updates of a run of `rollouts` x `epochs` x `minibatches`, by default that of OPEN's MinAtar
-    games (10 million steps of 64 environments x 128), and every unit is as active as its layer.
+    An agent provides proportions and dormancy (`Extras`). Otherwise proportions are counted in
+    updates of a run of `rollouts` x `epochs` x `minibatches`, and every unit is as active as its
+    layer. The default run is OPEN's on MinAtar (10 million steps of 64 environments x 128).
 
-    Goldie et al. 2024 (arXiv 2407.07082, https://github.com/AlexGoldie/rl-learned-optimization);
-    their step of 1e-3 is the learning rate here. The preset `open` has the rest: layer
-    normalisation, the clip of 0.5 and the mean that is subtracted.
+    Source: Goldie et al. 2024 (arXiv 2407.07082,
+    https://github.com/AlexGoldie/rl-learned-optimization). Their step of 1e-3 is the learning rate
+    here. The preset `open` adds layer normalisation, the clip of 0.5 and the subtracted mean.
     """
 
     rollouts: int = 1220
@@ -270,7 +270,7 @@ class Open:
         return (xp.concatenate([scaled, proportions, dormancy]),)
 
     def _proportions(self, reading: Reading) -> list[Float[Array, ""]]:
-        """Those of training and of epochs."""
+        """Return the proportions of training and of epochs."""
         updates = reading.age // self.minibatches  # in whole numbers: a quotient may round
         counted = (
             (updates // self.epochs, self.rollouts, reading.extras.training_proportion),

@@ -19,7 +19,7 @@ Features = tuple[Float[Array, "_ *shape"], ...]
 
 
 class NetworkShape(NamedTuple):
-    """Numbers that one network of a structure reads and writes, per coordinate."""
+    """Sizes of one network of a structure: numbers that it reads and writes per coordinate."""
 
     inputs: int
     outputs: int
@@ -55,7 +55,7 @@ class Reading(NamedTuple):
         moments: the running moments, including this gradient.
         age: number of earlier updates. In PyTorch there is one for each coordinate, because
             parameters without a gradient wait, except for features of whole tensors.
-        extras: what the structure reads beside them.
+        extras: further inputs of the structure.
     """
 
     gradient: Float[Array, "*shape"]
@@ -70,7 +70,7 @@ class Structure(Protocol):
 
     Attributes:
         name: its name in files and options.
-        num_moments: its running moments.
+        num_moments: number of its running moments.
         tensorwise: whether its features hold statistics of the whole tensor. Then `features` needs
             all of a tensor, in its shape. Everything else is coordinate-wise.
         reads: names of the extras that it needs.

@@ -1,8 +1,9 @@
 """Update structures: how the networks' outputs become an update.
 
-A structure says how many networks it needs, what each of them reads, which running moments it keeps
-beside their hidden states, and the formula of the update. It returns the step *direction* `d`; the
-parameter moves by `-alpha * d`. The last three compute their own features and use no processing.
+A structure defines its number of networks, the features that each network reads, its running
+moments beside the hidden states, and the formula of the update. It returns the step *direction*
+`d`; the parameter moves by `-alpha * d`. The last three compute their own features and use no
+processing.
 JAX and PyTorch share these formulae (`arrays`).
 
 | name | direction d | source |

@@ -1,11 +1,11 @@
-"""Tensors of a network: what each is for, told from names and shapes, and what rules read of it.
+"""The tensors of a network: their uses, told from names and shapes, and inputs made from them.
 
 | input | rows | what they hold |
 |---|---|---|
 | kind | 4 | one-hot: weight, bias, policy head, value head |
 | layer | 1 | the depth of the tensor's layer, 0 to 1 |
 
-Nothing here needs JAX: every framework that runs a rule tells tensors apart by the same code.
+This module does not need JAX: every framework that runs a rule tells tensors apart with this code.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from optim4rl.optimizers.arrays import constant, namespace, rsqrt, shift
 Kind = Literal["weight", "bias", "policy_head", "value_head"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# What is done to a tensor's direction: nothing, scaling to a root mean square of 1, centring
-# (`is_centred`) and scaling (`layer_scale`) as its layer wants them, or turning a kernel into an
-# orthogonal matrix of the same size.
+# Treatments of a tensor's direction: nothing, scaling to a root mean square of 1, centring
+# (`is_centred`) and scaling (`layer_scale`) by layer, or turning a kernel into an orthogonal matrix
+# of the same size.
 Normalisation = Literal["none", "rms", "layers", "orthogonal"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
-# Those that need all of a tensor to tell what becomes of one coordinate.
+# The treatments that need all of a tensor to compute one coordinate.
 WHOLE_TENSOR: frozenset[Normalisation] = frozenset({"rms", "orthogonal"})
 
-# Added to squares of sizes that something is divided by.
+# Added to squares before a division by their root.
 EPSILON = 1e-9
-# Of Newton and Schulz's iteration (`orthogonalise`): its polynomial, and how often.
+# Newton and Schulz's iteration (`orthogonalise`): its polynomial, and its number of steps.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
 
@@ -53,10 +53,10 @@ class Tensor(NamedTuple):
 
     Attributes:
         shape: its shape.
-        kind: what its coordinates are for.
+        kind: use of its coordinates.
         depth: its layer's place among the layers, 0 for the first and 1 for the last.
-        actor: whether it serves the policy alone, in its head or before it.
-        outputs: the axis of its outputs, the first or the last; None where it has fewer than two.
+        actor: whether it serves only the policy, in its head or before it.
+        outputs: axis of its outputs, the first or the last; None if it has fewer than two axes.
         of_images: whether its network has a convolution of images.
     """
 
@@ -69,19 +69,19 @@ class Tensor(NamedTuple):
 
     @property
     def fan_in(self) -> int | None:
-        """How many inputs each output adds up; None where there are fewer than two axes."""
+        """Return how many inputs each output sums; None if there are fewer than two axes."""
         return math.prod(self.shape[axis] for axis in self.inputs) if self.inputs else None
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The axes that an output adds up."""
+        """Return the axes that an output sums over."""
         if self.outputs is None:
             return ()
         return tuple(axis for axis in range(len(self.shape)) if axis != self.outputs)
 
     @property
     def matrix(self) -> tuple[int, int] | None:
-        """The shape that makes a kernel a matrix, its outputs on their axis; None for a vector."""
+        """Return the matrix shape of a kernel, its outputs on their axis; None for a vector."""
         if self.outputs is None or self.fan_in is None:
             return None
         outputs = self.shape[self.outputs]
@@ -89,7 +89,7 @@ class Tensor(NamedTuple):
 
     @property
     def of_head(self) -> bool:
-        """Whether it is part of a head."""
+        """Return whether it is part of a head."""
         return self.kind in ("policy_head", "value_head")
 
 
@@ -98,10 +98,10 @@ Layout = tuple[Tensor, ...]
 
 
 def pieces(layout: Layout, n: int) -> list[tuple[Tensor, slice]]:
-    """Where each tensor lies among `n` flattened coordinates; empty ones are left out.
+    """Return the slice of each tensor among `n` flattened coordinates, without empty tensors.
 
     Raises:
-        ValueError: the layout is that of another number of coordinates.
+        ValueError: the layout has another number of coordinates.
     """
     sizes = [math.prod(tensor.shape) for tensor in layout]
     ends = list(itertools.accumulate(sizes))
@@ -117,7 +117,7 @@ def pieces(layout: Layout, n: int) -> list[tuple[Tensor, slice]]:
 
 
 class Part(NamedTuple):
-    """One part of a leaf's path: its name, and where it comes among its siblings."""
+    """One part of a leaf's path: its name, and its position among its siblings."""
 
     name: str
     order: tuple[str | int, ...]
@@ -131,16 +131,16 @@ def layout_of(
     shapes: Sequence[tuple[int, ...]],
     choose: Callable[[list[Kind]], Sequence[Any]] = list,
 ) -> Layout:
-    """The layout of tensors, told from their names.
+    """Infer the layout of tensors from their names.
 
     A leaf whose path names a policy (policy, actor, pi, logits, action) or a value (value, critic,
-    vf, v) belongs to that head; of several layers, only to the last one where numbers or names tell
-    which that is. Any other leaf is a weight, or a bias if it has at most one axis.
+    vf, v) belongs to that head. Of several layers, only the last is the head if numbers or names
+    tell the order. Any other leaf is a weight, or a bias if it has at most one axis.
 
     Args:
-        paths: of each tensor.
-        shapes: of each tensor.
-        choose: the kinds to take, given those inferred.
+        paths: path of each tensor.
+        shapes: shape of each tensor.
+        choose: takes the inferred kinds and returns the kinds to use.
 
     Raises:
         ValueError: a chosen kind is unknown.
@@ -174,20 +174,20 @@ def layout_of(
 
 
 def layer_scale(tensor: Tensor) -> float:
-    """What "layers" multiplies a tensor's direction by.
+    """Return the factor by which "layers" multiplies a tensor's direction.
 
-    In a head 32 / fan-in, at most 1. Steps of one size at every weight of a head change its outputs
-    by as much as there are units before it; divided by their number, a step does the same to the
-    policy of a wide network and of a narrow one, as in the maximal update parametrisation (Yang et
-    al. 2022, arXiv 2203.03466, table 3).
+    In a head: 32 / fan-in, at most 1. With steps of one size at every weight, the change of a
+    head's outputs grows with the number of units before it. Dividing by this number gives the
+    policies of wide and narrow networks the same change, as in the maximal update parametrisation
+    (Yang et al. 2022, arXiv 2203.03466, table 3).
 
-    In all layers before the heads of a network with a convolution of images a quarter, in kernels
-    and biases alike. What a step changes in a convolution it changes at all places, and the layer
-    after it adds up thousands of numbers that are never negative, so that large steps soon leave
-    its units off for good. The quarter is measured (docs/results/mirrored-grid.md); by its fan-in
-    such a layer became too slow (ibid.).
+    In all layers before the heads of a network with a convolution of images: a quarter, for kernels
+    and biases alike. A step of a convolution acts at all places. The next layer sums thousands of
+    numbers that are never negative, so large steps soon switch its units off for good. The quarter
+    is measured (docs/results/mirrored-grid.md); scaled by its fan-in, such a layer became too slow
+    (ibid.).
 
-    Elsewhere 1.
+    Elsewhere: 1.
     """
     if tensor.of_head:
         return USUAL_FAN_IN / max(tensor.fan_in or 0, USUAL_FAN_IN)
@@ -195,37 +195,37 @@ def layer_scale(tensor: Tensor) -> float:
 
 
 def is_centred(tensor: Tensor) -> bool:
-    """Whether "layers" takes the mean over its inputs from each output's direction.
+    """Return whether "layers" subtracts the mean over the inputs from each output's direction.
 
-    It does in kernels before the heads whose fan-in is above 32: gradient centralisation (Yong et
-    al. 2020, arXiv 2004.01461), of the direction. Inputs that are never negative, such as those
-    after a ReLU, pull all weights of a unit the same way, and in steps of one size that soon moves
-    the unit by more than all else together, until it is off for good. What the inputs have in
-    common is left to the bias.
+    It does in kernels before the heads whose fan-in is above 32. This is gradient centralisation
+    (Yong et al. 2020, arXiv 2004.01461), applied to the direction. Inputs that are never negative,
+    for example after a ReLU, pull all weights of a unit the same way. In steps of one size this
+    soon moves the unit more than everything else together, until it is off for good. The bias
+    handles the common part of the inputs.
     """
     return not tensor.of_head and (tensor.fan_in or 0) > USUAL_FAN_IN
 
 
 def clip_apart(limit: float, layout: Sequence[Tensor], gradients: Sequence[Any]) -> list[Any]:
-    """The policy's own gradients, and all others, each scaled to a global norm of at most a limit.
+    """Scale the policy's own gradients, and all others, each to a global norm of at most a limit.
 
     Args:
-        limit: the norm.
-        layout: what each gradient is of.
+        limit: the largest norm.
+        layout: the tensor of each gradient.
         gradients: arrays of any framework, in float32.
     """
     factors = {}
     for actor in {tensor.actor for tensor in layout}:
         own = [g for g, tensor in zip(gradients, layout, strict=True) if tensor.actor == actor]
         square = sum((g * g).sum() for g in own)
-        # The larger under the root: the derivative at zero is then finite.
+        # Take the larger one under the root: then the derivative at zero is finite.
         largest = namespace(square).maximum(square, constant(limit * limit, square))
         factors[actor] = limit * rsqrt(largest)
     return [factors[tensor.actor] * g for g, tensor in zip(gradients, layout, strict=True)]
 
 
 def clip_flat(limit: float, layout: Layout, gradient: Any) -> Any:
-    """`clip_apart` of tensors that are flattened one after the other."""
+    """Apply `clip_apart` to tensors that are flattened one after the other."""
     parts = pieces(layout, gradient.shape[0])
     if not parts:
         return gradient
@@ -235,7 +235,7 @@ def clip_flat(limit: float, layout: Layout, gradient: Any) -> Any:
 
 
 def without_mean(directions: Sequence[Any]) -> list[Any]:
-    """Directions less the mean over all coordinates of all of them."""
+    """Subtract from all directions the mean over all their coordinates together."""
     count = sum(math.prod(x.shape) for x in directions)
     if not count:
         return list(directions)
@@ -244,11 +244,11 @@ def without_mean(directions: Sequence[Any]) -> list[Any]:
 
 
 def orthogonalise(tensor: Tensor, direction: Any) -> Any:
-    """A kernel's direction with all of its singular values nearly equal; a vector's as it is.
+    """Make all singular values of a kernel's direction nearly equal; return a vector unchanged.
 
     Args:
-        tensor: what it is the direction of.
-        direction: an array of any framework, in the tensor's shape; there may be several, along
+        tensor: the tensor of the direction.
+        direction: an array of any framework, in the tensor's shape; several may be stacked along
             axes before the tensor's own.
     """
     if tensor.matrix is None:
@@ -261,16 +261,16 @@ def orthogonalise(tensor: Tensor, direction: Any) -> Any:
 
 
 def orthogonal(matrix: Any) -> Any:
-    """A matrix with all of its singular values nearly equal, as large as before.
+    """Return a matrix of the same norm with all singular values nearly equal.
 
-    Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x: it
-    brings those above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
-    https://kellerjordan.github.io/posts/muon). With `y = c^(1/4) x` that is `y ((y^2 + h)^2 + r)`,
-    so that nothing but products is as large as the matrix. Rows and columns of zeros stay.
+    Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x. It
+    brings singular values above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
+    https://kellerjordan.github.io/posts/muon). With `y = c^(1/4) x` it is `y ((y^2 + h)^2 + r)`, so
+    that only products are as large as the matrix. Rows and columns of zeros stay.
 
     Args:
-        matrix: an array of any framework, or several along axes before; at most as many rows as
-            columns, or it takes longer.
+        matrix: an array of any framework, or several stacked along axes before; it is faster with
+            at most as many rows as columns.
     """
     size = _norm(matrix)
     a, b, c = _NEWTON_SCHULZ
@@ -287,20 +287,20 @@ def _norm(matrix: Any) -> Any:
 
 
 def _outputs(path: Path, shape: tuple[int, ...]) -> int | None:
-    """Outputs are on the last axis, but on the first of a `weight`, as in PyTorch and Equinox."""
+    """Return the axis of outputs: the last, or the first for a `weight` (PyTorch, Equinox)."""
     if len(shape) < 2:
         return None
     return 0 if path and path[-1].name.startswith("weight") else len(shape) - 1
 
 
 def parts_of(name: str) -> Path:
-    """The parts of a dotted name, such as "policy_net.0.weight"."""
+    """Split a dotted name, such as "policy_net.0.weight", into parts."""
     return tuple(Part(part, _natural(part)) for part in re.split(r"[./]", name))
 
 
 def _told(paths: Sequence[Path]) -> list[Path]:
-    # A name that all leaves end in, such as the `value` of a boxed parameter, tells nothing, but
-    # for a `weight`: layers without biases.
+    # A name that all leaves end in, such as the `value` of a boxed parameter, tells nothing. The
+    # exception is `weight`: it means layers without biases.
     last = {path[-1].name if path else None for path in paths}
     if len(paths) > 1 and len(last) == 1 and last != {"weight"}:
         return [path[:-1] for path in paths]
@@ -308,7 +308,7 @@ def _told(paths: Sequence[Path]) -> list[Path]:
 
 
 def _natural(name: str) -> tuple[str | int, ...]:
-    """A sorting key that puts `hidden_2` before `hidden_10`."""
+    """Return a sorting key that puts `hidden_2` before `hidden_10`."""
     return tuple(int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", name))
 
 
@@ -324,7 +324,7 @@ class _Branch(NamedTuple):
 
 
 def _branch(path: Path) -> _Branch | None:
-    """The branch that a leaf belongs to; None where it belongs to several or its path names none.
+    """Return a leaf's branch; None if it belongs to several, or its path names none.
 
     The last name counts: a network called policy may hold a value head.
     """
@@ -343,13 +343,13 @@ def _branch(path: Path) -> _Branch | None:
 
 
 def _layer(path: Path, branch: _Branch | None) -> Path:
-    """The path of a leaf's layer: that of the leaf itself where a branch is a single tensor."""
+    """Return the path of a leaf's layer: the leaf's own path if a branch is a single tensor."""
     bare = branch is not None and len(path) == len(branch.root) + 1
     return path if bare else path[:-1]
 
 
 def _heads(paths: list[Path], branches: list[_Branch | None]) -> list[Kind | None]:
-    """For each leaf the head that it is part of: of each branch, the last layer."""
+    """Return for each leaf the head that it is part of: the last layer of each branch."""
     layers: dict[_Branch, set[Path]] = defaultdict(set)
     for path, branch in zip(paths, branches, strict=True):
         if branch is not None and len(path) > len(branch.root) + 1:
@@ -365,7 +365,7 @@ def _heads(paths: list[Path], branches: list[_Branch | None]) -> list[Kind | Non
 
 
 def _last(branch: _Branch, layers: set[Path]) -> set[Path]:
-    """The last layer of a branch; all of them where that cannot be told."""
+    """Return the last layer of a branch; all of its layers if the order is unknown."""
     names = {tuple(re.sub(r"\d+", "", part.name) for part in layer) for layer in layers}
     if len(names) == 1:
         return {max(layers, key=_order)}
@@ -384,7 +384,7 @@ def _in_order(layer: Path) -> tuple[tuple[str | int, ...], ...]:
 
 
 def _depths(paths: list[Path], branches: list[_Branch | None]) -> list[float]:
-    """Each leaf's depth: what the branches share comes first, then each branch by itself."""
+    """Return each leaf's depth: shared layers come first, then each branch by itself."""
     layers: dict[Kind | None, set[Path]] = defaultdict(set)
     for path, branch in zip(paths, branches, strict=True):
         layers[branch and branch.kind].add(_layer(path, branch))
@@ -414,10 +414,10 @@ _ROWS: dict[InputName, int] = {"kind": len(KINDS), "layer": 1}
 
 
 def num_rows(names: tuple[InputName, ...]) -> int:
-    """Rows that the inputs of these names take together."""
+    """Return the number of rows that the inputs of these names take together."""
     return sum(_ROWS[name] for name in names)
 
 
 def tensor_inputs(names: tuple[InputName, ...], tensor: Tensor) -> list[float]:
-    """The inputs of a tensor's coordinates, one number for each row."""
+    """Return the inputs of a tensor's coordinates, one number for each row."""
     return [x for name in names for x in _OF_TENSOR[name](tensor)]

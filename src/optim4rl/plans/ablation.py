@@ -1,6 +1,6 @@
 """One ablation of a plan, and the rules that hold whatever form the plan is written in.
 
-What a plan says is read, or it is refused. A default never stands in for what was not understood.
+A plan is understood, or it is refused. A default never replaces text that was not understood.
 """
 
 import re
@@ -11,12 +11,12 @@ from typing import Final, Literal, NoReturn
 from optim4rl.plans.plan_text import words
 
 Action = Literal["ADD", "REMOVE", "REPLACE"]
-# How a replacement is expected to do against the reference.
+# The expected outcome of a replacement against the reference.
 Expectation = Literal["worse", "better", "same"]
 
 
 class PlanError(ValueError):
-    """A plan that cannot be read, or that asks for what the study cannot do."""
+    """A plan that cannot be read, or that asks for something that the study cannot do."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _CLAUSE: Final = frozenset({"inspired", "such", "that", "using", "via", "where",
 
 @dataclass(frozen=True)
 class Match:
-    """What became of one phrase of a plan.
+    """The result of looking up one phrase of a plan.
 
     Attributes:
       text: the plan's words; empty for a default that stands in where it names nothing.
@@ -237,7 +237,7 @@ def _map_replacement(component: Component, text: str) -> Match:
 
 
 def _own_replacements(component: Component, action: Action | None) -> tuple[Match, ...]:
-    """What an ablation compares that names no replacement itself."""
+    """Return the comparisons of an ablation that names no replacement itself."""
     if action is None or action == "REPLACE":
         reason = f"the plan names no replacement; a default of {component.key}"
         values = component.defaults or tuple(choice.value for choice in component.alternatives)

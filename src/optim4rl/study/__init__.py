@@ -1,6 +1,6 @@
 """Ablation studies: from a plan to variants, jobs and results, of any method.
 
-A method of one's own is an `Experiment`, made of `Component`, `Choice`, `Metric` and `Control`.
+To study your own method, make an `Experiment` of `Component`, `Choice`, `Metric` and `Control`.
 """
 
 from optim4rl.plans.components import (

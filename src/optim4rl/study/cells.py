@@ -26,8 +26,8 @@ IDENTITY_SCALES: dict[IdentityScale, identity.IdentityConfig] = {
     "quick": identity.QUICK,
     "paper": identity.PAPER,
 }
-# The identity experiment's gradients come from the paper's task at its scale, from its small
-# sister below.
+# The identity experiment records gradients on the paper's task at the paper's scale, and on a
+# smaller version of the task at the other scales.
 IDENTITY_TASKS: dict[IdentityScale, str] = {
     "smoke": "small_dense_short/free",
     "quick": "small_dense_long/free",
@@ -41,12 +41,12 @@ class Training:
 
     Attributes:
         environment: the task, by name.
-        variant: what is trained.
-        training: the study's meta-training, apart from what the variant replaces.
+        variant: the variant to train.
+        training: the study's meta-training settings; the variant replaces some of them.
         evaluation_width: units of the agents' dense layer in evaluation.
-        meta_learning_rate: of the meta-optimizer.
-        meta_seed: of everything random.
-        trained: False leaves the fresh weights as they are: the untrained control.
+        meta_learning_rate: learning rate of the meta-optimizer.
+        meta_seed: seed of all random numbers.
+        trained: False keeps the fresh weights, for the untrained control.
     """
 
     environment: str
@@ -59,17 +59,17 @@ class Training:
 
     @property
     def spec(self) -> OptimizerSpec:
-        """The rule; as in the paper, gradients are not clipped on Catch."""
+        """Return the rule. Gradients are not clipped on Catch, as in the paper."""
         return variant_spec(self.variant, clip=None if self.environment == "catch" else 1.0)
 
     @property
     def settings(self) -> TrainingSettings:
-        """The study's meta-training with what the variant replaces."""
+        """Return the study's meta-training settings with the variant's replacements."""
         return variant_training(self.variant, self.training, self.evaluation_width)
 
     @property
     def config(self) -> MetaConfig:
-        """How it is meta-trained."""
+        """Return the configuration of the meta-training."""
         training = self.settings
         return MetaConfig(
             iterations=training.iterations,
@@ -85,7 +85,7 @@ class Training:
 
 
 def training_job(training: Training) -> Job:
-    """The meta-training as a job."""
+    """Return the job that runs the meta-training."""
     default = "reference" if training.trained else "untrained"
     change = describe_change(training.variant, REFERENCE) or default
     return Job(
@@ -99,7 +99,7 @@ def training_job(training: Training) -> Job:
 
 
 def identity_job(scale: IdentityScale) -> Job:
-    """The identity experiment as a job."""
+    """Return the job that runs the identity experiment."""
     return Job(
         "optim4rl.study.cells:run_identity",
         {"scale": scale},
@@ -110,10 +110,10 @@ def identity_job(scale: IdentityScale) -> Job:
 
 
 def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Meta-train: the weights, and the norm of the meta-gradient by iteration.
+    """Meta-train, and return the weights and the norm of the meta-gradient by iteration.
 
-    The same training gives the same arrays, bit for bit, on one machine. One that diverges has no
-    arrays, and its info says "failure".
+    The same training gives the same arrays, bit for bit, on one machine. A training that diverges
+    returns no arrays, and its info has the key "failure".
     """
     del folder
     training: Training = from_json(Training, arguments)
@@ -134,10 +134,10 @@ def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
 def keep_members(
     folder: Path, trainings: Sequence[Training]
 ) -> tuple[tuple[Maker, ...], dict[int, str]]:
-    """Put the weights of finished meta-trainings where workers find them.
+    """Put the weights of finished meta-trainings into the folder, where workers find them.
 
     Returns:
-        How each optimizer is made, and the message of every meta-seed whose training diverged.
+        How to make each optimizer, and a message for every meta-seed whose training diverged.
 
     Raises:
         StoreError: a training is not finished, or its result is damaged.
@@ -157,7 +157,7 @@ def keep_members(
 
 
 def training_tasks(environment: str, training: TrainingSettings) -> tuple[MetaTask, ...]:
-    """The task that a study meta-trains on."""
+    """Return the tasks that a study meta-trains on."""
     config = dataclasses.replace(
         default_config(environment), width=training.width, num_envs=training.envs_per_agent
     )
@@ -165,7 +165,7 @@ def training_tasks(environment: str, training: TrainingSettings) -> tuple[MetaTa
 
 
 def does_the_same(one: Training, other: Training) -> bool:
-    """Whether both meta-train one rule in one way, whatever their variants are called."""
+    """Return whether both meta-train the same rule in the same way, whatever their names."""
     return (one.spec, one.config, _what_counts(one)) == (
         other.spec,
         other.config,
@@ -174,7 +174,7 @@ def does_the_same(one: Training, other: Training) -> bool:
 
 
 def _what_counts(training: Training) -> TrainingSettings:
-    """Without the width, where the agents have networks of their own that know none."""
+    """Return the settings without the width where the agents' own networks ignore it."""
     settings = training.settings
     if default_config(training.environment).torso == "mlp":
         return dataclasses.replace(settings, width=TrainingSettings.width)
@@ -182,7 +182,7 @@ def _what_counts(training: Training) -> TrainingSettings:
 
 
 def run_identity(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """The identity experiment at a scale; its result is in the info."""
+    """Run the identity experiment at a scale; the result is in the info."""
     del folder
     name = IDENTITY_TASKS[arguments["scale"]]
     task, config = make_task(default_config(name)), IDENTITY_SCALES[arguments["scale"]]

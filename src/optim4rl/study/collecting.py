@@ -1,4 +1,4 @@
-"""What came of a study's jobs: its results, and its table of runs."""
+"""Collects the results of a study's finished jobs, and writes its table of runs."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,11 +36,11 @@ from optim4rl.study.work import Candidate, Member, Reported
 
 
 def collect(study: Study, folder: Path) -> StudyResults:
-    """The results of a study whose jobs are all done.
+    """Return the results of a study whose jobs are all done.
 
     Raises:
-        StoreError: one is not, or its result is damaged.
-        ValueError: what runs report does not fit together.
+        StoreError: a job is not done, or its result is damaged.
+        ValueError: the reports of different runs do not fit together.
     """
     chosen = choose_trainings(study, folder)
     rows = tuple(_row(study, folder, x, chosen[x.key]) for x in study.candidates)
@@ -71,7 +71,7 @@ def collect(study: Study, folder: Path) -> StudyResults:
 
 
 def _identity(study: Study, folder: Path) -> identity_results.IdentityResult | None:
-    """The identity experiment, where the plan asks for it."""
+    """Return the identity experiment's result if the plan asks for it."""
     for job in study.work.once(study.metrics):
         return identity_results.from_json(get_result(folder, job).info["identity"])
     return None
@@ -79,7 +79,7 @@ def _identity(study: Study, folder: Path) -> identity_results.IdentityResult | N
 
 @dataclass(frozen=True)
 class _Shown:
-    """A member, its point, and what its runs reported there."""
+    """A member, its chosen point, and the reports of its runs at this point."""
 
     member: Member
     choice: Choice
@@ -87,7 +87,7 @@ class _Shown:
 
 
 def _shown(study: Study, folder: Path, candidate: Candidate, values: Values) -> list[_Shown]:
-    """The members of a candidate that could be run."""
+    """Return the members of a candidate that could be run."""
     shown = []
     for member in alive(folder, members(study, candidate, values)):
         choice = choose(study, folder, member)
@@ -133,7 +133,7 @@ def _row(study: Study, folder: Path, candidate: Candidate, values: Values) -> Ro
 
 
 def _change(candidate: Candidate, choices: list[Choice]) -> str:
-    """What differs from the reference; of a baseline also how it was tuned."""
+    """Describe the difference from the reference; for a baseline also how it was tuned."""
     change = candidate.change
     if candidate.kind == "reference":
         return "the method as it is"
@@ -154,13 +154,13 @@ def _number(value: Any) -> str:
 
 
 def _settings(grid: Grid, choices: list[Choice], *, each: bool) -> dict[str, Any]:
-    """What the runs of a row were tuned to: each meta-seed for itself, where there are any."""
+    """Return the tuned settings of a row's runs: one set per meta-seed if there are meta-seeds."""
     tuned = {name: [choice.point[name] for choice in choices] for name in grid}
     return {name: found if each else found[0] for name, found in tuned.items()}
 
 
 def _edges(grid: Grid, choices: list[Choice], *, each: bool) -> tuple[str, ...]:
-    """What of the choices is an end of its grid, in words."""
+    """Describe which choices lie at an end of their grid."""
     ends = {name: sum(name in choice.at_edge for choice in choices) for name in grid}
     return tuple(
         f"{name} of {count} of {len(choices)} meta-seeds" if each else name
@@ -170,14 +170,14 @@ def _edges(grid: Grid, choices: list[Choice], *, each: bool) -> tuple[str, ...]:
 
 
 def _stress(study: Study, folder: Path, shown: list[_Shown]) -> dict[float, Curves]:
-    """The short runs of all members together, by multiple."""
+    """Return the short runs of all members together, by multiple."""
     found = [study.work.read_stress(folder, x.member, x.choice.point) for x in shown]
     multiples: Iterable[float] = found[0] if found else ()
     return {multiple: stack([each[multiple] for each in found]) for multiple in multiples}
 
 
 def _seconds(folder: Path, jobs: list[Job]) -> float:
-    """Wall-clock time of finished jobs, compilation included."""
+    """Return the wall-clock time of finished jobs, including compilation."""
     unique = {job.address: job for job in jobs}.values()
     return sum((float(get_result(folder, job).info["seconds"]) for job in unique), 0.0)
 
@@ -186,7 +186,7 @@ def _seconds(folder: Path, jobs: list[Job]) -> float:
 
 
 def write_table(study: Study, folder: Path, results: StudyResults) -> None:
-    """`runs.parquet`: every run of the study, in the one form of all commands."""
+    """Write `runs.parquet`: every run of the study, in the format that all commands share."""
     write_runs(_table(study, folder, results), folder / "runs.parquet")
 
 
@@ -209,7 +209,7 @@ def _table(study: Study, folder: Path, results: StudyResults) -> Iterator[dict[s
 def _member_rows(
     study: Study, folder: Path, named: Mapping[str, Any], x: _Shown
 ) -> Iterator[dict[str, Any]]:
-    """The tuning, reported and stress runs of a member."""
+    """Yield the tuning, reported and stress runs of a member."""
     protocol, grid = study.experiment.protocol, x.choice.grid
     metric = study.experiment.metrics[0].key
     if len(grid) > 1:
@@ -227,6 +227,6 @@ def _member_rows(
 
 
 def _setting(values: Values) -> float:
-    """The number that is tuned; NaN where there is none, or there are several."""
+    """Return the tuned number; NaN if there is none, or if there are several."""
     found = [float(x) for x in values.values() if isinstance(x, (int, float))]
     return found[0] if len(found) == len(values) == 1 else float(np.nan)

@@ -1,4 +1,4 @@
-"""What a plan would cost to run: the study's own jobs, and what such jobs have taken."""
+"""Predicts the cost of running a plan, from the study's own jobs and the times of similar jobs."""
 
 import json
 import statistics
@@ -20,8 +20,8 @@ from optim4rl.study.opening import Opened, open_own
 from optim4rl.study.schedule import expected_jobs, members, trainings
 from optim4rl.study.settings import SCALES
 
-# Seconds on one core of an AMD EPYC with AVX-512: to compile a program, and of one job that is
-# compiled; of a batch of runs for 1,000 rollouts. docs/planner.md says what was measured.
+# Seconds on one core of an AMD EPYC with AVX-512: to compile a program, to run one compiled job,
+# and to run a batch of runs for 1,000 rollouts. docs/planner.md says how we measured.
 JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
     "smoke": {"compile": 5.0, "training": 0.2, "untrained": 0.1, "batch": 2.0, "identity": 2.0},
     "quick": {"compile": 10.0, "training": 3.0, "untrained": 0.1, "batch": 4.0, "identity": 25.0},
@@ -41,22 +41,22 @@ JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
     },
 }
 
-# The seconds that finished jobs took, by what they did apart from the optimizer and the seed.
+# Seconds that finished jobs took, by their work without the optimizer and the seed.
 Measured = Mapping[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a study of a plan takes at one scale.
+    """The cost of running a study of a plan at one scale.
 
     Attributes:
-        scale: its name.
+        scale: name of the scale.
         jobs: independent pieces of work.
-        trained: optimizers that are meta-trained: the reference, the plan's and the paper's own.
-        seconds: predicted, with that many workers, nothing having been compiled before.
-        measured: how many of the jobs' times rest on finished jobs, and not on the table.
-        cells: finished cells that the time of a user's experiment rests on.
-        cell_seconds: what one usually takes.
+        trained: optimizers to meta-train: the reference, the plan's variants and the paper's own.
+        seconds: predicted time with the given number of workers if nothing is compiled yet.
+        measured: number of jobs whose time comes from finished jobs instead of the table.
+        cells: finished cells that the predicted time of a user's experiment is based on.
+        cell_seconds: usual time of one cell.
     """
 
     scale: str
@@ -69,15 +69,15 @@ class Cost:
 
 
 def predict(plan: bytes | MappedPlan, jobs: int, measured: Measured | None = None) -> list[Cost]:
-    """The cost, at every scale, of all that a study can run of a plan.
+    """Return, for every scale, the cost of all that a study can run of a plan.
 
     Args:
         plan: the plan, or its bytes.
         jobs: worker processes.
-        measured: times of finished jobs (`read_measured`), used where a job does the same work.
+        measured: times of finished jobs (`read_measured`); they replace the table for equal work.
 
     Raises:
-        PlanError: a study can run nothing of the plan.
+        PlanError: a study cannot run any part of the plan.
         PlannerError: jobs < 1.
     """
     if jobs < 1:
@@ -97,27 +97,27 @@ def _predict(study: Study, workers: int, measured: Measured) -> Cost:
     table = JOB_SECONDS[study.opened.scale]
     seconds = sum(statistics.fmean(measured[_work(job.question)]) for job in known)
     seconds += sum(_seconds(job, table) for job in other)
-    # Jobs that were measured compiled their programs in that time.
+    # The measured times of jobs include the compilation of their programs.
     seconds += table["compile"] * len({job.program for job in other})
     trained = sum(candidate.trained for candidate in study.candidates)
     return Cost(study.opened.scale, len(jobs), trained, seconds / workers, len(known))
 
 
 def predict_given(plan: MappedPlan, opened: Opened, jobs: int, folder: Path | None = None) -> Cost:
-    """The cost of all that a study can run of a plan with a user's experiment.
+    """Return the cost of all that a study can run of a plan with a user's experiment.
 
-    Every cell is taken to need as long as those of its kind that are finished, and every variant
-    what its first cell needs besides, such as compilation. Where no cell is finished, the reference
-    is run twice and timed.
+    Each cell is predicted to take as long as finished cells of its kind. Each variant is predicted
+    to need the same extra time, such as compilation, as its first cell. If no cell is finished, the
+    reference is run twice and timed.
 
     Args:
         plan: the plan.
         opened: the user's experiment.
         jobs: worker processes.
-        folder: where finished cells are, and where the first ones are kept; None: nowhere.
+        folder: holds finished cells, and receives the first ones; None: nothing is kept.
 
     Raises:
-        PlanError: a study can run nothing of the plan.
+        PlanError: a study cannot run any part of the plan.
         JobError: the first cell fails.
     """
     study = lay_out(plan, opened, skip_unmapped=True)
@@ -151,7 +151,7 @@ def predict_given(plan: MappedPlan, opened: Opened, jobs: int, folder: Path | No
 
 
 def _run_first_cells(study: Study, folder: Path) -> None:
-    """Run the reference twice, as a worker does it."""
+    """Run the reference twice, in the same way as a worker."""
     reference, values = study.candidates[0], points(study.experiment.train_grid)[0]
     member = members(study, reference, values)[0]
     study.opened.keep(folder)
@@ -163,7 +163,7 @@ def _run_first_cells(study: Study, folder: Path) -> None:
 
 
 def _times(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """The seconds of finished cells by their function and their settings."""
+    """Return the seconds of finished cells by their function and their settings."""
     taken: dict[str, dict[str, list[float]]] = {}
     for _, question, info in finished_jobs(folder):
         settings = json.dumps(question["arguments"].get("settings"), sort_keys=True)
@@ -173,7 +173,7 @@ def _times(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def _seconds(job: Job, table: Mapping[str, float]) -> float:
-    """What the table says of a job."""
+    """Return the seconds that the table gives for a job."""
     arguments = job.arguments
     if "runs" in arguments:
         return table["batch"] * float(arguments["rollouts"]) / 1000
@@ -183,18 +183,18 @@ def _seconds(job: Job, table: Mapping[str, float]) -> float:
 
 
 def _work(question: Mapping[str, Any]) -> str:
-    """How much a job does: all of it but the optimizer, the rate and the seed."""
+    """Return the work of a job: everything except the optimizer, the rate and the seed."""
     varied = ("variant", "maker", "runs", "meta_learning_rate", "meta_seed")
     work = {name: x for name, x in question["arguments"].items() if name not in varied}
     return json.dumps([question["function"], work], sort_keys=True)
 
 
 def read_measured(folder: Path) -> Measured:
-    """The times of a study's finished jobs.
+    """Return the times of a study's finished jobs.
 
     Raises:
-        PlannerError: there are none.
-        StoreError: one cannot be read.
+        PlannerError: no job is finished.
+        StoreError: a result cannot be read.
     """
     measured: dict[str, list[float]] = {}
     for _, question, info in finished_jobs(folder):

@@ -1,4 +1,4 @@
-"""An experiment: what a study needs to know of a method, in a user's file or in this package.
+"""Defines an experiment: a method that a study ablates, in a user's file or in this package.
 
 ```python
 experiment = Experiment(
@@ -6,7 +6,7 @@ experiment = Experiment(
     reference=Settings(),
     components=(Component("clip", ("gradient clipping",), (Choice(1.0, ("clip at 1",)), ...)),),
     metrics=(Metric("loss", ("loss", "training loss"), better="lower"),),
-    run=run,  # from settings and a seed to {"loss": curve or number, ...}
+        run=run,  # takes settings and a seed, returns {"loss": curve or number, ...}
 )
 ```
 """
@@ -30,20 +30,20 @@ from optim4rl.fields import (
 )
 from optim4rl.plans.components import Catalogue, Component, Metric
 
-# Of a row that is in every study of an experiment, whatever the plan asks for. paper: an ablation
-# of the paper's own. control: the reference without what makes it. baseline: another method, tuned.
+# Kinds of rows that every study of an experiment has, whatever the plan. paper: an ablation from
+# the paper. control: the reference without its essential part. baseline: another method, tuned.
 ControlKind = Literal["paper", "control", "baseline"]
-# Of any row. reference: the method as it is. replacement: asked for by the plan.
+# Kinds of all rows. reference: the method as published. replacement: asked for by the plan.
 RowKind = Literal["reference", "replacement", "paper", "control", "baseline"]
-# Meta-seeds that choose something and those that are reported never meet.
+# The meta-seeds that choose settings are never among the reported meta-seeds.
 TUNING_META_SEED = 100
-# Fields of the settings, or whatever else an experiment tunes, each with a value.
+# A value for each field of the settings, or for anything else that an experiment tunes.
 Values = Mapping[str, Any]
 Grid = Mapping[str, Sequence[Any]]
 
 
 class Divergence(Exception):  # noqa: N818 - an outcome, which a study reports
-    """What `run` or `train` raises where it has run out of finite numbers."""
+    """`run` or `train` raises it when numbers are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Control:
 
     Attributes:
         key: short and unique, for files and tables.
-        label: for people.
-        settings: of the row.
-        kind: why it is there.
-        change: what differs from the reference, in words; by default the fields that do.
-        grid: what it is tuned over, in place of the experiment's own.
-        trained: False: `train` is not called; `run` has None for an artefact.
+        label: name for people.
+        settings: settings of the row.
+        kind: why the row is in the study.
+        change: the difference from the reference in words; by default the fields that differ.
+        grid: replaces the experiment's grid for tuning this row.
+        trained: False: `train` is not called, and `run` gets None as the artefact.
     """
 
     key: str
@@ -76,28 +76,28 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a study needs to know of a method, apart from how it is run.
+    """A description of a method for a study, without the functions that run it.
 
     Attributes:
-        name: of the method, for people.
-        reference: its settings as published: an instance of a frozen dataclass whose fields are
-            text, numbers, tuples of them, or further such dataclasses.
-        components: what can be ablated, one field of the settings each.
-        metrics: what is reported. Rows are tuned by the first one, which comes first on the page.
-        grid: fields that every row is tuned over before it is reported, on seeds of their own.
+        name: the method's name, for people.
+        reference: the published settings: an instance of a frozen dataclass whose fields are text,
+            numbers, tuples of them, or further such dataclasses.
+        components: the parts that can be ablated; each is one field of the settings.
+        metrics: the reported metrics. The first one tunes all rows, and is shown first.
+        grid: fields to tune for every row before it is reported, on separate seeds.
         train_grid: the same for trainings.
         controls: rows that every study has.
         seeds: reported runs of every row, or of every artefact of it.
-        tuning_seeds: runs that each point of a grid is judged by.
-        meta_seeds: trainings of every row; where nothing is trained they mean nothing.
-        tuning_meta_seeds: trainings that each point of `train_grid` is judged by.
-        task: what the method is measured on, for people.
-        steps: what the horizontal axis of curves counts.
-        default_metrics: reported where a plan names none; by default all.
-        about: what the method is, in a few words.
+        tuning_seeds: number of runs that each point of a grid is judged by.
+        meta_seeds: trainings of every row; unused if nothing is trained.
+        tuning_meta_seeds: number of trainings that each point of `train_grid` is judged by.
+        task: name of the task that the method is measured on, for people.
+        steps: unit of the horizontal axis of curves.
+        default_metrics: metrics to report if a plan names none; by default all.
+        about: the method in a few words.
 
     Raises:
-        ValueError: something does not fit together; the message names the field.
+        ValueError: two values do not fit together; the message names the field.
     """
 
     name: str
@@ -137,38 +137,38 @@ class Design:
 
     @property
     def catalogue(self) -> Catalogue:
-        """What a plan can name."""
+        """Return the components and metrics that a plan can name."""
         defaults = self.default_metrics or tuple(metric.key for metric in self.metrics)
         return Catalogue(self.name, self.components, self.metrics, defaults, about=self.about)
 
     @property
     def protocol(self) -> Protocol:
-        """The seeds of runs that are reported and of those that choose."""
+        """Return the seeds of reported runs and of tuning runs."""
         return Protocol(self.seeds, self.tuning_seeds)
 
     @property
     def trains(self) -> bool:
-        """Whether rows are trained, by meta-seeds, before they are run."""
+        """Return whether rows are trained, one training per meta-seed, before they are run."""
         return True
 
     def same_work(self, settings: Any) -> bool:
-        """Whether settings do the same as the reference, whatever they are called."""
+        """Return whether settings do the same as the reference, whatever their names."""
         return bool(settings == self.reference)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Design):
-    """A method that can be ablated, with the functions that run it. Further fields: see `Design`.
+    """A method that can be ablated, with the functions that run it. `Design` has further fields.
 
     Attributes:
-        run: from settings and a seed, and from what `train` made if there is such a function, to a
-            number or a curve for every metric. A number that is not finite is a run that diverged.
-        train: from settings and a meta-seed to named arrays, for a method that learns something
-            before it is evaluated; None where `run` is all.
-        seconds: a run or a training that takes longer is ended, and the study says so.
+        run: takes settings and a seed, and the result of `train` if the experiment has it. Returns
+            a number or a curve for every metric. A number that is not finite means divergence.
+        train: takes settings and a meta-seed and returns named arrays, for a method that learns
+            something before its evaluation; None if the method has only `run`.
+        seconds: time limit of one run or training; the study ends and reports slower ones.
 
     Raises:
-        ValueError: something does not fit together; the message names the field.
+        ValueError: two values do not fit together; the message names the field.
     """
 
     run: Callable[..., Mapping[str, Any]]
@@ -188,12 +188,12 @@ class Experiment(Design):
 
     @property
     def trains(self) -> bool:
-        """Whether there is a function that trains."""
+        """Return whether the experiment has a function that trains."""
         return self.train is not None
 
 
 def _check_reference(reference: Any) -> None:
-    """Refuse settings that cannot be written as JSON and read back."""
+    """Refuse settings that do not survive being written as JSON and read back."""
     frozen = dataclasses.is_dataclass(reference) and not isinstance(reference, type)
     if not frozen or not type(reference).__dataclass_params__.frozen:
         raise ValueError(
@@ -211,10 +211,10 @@ def _check_reference(reference: Any) -> None:
 
 
 def _filled_in(reference: Any, component: Component) -> Component:
-    """A component with the reference's value.
+    """Return a component with the reference's value filled in.
 
     Raises:
-        ValueError: it sets no field, or a value does not fit; the message names it.
+        ValueError: the component sets no field, or a value does not fit; the message names it.
     """
     named = f"component {component.key!r}"
     names = [f.name for f in dataclasses.fields(reference)]
@@ -249,15 +249,15 @@ def _check_grid(
 
 
 def points(grid: Grid) -> list[dict[str, Any]]:
-    """Every combination of a grid's values."""
+    """Return every combination of a grid's values."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def replace_field(settings: Any, name: str, value: Any) -> Any:
-    """The settings with one field replaced: an ablation.
+    """Return an ablation: the settings with one field replaced.
 
     Raises:
-        ValueError: there is no such field, or the value is the one it has, or it is refused.
+        ValueError: the field does not exist, already has this value, or refuses it.
     """
     names = [f.name for f in dataclasses.fields(settings)]
     if name not in names:
@@ -268,7 +268,7 @@ def replace_field(settings: Any, name: str, value: Any) -> Any:
 
 
 def describe_change(settings: Any, reference: Any) -> str:
-    """What differs from the reference, as "field: old → new"."""
+    """Describe the differences from the reference, as "field: old → new"."""
     pairs = [
         (f.name, getattr(reference, f.name), getattr(settings, f.name))
         for f in dataclasses.fields(reference)

@@ -1,4 +1,4 @@
-"""The work of an experiment in a user's file: each training and each run is a job of its own."""
+"""Runs an experiment from a user's file: each training and each run is one job."""
 
 import dataclasses
 import threading
@@ -18,7 +18,7 @@ from optim4rl.study.experiment import Divergence, Experiment, Values
 from optim4rl.study.source import Source, explain
 from optim4rl.study.work import Candidate, Member, Reported
 
-# What `run` may report beside its metrics: the places of a curve's points on the horizontal axis.
+# `run` may report this key beside its metrics: the horizontal positions of a curve's points.
 STEPS = "steps"
 
 
@@ -31,11 +31,11 @@ class GivenWork:
 
     @property
     def module(self) -> str:
-        """The module whose code decides the results, beside the user's own."""
+        """Return the module whose code, with the user's code, decides the results."""
         return "optim4rl.study.given"
 
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
-        """A training as a job; None where nothing is trained."""
+        """Return a training as a job; None if the experiment trains nothing."""
         if self.experiment.train is None or not candidate.trained:
             return None
         settings = dataclasses.replace(candidate.settings, **values)
@@ -45,7 +45,7 @@ class GivenWork:
     def runs(
         self, folder: Path | None, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Job]:
-        """A member's runs, one job each."""
+        """Return a member's runs, one job each."""
         del folder
         return [self._run(member, values, seed) for values in points for seed in seeds]
 
@@ -82,7 +82,7 @@ class GivenWork:
     def read(
         self, folder: Path, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Reported]:
-        """What the runs reported, point by point."""
+        """Return the reports of the runs, point by point."""
         found: list[Reported] = []
         for values in points:
             runs = [get_result(folder, self._run(member, values, seed)).arrays for seed in seeds]
@@ -97,7 +97,7 @@ class GivenWork:
         return found
 
     def stress(self, folder: Path | None, member: Member, point: Values) -> list[Job]:
-        """None: what a multiple of the settings is only the experiment knows."""
+        """Return no jobs: only the experiment knows how to multiply its settings."""
         del folder, member, point
         return []
 
@@ -128,10 +128,10 @@ def _shown(values: Values) -> str:
 def _curves(
     name: str, runs: Sequence[Mapping[str, np.ndarray]], seeds: Sequence[int], where: str
 ) -> Curves:
-    """What runs reported of one metric, as curves.
+    """Return the reports of runs on one metric, as curves.
 
     Raises:
-        ValueError: they are not of one length, or not at the same steps.
+        ValueError: the curves have different lengths, or different steps.
     """
     sizes = [run[name].size if run else 0 for run in runs]
     size = max(1, *sizes)
@@ -147,7 +147,7 @@ def _curves(
         values[row] = run[name]
     lost = ~np.isfinite(values)
     diverged_at = np.where(lost.any(axis=1), lost.argmax(axis=1), HEALTHY)
-    # What comes after a divergence says nothing.
+    # Ignore all values after a divergence.
     values[np.maximum.accumulate(lost, axis=1)] = np.nan
     steps = next((run[STEPS] for run in runs if run and STEPS in run), None)
     if steps is None or steps.size != size:
@@ -155,14 +155,14 @@ def _curves(
     return Curves(values, diverged_at, steps)
 
 
-# What workers do
+# Functions that workers call
 
 
 def train(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Train once: the named arrays that the user's function returns.
+    """Train once, and return the named arrays of the user's function.
 
     Raises:
-        Refusal: the function cannot be used; the message is a sentence for people.
+        Refusal: the function's result cannot be used; the message is a sentence for people.
     """
     experiment, settings, call = _opened(folder, arguments)
     assert experiment.train is not None
@@ -176,10 +176,10 @@ def train(folder: Path, arguments: Mapping[str, Any]) -> Result:
 
 
 def run(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Run once: a number or a curve for every metric of the experiment.
+    """Run once, and return a number or a curve for every metric of the experiment.
 
     Raises:
-        Refusal: the function cannot be used; the message is a sentence for people.
+        Refusal: the function's result cannot be used; the message is a sentence for people.
     """
     experiment, settings, call = _opened(folder, arguments)
     artefact: list[Any] = []
@@ -196,7 +196,7 @@ def run(folder: Path, arguments: Mapping[str, Any]) -> Result:
 def _opened(
     folder: Path, arguments: Mapping[str, Any]
 ) -> tuple[Experiment, Any, Callable[..., Any]]:
-    """The experiment, the settings, and a way to call its functions that says what went wrong."""
+    """Return the experiment, the settings, and a caller of its functions that explains errors."""
     source = Source.of_json(arguments["source"])
     try:
         experiment = source.load(folder)
@@ -218,10 +218,10 @@ def _opened(
 
 
 def _within(seconds: float, where: str, function: Callable[[], Any]) -> Any:
-    """What a function returns or raises.
+    """Call a function within a time limit, and return or raise its outcome.
 
     Raises:
-        Refusal: it takes longer. It is left behind in its thread, which ends with the worker.
+        Refusal: it exceeds the limit. Its thread is abandoned and ends with the worker.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
 
@@ -245,10 +245,10 @@ def _within(seconds: float, where: str, function: Callable[[], Any]) -> Any:
 
 
 def _checked(experiment: Experiment, found: Any) -> dict[str, np.ndarray]:
-    """What `run` reported, as arrays of one dimension.
+    """Return the report of `run`, as arrays of one dimension.
 
     Raises:
-        Refusal: it is not a number or a curve for every metric, and nothing else.
+        Refusal: a metric has no number or curve, or the report has other keys.
     """
     wanted = [metric.key for metric in experiment.metrics if metric.reported]
     if not isinstance(found, Mapping):
@@ -280,10 +280,10 @@ def _checked(experiment: Experiment, found: Any) -> dict[str, np.ndarray]:
 
 
 def _array(function: str, name: Any, value: Any) -> np.ndarray:
-    """An array of numbers, of whatever framework.
+    """Convert a value of any framework to an array of numbers.
 
     Raises:
-        Refusal: it is none.
+        Refusal: the value holds no numbers.
     """
     try:
         array = np.asarray(value)

@@ -1,4 +1,4 @@
-"""The identity experiment: can a small RNN reproduce the gradients that it is shown?
+"""The identity experiment: can a small RNN reproduce the gradients that it reads?
 
 Lan et al. 2024, section 4.1: a recurrent network learns `y = x` on agent-gradients, with and
 without gradient processing. The paper's figure confounds input processing with output form, counts
@@ -6,12 +6,12 @@ exact zeros as hits and measures while training; this module separates all of th
 
 - A prediction is right if it is within 10 % of its target. Hence it has the target's sign, and a
   target of exactly zero needs exactly zero.
-- Coordinates are split, not times: half of them to train on, a quarter to choose the learning rate
-  by, a quarter held out. The draw is random, because recorded coordinates lie on a stride already,
-  and a second stride would single out a few units of a layer.
-- Online accuracy is that of the predictions on the training coordinates, each made before its
-  window's update, in the last pass over them. Frozen accuracy is that of the trained network over
-  the held-out coordinates, from a zero state, without updates.
+- Coordinates are split, not times: half of them train, a quarter chooses the learning rate, and a
+  quarter is held out. The draw is random. Recorded coordinates already lie on a stride, and a
+  second stride would pick only a few units of a layer.
+- Online accuracy counts predictions on the training coordinates in the last pass, each made before
+  its window's update. Frozen accuracy counts predictions of the trained network on the held-out
+  coordinates, from a zero state and without updates.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ NETWORKS: tuple[tuple[str, str], ...] = (
 SCHEDULES = ("constant", "annealed")
 
 _AnyArray = Array | np.ndarray
-# Every network reads this many features; one with fewer gets zeros. One program then serves all.
+# Networks with fewer features get zeros up to this many, so that one program serves all.
 _FEATURES = 2
 _CURVE_POINTS = 200
 
@@ -70,20 +70,20 @@ class IdentityConfig:
     """Sizes and settings of the experiment.
 
     Attributes:
-        updates: updates of the agent that gradients are recorded at.
-        every: every which parameter is recorded; the paper's is 100.
-        max_coordinates: recorded coordinates beyond this many are left out, at random.
-        passes: how often the networks train on all recorded updates, each time from a zero state.
-        seeds: seeds of the networks' weights; the recording is the same for all.
-        learning_rates: of Adam, for the networks; the best is reported.
-        adam_epsilon: of Adam, for the networks. Many gradients of the squared error are smaller
-            than optax's default of 1e-8, with which Adam would not be scale-free here.
-        recording_learning_rate: of RMSProp, for the agent and the supervised network.
-        window: steps of truncated back-propagation; the state is carried over windows.
+        updates: number of the agent's updates whose gradients are recorded.
+        every: stride of the recorded parameters; the paper's is 100.
+        max_coordinates: at most this many coordinates are kept, drawn at random.
+        passes: number of passes over all recorded updates, each from a zero state.
+        seeds: seeds of the networks' weights; all share one recording.
+        learning_rates: Adam's learning rates for the networks; the best is reported.
+        adam_epsilon: Adam's epsilon for the networks. Many gradients of the squared error are
+            smaller than optax's default of 1e-8, with which Adam would not be scale-free here.
+        recording_learning_rate: RMSProp's learning rate for the agent and the supervised network.
+        window: steps of truncated back-propagation; windows pass the state on.
         hidden_size: units of the LSTM.
         head_sizes: hidden layers of the MLP.
         networks: the (input, output) pairs to compare.
-        seed: of everything random in the experiment.
+        seed: seed of all random numbers in the experiment.
 
     Raises:
         ValueError: a size is not a positive whole number, a grid is empty, a learning rate is
@@ -131,7 +131,7 @@ class IdentityConfig:
                 raise ValueError(f"networks: unknown output {form!r}; known: {', '.join(_OUTPUTS)}")
 
 
-# Gives a network's rows, which the function makes.
+# Returns a network's rows, by calling the function or from a store.
 Keep = Callable[[tuple[str, str], Callable[[], tuple[IdentityRow, ...]]], tuple[IdentityRow, ...]]
 
 
@@ -141,16 +141,16 @@ def identity_experiment(
     config: IdentityConfig,
     keep: Keep = lambda network, make: make(),
 ) -> IdentityResult:
-    """Record gradients, train the networks on them, and set them beside supervised gradients.
+    """Record gradients, train the networks on them, and compare supervised gradients.
 
     Args:
-        task: whose gradients.
-        task_name: what results call it.
+        task: source of the gradients.
+        task_name: the task's name in results.
         config: sizes and settings.
-        keep: gives a network's rows: makes them, or has kept them from an earlier time.
+        keep: returns a network's rows: computes them, or reads rows that it kept earlier.
 
     Raises:
-        ValueError: as `run_identity` does.
+        ValueError: for the same reasons as in `run_identity`.
     """
     transformation = rmsprop(config.recording_learning_rate)
     key_agent, key_supervised = jax.random.split(jax.random.key(config.seed))
@@ -176,24 +176,24 @@ def identity_experiment(
 def within_tenth(
     prediction: Float[Array, "*shape"], target: Float[Array, "*shape"]
 ) -> Bool[Array, "*shape"]:
-    """Whether each prediction is within 10 % of its target, the bound included.
+    """Return whether each prediction is within 10 % of its target, including the bound.
 
-    It then has the target's sign, and a target of zero needs exactly zero. Not a number is wrong.
+    So it has the target's sign, and a target of zero needs exactly zero. NaN counts as wrong.
     """
     return 10.0 * jnp.abs(prediction - target) <= jnp.abs(target)
 
 
 def _symexp(gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]) -> Array:
-    """The inverse of the symmetric log: `c sgn(o) (exp|o| - 1)`.
+    """Return the inverse of the symmetric log: `c sgn(o) (exp|o| - 1)`.
 
-    Not written with `abs` and `sign`, whose derivatives at 0 would make that of the product 0.
+    It avoids `abs` and `sign`: their derivatives at 0 would make the product's derivative 0.
     """
     del gradient
     x = jnp.clip(output, -LOG_DOMAIN_LIMIT, LOG_DOMAIN_LIMIT)
     return Symlog().c * jnp.where(x < 0, -jnp.expm1(-x), jnp.expm1(x))
 
 
-# What a network's output o stands for, given the gradient g that it was shown.
+# Decodes a network's output o, given the gradient g that the network read.
 _OUTPUTS: Mapping[str, Callable[[Array, Array], Array]] = {
     "linear": Raw().decode,  # o
     "sign_exp": SignLog().decode,  # sgn(g) exp(o)
@@ -240,7 +240,7 @@ def run_identity(
 def split_coordinates(
     coordinates: int, config: IdentityConfig
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " tuning"], Int[np.ndarray, " held_out"]]:
-    """Which recorded coordinates serve to train, to choose the learning rate, and to report."""
+    """Split the coordinates: to train, to choose the learning rate, and to report."""
     order = np.random.default_rng(config.seed).permutation(coordinates)[: config.max_coordinates]
     train, tuning, held_out = np.split(order, [len(order) // 2, 3 * len(order) // 4])
     return train, tuning, held_out
@@ -255,12 +255,12 @@ class _Data(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """What training a network, and freezing it then, gives; runs are `[schedule, rate, seed]`.
+    """Results of training a network and then freezing it; runs are `[schedule, rate, seed]`.
 
     Attributes:
         losses: mean squared error of each window, before its update.
         hits: right predictions in each window, before its update.
-        hits_nonzero: those of them whose target is not zero.
+        hits_nonzero: the hits whose target is not zero.
         frozen: which predictions of the frozen network are right.
         finite: whether all losses and frozen predictions are finite.
     """
@@ -281,7 +281,7 @@ def _unroll(
     *,
     unroll: bool,
 ) -> tuple[Float[Array, "time coordinate"], Carry]:
-    """Predictions of consecutive steps and the state after them."""
+    """Return the predictions of consecutive steps, and the state after them."""
 
     def step(carry: Carry, features: Array) -> tuple[Carry, Array]:
         output, carry = apply_network(weights, "lstm", features, carry)
@@ -305,8 +305,8 @@ def _fit(
     ],
     test: tuple[Float[Array, "time features test"], Float[Array, "time test"]],
 ) -> _Fit:
-    """Truncated back-propagation over the training windows, then the frozen network's answers."""
-    # As one vector the few small weights take a fifth less time.
+    """Train by truncated back-propagation over the windows, then evaluate the frozen network."""
+    # As one vector, the few small weights take a fifth less time.
     adam = optax.flatten(optax.scale_by_adam(eps=epsilon))
 
     def loss(weights: Weights, carry: Carry, features: Array, targets: Array) -> Any:
@@ -346,7 +346,7 @@ _fit_all = jax.jit(jax.vmap(_over_rates, in_axes=(None, 0, None, None, None, Non
 
 
 def _fit_network(source: str, output: str, data: _Data, config: IdentityConfig) -> _Fit:
-    """All runs of one network, as numpy arrays."""
+    """Return all runs of one network, as numpy arrays."""
     windows = len(data.train) // config.window
     by_window = (windows, config.window)
     test = np.concatenate([data.tuning, data.held_out], axis=1)
@@ -367,11 +367,11 @@ def _fit_network(source: str, output: str, data: _Data, config: IdentityConfig) 
 
 
 def _init_weights(source: str, config: IdentityConfig) -> Weights:
-    """Weights with a leading axis of seeds."""
+    """Return weights with a leading axis of seeds."""
     features = PROCESSINGS[source].first_features
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    # Seed by seed and outside jit: the same few operations serve all gates, seeds and networks,
-    # where one function of it all takes longer to compile than the training does.
+    # One seed at a time and outside jit: all gates, seeds and networks share a few operations.
+    # One function for all of them takes longer to compile than the training takes.
     seeds = [
         init_network(
             key, "lstm", features, config.hidden_size, config.head_sizes, 1, zero_head=False
@@ -392,7 +392,7 @@ def _features(
 
 
 def _rates(config: IdentityConfig, windows: int) -> Float[np.ndarray, "schedule rate pass window"]:
-    """The learning rate of every update: constant, or annealed by a cosine to zero."""
+    """Return the learning rate of every update: constant, or annealed by a cosine to zero."""
     progress = np.arange(config.passes * windows) / (config.passes * windows)
     shapes = np.stack([np.ones_like(progress), 0.5 * (1.0 + np.cos(np.pi * progress))])
     rates = np.asarray(config.learning_rates)[None, :, None] * shapes[:, None]
@@ -402,11 +402,11 @@ def _rates(config: IdentityConfig, windows: int) -> Float[np.ndarray, "schedule 
 def _network_rows(
     network: tuple[str, str], data: _Data, config: IdentityConfig
 ) -> tuple[IdentityRow, ...]:
-    """A row for each schedule, with the learning rate that is best on the tuning share."""
+    """Return a row for each schedule, with the best learning rate on the tuning share."""
     fit = _fit_network(*network, data, config)
     tuning, held_out = np.split(fit.frozen, [data.tuning.shape[1]], axis=-1)
     nonzero = data.tuning != 0
-    # By what the network has to learn, the non-zero targets. Diverged is worse than never right.
+    # Judge by the non-zero targets, the hard ones. Diverged is worse than never right.
     score = np.where(fit.finite, _share(tuning[..., nonzero].sum(-1), int(nonzero.sum())), -1.0)
     fit = fit._replace(frozen=held_out)
     return tuple(
@@ -424,7 +424,7 @@ def _network_rows(
 def _row(
     network: tuple[str, str], schedule: str, rate: float, fit: _Fit, data: _Data
 ) -> IdentityRow:
-    """Means over the seeds of the chosen runs; `fit.frozen` is of the held-out share."""
+    """Return means over the seeds of the chosen runs; `fit.frozen` has the held-out share."""
     nonzero = data.held_out != 0
     frozen_nonzero = fit.frozen[:, nonzero]
     accuracies = {
@@ -465,16 +465,16 @@ def _row(
 
 
 def _share(hits: _AnyArray, total: int) -> np.ndarray:
-    """Hits among all; NaN where there was nothing to hit."""
+    """Return the share of hits; NaN if there were no targets."""
     return np.asarray(hits) / (total or math.nan)
 
 
-# Seconds; shows that everything runs, and nothing else.
+# Seconds; shows only that everything runs.
 SMOKE = IdentityConfig(
     updates=20, every=25, max_coordinates=16, passes=2, seeds=1, learning_rates=(1e-2,)
 )
-# Half a minute of one core. So few updates want a larger learning rate than the paper's grid has,
-# and even so the networks with a sign_exp output are still learning when they end.
+# Half a minute of one core. So few updates need a larger learning rate than the paper's grid has.
+# Even then, the networks with a sign_exp output are still learning at the end.
 QUICK = IdentityConfig(
     updates=400, every=25, max_coordinates=100, passes=40, seeds=2, learning_rates=(1e-2, 1e-3)
 )

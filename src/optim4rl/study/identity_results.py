@@ -1,4 +1,4 @@
-"""What the identity experiment finds, and its form as JSON."""
+"""Results of the identity experiment, and their form as JSON."""
 
 import dataclasses
 import json
@@ -26,16 +26,16 @@ class IdentityRow:
         input: name of the processing of the input ("sign_log", "raw", "symlog").
         output: name of the output form ("sign_exp", "linear", "symexp").
         schedule: "constant" or "annealed".
-        learning_rate: the best of the grid, by the accuracy on the tuning share of the data.
-        online: accuracy on all targets while training, as the paper has it.
+        learning_rate: the best of the grid, by accuracy on the tuning share of the data.
+        online: accuracy on all targets while training, as in the paper.
         online_nonzero: the same on targets that are not exactly zero.
         frozen: accuracy of the frozen network on held-out gradients, all targets.
         frozen_nonzero: the same on targets that are not exactly zero.
         by_decade: frozen accuracy on non-zero targets by decade of |g|: exponent d -> accuracy on
             `10^d <= |g| < 10^(d+1)`.
         curve: online accuracy (all targets) over training, thinned to at most 200 points.
-        seeds: number of seeds that each figure is the mean of.
-        spread: lowest and highest over seeds, for each of the four accuracies.
+        seeds: number of seeds that each accuracy is averaged over.
+        spread: lowest and highest value over seeds, for each of the four accuracies.
     """
 
     input: str
@@ -57,8 +57,8 @@ class IdentityResult:
     """The whole experiment.
 
     Attributes:
-        task: whose gradients were recorded, and with which optimizer.
-        rows: one for each network.
+        task: source of the recorded gradients: the task and the optimizer.
+        rows: one row for each network.
         histograms: the recorded agent-gradients and those of a supervised network.
         settings: sizes and settings of the experiment.
     """
@@ -70,7 +70,7 @@ class IdentityResult:
 
 
 def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:
-    """The result, or rows of it, as plain JSON values."""
+    """Return the result, or some of its rows, as plain JSON values."""
     values = (
         dataclasses.asdict(result)
         if isinstance(result, IdentityResult)
@@ -80,7 +80,7 @@ def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:
 
 
 def rows_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[IdentityRow, ...]:
-    """The rows that `to_json` wrote."""
+    """Read rows that `to_json` wrote."""
     return tuple(
         IdentityRow(
             **{
@@ -95,7 +95,7 @@ def rows_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[IdentityRow, ..
 
 
 def from_json(values: Mapping[str, Any]) -> IdentityResult:
-    """The result that `to_json` wrote."""
+    """Read a result that `to_json` wrote."""
     histograms = tuple(
         Histogram(**{**x, **{name: np.asarray(x[name], np.float64) for name in ("edges", "share")}})
         for x in values["histograms"]

@@ -1,4 +1,4 @@
-"""Laying a study out: from a plan to the variants that are run."""
+"""Lays out a study: turns a plan into the variants to run."""
 
 import dataclasses
 import json
@@ -25,17 +25,17 @@ FILES = ("study.json", "plan.md", "predictions.json")
 
 @dataclass(frozen=True)
 class Study:
-    """A study that is laid out: the plan, what it maps to, and the experiment.
+    """A laid-out study: the plan, its mapping, and the experiment.
 
     Attributes:
         source: the plan file's bytes.
-        plan: the plan as read.
+        plan: the parsed plan.
         mapped: all of its ablations, mapped.
         candidates: the variants to run, the reference first, then by the plan's priority.
-        opened: the experiment, how its work is done, and what it was opened from.
+        opened: the experiment, its work, and its origin.
         metrics: keys of the metrics that the plan asks for.
         skip_unmapped: whether unmapped parts are left out instead of refused.
-        left_out: variants that the budget had no time for.
+        left_out: variants that did not fit into the budget.
     """
 
     source: bytes
@@ -54,22 +54,22 @@ class Study:
 
     @property
     def work(self) -> Work:
-        """How its work is done."""
+        """Return the work that runs the experiment."""
         return self.opened.work
 
     def without(self, keys: frozenset[str]) -> "Study":
-        """The study without some of its variants."""
+        """Return the study without the variants of these keys."""
         rest = tuple(x for x in self.candidates if x.key not in keys)
         gone = tuple(x for x in self.candidates if x.key in keys)
         return dataclasses.replace(self, candidates=rest, left_out=gone)
 
 
 def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = False) -> Study:
-    """Decide what to run of a plan, given as it was mapped or as bytes.
+    """Decide which variants of a plan to run. The plan may be mapped already, or bytes.
 
     Raises:
-        PlanError: the plan cannot be read, or asks for something the experiment does not know, or
-            for what the reference has already.
+        PlanError: the plan cannot be read, names something that the experiment does not know, or
+            asks for a replacement that the reference already has.
     """
     experiment = opened.experiment
     if isinstance(plan, bytes):
@@ -88,7 +88,7 @@ def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = F
                 f"({candidate.change} changes nothing); {opened.advice}leave this out by skipping "
                 "unmapped parts"
             )
-    # Python's sort is stable: without priorities the order is the plan's.
+    # Python's sort is stable: without priorities, the plan's order is kept.
     ordered = {x.key: x for x in sorted(found.values(), key=lambda x: x.priority)}
     for control in experiment.controls:
         ordered.setdefault(control.key, _candidate(control, experiment))
@@ -110,7 +110,7 @@ def _candidate(control: Control, experiment: Design) -> Candidate:
 
 
 def _replacements(ablations: Sequence[MappedAblation], experiment: Design) -> Iterator[Candidate]:
-    """What the ablations compare with the reference."""
+    """Yield the replacements that the ablations compare with the reference."""
     reference = experiment.reference
     for entry in ablations:
         for match in entry.replacements:
@@ -134,7 +134,7 @@ def _replacements(ablations: Sequence[MappedAblation], experiment: Design) -> It
 
 
 def record_study(study: Study, folder: Path, command: str) -> None:
-    """Keep what the study was asked to do, so that its report can be made again."""
+    """Record the study's inputs, so that its report can be made again."""
     record = {
         "command": command,
         **study.opened.record(),
@@ -150,10 +150,10 @@ def record_study(study: Study, folder: Path, command: str) -> None:
 
 
 def load_study(folder: Path) -> Study:
-    """The study that was run in a folder.
+    """Load the study that was run in a folder.
 
     Raises:
-        StoreError: no study was run there.
+        StoreError: the folder holds no study.
     """
     try:
         check_files(folder, FILES)

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a plan before a study runs it."""
+"""Finds problems of a plan before a study runs it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Kind = Literal["unmapped", "reference", "duplicate", "metric", "action", "replac
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem of a plan.
 
     Attributes:
-        ablation: its number in the plan, from 1.
-        kind: what sort of thing.
+        ablation: the ablation's number in the plan, from 1.
+        kind: the sort of problem.
         message: for people.
     """
 
@@ -29,7 +29,7 @@ class Finding:
 
 
 def lint(mapped: Sequence[MappedAblation]) -> tuple[Finding, ...]:
-    """Everything that is wrong with a plan, in its order."""
+    """Return all problems of a plan, in the plan's order."""
     return tuple(_findings(mapped))
 
 
@@ -51,7 +51,7 @@ def _findings(mapped: Sequence[MappedAblation]) -> Iterator[Finding]:
 
 
 def _references(entry: MappedAblation) -> list[str]:
-    """Replacements, named by the plan, that leave the reference as it is."""
+    """Return replacements, named by the plan, that leave the reference unchanged."""
     if entry.component is None:
         return []
     study = entry.component.study

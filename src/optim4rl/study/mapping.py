@@ -1,4 +1,4 @@
-"""The mapping of plans by its name in 0.1.0, for programs that import it from here."""
+"""Exports the mapping of plans under its name of 0.1.0, for programs that import it from here."""
 
 from optim4rl.plans.mapping import (
     MappedAblation as MappedAblation,

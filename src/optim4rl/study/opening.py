@@ -1,4 +1,4 @@
-"""Opening an experiment: this project's own at a scale, or one in a user's file."""
+"""Opens an experiment: this project's own at a scale, or one in a user's file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from optim4rl.study.settings import StudySettings
 from optim4rl.study.source import Source, keep_source, load_experiment, read_source, split_name
 from optim4rl.study.work import Work
 
-# The number of runs and of trainings, which a command can set.
+# The numbers of runs and of trainings, which a command can set.
 COUNTS = ("seeds", "meta_seeds")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An experiment that was opened.
+    """An open experiment.
 
     Attributes:
-        experiment: what is ablated.
-        work: how its work is done.
-        text: what it was opened from: "optim4rl" or "FILE.py:NAME".
-        settings: what is recorded of it, as JSON.
-        scale: name of the scale, of this project's own; else empty.
-        source: the user's file; None for this project's own.
+        experiment: the method to ablate.
+        work: runs the experiment.
+        text: its origin: "optim4rl" or "FILE.py:NAME".
+        settings: the recorded settings, as JSON.
+        scale: name of the scale for this project's own experiment; else empty.
+        source: the user's file; None for this project's own experiment.
     """
 
     experiment: Design
@@ -40,16 +40,16 @@ class Opened:
 
     @property
     def where(self) -> str:
-        """Where the reference is as it is, in the words of a message."""
+        """Return the place of the reference, in the words of a message."""
         return f"at scale {self.scale!r}" if self.scale else "in this experiment"
 
     @property
     def advice(self) -> str:
-        """What else would help, in the words of a message."""
+        """Return a further remedy, in the words of a message."""
         return "take another scale, or " if self.scale else ""
 
     def record(self) -> dict[str, Any]:
-        """What it takes to open it again."""
+        """Return the values that `reopen` needs."""
         source = None if self.source is None else to_json(self.source)
         return {
             "experiment": self.text,
@@ -59,12 +59,12 @@ class Opened:
         }
 
     def keep(self, folder: Path) -> None:
-        """Put a user's file where workers find it."""
+        """Copy a user's file into the folder, where workers find it."""
         if self.source is not None and not (folder / self.source.files[0]).is_file():
             keep_source(self.source, self.text, folder)
 
     def shown(self) -> dict[str, Any]:
-        """The settings, for people."""
+        """Return the settings, for people."""
         if self.source is None:
             return {
                 "name": self.scale,
@@ -80,15 +80,15 @@ class Opened:
 
 
 def open_own(scale: str, settings: StudySettings) -> Opened:
-    """This project's own experiment."""
+    """Open this project's own experiment."""
     return Opened(own_design(settings), OwnWork(settings), "optim4rl", to_json(settings), scale)
 
 
 def open_given(text: str, *, seeds: int | None = None, meta_seeds: int | None = None) -> Opened:
-    """The experiment "FILE.py:NAME", with other numbers of runs or trainings where they are given.
+    """Open the experiment "FILE.py:NAME"; given numbers replace its numbers of runs or trainings.
 
     Raises:
-        ValueError: there is none, or a number is none; the message names it.
+        ValueError: the experiment does not exist, or a number is not valid; the message names it.
     """
     path, name = split_name(text)
     counts = {"seeds": seeds, "meta_seeds": meta_seeds}
@@ -96,13 +96,13 @@ def open_given(text: str, *, seeds: int | None = None, meta_seeds: int | None = 
 
 
 def reopen(record: Mapping[str, Any], folder: Path) -> Opened:
-    """The experiment of a study's record, from the copy in its folder.
+    """Open the experiment of a study's record from the copy in the study's folder.
 
     Raises:
-        ValueError: it cannot be opened.
-        KeyError: the record is none.
+        ValueError: the experiment cannot be opened.
+        KeyError: the record is incomplete.
     """
-    if record.get("source") is None:  # In 0.2 there was no other than this project's own.
+    if record.get("source") is None:  # 0.2 had only this project's own experiment.
         return open_own(record["scale"], from_json(StudySettings, record["settings"]))
     source = Source.of_json(record["source"])
     counts = {name: record["settings"][name] for name in COUNTS}

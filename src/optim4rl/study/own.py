@@ -1,7 +1,7 @@
-"""This project's own experiment: Optim4RL, meta-trained and evaluated beside classical optimizers.
+"""Optim4RL as an experiment: meta-trained, and compared with classical optimizers.
 
-Its runs are agents side by side in batches, so its work is the benchmark's: a variant that is
-meta-trained is made as any learned optimizer is.
+Its runs are batches of agents side by side, as in the benchmark. A meta-trained variant is
+evaluated like any learned optimizer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ CLASSICAL_BASELINES = {
     "rmsprop": "Tuned RMSProp",
     "sign_sgd": "Tuned sign-SGD",
 }
-# What is tuned: of trainings, of learned optimizers' runs, of classical optimizers' runs.
+# The tuned values: of trainings, of learned optimizers' runs, of classical optimizers' runs.
 META_LEARNING_RATE = "meta-learning rate"
 STEP_SCALE = "step scale"
 LEARNING_RATE = "learning rate"
@@ -42,23 +42,23 @@ class OwnDesign(Design):
 
     @property
     def catalogue(self) -> Catalogue:
-        """What a plan can name."""
+        """Return the components and metrics that a plan can name."""
         return OPTIM4RL
 
     @property
     def protocol(self) -> Protocol:
-        """The seeds of runs."""
+        """Return the seeds of runs."""
         return self.settings.evaluation.protocol
 
     def same_work(self, settings: Variant) -> bool:
-        """Whether a variant is trained as the reference is, with these settings."""
+        """Return whether a variant trains in the same way as the reference at these settings."""
         rate = self.settings.meta_learning_rates[0]
         one, other = (make_training(self.settings, x, rate, 0) for x in (settings, REFERENCE))
         return does_the_same(one, other)
 
 
 def own_design(settings: StudySettings) -> OwnDesign:
-    """Optim4RL with the paper's own ablation, the untrained control and classical optimizers."""
+    """Return Optim4RL with the paper's ablation, the untrained control and classical optimizers."""
     no_pipeline = replace_field(REFERENCE, "resets", "never")
     rates = settings.evaluation.classical_rates
     return OwnDesign(
@@ -78,7 +78,7 @@ def own_design(settings: StudySettings) -> OwnDesign:
                 trained=False,
             ),
             *(
-                # What it is made of is its name: the method's settings say nothing of it.
+                # Its name identifies a classical optimizer: the method's settings do not.
                 Control(
                     key, label, REFERENCE, "baseline", "", {LEARNING_RATE: rates}, trained=False
                 )
@@ -97,20 +97,20 @@ def own_design(settings: StudySettings) -> OwnDesign:
 
 
 def make_training(settings: StudySettings, variant: Variant, rate: float, seed: int) -> Training:
-    """A meta-training of a variant with the settings of a study."""
+    """Return a meta-training of a variant with the settings of a study."""
     width = settings.evaluation.width
     return Training(settings.environment, variant, settings.training, width, rate, seed)
 
 
 @dataclass(frozen=True)
 class OwnWork:
-    """Meta-trainings, and batches of agents with the optimizers that come of them."""
+    """Meta-trainings, and batches of agents that use the resulting optimizers."""
 
     settings: StudySettings
 
     @property
     def module(self) -> str:
-        """The module whose code decides the results."""
+        """Return the module whose code decides the results."""
         return "optim4rl.study.own"
 
     @property
@@ -119,19 +119,19 @@ class OwnWork:
         return task
 
     def meta_training(self, candidate: Candidate, values: Values, meta_seed: int) -> Training:
-        """A meta-training of a candidate; of an untrained one its fresh weights."""
+        """Return a candidate's meta-training; an untrained candidate keeps its fresh weights."""
         rate = values[META_LEARNING_RATE]
         training = make_training(self.settings, candidate.settings, rate, meta_seed)
         return replace(training, trained=candidate.trained)
 
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
-        """The meta-training as a job; a classical optimizer has none."""
+        """Return the meta-training as a job; None for a classical optimizer."""
         if candidate.kind == "baseline":
             return None
         return training_job(self.meta_training(candidate, values, meta_seed))
 
     def _maker(self, folder: Path | None, member: Member) -> Maker:
-        """How a member's optimizer is made; its weights are put where workers find them."""
+        """Return a member's optimizer; its weights are put where workers find them."""
         if member.training is None:
             return baseline_maker(member.candidate.key)
         if folder is None:
@@ -140,7 +140,7 @@ class OwnWork:
         return keep_members(folder, [training])[0][0]
 
     def _rate(self, values: Values) -> float:
-        """The learning rate of a point: of a learned optimizer a multiple of its own."""
+        """Return a point's learning rate; for a learned optimizer a multiple of its own rate."""
         if LEARNING_RATE in values:
             return float(values[LEARNING_RATE])
         return float(self.settings.training.learning_rate * values[STEP_SCALE])
@@ -151,7 +151,7 @@ class OwnWork:
         task, maker = self._task, self._maker(folder, member)
         ((name, first),) = member.candidate.grid.items()
         groups: list[list[Values]]
-        # What extends the grid comes in batches of its own, so that the others are found again.
+        # Points that extend the grid come in separate batches, so that finished batches are reused.
         inside = [values for values in points if values[name] in first]
         groups = [inside, *([values] for values in points if values[name] not in first)]
         return [
@@ -165,13 +165,13 @@ class OwnWork:
     def runs(
         self, folder: Path | None, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Job]:
-        """A member's runs, in batches."""
+        """Return a member's runs, in batches."""
         return [job(batch) for batch in self._batches(folder, member, points, seeds)]
 
     def read(
         self, folder: Path, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Reported]:
-        """What the runs reported, point by point."""
+        """Return the reports of the runs, point by point."""
         found = read_batches(folder, self._batches(folder, member, points, seeds))
         return [{"return": found[self._rate(values)]} for values in points]
 
@@ -184,11 +184,11 @@ class OwnWork:
         return split(task.config, maker, rates, protocol.stress, rollouts, schedule=task.rollouts)
 
     def stress(self, folder: Path | None, member: Member, point: Values) -> list[Job]:
-        """Short runs at multiples of the step."""
+        """Return short runs at multiples of the step."""
         return [job(batch) for batch in self._stress(folder, member, point)]
 
     def read_stress(self, folder: Path, member: Member, point: Values) -> Mapping[float, Curves]:
-        """What these reported, by multiple."""
+        """Return the reports of the short runs, by multiple."""
         found = read_batches(folder, self._stress(folder, member, point)).values()
         scales = self.settings.evaluation.protocol.stress_scales
         return dict(zip(scales, found, strict=True)) if found else {}
@@ -198,14 +198,14 @@ class OwnWork:
         return split(task.config, UNTRAINED, [0.0], protocol.reported, task.rollouts)
 
     def floor(self) -> list[Job]:
-        """Agents that never update."""
+        """Return runs of agents that never update."""
         return [job(batch) for batch in self._floor()]
 
     def read_floor(self, folder: Path) -> Curves | None:
-        """What these reported."""
+        """Return the reports of agents that never update."""
         (curves,) = read_batches(folder, self._floor()).values()
         return curves
 
     def once(self, metrics: frozenset[str]) -> list[Job]:
-        """The identity experiment, where the plan asks for it."""
+        """Return the identity experiment if the plan asks for it."""
         return [identity_job(self.settings.identity)] if "identity" in metrics else []

@@ -9,7 +9,7 @@ from optim4rl.study.replication import PROTOCOL, Arm, Replication
 
 
 def _arms(recipe: Recipe, meta_seeds: int, others: int) -> tuple[Arm, ...]:
-    """Both versions, Version A without pipeline training, and the optimizers of section 6."""
+    """Return both versions, Version A without pipeline training, and section 6's optimizers."""
 
     def arm(name: str, seeds: int, **changes: Any) -> Arm:
         return Arm(name, replace(recipe, **changes), seeds)

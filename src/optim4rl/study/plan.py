@@ -1,4 +1,4 @@
-"""The plan's reader by its name in 0.1.0, for programs that import it from here."""
+"""Exports the plan reader under its name of 0.1.0, for programs that import it from here."""
 
 from optim4rl.plans.plan import (
     Ablation as Ablation,

@@ -1,7 +1,7 @@
-"""Predictions of a plan, sealed before the study that tests them has a single result.
+"""Seals the predictions of a plan before the study that tests them has a single result.
 
-`predictions.json` in a study's folder says what the plan expects of each row, when that was
-written, and how many cells were finished then. What is sealed is never changed.
+`predictions.json` in a study's folder records the plan's expectation for each row, the time of
+writing, and the number of cells finished by then. Sealed predictions never change.
 """
 
 import json
@@ -21,13 +21,13 @@ FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class Sealed:
-    """A prediction of one row.
+    """A sealed prediction of one row.
 
     Attributes:
-        expected: the outcome against the reference, by the first metric.
+        expected: the expected outcome against the reference, by the first metric.
         tests: what the ablation tests, in the plan's words.
-        time: ISO 8601 time at which it was sealed.
-        cells: how many cells of the folder were finished then; 0 is a prediction made beforehand.
+        time: ISO 8601 time of sealing.
+        cells: finished cells of the folder at that time; 0 means a prediction made beforehand.
     """
 
     expected: Expectation
@@ -37,11 +37,11 @@ class Sealed:
 
 
 def seal(candidates: Sequence[Candidate], folder: Path) -> None:
-    """Write down what the plan expects of rows that have no sealed prediction yet.
+    """Write down the plan's expectations for rows that have no sealed prediction yet.
 
     Raises:
-        PlanError: the plan expects something else of a row than what is sealed.
-        StoreError: what is sealed cannot be read.
+        PlanError: the plan's expectation for a row differs from the sealed one.
+        StoreError: the sealed predictions cannot be read.
     """
     sealed = read_sealed_predictions(folder)
     new = {}
@@ -69,7 +69,7 @@ def seal(candidates: Sequence[Candidate], folder: Path) -> None:
 
 
 def read_sealed_predictions(folder: Path) -> dict[str, Sealed]:
-    """The sealed predictions of a study's folder, by row; none where there is no file.
+    """Read the sealed predictions of a study's folder, by row; empty if there is no file.
 
     Raises:
         StoreError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Gradients to learn the identity on: an agent's, and a supervised network's beside them."""
+"""Records gradients for the identity experiment: an agent's and a supervised network's."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class Histogram:
     """Histogram of log10|g| of non-zero gradients, with the share of exact zeros beside it.
 
     Attributes:
-        label: whose gradients.
+        label: source of the gradients.
         edges: bin edges in log10|g|, one more than there are bins.
         share: share of the non-zero gradients in each bin.
         zeros: share of exact zeros among all.
@@ -44,9 +44,9 @@ def record_gradients(
     key: PRNGKeyArray,
     every: int = 100,
 ) -> Float[np.ndarray, "time coordinate"]:
-    """Train one agent and keep what every `every`-th parameter's gradient was at each update.
+    """Train one agent, and record the gradient of every `every`-th parameter at each update.
 
-    Parameters are counted in the order of `jax.flatten_util.ravel_pytree`.
+    Parameters are in the order of `jax.flatten_util.ravel_pytree`.
     """
     return np.asarray(_record(task, transformation, updates, every, key))
 
@@ -76,18 +76,18 @@ def _record(
 
 @cache
 def rmsprop(learning_rate: float) -> optax.GradientTransformation:
-    """The same one for the same rate: what was compiled for it serves the next seed."""
+    """Return the same object for the same rate, so that the next seed reuses compiled programs."""
     return optax.rmsprop(learning_rate)
 
 
 @dataclass(frozen=True)
 class GaussianClusters:
-    """A classification problem without a download, and a ReLU network with one hidden layer for it.
+    """A classification problem that needs no download, with a ReLU network of one hidden layer.
 
-    Class means are standard normal in `inputs` dimensions and samples lie around them with standard
-    deviation 2, so that a few in a hundred are nearer to another mean than to their own. Each
-    gradient is that of the cross-entropy on a fresh minibatch. A `InnerTask`; its actor is the
-    means.
+    Class means are standard normal in `inputs` dimensions. Samples lie around them with standard
+    deviation 2, so that a few in a hundred are nearer to another class's mean. Each gradient is
+    the gradient of the cross-entropy on a fresh minibatch. A `InnerTask`; its actor holds the
+    class means.
     """
 
     inputs: int = 64
@@ -96,7 +96,7 @@ class GaussianClusters:
     batch: int = 128
 
     def init_params(self, key: PRNGKeyArray) -> dict[str, Array]:
-        """LeCun-normal kernels, zero biases."""
+        """Return LeCun-normal kernels and zero biases."""
         init = jax.nn.initializers.lecun_normal()
         key_hidden, key_out, _ = jax.random.split(key, 3)
         return {
@@ -113,25 +113,25 @@ class GaussianClusters:
 
     @property
     def updates_per_rollout(self) -> int:
-        """A minibatch is used once."""
+        """Return 1: each minibatch is used once."""
         return 1
 
     @property
     def env_steps_per_rollout(self) -> int:
-        """There is no environment."""
+        """Return 0: there is no environment."""
         return 0
 
     def rollout(
         self, params: dict[str, Array], actor: Float[Array, "classes inputs"], key: PRNGKeyArray
     ) -> tuple[tuple[Array, Array], Float[Array, "classes inputs"], Float[Array, ""]]:
-        """A fresh minibatch, inputs and labels; the stats are its loss."""
+        """Draw a fresh minibatch of inputs and labels; the stats are its loss."""
         key_label, key_noise = jax.random.split(key)
         label = jax.random.randint(key_label, (self.batch,), 0, self.classes)
         x = actor[label] + 2.0 * jax.random.normal(key_noise, (self.batch, self.inputs))
         return (x, label), actor, self._loss(params, (x, label))
 
     def gradient(self, params: dict[str, Array], batch: tuple[Array, Array]) -> dict[str, Array]:
-        """The gradient of the cross-entropy."""
+        """Return the gradient of the cross-entropy."""
         return jax.grad(self._loss)(params, batch)
 
     def _loss(self, params: dict[str, Array], batch: tuple[Array, Array]) -> Array:
@@ -148,9 +148,9 @@ def supervised_gradients(
     key: PRNGKeyArray,
     every: int = 100,
 ) -> Float[np.ndarray, "time coordinate"]:
-    """Gradients of a supervised network of about `num_parameters` on Gaussian clusters.
+    """Return gradients of a supervised network of about `num_parameters` on Gaussian clusters.
 
-    The width of the network is what makes up the number of parameters; it is at least 1.
+    The number of parameters sets the width of the network, which is at least 1.
     """
     problem = GaussianClusters()
     per_unit = problem.inputs + 1 + problem.classes
@@ -160,12 +160,13 @@ def supervised_gradients(
 
 
 def histogram(label: str, gradients: Float[np.ndarray, "..."]) -> Histogram:
-    """Histogram of log10|g|, quarter decades from 1e-12 to 10; the end bins take what lies beyond.
+    """Return a histogram of log10|g| in quarter decades from 1e-12 to 10.
 
-    Without a non-zero gradient all shares are zero and the decades NaN.
+    The end bins also count all values beyond them. Without a non-zero gradient all shares are
+    zero and the decades NaN.
 
     Raises:
-        ValueError: there are no gradients, or not all are finite.
+        ValueError: there are no gradients, or some are not finite.
     """
     check_gradients(gradients)
     logs = np.log10(np.abs(gradients[gradients != 0]).astype(np.float64))
@@ -183,7 +184,7 @@ def histogram(label: str, gradients: Float[np.ndarray, "..."]) -> Histogram:
 
 
 def check_gradients(gradients: Float[np.ndarray, "..."]) -> None:
-    """Refuse gradients that are not there or not finite.
+    """Refuse gradients that are missing or not finite.
 
     Raises:
         ValueError: the message says how many.

@@ -1,8 +1,8 @@
 """The paper's experiments at its own scale (Lan et al. 2024, sections 5 and 6).
 
-An arm is a recipe: a rule and how it is meta-trained. Every arm is meta-trained at each setting of
-a grid on a meta-seed that is not reported, and at the best setting on those that are. From then on
-it is a contender like any other: once with its step as trained, as in the paper, and once with its
+An arm is a recipe: a rule and its meta-training. Every arm is meta-trained at each setting of a
+grid on a tuning meta-seed, and at the best setting on the reported meta-seeds. From then on it is a
+contender like any other. It runs once with its trained step, as in the paper, and once with its
 step tuned. Its untrained rule is its control.
 """
 
@@ -42,25 +42,25 @@ from optim4rl.meta.trainer import MetaDivergenceError, MetaState, Progress, init
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
 from optim4rl.study.experiment import TUNING_META_SEED
 
-# The paper's grid for Adam and RMSProp, and the optimizers that it compares with.
+# The paper's grid for Adam and RMSProp, and the optimizers that the paper compares.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 CLASSICAL = ("adam", "rmsprop")
-# The seeds of evaluation. Runs this long have no stress test.
+# The seeds of evaluation. Runs of this length have no stress test.
 PROTOCOL = Protocol(seeds=10, tuning_seeds=4, stress_scales=(1.0,), stress_seeds=1)
 TUNED_STEP = ", step tuned"
-# A meta-training is saved so often, so that one that was cut off goes on.
+# Interval of checkpoints of a meta-training, so that an interrupted one resumes.
 SAVES = 20
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A rule and how it is meta-trained.
+    """A rule and its meta-training.
 
     Attributes:
-        name: what tables call it.
+        name: name in tables.
         recipe: rule, task and settings; its seed, meta-learning rate and reset interval are set.
-        meta_seeds: meta-trainings that are reported.
-        control: whether the untrained rule is run as well.
+        meta_seeds: number of reported meta-trainings.
+        control: whether the untrained rule runs as well.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Setting:
-    """A point of the grid that an arm is meta-trained on."""
+    """A point of the grid on which an arm is meta-trained."""
 
     meta_learning_rate: float
     reset_interval: int
@@ -86,12 +86,12 @@ class Replication:
 
     Attributes:
         environment: the task.
-        arms: what is meta-trained.
+        arms: the arms to meta-train.
         meta_learning_rates: the grid of the meta-learning rate.
         reset_intervals: the grid of the reset interval, in meta-iterations.
-        rollouts: of an evaluation run.
-        num_envs: environments of an agent in evaluation.
-        step_scales: multiples of alpha that the tuned step is chosen from.
+        rollouts: length of an evaluation run.
+        num_envs: environments per agent in evaluation.
+        step_scales: multiples of alpha for tuning the step.
         rates: learning rates of the classical optimizers.
         protocol: seeds of the evaluation.
     """
@@ -119,14 +119,14 @@ class Replication:
 
     @property
     def grid(self) -> tuple[Setting, ...]:
-        """The settings that every arm is meta-trained at."""
+        """Return the settings that every arm is meta-trained at."""
         return tuple(
             Setting(rate, interval)
             for rate, interval in product(self.meta_learning_rates, self.reset_intervals)
         )
 
     def settings_of(self, arm: Arm) -> tuple[Setting, ...]:
-        """The grid of an arm: agents that are never reset have no interval."""
+        """Return the grid of an arm: agents that are never reset have no interval."""
         if arm.recipe.meta.resets == "staggered":
             return self.grid
         return tuple(Setting(rate, self.reset_intervals[0]) for rate in self.meta_learning_rates)
@@ -141,7 +141,7 @@ class Trained:
 
 
 def make_training(arm: Arm, setting: Setting, meta_seed: int, *, trained: bool = True) -> Trained:
-    """An arm at a setting and a meta-seed."""
+    """Return an arm at a setting and a meta-seed."""
     meta = replace(
         arm.recipe.meta,
         meta_learning_rate=setting.meta_learning_rate,
@@ -152,7 +152,7 @@ def make_training(arm: Arm, setting: Setting, meta_seed: int, *, trained: bool =
 
 
 def training_job(training: Trained) -> Job:
-    """The meta-training as a job."""
+    """Return the meta-training as a job."""
     recipe = training.recipe
     state = f"rate {recipe.meta.meta_learning_rate:g}" if training.trained else "untrained"
     return Job(
@@ -164,9 +164,9 @@ def training_job(training: Trained) -> Job:
 
 
 def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Meta-train by a recipe: the weights, or "failure" in the info where it diverges.
+    """Meta-train by a recipe: return the weights, or "failure" in the info if it diverges.
 
-    It is saved now and then below the folder, and goes on from there.
+    It saves checkpoints below the folder at intervals, and resumes from them.
     """
     training: Trained = from_json(Trained, arguments)
     spec, tasks = build(training.recipe)
@@ -201,7 +201,7 @@ def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
 def keep_members(
     folder: Path, trainings: Sequence[Trained]
 ) -> tuple[tuple[Maker, ...], tuple[str, ...]]:
-    """How the optimizers of finished meta-trainings are made, and the messages of failures."""
+    """Return how to make the optimizers of finished meta-trainings, and failure messages."""
     members, failures = [], []
     for training in trainings:
         result = get_result(folder, training_job(training))
@@ -214,7 +214,7 @@ def keep_members(
     return tuple(members), tuple(failures)
 
 
-# From meta-trainings to how their optimizers are made, and the messages of those that diverged.
+# Maps meta-trainings to the makers of their optimizers and the messages of diverged trainings.
 Members = Callable[[Sequence[Trained]], tuple[tuple[Maker, ...], tuple[str, ...]]]
 
 
@@ -223,12 +223,12 @@ Members = Callable[[Sequence[Trained]], tuple[tuple[Maker, ...], tuple[str, ...]
 
 @dataclass(frozen=True)
 class Tried:
-    """An arm at a setting of its grid, on a meta-seed and seeds that are not reported.
+    """An arm at a setting of its grid, on a tuning meta-seed and tuning seeds.
 
     Attributes:
-        arm: its name.
+        arm: name of the arm.
         setting: the setting.
-        auc: mean return of the runs over all updates; NaN where one diverged.
+        auc: mean return of the runs over all updates; NaN if a run diverged.
         final: mean return of the last updates.
     """
 
@@ -241,7 +241,7 @@ class Tried:
 def tuning_contenders(
     replication: Replication, members_of: Members
 ) -> list[tuple[Arm, Setting, Contender | None]]:
-    """Every arm at every setting of its grid; None where the meta-training diverged."""
+    """Return every arm at every setting of its grid; None if the meta-training diverged."""
     found = []
     for arm in replication.arms:
         for setting in replication.settings_of(arm):
@@ -253,7 +253,7 @@ def tuning_contenders(
 
 
 def tried_settings(replication: Replication, folder: Path) -> list[Tried]:
-    """What every setting of the grid came to, once all its runs are there."""
+    """Return the outcome of every setting of the grid, once all its runs are finished."""
     b = benchmark_of(replication, folder, ())
     found = []
     for arm, setting, contender in tuning_contenders(replication, partial(keep_members, folder)):
@@ -268,7 +268,7 @@ def tried_settings(replication: Replication, folder: Path) -> list[Tried]:
 
 
 def choose_settings(tried: Sequence[Tried]) -> dict[str, Setting]:
-    """Each arm's setting: the highest AUC; one with a diverged run is chosen last."""
+    """Choose each arm's setting by the highest AUC; a setting with a diverged run comes last."""
     best: dict[str, Tried] = {}
     for each in tried:
         score = -np.inf if np.isnan(each.auc) else each.auc
@@ -278,13 +278,13 @@ def choose_settings(tried: Sequence[Tried]) -> dict[str, Setting]:
     return {name: each.setting for name, each in best.items()}
 
 
-# What is run
+# The runs
 
 
 def benchmark_of(
     replication: Replication, folder: Path, contenders: Sequence[Contender]
 ) -> Benchmark:
-    """The contenders beside the classical optimizers, on the experiment's task."""
+    """Return the comparison of contenders and classical optimizers, on the experiment's task."""
     suite = task_suite(
         replication.environment,
         rollouts=replication.rollouts,
@@ -299,12 +299,12 @@ def benchmark_of(
 
 
 def reported_trainings(arm: Arm, setting: Setting) -> list[Trained]:
-    """The meta-trainings of an arm that are reported."""
+    """Return an arm's reported meta-trainings."""
     return [make_training(arm, setting, seed) for seed in range(arm.meta_seeds)]
 
 
 def control_trainings(arm: Arm, setting: Setting) -> list[Trained]:
-    """The untrained rule: one where its heads start at zero, else one for each meta-seed."""
+    """Return the untrained rule: once if its heads start at zero, else once per meta-seed."""
     spec, _ = build(arm.recipe)
     seeds = range(1 if spec.zero_head else arm.meta_seeds)
     return [make_training(arm, setting, seed, trained=False) for seed in seeds]
@@ -313,7 +313,7 @@ def control_trainings(arm: Arm, setting: Setting) -> list[Trained]:
 def contenders_of(
     replication: Replication, settings: Mapping[str, Setting], members_of: Members
 ) -> tuple[list[Contender], dict[str, tuple[str, ...]]]:
-    """Every arm, with its step as trained and tuned, and its control; and what failed."""
+    """Return every arm, with its step as trained and tuned, and its control; and the failures."""
     contenders, failures = [], {}
     for arm in replication.arms:
         setting, alpha = settings[arm.name], arm.recipe.learning_rate[0]
@@ -333,7 +333,7 @@ def contenders_of(
 
 @dataclass(frozen=True)
 class Replicated:
-    """What an experiment came to.
+    """The outcome of an experiment.
 
     Attributes:
         results: the comparison.
@@ -352,17 +352,17 @@ def run_replication(
     workers: Workers = Workers(),
     on_progress: Callable[..., None] = lambda *_, **__: None,
 ) -> Replicated:
-    """Run all that is not yet done, and read the results.
+    """Run all unfinished jobs, and read the results.
 
     Args:
         replication: the experiment.
         folder: where finished jobs are kept.
-        workers: who runs them.
-        on_progress: called with jobs done, jobs in all, and what the last one was.
+        workers: run the jobs.
+        on_progress: called with the finished jobs, all jobs, and a description of the last job.
 
     Raises:
-        JobError: a job failed; all that is finished is kept.
-        ClusterError: there is no such cluster.
+        JobError: a job failed; all finished jobs are kept.
+        ClusterError: the cluster does not exist.
     """
     members = partial(keep_members, folder)
     with open_pool(folder, workers) as pool:
@@ -407,7 +407,7 @@ def _reported_trainings(replication: Replication, settings: Mapping[str, Setting
 
 
 def _all_jobs(replication: Replication, folder: Path) -> list[Job]:
-    """All jobs that there can be, with names in place of weights that nobody has yet."""
+    """Return all possible jobs, with placeholder names for weights that do not exist yet."""
 
     def members(wanted: Sequence[Trained]) -> tuple[tuple[Maker, ...], tuple[str, ...]]:
         return tuple(Maker(weights=training_job(x).address) for x in wanted), ()

@@ -1,6 +1,6 @@
-"""What a study found: plain values between the runner, which makes them, and the report.
+"""The results of a study: plain values that the runner makes and the report reads.
 
-A report never trains, so everything that it shows is here.
+A report never trains, so this module holds everything that a report shows.
 """
 
 from collections.abc import Mapping
@@ -26,16 +26,16 @@ class Row:
         label: for people ("Linear update function").
         kind: why it is in the study.
         change: the one field that differs from the reference ("structure: adaptive -> linear"); for
-            a baseline how it was tuned.
+            a baseline, how it was tuned.
         ablation: title of the plan's ablation that asked for it, if one did.
-        curves: what its runs reported of the first metric, one `Curves` for each meta-seed (one in
-            all where nothing is trained); a number is a curve of length 1.
+        curves: reports of its runs on the first metric, one `Curves` for each meta-seed (only one
+            if nothing is trained); a number is a curve of length 1.
         stress: short runs at multiples of the step, scale -> `Curves` of all meta-seeds together.
-        failures: meta-seeds whose meta-training ran out of finite numbers, with the message.
-        settings: what it was tuned to ("meta-learning rate": 0.003, "step scale": 1.0, ...).
-        at_edge: those of them that are an end of their grid, in words.
+        failures: meta-seeds whose meta-training diverged, with the message.
+        settings: the tuned settings ("meta-learning rate": 0.003, "step scale": 1.0, ...).
+        at_edge: the tuned settings that lie at an end of their grid, in words.
         seconds: wall-clock time of trainings and runs.
-        more: the same as `curves` for every further metric that is reported.
+        more: the same as `curves` for every further reported metric.
     """
 
     key: str
@@ -57,12 +57,12 @@ class StudyResults:
     """Everything that a report shows.
 
     Attributes:
-        plan: the plan as read.
+        plan: the parsed plan.
         mapped: its ablations, mapped to components.
-        rows: the reference first.
-        floor: return of the untrained policy on the task, the 0 of normalised returns; None where
-            the experiment has no such runs.
-        ceiling: final return of the best classical optimizer, the 1 of them; likewise.
+        rows: all rows, the reference first.
+        floor: return of the untrained policy on the task, the 0 of normalised returns; None if the
+            experiment has no such runs.
+        ceiling: final return of the best classical optimizer, the 1 of normalised returns; or None.
         identity: the identity experiment, where the plan asks for it.
         task: name of the task.
         scale: name of the scale and all its settings.
@@ -70,11 +70,11 @@ class StudyResults:
         versions: package -> version; "code" -> the start of the hash of the code.
         started: ISO 8601 time at which the study was started.
         method: name of the method.
-        metrics: what the experiment measures, the one that rows are judged by first.
-        trained: whether rows have meta-seeds; else every seed is a whole run of its own.
-        steps: what the horizontal axis of curves counts.
-        predictions: what the plan expects of rows, as sealed before the first cell, by key.
-        left_out: labels of the rows that the budget had no time for.
+        metrics: all measured metrics, the one that judges rows first.
+        trained: whether rows have meta-seeds; if not, every seed is a whole run of its own.
+        steps: unit of the horizontal axis of curves.
+        predictions: the plan's expectations for rows, as sealed before the first cell, by key.
+        left_out: labels of the rows that did not fit into the budget.
     """
 
     plan: Plan

@@ -1,8 +1,8 @@
-"""Running a study: from a plan to jobs, from jobs to results.
+"""Runs a study: turns a plan into jobs, and jobs into results.
 
-Every row is tuned with an equal budget on seeds that are not reported, trained where the experiment
-trains anything, tuned again, and reported. Finished jobs are in the folder, so a study that was
-stopped goes on where it was.
+Every row is tuned with an equal budget on tuning seeds, trained if the experiment trains anything,
+tuned again, and reported. Finished jobs stay in the folder, so an interrupted study resumes where
+it stopped.
 """
 
 import math
@@ -39,7 +39,7 @@ from optim4rl.study.schedule import (
 )
 from optim4rl.study.work import Member
 
-# Called when a job is finished: jobs done, jobs in all, what it was; `left` is seconds.
+# Called after each job with the finished jobs, all jobs, and a description; `left` is in seconds.
 OnProgress = Callable[..., None]
 
 
@@ -52,21 +52,21 @@ def run_study(
     budget: float | None = None,
     on_progress: OnProgress = lambda *_, **__: None,
 ) -> StudyResults:
-    """Run all that is not yet done, and collect the results.
+    """Run all unfinished jobs, and collect the results.
 
     Args:
-        study: what to run.
-        folder: where results go, and where finished ones are found.
+        study: the study to run.
+        folder: receives results, and provides finished ones.
         command: the command to record in the report.
-        workers: who runs it.
-        budget: minutes. The reference and the controls come first, then the plan's replacements in
-            order of priority, each whole, while the next one is likely to be done in time. The
-            others are left out, and the report says so. None runs all, side by side.
+        workers: run the jobs.
+        budget: minutes. The reference and the controls come first. Then the plan's replacements run
+            in order of priority, each one whole, while the next is likely to finish in time. The
+            report names the rows that are left out. None runs all rows, side by side.
         on_progress: called before the first job and after each one.
 
     Raises:
-        JobError: a job failed; all others that were started are kept.
-        ClusterError: there is no such cluster.
+        JobError: a job failed; all other started jobs are kept.
+        ClusterError: the cluster does not exist.
     """
     record_study(study, folder, command)
     seal(study.candidates, folder)
@@ -76,7 +76,7 @@ def run_study(
         stages = Stages(pool, folder, expected_jobs(study), on_progress)
         parts = _parts(study, one_by_one=deadline is not None)
         for index, part in enumerate(parts):
-            # The reference and the controls, which come first, are what all else needs.
+            # Everything else needs the reference and the controls, so they come first.
             if index and (left_out or _seconds_needed(part, folder, workers) > _left(deadline)):
                 left_out |= {x.key for x in part.candidates}
                 continue
@@ -89,7 +89,7 @@ def run_study(
 
 
 def _run(study: Study, folder: Path, stages: Stages, *, last: bool) -> None:
-    """Tune, train, choose and report some rows, which are a study by themselves."""
+    """Tune, train, choose and report some rows, which form a study by themselves."""
     tuned = [member for each in to_tune(study) for member in tuning_members(study, *each)]
     stages.run(trainings(tuned))
     stages.run([x for m in alive(folder, tuned) for x in scoring_jobs(study, folder, m)])
@@ -101,7 +101,7 @@ def _run(study: Study, folder: Path, stages: Stages, *, last: bool) -> None:
 
 
 def _tune(study: Study, folder: Path, found: Sequence[Member], stages: Stages) -> None:
-    """Run every member's grid, and what its best value asks for beyond the edge of it."""
+    """Run every member's grid, and extend it while its best value lies at the edge."""
     grids: list[list[Values]] = [list(points(m.candidate.grid)) for m in found]
     while True:
         each = zip(found, grids, strict=True)
@@ -113,7 +113,7 @@ def _tune(study: Study, folder: Path, found: Sequence[Member], stages: Stages) -
 
 
 def _shown_jobs(study: Study, folder: Path, found: Sequence[Member]) -> list[Job]:
-    """The reported runs of members at the points chosen."""
+    """Return the reported runs of members at the chosen points."""
     chosen = [(member, choose(study, folder, member).point) for member in found]
     return [job for member, point in chosen for job in reported_jobs(study, folder, member, point)]
 
@@ -122,7 +122,7 @@ def _shown_jobs(study: Study, folder: Path, found: Sequence[Member]) -> list[Job
 
 
 def _parts(study: Study, *, one_by_one: bool) -> list[Study]:
-    """The whole study, or its rows in order of priority; first those that every study has."""
+    """Return the whole study, or its rows by priority after the rows of every study."""
     replacements = [x.key for x in study.candidates if x.kind == "replacement"]
     if not one_by_one:
         return [study]
@@ -134,11 +134,11 @@ def _parts(study: Study, *, one_by_one: bool) -> list[Study]:
 
 
 def _seconds_needed(study: Study, folder: Path, workers: Workers) -> float:
-    """What some rows are likely to take, by the mean time of the cells that are finished."""
+    """Predict the seconds that some rows take, from the mean time of finished cells."""
     try:
         found = living(study, folder, choose_trainings(study, folder))
         wanted = _shown_jobs(study, folder, found)
-    except StoreError:  # So far that nobody knows what is chosen.
+    except StoreError:  # The choices are not known yet.
         wanted = expected_jobs(study)
     taken: dict[str, list[float]] = {}
     for _, question, info in finished_jobs(folder):

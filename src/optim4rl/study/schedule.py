@@ -1,4 +1,4 @@
-"""What a study runs, and how points of grids are chosen: on seeds that are never reported."""
+"""Schedules the jobs of a study, and chooses points of grids on seeds that are never reported."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from optim4rl.study.experiment import TUNING_META_SEED, Values, points
 from optim4rl.study.layout import Study
 from optim4rl.study.work import Candidate, Member
 
-# A candidate's values of the grid of trainings, by its key.
+# The values of each candidate, by its key, in the grid of trainings.
 Chosen = dict[str, Values]
 
 
-# What is run
+# The jobs
 
 
 def members(study: Study, candidate: Candidate, values: Values) -> list[Member]:
-    """The reported trainings of a candidate."""
-    # What is not trained is one, whatever its seed.
+    """Return the reported trainings of a candidate."""
+    # A candidate that is not trained has one member, whatever the number of meta-seeds.
     count = study.experiment.meta_seeds if candidate.trained and study.experiment.trains else 1
     return [_member(study, candidate, values, seed) for seed in range(count)]
 
 
 def tuning_members(study: Study, candidate: Candidate, values: Values) -> list[Member]:
-    """The trainings that a point of the grid of trainings is judged by."""
+    """Return the trainings that judge a point of the grid of trainings."""
     seeds = range(TUNING_META_SEED, TUNING_META_SEED + study.experiment.tuning_meta_seeds)
     return [_member(study, candidate, values, seed) for seed in seeds]
 
@@ -41,7 +41,7 @@ def _member(study: Study, candidate: Candidate, values: Values, seed: int) -> Me
 
 
 def to_tune(study: Study) -> list[tuple[Candidate, Values]]:
-    """The candidates and points of the grid of trainings to choose from; none without a choice."""
+    """Return the candidates and points of the grid of trainings; empty if there is no choice."""
     grid = points(study.experiment.train_grid)
     if len(grid) == 1 or not study.experiment.trains:
         return []
@@ -54,7 +54,7 @@ def trainings(found: Sequence[Member]) -> list[Job]:
 
 
 def alive(folder: Path, found: Sequence[Member]) -> list[Member]:
-    """Those whose training did not diverge.
+    """Return the members whose training did not diverge.
 
     Raises:
         StoreError: a training is not finished, or its result is damaged.
@@ -63,14 +63,14 @@ def alive(folder: Path, found: Sequence[Member]) -> list[Member]:
 
 
 def failure(folder: Path, member: Member) -> str | None:
-    """How a member's training diverged; None where it did not."""
+    """Describe how a member's training diverged; None if it did not."""
     if member.training is None:
         return None
     return get_result(folder, member.training).info.get("failure")
 
 
 def scoring_jobs(study: Study, folder: Path | None, member: Member) -> list[Job]:
-    """A member at every point of its grid, on the tuning seeds."""
+    """Return a member's runs at every point of its grid, on the tuning seeds."""
     grid, seeds = points(member.candidate.grid), study.experiment.protocol.tuning
     return study.work.runs(folder, member, grid, seeds)
 
@@ -78,13 +78,13 @@ def scoring_jobs(study: Study, folder: Path | None, member: Member) -> list[Job]
 def tuning_jobs(
     study: Study, folder: Path | None, member: Member, grid: Sequence[Values] = ()
 ) -> list[Job]:
-    """The runs that choose a member's point of a grid, by default its first one; maybe none."""
+    """Return the runs that choose a member's point of a grid; may be empty."""
     grid, seeds = grid or points(member.candidate.grid), study.experiment.protocol.tuning
     return study.work.runs(folder, member, grid, seeds) if len(grid) > 1 else []
 
 
 def reported_jobs(study: Study, folder: Path | None, member: Member, point: Values) -> list[Job]:
-    """The runs that show a member at a point, and its stress test."""
+    """Return the runs that show a member at a point, and its stress test."""
     seeds = study.experiment.protocol.reported
     return [
         *study.work.runs(folder, member, [point], seeds),
@@ -93,10 +93,10 @@ def reported_jobs(study: Study, folder: Path | None, member: Member, point: Valu
 
 
 def opening_jobs(study: Study, folder: Path | None, chosen: Chosen) -> list[Job]:
-    """What needs no training of this study, and the trainings.
+    """Return the trainings, and the jobs that need no training of this study.
 
-    Seeds are the outer loop: workers compile different variants first, and find each other's
-    programs in the compilation cache later.
+    Seeds are the outer loop: workers compile different variants first, and later find each
+    other's programs in the compilation cache.
     """
     by_candidate = [members(study, x, chosen[x.key]) for x in study.candidates]
     jobs = [*study.work.once(study.metrics), *study.work.floor()]
@@ -108,7 +108,7 @@ def opening_jobs(study: Study, folder: Path | None, chosen: Chosen) -> list[Job]
 
 
 def living(study: Study, folder: Path, chosen: Chosen) -> list[Member]:
-    """All members of a study that can be run.
+    """Return all members of a study that can be run.
 
     Raises:
         StoreError: a training is not finished.
@@ -121,7 +121,7 @@ def living(study: Study, folder: Path, chosen: Chosen) -> list[Member]:
 
 
 def expected_jobs(study: Study) -> list[Job]:
-    """All jobs that a study can have, with names in place of artefacts that nobody has yet."""
+    """Return all possible jobs of a study, with placeholders for artefacts that do not exist."""
     first: Chosen = {x.key: points(study.experiment.train_grid)[0] for x in study.candidates}
     jobs: list[Job] = []
     for candidate, values in to_tune(study):
@@ -145,7 +145,7 @@ class Choice:
 
     Attributes:
         point: the values.
-        at_edge: the names of those that are an end of their grid.
+        at_edge: names of the values at an end of their grid.
         grid: all points that were tried.
     """
 
@@ -157,9 +157,9 @@ class Choice:
 def scores(
     study: Study, folder: Path, member: Member, grid: Sequence[Values]
 ) -> Float[np.ndarray, " point"]:
-    """A member's mean on the tuning seeds at every point, higher is better; -inf if one diverged.
+    """Return a member's mean on the tuning seeds at each point; higher is better, -inf: diverged.
 
-    The mean over a curve by the first metric, or the number itself.
+    The mean is over a curve of the first metric; a number counts as it is.
     """
     metric = study.experiment.metrics[0]
     found = study.work.read(folder, member, grid, study.experiment.protocol.tuning)
@@ -169,7 +169,7 @@ def scores(
 
 
 def wider(study: Study, folder: Path, member: Member, grid: Sequence[Values]) -> list[Values]:
-    """A grid of one number with what its best value asks for beyond its edge (`Tuning.beyond`)."""
+    """Extend a grid of one number beyond its edge if its best value is there (`Tuning.beyond`)."""
     limit, values = study.experiment.protocol.extensions, list(member.candidate.grid.items())
     if len(values) != 1 or len(grid) == 1 or not limit:
         return list(grid)
@@ -185,10 +185,10 @@ def wider(study: Study, folder: Path, member: Member, grid: Sequence[Values]) ->
 
 
 def tuned_grid(study: Study, folder: Path, member: Member) -> list[Values]:
-    """A member's grid, extended as far as its best values asked for.
+    """Return a member's grid with all extensions that its best values required.
 
     Raises:
-        StoreError: a run that it asks for is not finished.
+        StoreError: a run of an extension is not finished.
     """
     grid: list[Values] = list(points(member.candidate.grid))
     while (further := wider(study, folder, member, grid)) != grid:
@@ -197,7 +197,7 @@ def tuned_grid(study: Study, folder: Path, member: Member) -> list[Values]:
 
 
 def choose(study: Study, folder: Path, member: Member) -> Choice:
-    """The point with the best mean on the tuning seeds, which are never reported."""
+    """Choose the point with the best mean on the tuning seeds, which are never reported."""
     grid = tuned_grid(study, folder, member)
     if len(grid) == 1:
         return Choice(grid[0], (), grid)
@@ -206,7 +206,7 @@ def choose(study: Study, folder: Path, member: Member) -> Choice:
 
 
 def edges(point: Values, grid: Sequence[Values]) -> tuple[str, ...]:
-    """The names of numbers that are the first or last of several, so that more may be better."""
+    """Return the names of numbers at the first or last of several values: more may be better."""
     ends = []
     for name, value in point.items():
         values = list(dict.fromkeys(x[name] for x in grid))
@@ -217,10 +217,10 @@ def edges(point: Values, grid: Sequence[Values]) -> tuple[str, ...]:
 
 
 def choose_trainings(study: Study, folder: Path) -> Chosen:
-    """Each candidate's point of the grid of trainings: the best mean of its tuning meta-seeds.
+    """Choose each candidate's point of the grid of trainings by the mean of its tuning meta-seeds.
 
-    A meta-seed's score is that of its best point of runs. A point at which a training diverged, or
-    a run did, is chosen last.
+    A meta-seed's score is the score of its best point of runs. A point at which a training or a
+    run diverged is chosen last.
     """
     grid = points(study.experiment.train_grid)
     found: dict[str, list[float]] = {}

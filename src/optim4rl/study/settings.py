@@ -1,4 +1,4 @@
-"""How large a study is: what is trained, on what, how often, and how it is evaluated."""
+"""The size of a study: its task, its trainings, its evaluation, and the number of each."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +13,7 @@ IdentityScale = Literal["smoke", "quick", "paper"]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Meta-training of every variant, apart from what a variant replaces.
+    """Meta-training of every variant; a variant may replace some settings.
 
     Attributes:
         width: units of the agents' dense layer.
@@ -50,21 +50,21 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How every optimizer of a study is evaluated.
+    """The evaluation of every optimizer of a study.
 
     Attributes:
         width: units of the agent's dense layer.
         num_envs: environments of the agent.
         updates: updates of each run.
-        seeds: reported runs.
-        tuning_seeds: runs that each rate is judged by.
-        classical_rates: learning rates that classical optimizers are tuned over.
-        step_scales: multiples of alpha that learned optimizers are tuned over.
+        seeds: number of reported runs.
+        tuning_seeds: number of runs that judge each rate.
+        classical_rates: learning rates for tuning classical optimizers.
+        step_scales: multiples of alpha for tuning learned optimizers.
         stress_scales: multiples of the tuned rate in the stress test.
         stress_updates: updates of each stress run.
         stress_seeds: stress runs at each scale.
-        extensions: half decades by which a grid of rates or step scales is extended, at most, on a
-            side where its best value is at the edge.
+        extensions: the most half decades by which a grid of rates or step scales is extended, on a
+            side where its best value lies at the edge.
     """
 
     width: int = 64
@@ -96,7 +96,7 @@ class EvaluationSettings:
 
     @property
     def protocol(self) -> Protocol:
-        """How often each optimizer is run."""
+        """Return how often each optimizer runs."""
         return Protocol(
             self.seeds,
             self.tuning_seeds,
@@ -106,7 +106,7 @@ class EvaluationSettings:
         )
 
     def suite(self, environment: str) -> Suite:
-        """The study's task as a suite of one."""
+        """Return the study's task as a suite of one task."""
         return task_suite(
             environment,
             rollouts=self.updates,
@@ -122,10 +122,10 @@ class StudySettings:
 
     Attributes:
         environment: the task, by name.
-        meta_seeds: meta-trainings of every variant that are reported.
-        meta_learning_rates: chosen per variant where there are several.
-        tuning_meta_seeds: meta-trainings that each meta-learning rate is judged by, others than the
-            reported ones.
+        meta_seeds: number of reported meta-trainings of every variant.
+        meta_learning_rates: the rate is chosen per variant if there are several.
+        tuning_meta_seeds: number of meta-trainings that judge each meta-learning rate; their seeds
+            differ from the reported ones.
         identity: scale of the identity experiment.
         training: meta-training.
         evaluation: evaluation.
@@ -144,7 +144,7 @@ class StudySettings:
         require_grid("meta_learning_rates", self.meta_learning_rates)
 
 
-# Seconds: proves that the machinery runs, and nothing else.
+# Seconds: shows only that everything runs.
 SMOKE = StudySettings(
     meta_seeds=2,
     identity="smoke",
@@ -162,10 +162,10 @@ SMOKE = StudySettings(
     ),
 )
 
-# Minutes on two cores: many environments to an agent and narrow agents in meta-training.
+# Minutes on two cores: many environments per agent and narrow agents in meta-training.
 QUICK = StudySettings()
 
-# Half an hour: quick's work, everything tuned, and enough meta-seeds for the test to speak.
+# Half an hour: as much work as quick, everything tuned, enough meta-seeds for the test.
 STANDARD = replace(
     QUICK,
     meta_seeds=10,
@@ -179,7 +179,7 @@ STANDARD = replace(
 )
 
 # Hours: the paper's protocol on Catch (64 agents of one environment each, 5e5 steps), everything
-# tuned, agents of the paper's width, and enough seeds for the test to speak.
+# tuned, agents of the paper's width, and enough seeds for the test.
 PAPER = StudySettings(
     meta_seeds=6,
     meta_learning_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
@@ -203,8 +203,8 @@ PAPER = StudySettings(
     ),
 )
 
-# The same on the paper's small grid world: 512 agents of one environment each, 3e7 steps, and as
-# many of evaluation with 512 environments.
+# The same on the paper's small grid world: 512 agents of one environment each for 3e7 steps.
+# Evaluation takes as many steps, with 512 environments.
 PAPER_SMALL_DENSE_LONG = replace(
     PAPER,
     environment="small_dense_long",
@@ -234,7 +234,7 @@ SCALES: dict[str, StudySettings] = {
 
 
 def settings_at(scale: str, environment: str) -> StudySettings:
-    """The settings of a scale on a task. At the scale "paper", small_dense_long has its own."""
+    """Return the settings of a scale on a task; small_dense_long has its own at scale "paper"."""
     own = (PAPER_SMALL_DENSE_LONG,) if scale == "paper" else ()
     found = next((x for x in own if x.environment == environment), SCALES[scale])
     return replace(found, environment=environment)

@@ -1,8 +1,8 @@
-"""Experiments in users' files: `my_method.py:experiment`.
+"""Loads experiments from users' files: `my_method.py:experiment`.
 
-A study keeps a copy of the file, and of the modules beside it that it imports, under a hash of them
-all. Workers read that copy, wherever they are, so that a study is of one file from its first cell
-to its page, and a file that has changed is another experiment with cells of its own.
+A study keeps a copy of the file and of the modules beside it that it imports, under a hash of them
+all. All workers read that copy, so every cell and the report come from the same code. A changed
+file is another experiment with its own cells.
 """
 
 import ast
@@ -26,14 +26,14 @@ FOLDER = "experiments"
 
 @dataclass(frozen=True)
 class Source:
-    """A user's file and what it imports.
+    """A user's file and its imports.
 
     Attributes:
         file: the file's name.
-        name: the experiment's name in it.
+        name: the experiment's name in the file.
         address: a hash of the file and of the modules beside it that it imports.
         modules: the names of their files.
-        packages: the version of every further package that they import.
+        packages: the version of every other package that they import.
     """
 
     file: str
@@ -44,17 +44,17 @@ class Source:
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "Source":
-        """What `to_json` wrote."""
+        """Read the values that `to_json` wrote."""
         names = {name: str(values[name]) for name in ("file", "name", "address")}
         return cls(**names, modules=tuple(values["modules"]), packages=dict(values["packages"]))
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The copies, as paths below a study's folder."""
+        """Return the copies, as paths below a study's folder."""
         return tuple(f"{FOLDER}/{self.address}/{name}" for name in (self.file, *self.modules))
 
     def load(self, folder: Path) -> Experiment:
-        """The experiment of the copy in a study's folder.
+        """Load the experiment from the copy in a study's folder.
 
         Raises:
             ValueError: it cannot be loaded, or a package has another version here.
@@ -70,10 +70,10 @@ class Source:
 
 
 def split_name(text: str) -> tuple[Path, str]:
-    """The file and the name in "PATH.py:NAME".
+    """Split "PATH.py:NAME" into the file and the name.
 
     Raises:
-        ValueError: it is not of that form, or there is no such file.
+        ValueError: the text has another form, or the file does not exist.
     """
     path, _, name = text.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
@@ -84,10 +84,10 @@ def split_name(text: str) -> tuple[Path, str]:
 
 
 def read_source(text: str) -> Source:
-    """What "PATH.py:NAME" names, as it is now.
+    """Read the current source of "PATH.py:NAME".
 
     Raises:
-        ValueError: there is no such file, or it is no Python.
+        ValueError: the file does not exist, or is not valid Python.
     """
     path, name = split_name(text)
     files = _local_files(path)
@@ -114,7 +114,7 @@ def keep_source(source: Source, text: str, folder: Path) -> None:
 
 @cache
 def load_experiment(path: Path, name: str) -> Experiment:
-    """The experiment of a file, which is run once in a process.
+    """Load the experiment of a file, which runs once in a process.
 
     Raises:
         ValueError: the file raises an error, or the name is no experiment; the message says which.
@@ -136,14 +136,14 @@ def load_experiment(path: Path, name: str) -> Experiment:
 
 @cache
 def _run(path: Path) -> Any:
-    """The file as a module."""
-    # By its contents' place and not by its stem alone: two copies are two modules.
+    """Run the file as a module."""
+    # The module's name comes from the path of its contents: two copies are two modules.
     name = f"_experiment_{path.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Annotations of its dataclasses are looked up there.
+    sys.modules[name] = module  # Dataclasses look their annotations up there.
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
@@ -153,7 +153,7 @@ def _run(path: Path) -> Any:
 
 
 def explain(error: BaseException, path: Path) -> str:
-    """An error in a few words, with the last line of the file, or of one beside it, that it met."""
+    """Describe an error in a few words, with the last line of the user's files that it passed."""
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -168,7 +168,7 @@ def explain(error: BaseException, path: Path) -> str:
 
 
 def _local_files(path: Path) -> list[Path]:
-    """The file, and the modules beside it that it imports, directly or through each other."""
+    """Return the file and the modules beside it that it imports, directly or indirectly."""
     found = {path.name: path}
     waiting = [path]
     while waiting:
@@ -182,10 +182,10 @@ def _local_files(path: Path) -> list[Path]:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """The first part of the name of every module that a file imports.
+    """Yield the top-level name of every module that a file imports.
 
     Raises:
-        ValueError: it is no Python.
+        ValueError: the file is not valid Python.
     """
     try:
         tree = ast.parse(read_file(path))
@@ -200,7 +200,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
-    """The installed packages by the modules that they hold; it takes a moment to look."""
+    """Return the installed packages by module name; the search takes a moment."""
     return metadata.packages_distributions()
 
 

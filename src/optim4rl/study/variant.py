@@ -1,4 +1,4 @@
-"""A variant of the method: the reference with at most one field replaced, and what it trains."""
+"""A variant of the method, the reference with at most one field replaced, and its training."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Environments = Literal["many", "one"]
 Width = Literal["narrow", "full"]
 Life = Literal["whole", "short"]
 
-# A short life is this share of a whole one, which spans a run of the evaluation.
+# The length of a short life as a share of a whole life, which lasts one run of the evaluation.
 SHORT_LIFE = 1 / 8
 
 
@@ -30,10 +30,10 @@ class Variant:
         cell: recurrent cell.
         resets: reset schedule of the agents; "staggered" is pipeline training.
         validation: meta-objective; "dense" counts every later rollout of a window.
-        environments: of each agent in meta-training, as many as the study's scale says or one, with
-            as many more agents.
-        width: of the agents' dense layer in meta-training, the scale's own or that of evaluation.
-        life: how long an agent of meta-training lives, the scale's own or an eighth of it.
+        environments: environments per agent in meta-training: the number of the study's scale, or
+            one with as many more agents.
+        width: units of the agents' dense layer in meta-training: the scale's or the evaluation's.
+        life: length of an agent's life in meta-training: the scale's or an eighth of it.
     """
 
     structure: str = "adaptive"
@@ -50,10 +50,10 @@ REFERENCE = Variant()
 
 
 def variant_spec(variant: Variant, clip: float | None) -> OptimizerSpec:
-    """The rule of a variant: Version A with the variant's choices.
+    """Return the rule of a variant: Version A with the variant's choices.
 
-    The heads start at zero, so that every variant starts as a known update (the reference as
-    sign-SGD) whatever its seed.
+    The heads start at zero, so every variant starts as a known update whatever its seed; the
+    reference starts as sign-SGD.
     """
     return OptimizerSpec(
         processing=PROCESSINGS[variant.processing](),
@@ -67,7 +67,7 @@ def variant_spec(variant: Variant, clip: float | None) -> OptimizerSpec:
 def variant_training(
     variant: Variant, training: TrainingSettings, evaluation_width: int
 ) -> TrainingSettings:
-    """The population, the agents and the lives that a variant is meta-trained with.
+    """Return the population, the agents and the lives of a variant's meta-training.
 
     Args:
         variant: the variant.

@@ -1,8 +1,8 @@
-"""The work of a study: how an experiment's trainings and runs become jobs, and are read again.
+"""The work of a study: turns trainings and runs of an experiment into jobs, and reads the results.
 
-The runner decides what is trained, tuned and reported; `Work` says how. There are two ways: one job
-for each run of a user's function (`given`), and batches of agents side by side for this project's
-own method (`own`).
+The runner decides which rows are trained, tuned and reported; `Work` makes the jobs. There are two
+implementations: one job for each run of a user's function (`given`), and batches of agents side by
+side for this project's own method (`own`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,25 @@ from optim4rl.jobs.job import Job
 from optim4rl.plans.ablation import Expectation
 from optim4rl.study.experiment import Grid, RowKind, Values
 
-# The curves of some runs by the name under which they are reported; a number is a curve of one.
+# The curves of some runs, by the name that reports them; a number is a curve of length one.
 Reported = Mapping[str, Curves]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row that the study runs, and why.
+    """A row that the study runs.
 
     Attributes:
         key: short and unique.
-        label: for people.
-        kind: why it is there.
-        settings: of the experiment, with at most one field replaced.
-        grid: what its runs are tuned over.
-        change: what differs from the reference.
+        label: name for people.
+        kind: why the row is in the study.
+        settings: settings of the experiment, with at most one field replaced.
+        grid: the grid for tuning its runs.
+        change: the difference from the reference.
         ablation: title of the plan's ablation that asked for it, if one did.
-        trained: whether it is trained before it is run, if the experiment trains anything.
-        priority: the plan's; a smaller one comes first.
-        expected: the plan's prediction against the reference, if it makes one.
+        trained: whether the row is trained before it runs, if the experiment trains anything.
+        priority: the plan's priority; smaller numbers come first.
+        expected: the plan's prediction against the reference, or None.
         tests: what the ablation tests, in the plan's words.
     """
 
@@ -52,12 +52,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Member:
-    """A candidate after one training of it; where nothing is trained there is one of each.
+    """A candidate after one training; a candidate without training has one member.
 
     Attributes:
-        candidate: what was trained.
-        meta_seed: of the training.
-        training: the job; None where there is none.
+        candidate: the trained candidate.
+        meta_seed: seed of the training.
+        training: the job; None if nothing is trained.
     """
 
     candidate: Candidate
@@ -67,48 +67,48 @@ class Member:
 
 @runtime_checkable
 class Work(Protocol):
-    """How the work of an experiment is done."""
+    """The protocol for the work of an experiment."""
 
     @property
     def module(self) -> str:
-        """The module whose code decides the results."""
+        """Return the module whose code decides the results."""
 
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
-        """A training at values of the grid of trainings; None where nothing is trained."""
+        """Return a training at values of the grid of trainings; None if nothing is trained."""
 
     def runs(
         self, folder: Path | None, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Job]:
-        """A member's runs at every point with every seed.
+        """Return a member's runs at every point with every seed.
 
         Args:
-            folder: where its training is; None: it is not done, and the jobs are only counted.
-            member: what is run.
+            folder: holds the training; None: the training is unfinished, and jobs are only counted.
+            member: the member to run.
             points: values of the grid of runs.
-            seeds: of the runs.
+            seeds: seeds of the runs.
         """
 
     def read(
         self, folder: Path, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Reported]:
-        """What the runs reported, point by point.
+        """Return the reports of the runs, point by point.
 
         Raises:
-            StoreError: one is missing or damaged.
-            ValueError: two of them do not fit together.
+            StoreError: a report is missing or damaged.
+            ValueError: two reports do not fit together.
         """
 
     def stress(self, folder: Path | None, member: Member, point: Values) -> list[Job]:
-        """Short runs at multiples of a point; none where the experiment has no such test."""
+        """Return short runs at multiples of a point; empty if the experiment has no such test."""
 
     def read_stress(self, folder: Path, member: Member, point: Values) -> Mapping[float, Curves]:
-        """What these reported, by multiple."""
+        """Return the reports of these short runs, by multiple."""
 
     def floor(self) -> list[Job]:
-        """Runs that learn nothing, for a scale of returns; none where there are no such runs."""
+        """Return runs that learn nothing, as the zero of returns; empty if there are none."""
 
     def read_floor(self, folder: Path) -> Curves | None:
-        """What these reported."""
+        """Return the reports of the runs that learn nothing."""
 
     def once(self, metrics: frozenset[str]) -> list[Job]:
-        """What some metrics need once for the whole study."""
+        """Return jobs that some metrics need once for the whole study."""

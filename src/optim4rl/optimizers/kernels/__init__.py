@@ -1,7 +1,7 @@
 """The rule as one primitive, in four implementations behind one interface.
 
-`interface.Kernel` is what they share, `select.choose` picks one. `plain` runs every rule, tensor by
-tensor. `xla` runs those that read single coordinates, in blocks; it is the oracle of the others.
-`native` (C++) runs the common ones on CPUs. `pallas` runs those with a GRU or an LSTM on GPUs,
-where it is asked for.
+All share the interface `interface.Kernel`; `select.choose` picks one. `plain` runs every rule,
+tensor by tensor. `xla` runs rules that read single coordinates, in blocks; the tests compare the
+other kernels with it. `native` (C++) runs the common rules on CPUs. `pallas` runs rules with a GRU
+or an LSTM on GPUs, if you ask for it.
 """

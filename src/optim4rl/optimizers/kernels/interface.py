@@ -1,4 +1,4 @@
-"""What every implementation of the rule offers: a step, and the replay of K steps with its VJP."""
+"""The interface of all kernels: one step of a rule, and the replay of K steps with its VJP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ KERNEL_NAMES: tuple[KernelName, ...] = get_args(KernelName)
 
 
 class Met(NamedTuple):
-    """What a rule meets that reads more than gradients; only `plain` runs such rules.
+    """Inputs of a rule that reads more than gradients; only `plain` runs such rules.
 
     Attributes:
         gradient: the gradient, or K of them.
-        extras: what the structure reads besides, in the same shape.
+        extras: further inputs of the structure, in the same shape.
     """
 
     gradient: Float[Array, "*K n"]
@@ -35,19 +35,19 @@ ReplayVjp = Callable[..., MetaParameters]
 class Kernel:
     """One implementation of the rule on flattened coordinates.
 
-    On CPUs it streams over them in constant memory; a replay on a GPU keeps the activations of K
-    steps. The functions are unbatched, and `jax.vmap` over agents is efficient in all of them.
-    Gradients, state and cotangents are constants: the only derivative is the one that `replay_vjp`
-    gives. `layout` says which tensors the coordinates belong to. A rule without further inputs and
-    without normalisation that reads single coordinates needs none.
+    On CPUs it streams over coordinates in constant memory; a replay on a GPU keeps the activations
+    of K steps. The functions are unbatched, and `jax.vmap` over agents is efficient in all of them.
+    Gradients, state and cotangents are constants: `replay_vjp` gives the only derivative. `layout`
+    maps the coordinates to tensors. A rule needs no layout if it reads single coordinates, has no
+    further inputs and is not normalised.
 
     Attributes:
         name: its name as an option.
-        refusal: why it cannot run a rule on this machine, in one line; None where it can.
+        refusal: returns in one line why it cannot run a rule on this machine; None if it can.
         step: `rule.step` on a gradient `[n]`: the direction and the new state.
         replay_vjp: the meta-gradient of `sum(cotangents * directions)`, all `[K, n]`, where the
             directions are K steps over recorded gradients from the state before them.
-        status: what it is on this machine, in one line.
+        status: describes it on this machine, in one line.
     """
 
     name: KernelName
@@ -58,7 +58,7 @@ class Kernel:
 
 
 def structure_refusal(spec: OptimizerSpec) -> str | None:
-    """Why only `plain` can run the rule, in one line; None if others can."""
+    """Return why only `plain` can run the rule, in one line; None if other kernels can."""
     structure = spec.structure
     if structure.tensorwise or structure.reads:
         return f"structure = {structure.name!r}: only those that read single coordinates"

@@ -1,9 +1,9 @@
 """The common rules in C++ for CPUs: `rule.cc` through XLA's foreign function interface.
 
-One source with vector extensions, compiled for AVX-512, AVX2, any x86-64 and any other CPU (NEON);
-`optim4rl.cpp.library` loads what suits the machine.
+One source with vector extensions is compiled for AVX-512, AVX2, any x86-64 and any other CPU
+(NEON); `optim4rl.cpp.library` loads the best version for the machine.
 
-Agents (`jax.vmap`) and chunks of coordinates are shared out to XLA's own threads. Results do not
+XLA's own threads share the agents (`jax.vmap`) and the chunks of coordinates. Results do not
 depend on the number of threads.
 """
 
@@ -24,7 +24,7 @@ from optim4rl.optimizers.structures import Anchored
 
 
 def refusal(spec: OptimizerSpec) -> str | None:
-    """Why this kernel cannot run the rule here, in one line; None where it can."""
+    """Return why this kernel cannot run the rule here, in one line; None if it can."""
     return packing.unknown_part(spec) or LIBRARY.refusal()
 
 
@@ -36,7 +36,7 @@ def step(
     *,
     layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
-    """`rule.step`; the state is updated in place where XLA finds that it can be."""
+    """Run `rule.step`; XLA updates the state in place if it can."""
     hidden = [h for carry in state.carries for h in carry]
     rows = (*hidden, state.moments)
     call = jax.ffi.ffi_call(
@@ -61,7 +61,7 @@ def replay_vjp(
     *,
     layout: Layout = (),
 ) -> MetaParameters:
-    """The meta-gradient of `sum(cotangents * directions)`, as `xla.replay_vjp` has it."""
+    """Return the meta-gradient of `sum(cotangents * directions)`, like `xla.replay_vjp`."""
     weights = _pack(spec, meta_parameters)
     call = jax.ffi.ffi_call(
         LIBRARY.target(packing.REPLAY),
@@ -102,7 +102,7 @@ def _unpack(
 
 
 def _clocks(spec: OptimizerSpec, age: Int[Array, ""], K: int) -> Float[Array, "K 4"]:
-    """What an anchored rule computes of the age alone, for each of K steps."""
+    """Return the values that an anchored rule computes from the age alone, for each of K steps."""
     structure = spec.structure
     if not isinstance(structure, Anchored):
         return jnp.zeros((K, 4), jnp.float32)
@@ -114,7 +114,7 @@ def _clocks(spec: OptimizerSpec, age: Int[Array, ""], K: int) -> Float[Array, "K
 
 
 def _attributes(spec: OptimizerSpec, layout: Layout, n: int) -> dict[str, Any]:
-    """The rule as `ffi.cc` reads it."""
+    """Return the rule in the form that `ffi.cc` reads."""
     runs = segments(spec.inputs, layout, n)
     return {
         "sizes": np.array(packing.sizes(spec), np.int64),

@@ -1,13 +1,13 @@
-"""Directions normalised tensor by tensor, after any kernel's step.
+"""Normalises directions tensor by tensor, after any kernel's step.
 
 - "layers": `s d`, with a constant `s` of the tensor (`tensors.layer_scale`). In some tensors
   (`tensors.is_centred`) the mean over the inputs is subtracted first. So it is a symmetric linear
-  map: a cotangent of the result goes through the same map to be one of `d`.
+  map: the same map turns a cotangent of the result into a cotangent of `d`.
 - "rms": `d / sqrt(mean(d^2) + epsilon)`, with the mean over the tensor.
 - "orthogonal": a kernel's `d = U S V'` becomes `U V'`, as large as `d`; vectors stay as they are.
   Muon does this to a momentum (Jordan 2024, https://kellerjordan.github.io/posts/muon).
 
-All couple the coordinates of a tensor, so they stay outside the kernels.
+All three couple the coordinates of a tensor, so they stay outside the kernels.
 """
 
 import dataclasses
@@ -24,28 +24,28 @@ from optim4rl.optimizers.tensors import EPSILON, is_centred, layer_scale, orthog
 
 
 def raw(spec: OptimizerSpec) -> OptimizerSpec:
-    """The rule before it is normalised and scaled."""
+    """Return the rule without its normalisation and scale."""
     return dataclasses.replace(spec, normalise="none", step_scale=1.0)
 
 
 def normalise(
     spec: OptimizerSpec, tensor: Tensor, direction: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """A tensor's raw direction, normalised as `spec.normalise` says, times `spec.step_scale`.
+    """Normalise a tensor's raw direction by `spec.normalise`, and multiply by `spec.step_scale`.
 
-    There may be several directions, along axes before the tensor's own.
+    Several directions may be stacked along axes before the tensor's own.
     """
     return spec.step_scale * _NORMALISE[spec.normalise](tensor, direction)
 
 
 def centre(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """A kernel's direction without what an output's inputs have in common."""
+    """Subtract from each output of a kernel's direction the mean over its inputs."""
     inputs = tuple(axis - len(tensor.shape) for axis in tensor.inputs)
     return direction - direction.mean(inputs, keepdims=True)
 
 
 def scale_to_unit_rms(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """One tensor's direction, scaled."""
+    """Scale one tensor's direction to a root mean square of 1."""
     axes = tuple(range(direction.ndim - len(tensor.shape), direction.ndim))
     mean_square = jnp.mean(jnp.square(direction), axes, keepdims=True)
     return direction * jax.lax.rsqrt(mean_square + EPSILON)
@@ -56,7 +56,7 @@ def _as_its_layer(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Ar
 
 
 def _orthogonal(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    # Where shardings are explicit, JAX merges no sharded axes and multiplies along none: gather.
+    # With explicit shardings, JAX neither merges nor contracts sharded axes, so gather first.
     own = jax.typeof(direction).sharding.spec
     if not any(own):
         return orthogonalise(tensor, direction)
@@ -74,7 +74,7 @@ _NORMALISE: dict[str, Callable[[Tensor, Array], Array]] = {
 def normalise_flat(
     spec: OptimizerSpec, layout: Layout, direction: Float[Array, "*K n"]
 ) -> Float[Array, "*K n"]:
-    """The same of all tensors of a layout, flattened one after the other."""
+    """Normalise all tensors of a layout, flattened one after the other."""
     axes = direction.shape[:-1]
     parts = [
         normalise(spec, tensor, direction[..., where].reshape(*axes, *tensor.shape))

@@ -1,4 +1,4 @@
-"""A rule as the C++ kernel reads it (`driver.h`): flat numbers, without JAX."""
+"""Packs a rule for the C++ kernel (`driver.h`): flat numbers, without JAX."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ _STRUCTURES = (Adaptive, Anchored, Mirrored)
 
 
 def unknown_part(spec: OptimizerSpec) -> str | None:
-    """Which part of the rule the kernel does not know, in one line; None where it knows all."""
+    """Return the part of the rule that the kernel does not know, in one line; None if none."""
     if spec.cell not in ("gru", "none"):
         return f"cell = {spec.cell!r}: only gru, none"
     if type(spec.structure) not in _STRUCTURES:
@@ -35,7 +35,7 @@ def unknown_part(spec: OptimizerSpec) -> str | None:
 
 
 def weight_names(spec: OptimizerSpec) -> Iterator[tuple[str, str]]:
-    """Network and name of each array of the weights, in the order in which they are packed."""
+    """Yield network and name of each array of the weights, in the order of packing."""
     for network in range(len(spec.networks)):
         if spec.cell != "none":
             for name in ("input", "bias", "hidden", "bias_new"):
@@ -46,7 +46,7 @@ def weight_names(spec: OptimizerSpec) -> Iterator[tuple[str, str]]:
 
 
 def sizes(spec: OptimizerSpec) -> list[int]:
-    """The rule's whole numbers, as `unpack_rule` of driver.h takes them."""
+    """Return the rule's whole numbers, in the order of `unpack_rule` in driver.h."""
     return [
         _PROCESSINGS.index(type(spec.processing)),
         _STRUCTURES.index(type(spec.structure)),
@@ -62,7 +62,7 @@ def sizes(spec: OptimizerSpec) -> list[int]:
 
 
 def settings(spec: OptimizerSpec) -> list[float]:
-    """The rule's settings, in the same way; those that it lacks are zero."""
+    """Return the rule's settings in the same order; missing settings are zero."""
     log = ("epsilon", "shift", "scale")
     own = ("epsilon", "beta1", "beta2", "beta_slow", "fresh_weight", "slow_weight")
     return [

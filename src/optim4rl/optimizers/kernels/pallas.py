@@ -6,10 +6,10 @@ float32 over the networks' matrices, padded with zeros to powers of two of at le
 kernel reads the carries that the forward kernel left after each step and recomputes the rest; each
 program sums the weights' gradients of its blocks, and those sums are added in a fixed order.
 
-What the networks read and the formula of the update are elementwise and left to XLA. So every
-processing and every structure that reads single coordinates runs here, with a GRU or an LSTM. They
-pass through the GPU's memory, as do the K cotangents of the directions: a replay keeps
-`K * (hidden + features + outputs)` floats for each coordinate.
+XLA computes the networks' inputs and the formula of the update, which are elementwise. So every
+processing and every structure that reads single coordinates runs here, with a GRU or an LSTM. The
+inputs and outputs pass through the GPU's memory, as do the K cotangents of the directions: a replay
+keeps `K * (hidden + features + outputs)` floats for each coordinate.
 
 Written without a GPU: tests compare the interpreter with the XLA kernel and lower the kernels to
 Triton, but nobody has measured speed, block size and number of warps. So "auto" does not choose
@@ -47,10 +47,10 @@ BLOCK = 64
 NUM_WARPS = 4
 # Programs of a backward pass: each writes its own sum of the weights' gradients.
 MAX_PROGRAMS = 1024
-# The smallest side of a matrix that Triton's dot takes.
+# The smallest side of a matrix that Triton's dot accepts.
 MIN_TILE = 16
 
-# Which of a cell's four products read the hidden state, and which the inputs.
+# Which of a cell's four products read the hidden state, and which read the inputs.
 _ALL = (True, True, True, True)
 _READS_HIDDEN: dict[CellKind, tuple[bool, ...]] = {"gru": (True, True, True, False), "lstm": _ALL}
 _READS_INPUTS: dict[CellKind, tuple[bool, ...]] = {"gru": (True, True, False, True), "lstm": _ALL}
@@ -61,7 +61,7 @@ class _Tiles(NamedTuple):
 
     Attributes:
         hidden: `[4, H, H]`, the cell's four products of the hidden state.
-        inputs: `[4, H, F]`, those of the inputs.
+        inputs: `[4, H, F]`, the cell's four products of the inputs.
         bias: `[4, H]`.
         head: for each layer its kernel `[P_out, P_in]` and bias `[P_out]`.
     """
@@ -81,7 +81,7 @@ def step(
     layout: Layout = (),
     interpret: bool = False,
 ) -> tuple[Float[Array, " n"], RuleState]:
-    """`rule.step`, the networks fused."""
+    """Run `rule.step` with fused networks."""
     features, readings = _read(spec, gradient[None], state, layout)
     outputs, carries = zip(
         *(
@@ -105,7 +105,7 @@ def replay_vjp(
     layout: Layout = (),
     interpret: bool = False,
 ) -> MetaParameters:
-    """The meta-gradient, as `Kernel.replay_vjp` has it.
+    """Return the meta-gradient, like `Kernel.replay_vjp`.
 
     Args:
         interpret: run the kernels in Pallas' interpreter, on any platform.
@@ -141,7 +141,7 @@ def _each(
 def _read(
     spec: OptimizerSpec, gradients: Float[Array, "K n"], state: RuleState, layout: Layout
 ) -> tuple[tuple[Float[Array, "K _ n"], ...], list[Reading]]:
-    """What each network reads at each step, and what the formula does."""
+    """Return the inputs of each network at each step, and the formula's own inputs."""
     n = gradients.shape[-1]
     rows = None
     if spec.inputs:
@@ -158,7 +158,7 @@ def _read(
 def _write(
     spec: OptimizerSpec, readings: list[Reading], outputs: tuple[Float[Array, "K _ n"], ...]
 ) -> Float[Array, "K n"]:
-    """The direction of each step."""
+    """Return the direction of each step."""
     return jnp.stack(
         [
             rule.write(spec, reading, tuple(x[k] for x in outputs))
@@ -182,7 +182,7 @@ def _tiles(cell: CellKind, weights: Weights) -> _Tiles:
 
 
 def _pad(x: Array, axes: int) -> Array:
-    """The last `axes` axes padded with zeros to sizes that Triton takes."""
+    """Pad the last `axes` axes with zeros to sizes that Triton accepts."""
     widths = [(0, max(MIN_TILE, pl.next_power_of_2(n)) - n) for n in x.shape[-axes:]]
     return jnp.pad(x, [(0, 0)] * (x.ndim - axes) + widths)
 
@@ -195,7 +195,7 @@ def _run(
     carry: Carry,
     interpret: bool,
 ) -> tuple[Float[Array, "K outputs n"], tuple[Float[Array, "K hidden n"], ...]]:
-    """The head's outputs, and the carry after each step."""
+    """Return the head's outputs, and the carry after each step."""
     K, _, n = inputs.shape
     outputs = weights[f"head{num_layers(weights) - 1}"].shape[0]
     shapes = (
@@ -222,7 +222,7 @@ def _run_backward(
     deltas: Float[Array, "K outputs n"],
     interpret: bool,
 ) -> _Tiles:
-    """The gradient of the tiles, given that of the outputs."""
+    """Return the gradient of the tiles, given the gradient of the outputs."""
     programs = min(pl.cdiv(inputs.shape[-1], BLOCK), MAX_PROGRAMS)
 
     def one_each(x: Array) -> pl.BlockSpec:
@@ -355,7 +355,7 @@ def _products(tiles: _Tiles, cell: CellKind, x: Array, h: Array) -> Rows:
 
 
 def _head(tiles: _Tiles, h: Array) -> list[Array]:
-    """What each layer of the head reads, and its outputs."""
+    """Return the input of each layer of the head, and the head's outputs."""
     layers = [h]
     for i, (kernel, bias) in enumerate(tiles.head):
         x = layers[-1] if i == 0 else jnp.maximum(layers[-1], 0.0)
@@ -365,7 +365,7 @@ def _head(tiles: _Tiles, h: Array) -> list[Array]:
 
 
 def _outers(deltas: Rows, x: Array, wanted: tuple[bool, ...]) -> tuple[Array, ...]:
-    """The gradient of each of four matrices that multiply `x`; zero where not wanted."""
+    """Return the gradient of each of four matrices that multiply `x`; zero if not wanted."""
     return tuple(
         _dot(delta, x, (1, 1)) if want else jnp.zeros((delta.shape[0], x.shape[0]), jnp.float32)
         for delta, want in zip(deltas, wanted, strict=True)
@@ -373,13 +373,13 @@ def _outers(deltas: Rows, x: Array, wanted: tuple[bool, ...]) -> tuple[Array, ..
 
 
 def _dot(a: Array, b: Array, contracted: tuple[int, int]) -> Array:
-    """A product over axis `contracted[0]` of `a` and `contracted[1]` of `b`, in exact float32."""
+    """Multiply over axis `contracted[0]` of `a` and `contracted[1]` of `b`, in exact float32."""
     axes = ((contracted[0],), (contracted[1],))
     return jax.lax.dot_general(a, b, (axes, ((), ())), precision=jax.lax.Precision.HIGHEST)
 
 
 def _load(ref: Any, rows: int, columns: Array, *step: Array) -> Array:
-    """A tile `[rows, columns]` of an array (of its entry `step`), zero beyond its edges."""
+    """Load a tile `[rows, columns]` of an array (of its entry `step`), zero beyond its edges."""
     where, mask = _tile(ref, rows, columns, step)
     return plgpu.load(where, mask=mask, other=0.0)
 

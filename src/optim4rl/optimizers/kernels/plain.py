@@ -1,6 +1,6 @@
-"""The rule in plain JAX, tensor by tensor: every rule, sharded as its tensors are.
+"""The rule in plain JAX, tensor by tensor: runs every rule, with its tensors' shardings.
 
-Rules that read whole tensors, parameters or noise run here alone.
+Only this kernel runs rules that read whole tensors, parameters or noise.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def step_tensor(
     *,
     tensor: Tensor,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
-    """One step on a tensor in its own shape: the normalised direction and the new state."""
+    """Run one step on a tensor in its own shape: return the normalised direction and new state."""
     rows = tensor_rows(spec.inputs, tensor)
     if rows is not None:
         rows = rows + jnp.zeros_like(gradient)[None]  # sharded as the gradient is
@@ -47,7 +47,7 @@ def step(
     *,
     layout: Layout,
 ) -> tuple[Float[Array, " n"], RuleState]:
-    """One step on all tensors of a layout, flattened one after the other."""
+    """Run one step on all tensors of a layout, flattened one after the other."""
     met = gradient if isinstance(gradient, Met) else Met(gradient, NO_EXTRAS)
     if spec.clip_norm is not None:
         met = met._replace(gradient=clip_flat(spec.clip_norm, layout, met.gradient))
@@ -78,9 +78,9 @@ def replay_vjp(
     *,
     layout: Layout,
 ) -> MetaParameters:
-    """The meta-gradient of `sum(cotangents * directions)`; the directions are K steps.
+    """Return the meta-gradient of `sum(cotangents * directions)`; the directions are K steps.
 
-    It keeps K states, and the activations of one step: those of the others are made again.
+    It keeps K states and the activations of one step, and recomputes all other activations.
     """
 
     def unroll(meta_parameters: MetaParameters) -> Float[Array, "K n"]:

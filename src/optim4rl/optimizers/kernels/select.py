@@ -1,4 +1,4 @@
-"""Choose the kernel of a rule: the fastest that can run it, or the one that is asked for."""
+"""Chooses the kernel of a rule: the fastest that can run it, or the one that you name."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The rule in XLA, on every machine; the oracle of the other kernels.
+"""The rule in XLA, on every machine; the tests compare the other kernels with it.
 
 The gradient enters a rule as a constant, so the meta-gradient through K inner updates needs no
 rollout: it is one VJP through K coordinate-wise steps, independent for each coordinate. Both passes
@@ -19,8 +19,8 @@ from optim4rl.optimizers.kernels.interface import Kernel, structure_refusal
 from optim4rl.optimizers.layout import Layout
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, step
 
-# Coordinates in one block: few enough for the working set to stay in cache, which for a replay
-# holds the activations of all its steps.
+# Coordinates in one block: few enough for the working set to stay in cache. For a replay, the
+# working set holds the activations of all its steps.
 BLOCK = 2048
 REPLAY_BLOCK = 512
 
@@ -34,7 +34,7 @@ def stream_step(
     block: int = BLOCK,
     layout: Layout = (),
 ) -> tuple[Float[Array, " n"], RuleState]:
-    """`rule.step`, one block of coordinates at a time."""
+    """Run `rule.step`, one block of coordinates at a time."""
     n = gradient.shape[0]
     block = _even(n, block)
     directions = _directions(spec, layout, gradient[None], state, block)
@@ -69,7 +69,7 @@ def unroll(
     state: RuleState,
     rows: Float[Array, "rows *shape"] | None = None,
 ) -> tuple[Float[Array, "K *shape"], RuleState]:
-    """The directions of K steps over recorded gradients, and the state after them."""
+    """Return the directions of K steps over recorded gradients, and the state after them."""
 
     def body(carry: RuleState, gradient: Array) -> tuple[RuleState, Array]:
         direction, carry = step(spec, meta_parameters, gradient, carry, rows)
@@ -89,14 +89,14 @@ def replay_vjp(
     block: int = REPLAY_BLOCK,
     layout: Layout = (),
 ) -> MetaParameters:
-    """The meta-gradient of `sum(cotangents * directions)`, where directions = K steps of the rule.
+    """Return the meta-gradient of `sum(cotangents * directions)`; directions = K steps of the rule.
 
     Args:
         gradients: the K gradients that the agent met, constants.
         state: the rule's state before the first of them, a constant.
-        cotangents: what one unit of each direction does to the meta-objective.
+        cotangents: effect of one unit of each direction on the meta-objective.
         block: coordinates held in memory at a time.
-        layout: what the coordinates belong to.
+        layout: tensors of the coordinates.
     """
     n = gradients.shape[-1]
     block = _even(n, block)
@@ -104,7 +104,7 @@ def replay_vjp(
 
     def accumulate(total: MetaParameters, index: Array) -> tuple[MetaParameters, None]:
         start = _start(index, block, n)
-        # The last block overlaps the one before it: what that one has counted is not counted again.
+        # The last block overlaps the one before it: do not count the shared coordinates twice.
         fresh = start + jnp.arange(block) >= index * block
         _, pullback = jax.vjp(lambda w: directions(w, start)[0], meta_parameters)
         part = jnp.where(fresh[None], _slice(cotangents, start, block), 0.0)
@@ -123,7 +123,7 @@ def _directions(
     state: RuleState,
     block: int,
 ) -> Callable[[MetaParameters, Int[Array, ""]], tuple[Float[Array, "K block"], RuleState]]:
-    """K steps over the block that starts at a coordinate, as a function of weights and start."""
+    """Run K steps over the block that starts at a coordinate, given weights and start."""
     runs = segments(spec.inputs, layout, gradients.shape[-1])
 
     def unroll_block(
@@ -143,7 +143,7 @@ def _num_blocks(n: int, block: int) -> int:
 
 
 def _even(n: int, block: int) -> int:
-    """The size at which as many blocks as of size `block` overlap least."""
+    """Return the block size at which as many blocks as of size `block` overlap least."""
     return -(-n // _num_blocks(n, block))
 
 
@@ -158,7 +158,7 @@ def _slice(x: Array, start: Array, block: int) -> Array:
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.vmap` runs it for one agent after the other.
+    """Make `jax.vmap` run the function for one agent after the other.
 
     Side by side, the blocks of all agents would not fit into the cache.
     """

@@ -128,7 +128,7 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
 
 
 def _named_components(method: Method) -> dict[str, str]:
-    """The components that the method has, each with the phrase of the registry that names it."""
+    """Return the method's components, each with the registry's phrase that names it."""
     components = method.known.components
     if method.is_own:
         return {component.key: component.phrases[0] for component in components}

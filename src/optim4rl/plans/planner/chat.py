@@ -182,7 +182,7 @@ class ChatModel:
         self._ways = _ways(schema)
 
     def ask(self, messages: list[Message]) -> Answer:
-        """One answer.
+        """Return one answer.
 
         Raises:
             ChatError: the endpoint cannot be reached, refuses the request for good, takes too long,
@@ -244,7 +244,7 @@ class ChatModel:
         return ChatError(f"{self._endpoint}: {self._hide(one_line(str(error)))}")
 
     def _read(self, raw: str) -> Answer:
-        """The answer in a response, nothing of which is taken for granted."""
+        """Read the answer in a response, and check every part of it."""
         try:
             body = json.loads(raw)
             choice = body["choices"][0]
@@ -279,7 +279,7 @@ def _origin(url: str) -> str:
 
 
 def _asked_to_wait(headers: httpx2.Headers) -> str:
-    """What an endpoint that has had too many requests asks for."""
+    """Describe how long an endpoint asks to wait after too many requests."""
     asked = one_line(headers.get("retry-after", ""), 60)
     return f"; it asks to wait: Retry-After = {asked!r}" if asked else "; wait, or raise retries"
 
@@ -308,7 +308,7 @@ def _usage(values: object) -> Usage | None:
 
 
 def _message(raw: str) -> str:
-    """What an error's body says, in whichever of the usual forms."""
+    """Return the message in an error's body, in any of the usual forms."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a model is asked, and what it is told about an answer that cannot be used."""
+"""The prompt for a model, and the reply to an answer that cannot be used."""
 
 import re
 from collections.abc import Sequence

@@ -109,13 +109,13 @@ class Limits:
             )
 
     def cost(self, usage: Usage) -> float | None:
-        """What the tokens cost; None where no price is given."""
+        """Return the cost of the tokens; None if no price is given."""
         if self.price is None:
             return None
         return (usage.prompt * self.price[0] + usage.answer * self.price[1]) / 1e6
 
     def forbid(self, spent: Usage, messages: list[Message]) -> str | None:
-        """Why the next request may not be made; None where it may.
+        """Return why the next request is not allowed; None if it is allowed.
 
         It is counted at its longest answer, and at its prompt's likely length.
         """
@@ -152,7 +152,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What came of asking.
+    """The outcome of asking a model.
 
     Attributes:
         plan: normalised.
@@ -194,10 +194,10 @@ class _Run:
 
 
 def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Record) -> Proposal:
-    """A model's plan for a method.
+    """Ask a model for a plan of a method.
 
-    What maps to nothing is sent back with the reason, as often as the limits allow, and is kept
-    after that. The best plan is the last one that could be read.
+    Phrases that map to nothing are sent back with the reason, as often as the limits allow, and are
+    kept after that. The best plan is the last one that could be read.
 
     Raises:
         PlannerError: no plan came of it; every answer is in the record.
