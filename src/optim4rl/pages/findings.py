@@ -145,7 +145,11 @@ def by_other_scores(rows: Sequence[RowSummary]) -> str:
     said = []
     for index, score in enumerate(others, start=1):
         changed = [e for e in rows if e.scores[index].outcome != e.primary.outcome]
-        if changed:
+        compared = (e.scores[index].comparison for e in rows)
+        lost = next((x.diverged[1] for x in compared if x is not None), 0)
+        if lost:
+            said.append(f"by {score.name} nothing is sure: {lost} runs of the reference diverged")
+        elif changed:
             said.append(f"by {score.name}, {_tell(changed, index)}")
         else:
             said.append(f"by {score.name} every verdict is the same")
