@@ -100,6 +100,24 @@ def test_stages_count_over_all_of_them(tmp_path):
     assert [job.what for job in pool.ran] == ["job 0", "job 1", "job 2", "job 3"]
 
 
+def test_jobs_that_were_finished_before_count_from_the_start(tmp_path):
+    """In whichever stage they come: neither the count of what is left nor the time has them."""
+    a, b, c, d, e = jobs_of("abcde")
+    for job in (a, c, d):
+        put_result(tmp_path, job, Result({}, {}))
+    pool, said = PretendedPool().open(tmp_path, None), []
+    stages = Stages(
+        pool, tmp_path, [a, b, c, d, e], lambda *x, left: said.append((*x[:2], left and left > 0))
+    )
+    stages.run([a, b])
+    stages.run([c, d, e], last=True)
+    assert said == [
+        *((3, 5, None), (4, 5, True)),
+        *((4, 5, True), (5, 5, 0.0)),
+    ]
+    assert [job.what for job in pool.ran] == ["job 1", "job 4"]
+
+
 def test_more_jobs_than_were_foreseen_are_counted(tmp_path):
     pool, said = PretendedPool().open(tmp_path, None), []
     Stages(pool, tmp_path, jobs_of("a"), lambda *x, **_: said.append(x)).run(jobs_of("abc"))

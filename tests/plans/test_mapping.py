@@ -286,10 +286,11 @@ def test_require_mapped_names_the_unknown_and_the_known() -> None:
         require_mapped(mapped, skip_unmapped=False)
     assert "Learning rate schedule of the vision backbone" in str(error.value)
     assert all(component.key in str(error.value) for component in COMPONENTS)
-    with pytest.raises(PlanError, match="nothing of the plan can be run"):
+    assert "--skip-unmapped" in str(error.value)
+    with pytest.raises(PlanError, match="experiment optim4rl can run no part of the plan"):
         require_mapped(mapped, skip_unmapped=True)
-    with pytest.raises(PlanError, match="nothing of the plan can be run"):
-        require_mapped((), skip_unmapped=True)
+    with pytest.raises(PlanError, match="experiment mine can run no part of the plan"):
+        require_mapped((), skip_unmapped=True, experiment="mine")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from optim4rl.study import Choice, Component, Experiment, Metric, runner
 from optim4rl.study.collecting import collect
 from optim4rl.study.cost import predict_given
 from optim4rl.study.layout import lay_out, load_study
-from optim4rl.study.opening import open_given
+from optim4rl.study.opening import describe_new_version, open_given
 from optim4rl.study.runner import run_study
 from optim4rl.study.schedule import expected_jobs
 from pretended import PretendedPool
@@ -103,8 +103,8 @@ def here(monkeypatch):
     return pool
 
 
-def study_of(text, plan=PLAN, **options):
-    return lay_out(plan, open_given(text, **options))
+def study_of(text, plan=PLAN, skip_unmapped=False, **options):
+    return lay_out(plan, open_given(text, **options), skip_unmapped=skip_unmapped)
 
 
 def run(study, folder, **options):
@@ -200,6 +200,24 @@ def test_more_seeds_are_added_to_those_that_are_there(method, tmp_path, here):
     assert len(here.ran) == count + 2 * len(ROWS)
 
 
+@pytest.mark.usefixtures("here")
+def test_progress_of_a_study_that_goes_on_counts_what_is_left(method, tmp_path):
+    """Its seeds differ in their best rate, so that the jobs are only known from the results."""
+    study = study_of(method(HEAD + RUN.replace("* settings.rate", "/ settings.rate")))
+    results = run(study, tmp_path)
+    assert [row.settings["rate"] for row in results.rows] == [0.3] * 3
+    lost = [job for job in expected_jobs(study, tmp_path) if "seed 1001" in job.what]
+    assert ["rate 0.3" in job.what for job in lost] == [True] * 3
+    for job in lost:
+        (tmp_path / "jobs" / f"{job.address}.safetensors").unlink()
+    said = []
+    run(study, tmp_path, on_progress=lambda *x, **left: said.append((*x[:2], left["left"])))
+    assert {x[:2] for x in said} == {(27, 30), (28, 30), (29, 30), (30, 30)}
+    # Each job took a second of one worker, it is said.
+    first = next(left for *_, left in said if left is not None)
+    assert first < 4
+
+
 def test_workers_of_this_machine_do_the_same(method, tmp_path, here, monkeypatch):
     study = study_of(method())
     run(study, tmp_path / "here")
@@ -233,6 +251,35 @@ def test_a_file_that_changes_between_runs_has_cells_of_its_own(method, tmp_path,
     assert len(here.ran) == 2 * count
     assert kept < {path.name for path, _, _ in finished_jobs(tmp_path / "out")}
     assert results.rows[0].curves[0].returns.min() > 1
+
+
+@pytest.mark.usefixtures("here")
+def test_a_new_version_of_a_file_is_told(method, tmp_path):
+    old = method("SHIFT = 1.0\n", "beside.py") and method("from beside import SHIFT\n" + HEAD + RUN)
+    assert describe_new_version(open_given(old), tmp_path) is None
+    run(study_of(old), tmp_path)
+    assert describe_new_version(open_given(old, seeds=8), tmp_path) is None
+    method("SHIFT = 2.0\n", "beside.py")
+    study = study_of(old)
+    assert describe_new_version(study.opened, tmp_path) == (
+        f"beside.py has changed since the last study in {tmp_path}; all runs start anew, and the "
+        "finished runs of the old version are kept but not used"
+    )
+    run(study, tmp_path)
+    method("SHIFT = 1.0\n", "beside.py")
+    said = describe_new_version(open_given(old), tmp_path)
+    assert said is not None
+    assert "finished runs of this version are used again" in said
+    other = describe_new_version(open_given(method(name="other.py")), tmp_path)
+    assert other is not None
+    assert other.startswith(f"the last study in {tmp_path} was of my_method.py:experiment; all run")
+    method("SHIFT = 2.0\n", "beside.py")
+    method("from beside import SHIFT\n" + HEAD + RUN)
+    assert study.opened.source is not None
+    packages = dataclasses.replace(study.opened.source, packages={"numpy": "0.1"})
+    now = dataclasses.replace(study.opened, source=packages)
+    assert "have changed since the last study" in str(describe_new_version(now, tmp_path))
+    assert "numpy" in str(describe_new_version(now, tmp_path))
 
 
 # What is learned first
@@ -319,11 +366,15 @@ HOSTILE = {
     ),
     "exits": ("    raise SystemExit(3)", r"raised SystemExit: 3"),
     "hangs": ("    import time; time.sleep(99)", r"is not done after 0.3 seconds"),
-    "nothing": ("    return None", r"run returned None; a dict with loss, distance is needed"),
-    "missing": ("    return {'loss': [1.0]}", r"metric 'distance' is not reported: run returned l"),
+    "nothing": ("    return None", r"my_method.py: run returned None; a dict with loss, dist"),
+    "missing": (
+        "    return {'loss': [1.0]}",
+        r"my_method.py: run does not report the metric 'distance'; it returned loss",
+    ),
     "other": (
         "    return {'loss': 1.0, 'distance': 1.0, 'accuracy': 1.0}",
-        r"reports 'accuracy', which is no metric of the experiment; these are loss, distance",
+        r"my_method.py: run reports 'accuracy', which is not a metric of the experiment; its "
+        "metrics are loss, distance",
     ),
     "matrix": (
         "    return {'loss': np.ones((2, 3)), 'distance': 1.0}",
@@ -367,7 +418,8 @@ def test_a_worker_says_it_without_a_trace_and_keeps_the_rest(method, tmp_path):
 @pytest.mark.usefixtures("here")
 def test_curves_of_other_lengths_are_one_sentence(method, tmp_path):
     body = "    return {'loss': np.ones(3 + seed % 2), 'distance': 1.0}"
-    with pytest.raises(ValueError, match=r"metric 'loss' has 3 points with seed 1000 and 4 with"):
+    said = r"my_method.py: clipped momentum: metric 'loss' has 3 points with seed 1000 and 4 with"
+    with pytest.raises(ValueError, match=said):
         run(study_of(method(HEAD + BODY.format(body))), tmp_path)
     assert len(list(finished_jobs(tmp_path))) == 18
 
@@ -390,7 +442,15 @@ def test_a_run_that_diverges_is_an_outcome(method, tmp_path):
 
 
 FILES = {
-    "no Python": ("def", r"my_method.py: SyntaxError: .* \(line 1\)"),
+    "no Python": ("def", r"my_method.py: SyntaxError: [^(]* \(my_method.py, line 1\)$"),
+    "no Python in a string": (
+        "x = 1\nexec('def')",
+        r"my_method.py: SyntaxError: [^(]* \(my_method.py, line 2\)$",
+    ),
+    "no Python in a module": (
+        "import importlib\nimportlib.import_module('no_' 'python')",
+        r"my_method.py: SyntaxError: [^(]* \(no_python.py, line 2\)$",
+    ),
     "raises": (
         "x = 1 / 0",
         r"my_method.py: ZeroDivisionError: division by zero \(my_method.py, line 1",
@@ -414,6 +474,7 @@ FILES = {
 
 @pytest.mark.parametrize(("source", "said"), FILES.values(), ids=FILES)
 def test_a_file_that_cannot_be_used_is_one_sentence(source, said, method):
+    method("x = 1\ndef", "no_python.py")
     with pytest.raises(ValueError, match=said) as error:
         open_given(method(source, "my_method.py"))
     assert "\n" not in str(error.value)
@@ -443,6 +504,10 @@ WRONG = {
     "no phrase": ({"components": (Component("size", (), SIZE.choices),)}, "need phrases"),
     "twice": ({"components": (SIZE, SIZE)}, "components: 'size' is there twice"),
     "no metric": ({"metrics": ()}, "metrics = ()"),
+    "other metric": (
+        {"default_metrics": ("loss", "return")},
+        "default_metrics: 'return' is not a metric; the metrics are loss",
+    ),
     "no seeds": ({"seeds": 0}, "seeds = 0"),
     "no removal": ({"components": (dataclasses.replace(SIZE, remove=7),)}, "7 is none of its cho"),
 }
@@ -464,8 +529,12 @@ def test_an_experiment_that_does_not_fit_together_is_refused(change, said):
 
 def test_a_plan_names_what_the_file_offers_and_nothing_else(method):
     plan = PLAN.replace(b"no clipping", b"os.system('true')")
-    with pytest.raises(PlanError, match=r"os.system.*known replacements of clip: norm, none"):
+    with pytest.raises(PlanError, match=r"os.system.*known replacements of clip: norm, none") as e:
         study_of(method(), plan)
+    first, *_, last = str(e.value).splitlines()
+    assert first.endswith("my_method.py:experiment does not know these parts of the plan:")
+    assert last == "Change the plan's words, or leave these parts out with --skip-unmapped."
+    assert study_of(method(), plan, skip_unmapped=True).candidates[1].key == "momentum=0.0"
 
 
 def test_the_command_line_does_all_of_it(method, tmp_path, monkeypatch, capsys, here):
@@ -485,6 +554,19 @@ def test_the_command_line_does_all_of_it(method, tmp_path, monkeypatch, capsys, 
     assert rows.keys() == {"reference", "momentum=0.0", "momentum=0.5", "clip=none"}
     assert rows["momentum=0.0"]["loss over the run"]["verdict"] == "clearly worse"
     assert here.ran
+    count = len(here.ran)
+    with open(tmp_path / "files" / "my_method.py", "a") as file:
+        file.write("# another version\n")
+    main(["ablate", str(plan), "--experiment", text, "--out", str(out), "--json"])
+    assert "note: my_method.py has changed since the last study in" in capsys.readouterr().err
+    assert len(here.ran) == 2 * count
+    plan.write_text(twice.replace("loss, distance", "loss, accuracy"))
+    with pytest.raises(SystemExit):
+        main(["ablate", str(plan), "--experiment", text, "--out", str(out)])
+    said = capsys.readouterr().err
+    assert f"error: plan '{plan}': experiment {text} does not know these parts" in said
+    assert "'accuracy'" in said
+    plan.write_text(twice)
     with pytest.raises(SystemExit):
         main(["ablate", str(plan), "--experiment", text, "--out", str(out), "--scale", "quick"])
     assert (

@@ -189,7 +189,7 @@ RECIPE = (Path(__file__).parents[2] / "plans" / "recipe.md").read_bytes()
 
 def test_what_the_reference_has_at_a_scale_is_refused_or_left_out():
     with pytest.raises(
-        PlanError, match=r"'full width': at scale 'tiny'.*narrow → full changes not"
+        PlanError, match=r"'full width': at scale 'tiny'.*narrow → full changes not.*--skip-unm"
     ):
         lay_out(WIDTH, open_own("tiny", TINY))
     left = lay_out(WIDTH, open_own("tiny", TINY), skip_unmapped=True)

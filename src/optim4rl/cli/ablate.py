@@ -41,12 +41,13 @@ from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
 from optim4rl.pages.words import interval, number
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.optim4rl import OPTIM4RL
+from optim4rl.plans.plan import PlanError
 from optim4rl.plans.planner.text import one_line
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
 from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.layout import lay_out
 from optim4rl.study.lint import lint
-from optim4rl.study.opening import Opened, open_given, open_own
+from optim4rl.study.opening import Opened, describe_new_version, open_given, open_own
 from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import run_study
 from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
@@ -122,13 +123,18 @@ def ablate(options: AblateOptions) -> None:
     known = OPTIM4RL if opened is None else opened.experiment.catalogue
     plan = MappedPlan.read(options.plan, known)
     opened = opened or open_own(options.scale or DEFAULT_SCALE, _settings(options))
-    study = lay_out(plan, opened, skip_unmapped=options.skip_unmapped)
+    try:
+        study = lay_out(plan, opened, skip_unmapped=options.skip_unmapped)
+    except PlanError as error:
+        raise PlanError(f"plan {str(options.plan)!r}: {error}") from None
     for finding in lint(plan.mapped):
         if finding.kind == "duplicate":
             print(f"note: ablation {finding.ablation}: {finding.message}", file=sys.stderr)
     command = shlex.join(["optim4rl", *sys.argv[1:]])
     title = f"study ({opened.scale or opened.experiment.name})"
     with locked(options.out), keeping(lambda: has_results(options.out)):
+        if changed := describe_new_version(opened, options.out):
+            print(f"note: {changed}", file=sys.stderr)
         remove_manifest(options.out)
         with (
             tracking(options.tracker, options.out, opened.shown()) as tracker,

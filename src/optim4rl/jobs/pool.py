@@ -64,14 +64,16 @@ def run_jobs(
 
 
 class Stages:
-    """Runs jobs stage after stage, counts over all of them, and says what is left.
+    """Runs jobs stage after stage, counts over all of them, and predicts the time left.
+
+    Jobs that were finished before count as done from the start, whatever their stage.
 
     Args:
-        pool: who does the jobs.
+        pool: runs the jobs.
         folder: where results are kept.
-        expected: all jobs, as far as is known.
-        update: called with jobs done, jobs in all, the words for the last one and, as `left`, the
-            seconds that are left.
+        expected: all jobs, as far as they are known.
+        update: called with the finished jobs, all jobs, a description of the last job and, as
+            `left`, the seconds that are left.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Stages:
     ) -> None:
         self._pool, self._folder, self._update = pool, folder, update
         known = {job.address: job for job in expected}
-        self._total, self._forecast = len(known), Forecast(known.values())
-        self._counted: set[str] = set()
+        self._total = len(known)
+        self._done = {x for x, job in known.items() if has_result(folder, job)}
+        self._forecast = Forecast(job for x, job in known.items() if x not in self._done)
+        self._asked: set[str] = set()
         self._busy = 0.0  # seconds, of all workers together
         self._started: float | None = None
 
@@ -94,21 +98,26 @@ class Stages:
         Raises:
             JobError: a job failed; all that is finished is kept.
         """
-        new = {job.address: job for job in jobs if job.address not in self._counted}
-        before = len(self._counted)
-        total = before + len(new) if last else max(self._total, before + len(new))
-        if last:
-            self._forecast.expect(new.values())
-        for job in new.values():
-            if has_result(self._folder, job):
+        new = {job.address: job for job in jobs if job.address not in self._asked}
+        self._asked.update(new)
+        missing = {x: job for x, job in new.items() if not has_result(self._folder, job)}
+        for address, job in new.items():
+            if address not in missing and address not in self._done:  # It was not expected.
+                self._done.add(address)
                 self._forecast.skip(job)
+        if last:
+            self._done &= self._asked
+            self._forecast.expect(missing.values())
+        total = len(self._asked) if last else max(self._total, len(self._done | self._asked))
 
         def on_job(done: int, job: Job | None) -> None:
+            del done
+            if job is not None:
+                self._done.add(job.address)
             what = "" if job is None else job.what
-            self._update(before + done, total, what, left=self._left(job))
+            self._update(len(self._done), total, what, left=self._left(job))
 
-        run_jobs(self._pool, self._folder, kinds_first(new.values()), on_job)
-        self._counted.update(new)
+        run_jobs(self._pool, self._folder, kinds_first(missing.values()), on_job)
 
     def _left(self, job: Job | None) -> float | None:
         """Seconds that are left now that a job is done; None while nothing is known."""

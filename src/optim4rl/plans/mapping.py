@@ -128,28 +128,30 @@ def map_plan(plan: Plan, known: Catalogue = OPTIM4RL) -> tuple[MappedAblation, .
 
 
 def require_mapped(
-    mapped: Sequence[MappedAblation], skip_unmapped: bool
+    mapped: Sequence[MappedAblation], skip_unmapped: bool, experiment: str = "optim4rl"
 ) -> tuple[MappedAblation, ...]:
-    """Selects the ablations that can be run: those with a component and a value to compare.
+    """Select the ablations that can be run: those with a component and a value to compare.
 
     Args:
-      mapped: what `map_plan` returned.
-      skip_unmapped: leave out what is not recognised instead of raising.
+      mapped: the result of `map_plan`.
+      skip_unmapped: leave out parts that are not recognised instead of raising.
+      experiment: the experiment's name, for messages.
 
     Raises:
-      PlanError: something is not recognised and `skip_unmapped` is false, or nothing is left.
+      PlanError: a part is not recognised and `skip_unmapped` is false, or no part is left.
     """
     problems = [problem for entry in mapped for problem in _problems(entry)]
     runnable = tuple(entry for entry in mapped if entry.component and entry.values)
     if problems and not skip_unmapped:
         raise PlanError(
-            "the plan asks for what the study does not know:\n- "
+            f"experiment {experiment} does not know these parts of the plan:\n- "
             + "\n- ".join(problems)
-            + "\nLeave these out by skipping unmapped parts, or change the plan's words."
+            + "\nChange the plan's words, or leave these parts out with --skip-unmapped."
         )
     if not runnable:
         raise PlanError(
-            "nothing of the plan can be run:\n- " + "\n- ".join(problems or ["it has no ablation"])
+            f"experiment {experiment} can run no part of the plan:\n- "
+            + "\n- ".join(problems or ["it has no ablation"])
         )
     return runnable
 

@@ -132,6 +132,12 @@ class Design:
             for key in keys:
                 if keys.count(key) > 1:
                     raise ValueError(f"{what}: {key!r} is there twice")
+        known = [x.key for x in self.metrics]
+        for key in self.default_metrics:
+            if key not in known:
+                raise ValueError(
+                    f"default_metrics: {key!r} is not a metric; the metrics are {', '.join(known)}"
+                )
         if not self.metrics[0].reported:
             raise ValueError(f"metrics: the first one, {self.metrics[0].key!r}, must be reported")
 

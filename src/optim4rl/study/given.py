@@ -86,7 +86,7 @@ class GivenWork:
         found: list[Reported] = []
         for values in points:
             runs = [get_result(folder, self._run(member, values, seed)).arrays for seed in seeds]
-            where = f"{member.candidate.label}{_shown(values)}"
+            where = f"{self.source.file}: {member.candidate.label}{_shown(values)}"
             found.append(
                 {
                     metric.key: _curves(metric.key, runs, seeds, where)
@@ -170,9 +170,10 @@ def train(folder: Path, arguments: Mapping[str, Any]) -> Result:
         found = call(experiment.train, "train", settings, int(arguments["seed"]))
     except Divergence as error:
         return Result({}, {"failure": str(error) or "it ran out of finite numbers"})
+    where = f"{arguments['source']['file']}: train"
     if not isinstance(found, Mapping):
-        raise Refusal(f"train returned {shown(found)}; named arrays, as a dict, are needed")
-    return Result({str(name): _array("train", name, x) for name, x in found.items()}, {})
+        raise Refusal(f"{where} returned {shown(found)}; named arrays, as a dict, are needed")
+    return Result({str(name): _array(where, name, x) for name, x in found.items()}, {})
 
 
 def run(folder: Path, arguments: Mapping[str, Any]) -> Result:
@@ -190,7 +191,7 @@ def run(folder: Path, arguments: Mapping[str, Any]) -> Result:
         found = call(experiment.run, "run", settings, int(arguments["seed"]), *artefact)
     except Divergence as error:
         return Result({}, {"diverged": str(error)})
-    return Result(_checked(experiment, found), {})
+    return Result(_checked(f"{arguments['source']['file']}: run", experiment, found), {})
 
 
 def _opened(
@@ -244,8 +245,8 @@ def _within(seconds: float, where: str, function: Callable[[], Any]) -> Any:
     return value
 
 
-def _checked(experiment: Experiment, found: Any) -> dict[str, np.ndarray]:
-    """Return the report of `run`, as arrays of one dimension.
+def _checked(where: str, experiment: Experiment, found: Any) -> dict[str, np.ndarray]:
+    """Return the report of `run`, as arrays of one dimension; `where` names the function.
 
     Raises:
         Refusal: a metric has no number or curve, or the report has other keys.
@@ -253,34 +254,36 @@ def _checked(experiment: Experiment, found: Any) -> dict[str, np.ndarray]:
     wanted = [metric.key for metric in experiment.metrics if metric.reported]
     if not isinstance(found, Mapping):
         raise Refusal(
-            f"run returned {shown(found)}; a dict with {', '.join(wanted)} is needed: a number or "
-            "a curve each"
+            f"{where} returned {shown(found)}; a dict with {', '.join(wanted)} is needed: a number "
+            "or a curve each"
         )
     reported = ", ".join(map(str, found)) or "nothing"
     for name in wanted:
         if name not in found:
-            raise Refusal(f"metric {name!r} is not reported: run returned {reported}")
+            raise Refusal(f"{where} does not report the metric {name!r}; it returned {reported}")
     for name in found:
         if name not in (*wanted, STEPS):
             raise Refusal(
-                f"run reports {name!r}, which is no metric of the experiment; these are "
-                f"{', '.join(wanted)}"
+                f"{where} reports {name!r}, which is not a metric of the experiment; its metrics "
+                f"are {', '.join(wanted)}"
             )
-    arrays = {str(name): _array("run", name, x) for name, x in found.items()}
+    arrays = {str(name): _array(where, name, x) for name, x in found.items()}
     for name, array in arrays.items():
         if array.ndim > 1 or not array.size:
             raise Refusal(
-                f"run reports {name!r} of shape {array.shape}; a number or a curve is needed"
+                f"{where} reports {name!r} of shape {array.shape}; a number or a curve is needed"
             )
     steps = arrays.get(STEPS)
     if steps is not None and (np.diff(steps, prepend=-1) <= 0).any():
-        raise Refusal(f"run reports {STEPS!r} = {shown(steps.tolist())}; they must ascend from 0")
+        raise Refusal(
+            f"{where} reports {STEPS!r} = {shown(steps.tolist())}; they must ascend from 0"
+        )
     numbers = {x: array.reshape(-1).astype(np.float64) for x, array in arrays.items()}
     return numbers | ({} if steps is None else {STEPS: steps.astype(np.int64)})
 
 
-def _array(function: str, name: Any, value: Any) -> np.ndarray:
-    """Convert a value of any framework to an array of numbers.
+def _array(where: str, name: Any, value: Any) -> np.ndarray:
+    """Convert a value of any framework to an array of numbers; `where` names the function.
 
     Raises:
         Refusal: the value holds no numbers.
@@ -288,7 +291,7 @@ def _array(function: str, name: Any, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise Refusal(f"{function} returned {name!r} = {shown(value)}: {error}") from error
+        raise Refusal(f"{where} returned {name!r} = {shown(value)}: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise Refusal(f"{function} returned {name!r} = {shown(value)}: numbers are needed")
+        raise Refusal(f"{where} returned {name!r} = {shown(value)}: numbers are needed")
     return array

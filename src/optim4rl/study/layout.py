@@ -74,7 +74,7 @@ def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = F
     experiment = opened.experiment
     if isinstance(plan, bytes):
         plan = MappedPlan.parse(plan, experiment.catalogue)
-    runnable = require_mapped(plan.mapped, skip_unmapped)
+    runnable = require_mapped(plan.mapped, skip_unmapped, opened.text)
     reference = Candidate(
         "reference", experiment.name, "reference", experiment.reference, experiment.grid
     )
@@ -84,9 +84,9 @@ def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = F
             found.setdefault(candidate.key, candidate)
         elif not skip_unmapped:
             raise PlanError(
-                f"replacement {candidate.label!r}: {opened.where} the reference has that already "
-                f"({candidate.change} changes nothing); {opened.advice}leave this out by skipping "
-                "unmapped parts"
+                f"replacement {candidate.label!r}: {opened.where} it is the reference itself "
+                f"({candidate.change} changes nothing); {opened.advice}leave it out with "
+                "--skip-unmapped"
             )
     # Python's sort is stable: without priorities, the plan's order is kept.
     ordered = {x.key: x for x in sorted(found.values(), key=lambda x: x.priority)}

@@ -1,17 +1,27 @@
 """Opens an experiment: this project's own at a scale, or one in a user's file."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optim4rl.fields import COUNT, check_values, from_json, to_json
+from optim4rl.files.reading import read_text
+from optim4rl.jobs.store import has_results
 from optim4rl.study.experiment import Design
 from optim4rl.study.given import GivenWork
 from optim4rl.study.own import OwnWork, own_design
 from optim4rl.study.settings import StudySettings
-from optim4rl.study.source import Source, keep_source, load_experiment, read_source, split_name
+from optim4rl.study.source import (
+    Source,
+    changed_files,
+    keep_source,
+    load_experiment,
+    read_source,
+    split_name,
+)
 from optim4rl.study.work import Work
 
 # The numbers of runs and of trainings, which a command can set.
@@ -93,6 +103,45 @@ def open_given(text: str, *, seeds: int | None = None, meta_seeds: int | None = 
     path, name = split_name(text)
     counts = {"seeds": seeds, "meta_seeds": meta_seeds}
     return _given(text, read_source(text), path, name, counts)
+
+
+def describe_new_version(opened: Opened, folder: Path) -> str | None:
+    """Say why finished runs in a folder are not used: the user's files or packages have changed.
+
+    Returns:
+        One sentence; None if nothing has changed, or no run of an earlier version is finished.
+    """
+    new = opened.source
+    try:
+        old = Source.of_json(json.loads(read_text(folder / "study.json"))["source"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # There is no earlier study of a user's file.
+        return None
+    if new is None or new == old or not has_results(folder):
+        return None
+    if (new.file, new.name) != (old.file, old.name):
+        reason = f"the last study in {folder} was of {old.file}:{old.name}"
+    elif files := changed_files(new, opened.text, old, folder):
+        have = "has" if len(files) == 1 else "have"
+        reason = f"{', '.join(files)} {have} changed since the last study in {folder}"
+    else:
+        now, then = new.packages, old.packages
+        names = sorted(x for x in {*now, *then} if now.get(x) != then.get(x))
+        versions = ", ".join(f"{x} {then.get(x)} → {now.get(x)}" for x in names)
+        reason = f"packages have changed since the last study in {folder} ({versions})"
+    if new.address != old.address and (folder / new.files[0]).is_file():
+        return (
+            f"{reason}; finished runs of this version are used again, and the finished runs of the "
+            "other version are kept but not used"
+        )
+    return (
+        f"{reason}; all runs start anew, and the finished runs of the old version are kept but not "
+        "used"
+    )
 
 
 def reopen(record: Mapping[str, Any], folder: Path) -> Opened:

@@ -16,7 +16,7 @@ import numpy as np
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
-from optim4rl.jobs.store import StoreError, finished_jobs, has_result
+from optim4rl.jobs.store import finished_jobs, has_result
 from optim4rl.study.collecting import collect, write_table
 from optim4rl.study.experiment import Values, points
 from optim4rl.study.layout import Study, record_study
@@ -73,7 +73,7 @@ def run_study(
     deadline = None if budget is None else time.monotonic() + 60 * budget
     left_out: set[str] = set()
     with open_pool(folder, workers) as pool:
-        stages = Stages(pool, folder, expected_jobs(study), on_progress)
+        stages = Stages(pool, folder, expected_jobs(study, folder), on_progress)
         parts = _parts(study, one_by_one=deadline is not None)
         for index, part in enumerate(parts):
             # Everything else needs the reference and the controls, so they come first.
@@ -135,11 +135,7 @@ def _parts(study: Study, *, one_by_one: bool) -> list[Study]:
 
 def _seconds_needed(study: Study, folder: Path, workers: Workers) -> float:
     """Predict the seconds that some rows take, from the mean time of finished cells."""
-    try:
-        found = living(study, folder, choose_trainings(study, folder))
-        wanted = _shown_jobs(study, folder, found)
-    except StoreError:  # The choices are not known yet.
-        wanted = expected_jobs(study)
+    wanted = expected_jobs(study, folder)
     taken: dict[str, list[float]] = {}
     for _, question, info in finished_jobs(folder):
         taken.setdefault(question["function"], []).append(float(info["seconds"]))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from optim4rl.benchmark.tuning import Tuning, extend
 from optim4rl.evaluation.returns import area_under_curve
 from optim4rl.jobs.job import Job
-from optim4rl.jobs.store import get_result
+from optim4rl.jobs.store import StoreError, get_result, has_result
 from optim4rl.study.experiment import TUNING_META_SEED, Values, points
 from optim4rl.study.layout import Study
 from optim4rl.study.work import Candidate, Member
@@ -120,20 +121,57 @@ def living(study: Study, folder: Path, chosen: Chosen) -> list[Member]:
     ]
 
 
-def expected_jobs(study: Study) -> list[Job]:
-    """Return all possible jobs of a study, with placeholders for artefacts that do not exist."""
-    first: Chosen = {x.key: points(study.experiment.train_grid)[0] for x in study.candidates}
+def expected_jobs(study: Study, folder: Path | None = None) -> list[Job]:
+    """Return all possible jobs of a study, with placeholders for artefacts that do not exist.
+
+    Args:
+        study: the study.
+        folder: holds finished jobs, whose artefacts and choices replace the placeholders; None: no
+            job is finished.
+    """
+    chosen: Chosen = {x.key: points(study.experiment.train_grid)[0] for x in study.candidates}
+    if folder is not None:
+        with suppress(StoreError):
+            chosen = choose_trainings(study, folder)
     jobs: list[Job] = []
     for candidate, values in to_tune(study):
         found = tuning_members(study, candidate, values)
         jobs += trainings(found)
-        jobs += [job for member in found for job in scoring_jobs(study, None, member)]
-    jobs += opening_jobs(study, None, first)
+        for member in found:
+            if folder is None or not _has_diverged(folder, member):
+                jobs += scoring_jobs(study, _trained_in(folder, member), member)
+    jobs += opening_jobs(study, None, chosen)
     for candidate in study.candidates:
-        for member in members(study, candidate, first[candidate.key]):
-            jobs += tuning_jobs(study, None, member)
-            jobs += reported_jobs(study, None, member, points(candidate.grid)[0])
+        for member in members(study, candidate, chosen[candidate.key]):
+            if folder is None or not _has_diverged(folder, member):
+                jobs += _expected_runs(study, _trained_in(folder, member), member)
     return list({job.address: job for job in jobs}.values())
+
+
+def _expected_runs(study: Study, folder: Path | None, member: Member) -> list[Job]:
+    """Return a member's tuning and reported runs, at its chosen point if that is known."""
+    grid = points(member.candidate.grid)
+    point = grid[0]
+    if folder is not None:
+        with suppress(StoreError):
+            choice = choose(study, folder, member)
+            grid, point = list(choice.grid), choice.point
+    return [
+        *tuning_jobs(study, folder, member, grid),
+        *reported_jobs(study, folder, member, point),
+    ]
+
+
+def _trained_in(folder: Path | None, member: Member) -> Path | None:
+    """Return the folder if it holds the member's training; None: runs have placeholders."""
+    if folder is None or member.training is None or has_result(folder, member.training):
+        return folder
+    return None
+
+
+def _has_diverged(folder: Path, member: Member) -> bool:
+    finished = member.training is not None and has_result(folder, member.training)
+    return finished and failure(folder, member) is not None
 
 
 # How points are chosen

@@ -104,6 +104,18 @@ def read_source(text: str) -> Source:
     return Source(path.name, name, digest.hexdigest()[:24], others, packages)
 
 
+def changed_files(source: Source, text: str, earlier: Source, folder: Path) -> list[str]:
+    """Return the names of the files that differ from an earlier version's copies in a folder."""
+    path, _ = split_name(text)
+    copies = folder / FOLDER / earlier.address
+    names = {source.file, *source.modules, earlier.file, *earlier.modules}
+    return sorted(x for x in names if _content(path.parent / x) != _content(copies / x))
+
+
+def _content(path: Path) -> bytes | None:
+    return read_file(path) if path.is_file() else None
+
+
 def keep_source(source: Source, text: str, folder: Path) -> None:
     """Copy the files into a study's folder."""
     path, _ = split_name(text)
@@ -153,7 +165,10 @@ def _run(path: Path) -> Any:
 
 
 def explain(error: BaseException, path: Path) -> str:
-    """Describe an error in a few words, with the last line of the user's files that it passed."""
+    """Describe an error in a few words, with the last line of the user's files that it passed.
+
+    The line of a syntax error is the line that cannot be parsed.
+    """
     lines = []
     trace = error.__traceback__
     while trace is not None:
@@ -161,9 +176,14 @@ def explain(error: BaseException, path: Path) -> str:
         if file.parent == path.parent:
             lines.append(f"{file.name}, line {trace.tb_lineno}")
         trace = trace.tb_next
-    if isinstance(error, SyntaxError) and not lines:
-        lines.append(f"line {error.lineno}")
-    said = " ".join(str(error).split())
+    said = str(error)
+    if isinstance(error, SyntaxError) and error.msg:
+        said = error.msg
+        # Code in a string has no file: its name is "<string>" or "<unknown>".
+        if error.filename and not error.filename.startswith("<"):
+            line = f", line {error.lineno}" if error.lineno else ""
+            lines.append(f"{Path(error.filename).name}{line}")
+    said = " ".join(said.split())
     return f"{type(error).__name__}: {said}" + (f" ({lines[-1]})" if lines else "")
 
 
@@ -188,7 +208,7 @@ def _imports(path: Path) -> Iterator[str]:
         ValueError: the file is not valid Python.
     """
     try:
-        tree = ast.parse(read_file(path))
+        tree = ast.parse(read_file(path), str(path))
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{path.name}: {explain(error, path)}") from error
     for node in ast.walk(tree):
