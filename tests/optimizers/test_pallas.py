@@ -114,7 +114,7 @@ def test_every_primitive_has_a_lowering_to_triton(name):
 
 
 def test_what_it_does_not_run_is_refused_with_the_reason():
-    assert pallas.KERNEL.refusal(LEARNED["celo2"]) == "cell = 'none': only gru, lstm"
+    assert pallas.KERNEL.refusal(LEARNED["celo2"]) == "cell = 'none': it runs only gru, lstm"
     with_cell = dataclasses.replace(LEARNED["celo2"], cell="gru")
     assert pallas.KERNEL.refusal(with_cell).startswith("structure = 'celo2'")
 

@@ -130,10 +130,11 @@ class Celo2(_Adafactor):
     """A small MLP on momentum and second-moment features: `d = o`, in the manner of Celo2-base.
 
     Use it with a normalised direction (`OptimizerSpec.normalise`). Each feature is scaled to unit
-    root mean square over the tensor. The features are the gradient (plain, clipped to 0.1, and
-    divided by its root mean square); three momenta (plain, divided by it, and divided by
-    Adafactor's); the second moments, and their inverse roots. Moudgil et al. 2026 (arXiv
-    2602.19142) also read the parameter, and scale over a tensor's last two axes.
+    root mean square over the tensor. The features are the gradient and three momenta, each plain,
+    divided by the root of the second moment `v`, and scaled by Adafactor's factors; the gradient
+    clipped to 0.1; `v` and Adafactor's row and column means; and the inverse roots of these.
+    Moudgil et al. 2026 (arXiv 2602.19142) also read the parameter, and scale over a tensor's last
+    two axes.
     """
 
     beta2: float = 0.95
@@ -222,9 +223,10 @@ class Open:
     """OPEN: momenta of six time scales, proportions of training and network, and learned noise.
 
     `d = o1 exp(c o2) + o3 noise`, `c = 1e-3`; the noise is standard normal in the actor and zero
-    elsewhere. The network reads the parameter, and sign and log of the momenta and the gradient,
-    each scaled to unit root mean square over the tensor. It also reads the proportions of training
-    and of epochs, and the unit's dormancy. `inputs=("layer",)` adds the layer's depth.
+    elsewhere. The network reads the parameter, and sign and log size of the momenta and the
+    gradient, each scaled to unit root mean square over the tensor. It also reads the proportions of
+    training and of epochs, and the unit's dormancy. With `inputs=("layer",)` it also reads the
+    depth of the tensor's layer, from 0 to 1.
 
     An agent provides proportions and dormancy (`Extras`). Otherwise proportions are counted in
     updates of a run of `rollouts` x `epochs` x `minibatches`, and every unit is as active as its

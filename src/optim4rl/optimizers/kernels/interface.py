@@ -35,15 +35,15 @@ ReplayVjp = Callable[..., MetaParameters]
 class Kernel:
     """One implementation of the rule on flattened coordinates.
 
-    On CPUs it streams over coordinates in constant memory; a replay on a GPU keeps the activations
-    of K steps. The functions are unbatched, and `jax.vmap` over agents is efficient in all of them.
-    Gradients, state and cotangents are constants: `replay_vjp` gives the only derivative. `layout`
-    maps the coordinates to tensors. A rule needs no layout if it reads single coordinates, has no
-    further inputs and is not normalised.
+    On CPUs it streams over coordinates in constant memory. On a GPU, a replay keeps the activations
+    of K steps. The functions take one agent; `jax.vmap` over agents is efficient. Gradients, state
+    and cotangents are constants: `replay_vjp` gives the only derivative. `layout` maps coordinates
+    to tensors. A rule needs no layout if it reads single coordinates, has no further inputs and is
+    not normalised.
 
     Attributes:
         name: its name as an option.
-        refusal: returns in one line why it cannot run a rule on this machine; None if it can.
+        refusal: returns one line on why it cannot run a rule on this machine; None if it can.
         step: `rule.step` on a gradient `[n]`: the direction and the new state.
         replay_vjp: the meta-gradient of `sum(cotangents * directions)`, all `[K, n]`, where the
             directions are K steps over recorded gradients from the state before them.
@@ -61,8 +61,10 @@ def structure_refusal(spec: OptimizerSpec) -> str | None:
     """Return why only `plain` can run the rule, in one line; None if other kernels can."""
     structure = spec.structure
     if structure.tensorwise or structure.reads:
-        return f"structure = {structure.name!r}: only those that read single coordinates"
+        return (
+            f"structure = {structure.name!r}: it runs only structures that read single coordinates"
+        )
     for field in ("clip_norm", "zero_mean"):
         if getattr(spec, field):
-            return f"{field} = {getattr(spec, field)!r}: only rules that look at one tensor"
+            return f"{field} = {getattr(spec, field)!r}: it runs only rules without {field}"
     return None

@@ -19,18 +19,18 @@ _STRUCTURES = (Adaptive, Anchored, Mirrored)
 
 
 def unknown_part(spec: OptimizerSpec) -> str | None:
-    """Return the part of the rule that the kernel does not know, in one line; None if none."""
+    """Return the part of the rule that the kernel cannot run, in one line; None if none."""
     if spec.cell not in ("gru", "none"):
-        return f"cell = {spec.cell!r}: only gru, none"
+        return f"cell = {spec.cell!r}: it runs only gru, none"
     if type(spec.structure) not in _STRUCTURES:
-        return f"structure = {spec.structure.name!r}: only {_names(_STRUCTURES)}"
+        return f"structure = {spec.structure.name!r}: it runs only {_names(_STRUCTURES)}"
     if type(spec.processing) not in _PROCESSINGS:
-        return f"processing = {spec.processing.name!r}: only {_names(_PROCESSINGS)}"
+        return f"processing = {spec.processing.name!r}: it runs only {_names(_PROCESSINGS)}"
     for field in ("head_norm", "clip_norm", "zero_mean"):
         if getattr(spec, field):
-            return f"{field} = {getattr(spec, field)!r}: only rules without it"
+            return f"{field} = {getattr(spec, field)!r}: it runs only rules without {field}"
     if len(spec.head_sizes) >= _MAX_LAYERS:
-        return f"head_sizes = {spec.head_sizes!r}: fewer than {_MAX_LAYERS} hidden layers"
+        return f"head_sizes = {spec.head_sizes!r}: it runs at most {_MAX_LAYERS - 1} hidden layers"
     return None
 
 

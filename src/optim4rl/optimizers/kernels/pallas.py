@@ -45,7 +45,7 @@ from optim4rl.optimizers.structures import Reading
 # Coordinates held by one program: a tile of 16 features is 8 registers of each of 128 threads.
 BLOCK = 64
 NUM_WARPS = 4
-# Programs of a backward pass: each writes its own sum of the weights' gradients.
+# Most programs of a backward pass. Each writes its own sum of the weights' gradients.
 MAX_PROGRAMS = 1024
 # The smallest side of a matrix that Triton's dot accepts.
 MIN_TILE = 16
@@ -141,7 +141,7 @@ def _each(
 def _read(
     spec: OptimizerSpec, gradients: Float[Array, "K n"], state: RuleState, layout: Layout
 ) -> tuple[tuple[Float[Array, "K _ n"], ...], list[Reading]]:
-    """Return the inputs of each network at each step, and the formula's own inputs."""
+    """Return each network's inputs at each step, and each step's `Reading` for `_write`."""
     n = gradients.shape[-1]
     rows = None
     if spec.inputs:
@@ -318,7 +318,7 @@ def _backward_kernel(
 def _step_backward(
     tiles: _Tiles, cell: CellKind, x: Array, before: Carry, delta: Array, d_carry: Carry
 ) -> tuple[_Tiles, Carry]:
-    """The gradient of one step by the tiles (the cell's four products in tuples) and the carry."""
+    """Return one step's gradient by the tiles, the four products in tuples, and by the carry."""
     new_carry, activations = cell_forward(cell, _products(tiles, cell, x, before[0]), before)
     layers = _head(tiles, new_carry[0])
     head = []
@@ -397,11 +397,11 @@ def _tile(ref: Any, rows: int, columns: Array, step: tuple[Array, ...]) -> tuple
 
 def _refusal(spec: OptimizerSpec) -> str | None:
     if spec.cell not in _READS_HIDDEN:
-        return f"cell = {spec.cell!r}: only {', '.join(_READS_HIDDEN)}"
+        return f"cell = {spec.cell!r}: it runs only {', '.join(_READS_HIDDEN)}"
     if reason := structure_refusal(spec):
         return reason
     if spec.head_norm:
-        return "head_norm = True: only rules without it"
+        return "head_norm = True: it runs only rules without head_norm"
     platform = jax.default_backend()
     return None if platform == "gpu" else f"it needs a GPU, and JAX runs on {platform} here"
 

@@ -1,5 +1,6 @@
 """The convolutional torso's two layers, in two implementations behind one interface.
 
-`interface.ConvLayers` is what they share, `select.choose` picks one. `xla` reads any observations
-everywhere and is the oracle of the other; `native` (C++) reads observations of few ones on CPUs.
+`interface.ConvLayers` is the interface, and `select.choose` picks an implementation. `xla` reads
+any observations on every machine, and the tests compare `native` with it. `native` (C++) reads
+observations with few ones on CPUs.
 """

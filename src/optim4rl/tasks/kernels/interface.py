@@ -19,7 +19,7 @@ class ConvGradient(NamedTuple):
 class ConvLayers(Protocol):
     """A 2 x 2 convolution with ReLU, flattened, times the kernel of a dense layer.
 
-    The functions are of one agent; `jax.vmap` over agents is efficient.
+    The functions take one agent; `jax.vmap` over agents is efficient.
     """
 
     def forward(

@@ -26,7 +26,7 @@ LIBRARY = Library(Path(__file__).with_name("conv.so"), (_FORWARD, _BACKWARD))
 
 @dataclass(frozen=True)
 class NativeConvLayers:
-    """The layers, computed only where the ones touch."""
+    """Compute the layers only at positions that the observations' ones touch."""
 
     inputs: SparseInputs
 
@@ -36,7 +36,7 @@ class NativeConvLayers:
         kernel: Float[Array, "features units"],
         observation: Int[Array, "ones batch"],
     ) -> Float[Array, "batch units"]:
-        """As `XlaConvLayers`."""
+        """Return the result of `XlaConvLayers.forward`."""
         out = jax.ShapeDtypeStruct((observation.shape[1], kernel.shape[1]), jnp.float32)
         call = jax.ffi.ffi_call(LIBRARY.target(_FORWARD), out, vmap_method="expand_dims")
         result: Array = call(observation, conv.kernel, conv.bias, kernel, **self._attributes)
@@ -49,7 +49,7 @@ class NativeConvLayers:
         observation: Int[Array, "ones batch"],
         cotangent: Float[Array, "batch units"],
     ) -> ConvGradient:
-        """As `XlaConvLayers`."""
+        """Return the result of `XlaConvLayers.backward`."""
         parameters = (conv.kernel, conv.bias, kernel)
         call = jax.ffi.ffi_call(
             LIBRARY.target(_BACKWARD),
@@ -60,7 +60,7 @@ class NativeConvLayers:
 
     @property
     def _attributes(self) -> dict[str, Any]:
-        """The observations as `ffi.cc` reads them."""
+        """Return the observations' attributes as `ffi.cc` reads them."""
         return {
             "shape": np.array(self.inputs.shape, np.int64),
             "channels_first": np.bool_(self.inputs.maps == "channels"),

@@ -1,4 +1,4 @@
-"""Choose the implementation of the convolutional torso: the fastest that can run it."""
+"""Chooses the implementation of the convolutional torso: the fastest that can run it."""
 
 from optim4rl.tasks.inputs import Inputs, SparseInputs
 from optim4rl.tasks.kernels import native

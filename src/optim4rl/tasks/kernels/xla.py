@@ -1,4 +1,4 @@
-"""The convolutional torso in XLA, through the linear maps of any kind of inputs."""
+"""The convolutional torso in XLA, for all kinds of inputs."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from optim4rl.tasks.networks import Conv2x2
 
 @dataclass(frozen=True)
 class XlaConvLayers:
-    """Whole images, of any observations."""
+    """Compute the layers on whole images, for any observations."""
 
     inputs: Inputs
 
     def forward(
         self, conv: Conv2x2, kernel: Float[Array, "features units"], observation: Num[Array, "..."]
     ) -> Float[Array, "batch units"]:
-        """A matrix product on the images."""
+        """Return the dense layer's output: a matrix product on the convolution's images."""
         return self._features(conv, observation) @ kernel
 
     def backward(
@@ -30,10 +30,10 @@ class XlaConvLayers:
         observation: Num[Array, "..."],
         cotangent: Float[Array, "batch units"],
     ) -> ConvGradient:
-        """The transpose of `forward`.
+        """Return the gradients: the transpose of `forward`.
 
-        The convolution runs again, for all observations at once: its images are large, and storing
-        them in each step of a rollout takes longer.
+        The convolution runs again, for all observations at once. Its images are large, so storing
+        them in each step of a rollout would take longer.
         """
         features = self._features(conv, observation)
         images = jnp.where(features > 0, cotangent @ kernel.T, 0.0)
