@@ -192,7 +192,7 @@ def test_after_the_last_round_it_is_kept_and_marked(rounds, serve, capsys):
     propose("--rounds", str(rounds))
     assert len(server.requests) == rounds + 1
     assert written() == ["resets", None]
-    assert "- **Note**: the study knows no part 'cloud cover'" in OUT.read_text("utf-8")
+    assert "- **Note**: the study does not know the part 'cloud cover'" in OUT.read_text("utf-8")
     assert "--skip-unmapped" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:
         main(["ablate", str(OUT), "--out", "d"])
@@ -200,8 +200,8 @@ def test_after_the_last_round_it_is_kept_and_marked(rounds, serve, capsys):
 
 
 BAD_ANSWERS = {
-    "malformed": (says('{"ablations": [{"part": "pipeline training",'), "no valid JSON"),
-    "deep": (says('{"ablations":' + "[" * 100_000), "no valid JSON"),
+    "malformed": (says('{"ablations": [{"part": "pipeline training",'), "not valid JSON"),
+    "deep": (says('{"ablations":' + "[" * 100_000), "not valid JSON"),
     "truncated": (says(GOOD, finish="length"), "cut off"),
     "empty": (says(""), "empty"),
     "null": (says(None), "empty"),
@@ -209,7 +209,7 @@ BAD_ANSWERS = {
     "no text": (says([{"type": "image_url", "image_url": {"url": "x"}}, 1, None]), "empty"),
     "thoughts alone": (says("<think>hm"), "empty"),
     "declined": (says("I'm sorry, I can't help with that."), "no ablation"),
-    "no plan": (says('{"answer": 42}'), "no list 'ablations'"),
+    "no plan": (says('{"answer": 42}'), "nor an object with a list 'ablations'"),
     "no ablations": (says('{"ablations": []}'), "list of ablations is empty"),
     "numbers": (says('{"ablations": [1, 2]}'), "expected an object, not 1"),
     "nothing": (says(plan_of(ablation("", title=""))), "names no part"),
@@ -304,12 +304,24 @@ def test_too_many_requests_are_waited_for(serve):
         (fails(404), ["404", "model 'm'", "OPENAI_BASE_URL"], 1),
         (fails(400, "context is too long"), ["400", "context is too long"], 4),
         (fails(307, "", location="http://127.0.0.1:9/"), ["307"], 1),
-        (fails(200, "<html>Welcome!</html>"), ["no chat completion", "Welcome"], 1),
-        (fails(200, ""), ["no chat completion"], 1),
-        (fails(200, '{"choices": []}'), ["no chat completion"], 1),
-        (fails(200, '{"choices": [{"message": "hi"}]}'), ["no chat completion"], 1),
-        (fails(200, "[" * 100_000), ["no chat completion"], 1),
-        (fails(200, b"\xff\xfe\x00", content_type="application/json"), ["no chat completion"], 1),
+        (
+            fails(200, "<html>Welcome!</html>"),
+            ["does not answer with a chat completion", "Welcome"],
+            1,
+        ),
+        (fails(200, ""), ["does not answer with a chat completion"], 1),
+        (fails(200, '{"choices": []}'), ["does not answer with a chat completion"], 1),
+        (
+            fails(200, '{"choices": [{"message": "hi"}]}'),
+            ["does not answer with a chat completion"],
+            1,
+        ),
+        (fails(200, "[" * 100_000), ["does not answer with a chat completion"], 1),
+        (
+            fails(200, b"\xff\xfe\x00", content_type="application/json"),
+            ["does not answer with a chat completion"],
+            1,
+        ),
         (fails(200, b"plain", content_encoding="gzip"), ["cannot be reached"], 2),
         (fails(200, b"x" * 9_000_000), ["more than 8,000,000 bytes"], 1),
         (fails(500, b"x" * 9_000_000), ["more than 8,000,000 bytes"], 1),
@@ -402,7 +414,7 @@ def test_a_missing_client_library_is_named(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--max-cost", "1"], "max_cost = 1.0: a cost is counted from prices"),
+        (["--max-cost", "1"], "max_cost = 1.0: a cost needs prices"),
         (["--max-cost", "0", "--price", "1", "1"], "max_cost = 0"),
         (["--price", "-1", "1"], "price = (-1.0, 1.0)"),
         (["--price", "nan", "1"], "price"),
@@ -414,7 +426,7 @@ def test_a_missing_client_library_is_named(monkeypatch, capsys):
         (["--retries", "-1"], "retries = -1"),
         (["--retries", "1000"], "retries = 1000"),
         (["--tokens", "100"], "tokens = 100"),
-        (["--price", "1", "10", "--max-cost", "0.001"], "max_cost = 0.001: spent is 0"),
+        (["--price", "1", "10", "--max-cost", "0.001"], "max_cost = 0.001: 0 is spent"),
     ],
 )
 def test_a_limit_is_named_before_anything_is_asked(options, named, serve, capsys):

@@ -152,9 +152,9 @@ def test_a_plan_with_predictions_is_read_back():
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("- **Expected**: better or worse", "expected is one of worse, better and same"),
-        ("- **Expected**: who knows", "expected is one of worse, better and same"),
-        ("- **Priority**: 1 or 2", "a priority is a whole number"),
+        ("- **Expected**: better or worse", "give worse, better or same as the expected result"),
+        ("- **Expected**: who knows", "give worse, better or same as the expected result"),
+        ("- **Priority**: 1 or 2", "give a whole number, high, medium or low as the priority"),
     ],
 )
 def test_a_prediction_that_is_not_understood_is_refused(line, said):

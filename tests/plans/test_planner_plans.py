@@ -170,9 +170,9 @@ def test_what_maps_to_nothing_is_marked_with_the_reason():
     text = render_plan(plan)
     notes = [line for line in text.splitlines() if line.startswith("- **Note**: ")]
     assert [note.split(": ")[1].split(" '")[0] for note in notes] == [
-        "the study knows no part",
-        "the study knows no replacement",
-        "the study knows no metric",
+        "the study does not know the part",
+        "the study does not know the replacement",
+        "the study does not know the metric",
     ]
     assert "known replacements of cell" in notes[1]
     assert content(parse_plan(text)) == content(plan)

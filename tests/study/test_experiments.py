@@ -549,7 +549,7 @@ def test_the_command_line_does_all_of_it(method, tmp_path, monkeypatch, capsys, 
     assert json.loads(capsys.readouterr().out)["ablations"][0]["component"] == "momentum"
     main(["ablate", str(plan), "--experiment", text, "--out", str(out), "--json"])
     said = capsys.readouterr()
-    assert "clip replaced by none is ablation" in said.err
+    assert "already replaces clip by none" in said.err
     rows = {row["key"]: row for row in json.loads(said.out)["rows"]}
     assert rows.keys() == {"reference", "momentum=0.0", "momentum=0.5", "clip=none"}
     assert rows["momentum=0.0"]["loss over the run"]["verdict"] == "clearly worse"

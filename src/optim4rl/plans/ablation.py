@@ -16,22 +16,22 @@ Expectation = Literal["worse", "better", "same"]
 
 
 class PlanError(ValueError):
-    """A plan that cannot be read, or that asks for something that the study cannot do."""
+    """Report a plan that cannot be read, or that asks for something that the study cannot do."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """One ablation, in the plan's own words.
+    """Hold one ablation, in the plan's own words.
 
     Attributes:
-      title: the heading above it; empty where there is none.
-      part: what is ablated; empty where the plan does not say.
-      action: ``None`` where the plan states none, or none of the three.
-      replacements: what takes the part's place; empty where the plan names nothing.
-      metrics: what is to be measured; empty where the plan names nothing.
-      expected: how the replacements are expected to do against the method as it is.
-      tests: what the ablation tests, in a sentence; empty where the plan does not say.
-      priority: its place in the order of importance, from 1; None where the plan gives none.
+      title: the heading above it; empty if it has no heading.
+      part: the ablated part; empty if the plan names none.
+      action: None if the plan states none of the three.
+      replacements: replacements of the part; empty if the plan names none.
+      metrics: metrics to report; empty if the plan names none.
+      expected: the expected result of the replacements against the reference.
+      tests: the question that the ablation answers, in a sentence; empty if the plan has none.
+      priority: its place in the order of importance, from 1; None if the plan gives none.
     """
 
     title: str
@@ -46,7 +46,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Plan:
-    """A published plan: its title, its reasoning trace as plain Markdown, and its ablations."""
+    """Hold a plan: its title, its reasoning trace as plain Markdown, and its ablations."""
 
     title: str
     reasoning: str
@@ -54,7 +54,7 @@ class Plan:
 
 
 def refuse(text: str, reason: str) -> NoReturn:
-    """Refuses a plan for a piece of its text.
+    """Refuse a plan because of a piece of its text.
 
     Raises:
       PlanError: always.
@@ -71,7 +71,7 @@ _VERBS: Final[dict[Action, str]] = {
     "REPLACE": "replace replaces replaced replacing replacement substitute substitution swap",
 }
 _ACTIONS: Final = {verb: action for action, verbs in _VERBS.items() for verb in verbs.split()}
-# What may stand beside the verb of an action that is all that a plan says of a change.
+# Words allowed beside the verb of an action, if the plan says nothing else about the change.
 _FILLERS: Final = words(
     "a an and completely component entirely from fully is it method module of out part the this we"
 )
@@ -97,20 +97,20 @@ def make_ablation(
     unread: Sequence[str] = (),
     extras: Mapping[str, str] = {},
 ) -> Ablation:
-    """Makes an ablation of its texts.
+    """Make an ablation from its texts.
 
     Args:
       title: its heading or name.
-      part: what is ablated.
-      action: the plan's words for what is done.
-      replacements: what takes the part's place.
-      metrics: what is measured.
+      part: the ablated part.
+      action: the plan's words for the action.
+      replacements: replacements of the part.
+      metrics: metrics to report.
       details: further text about the part.
       unread: texts of the ablation that belong to no known field.
-      extras: what else it says: "expected", "tests" and "priority".
+      extras: texts of its further fields: "expected", "tests" and "priority".
 
     Raises:
-      PlanError: something was not understood, and a default would stand in for it.
+      PlanError: a text was not understood, and a default would replace it.
     """
     made = Ablation(
         title,
@@ -125,12 +125,15 @@ def make_ablation(
     if not made.replacements:
         _require_no_replacement(made, action, f"{part} {details}")
     if unread and not (made.metrics and (made.replacements or made.action in ("ADD", "REMOVE"))):
-        refuse(unread[0], "it is none of the fields part, action, replacement, metrics")
+        refuse(
+            unread[0],
+            "it belongs to no field; the fields are part, action, replacement and metrics",
+        )
     return made
 
 
 def _require_no_replacement(made: Ablation, action: str, part: str) -> None:
-    """Refuses texts that may name a replacement where no field of that name does."""
+    """Refuse texts that may name a replacement if no replacement field does."""
     advice = "name a replacement as 'Replacement: …'"
     for text in (made.title, part):
         if _says_change(text) or (text is part and _SEVERAL.search(text)):
@@ -146,7 +149,7 @@ def _says_change(text: str) -> bool:
 
 
 def read_action(value: str) -> Action | None:
-    """The one action a value names; None where it names none or leaves several open."""
+    """Return the action that a value names; None if it names none or several."""
     first = _FIRST_WORD.match(value)
     if first and not first[2] and (action := _ACTIONS.get(first[1].lower())):
         return action
@@ -164,25 +167,25 @@ _RANKS: Final = {"high": 1, "medium": 2, "low": 3}
 
 
 def read_expectation(value: str) -> Expectation | None:
-    """How a replacement is expected to do; None where nothing is said.
+    """Return the expected result of a replacement; None if the value is empty.
 
     Raises:
-      PlanError: it says something, and not one of worse, better and same.
+      PlanError: the value is not one of worse, better and same.
     """
     if not value.strip():
         return None
     found = lower_words(value)
     named = [key for key, verbs in _EXPECTED.items() if found & words(verbs)]
     if len(named) != 1:
-        refuse(value, "expected is one of worse, better and same")
+        refuse(value, "give worse, better or same as the expected result")
     return named[0]
 
 
 def read_priority(value: str) -> int | None:
-    """A place in the order of importance, from 1; None where nothing is said.
+    """Return a place in the order of importance, from 1; None if the value is empty.
 
     Raises:
-      PlanError: it says something, and no whole number, high, medium or low.
+      PlanError: the value is not a whole number, high, medium or low.
     """
     if not value.strip():
         return None
@@ -192,27 +195,27 @@ def read_priority(value: str) -> int | None:
         return int(numbers[0])
     if len(ranks) == 1 and not numbers:
         return ranks[0]
-    refuse(value, "a priority is a whole number, or high, medium or low")
+    refuse(value, "give a whole number, high, medium or low as the priority")
 
 
 def is_nothing(value: str) -> bool:
-    """Whether a value is empty or says 'none'."""
+    """Return whether a value is empty or says 'none'."""
     return value.strip(" \t[]()\"'.;,-–—").lower() in _NOTHING
 
 
 def plain(text: str) -> str:
-    """The text without Markdown's emphasis."""
+    """Return the text without Markdown's emphasis."""
     return text.replace("**", "").strip(" \t*_`")
 
 
 def stated(value: str) -> list[str]:
-    """The value without brackets and final punctuation, or nothing where it says 'none'."""
+    """Return the value without brackets and final punctuation; nothing if it says 'none'."""
     value = value.strip(" \t[]\"'").rstrip(".;,").strip()
     return [] if is_nothing(value) else [plain(value)]
 
 
 def split(text: str) -> Iterable[str]:
-    """Splits an enumeration at commas, semicolons and 'and', but not inside parentheses."""
+    """Split an enumeration at commas, semicolons and 'and', but not inside parentheses."""
     start, protected = 0, 0
     closed = _closed_at(text)
     for separator in _SEPARATOR.finditer(text):
@@ -225,7 +228,7 @@ def split(text: str) -> Iterable[str]:
 
 
 def _closed_at(text: str) -> dict[int, int]:
-    """Where each parenthesis that is closed opens, and where it is closed."""
+    """Return where each closed pair of parentheses opens and closes."""
     opened: list[int] = []
     closed: dict[int, int] = {}
     for parenthesis in _PARENTHESIS.finditer(text):
@@ -237,5 +240,5 @@ def _closed_at(text: str) -> dict[int, int]:
 
 
 def lower_words(text: str) -> frozenset[str]:
-    """The set of a text's words in lower case."""
+    """Return the set of a text's words in lower case."""
     return frozenset(_WORD.findall(text.lower()))

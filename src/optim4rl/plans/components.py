@@ -1,32 +1,32 @@
-"""What a study can ablate and measure: the catalogue that a plan's words are looked up in.
+"""Catalogues: the components that a study can ablate, and the metrics that it can report.
 
-A catalogue is plain data: a component is one field of a study's settings, a choice is one value of
-that field. `mapping.map_plan` looks for their phrases in a plan's words. An experiment has a
-catalogue of its own; `OPTIM4RL` is that of this project's own study.
+A catalogue is plain data: a component is one field of a study's settings, and a choice is one value
+of that field. `mapping.map_plan` looks for their phrases in a plan's words. Each experiment has a
+catalogue; `OPTIM4RL` is the catalogue of this project's own study.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-# A value of a field, as JSON has it.
+# A value of a field, as in JSON.
 Value = str | int | float | bool
 
 
 def _split(phrases: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Phrases of one text, apart by semicolons, or of several."""
+    """Return the phrases of one text, separated by semicolons, or of several texts."""
     parts = phrases.split(";") if isinstance(phrases, str) else phrases
     return tuple(part.strip() for part in parts)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of a field, the phrases that name it, and what it changes.
+    """Describe one value of a field.
 
     Attributes:
       value: the field's value.
-      phrases: what names it in prose: a tuple, or one text with semicolons between.
-      description: what it does, in one sentence.
+      phrases: words that name it in a plan: a tuple, or one text separated by semicolons.
+      description: its effect, in one sentence.
     """
 
     value: Value
@@ -39,22 +39,22 @@ class Choice:
 
 @dataclass(frozen=True)
 class Component:
-    """One part of the method that the study can ablate.
+    """Describe one part of the method that the study can ablate.
 
     Attributes:
       key: its name in commands and reports.
-      phrases: what names the component in prose: a tuple, or one text with semicolons between.
-      choices: every value of the field that can be asked for, the reference included.
-      description: what the method does there, in one sentence.
+      phrases: words that name it in a plan: a tuple, or one text separated by semicolons.
+      choices: all values of the field that a plan can ask for, with the reference.
+      description: its role in the method, in one sentence.
       field: the field of a study's settings that it sets; by default the key.
-      reference: the field's value in the published method, which no plan can ask for as a
-        replacement; None where every value may be one.
+      reference: the field's value in the published method, which is never a replacement; None if
+        every value may be a replacement.
       study: the field's value in the study's own reference; an experiment fills it in.
-      defaults: the values compared with the reference where a plan says REPLACE and names none; by
+      defaults: the values compared with the reference if a plan says REPLACE and names none; by
         default all.
-      remove: the value that takes the component out; None where there is nothing without it.
-      add: the value that ADD compares with the reference. What the method has already cannot be
-        added: the comparison is then the one of `remove`, read from the other side.
+      remove: the value that takes the component out; None if the method needs it.
+      add: the value that ADD compares with the reference. If the method has the component already,
+        this is the comparison of `remove`, read from the other side.
     """
 
     key: str
@@ -73,7 +73,7 @@ class Component:
         object.__setattr__(self, "field", self.field or self.key)
 
     def choice(self, value: Value) -> Choice:
-        """The choice of this value.
+        """Return the choice with this value.
 
         Raises:
           KeyError: the component has no such value.
@@ -85,21 +85,21 @@ class Component:
 
     @property
     def alternatives(self) -> tuple[Choice, ...]:
-        """The choices that differ from the study's reference."""
+        """Return the choices that differ from the study's reference."""
         return tuple(choice for choice in self.choices if choice.value != self.study)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a study reports under one name, and the phrases that name it.
+    """Describe one metric that a study reports.
 
     Attributes:
-      key: its name in reports, and what an experiment's `run` calls it.
-      phrases: what names it in prose: a tuple, or one text with semicolons between.
-      description: what is measured, in one sentence.
+      key: its name in reports, and in the result of an experiment's `run`.
+      phrases: words that name it in a plan: a tuple, or one text separated by semicolons.
+      description: the measured quantity, in one sentence.
       better: the better direction.
-      unit: of its values.
-      reported: whether `run` reports it; False for what a study works out of other metrics.
+      unit: unit of its values.
+      reported: whether `run` reports it; False if the study computes it from other metrics.
     """
 
     key: str
@@ -115,17 +115,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All that a plan can name in one experiment.
+    """List everything that a plan can name in one experiment.
 
     Attributes:
-      name: the experiment's.
-      components: what can be ablated.
-      metrics: what can be measured.
-      default_metrics: keys of those that are reported where a plan names none.
-      further_metrics: by component, what the catalogue's planner measures besides.
-      about: what the method is, in a few words.
-      extent: how many of a rule's weights a value touches, and how many there are; None where that
-        says nothing.
+      name: the experiment's name.
+      components: the components that can be ablated.
+      metrics: the metrics that can be reported.
+      default_metrics: keys of the metrics that are reported if a plan names none.
+      further_metrics: by component, further metrics that the catalogue's planner proposes.
+      about: the method in a few words.
+      extent: returns how many of a rule's weights a value changes, and how many there are; None if
+        the experiment has no such count.
     """
 
     name: str
@@ -138,6 +138,6 @@ class Catalogue:
 
 
 def reference_of(component: Component) -> Choice:
-    """The choice that the study's reference has."""
+    """Return the choice of the study's reference."""
     assert component.study is not None, "an experiment fills it in"
     return component.choice(component.study)

@@ -1,12 +1,12 @@
 """Maps a plan's words to the components, choices and metrics of the registries.
 
-1. Words are brought to one spelling (`words.normalised_words`).
-2. A name is found where all the words of one of its phrases stand side by side.
-3. It is accepted if its phrases cover more than half of the words that matter, and every word that
-   any other name's phrases cover. So "optimizer structure of the vision backbone" names nothing
-   known, and "no cell, LSTM" is not read as either.
-4. "Non-adaptive" does not name "adaptive": behind "no", "non" or "without" a phrase names only the
-   removal of what it says.
+1. Give all words one spelling (`words.normalised_words`).
+2. Find a name if all words of one of its phrases stand side by side.
+3. Accept the name if its phrases cover more than half of the words that matter, and every word that
+   any other name's phrases cover. So "optimizer structure of the vision backbone" matches nothing,
+   and "no cell, LSTM" matches neither.
+4. "Non-adaptive" does not name "adaptive": after "no", "non" or "without", a phrase names only the
+   removal of its component.
 
 Words that are not recognised are reported with a reason, never guessed.
 """
@@ -22,8 +22,8 @@ from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import Ablation, Action, Plan, PlanError, parse_plan, read_plan_bytes
 from optim4rl.plans.words import covered_words, normalised_words
 
-_HEAD: Final = re.compile(r"[^(\[:]*")  # a name, before what explains it
-# Words that say nothing about which component, choice or metric is meant.
+_HEAD: Final = re.compile(r"[^(\[:]*")  # a name, before its explanation
+# Words that do not tell components, choices or metrics apart.
 _NEUTRAL: Final = frozenset(
     word
     for words in (
@@ -39,12 +39,12 @@ _CLAUSE: Final = frozenset({"inspired", "such", "that", "using", "via", "where",
 
 @dataclass(frozen=True)
 class Match:
-    """The result of looking up one phrase of a plan.
+    """Hold the result of looking up one phrase of a plan.
 
     Attributes:
-      text: the plan's words; empty for a default that stands in where it names nothing.
-      key: the choice's value or the metric's key; None where nothing known is named.
-      reason: why, for a reader.
+      text: the plan's words; empty for a default, if the plan names nothing.
+      key: the choice's value or the metric's key; None if the words match no known name.
+      reason: why, for people.
     """
 
     text: str
@@ -54,14 +54,14 @@ class Match:
 
 @dataclass(frozen=True)
 class MappedAblation:
-    """An ablation, the component it speaks of, and what it asks to compare and to measure.
+    """Hold an ablation with its component, its replacements and its metrics.
 
     Attributes:
       ablation: the plan's own words.
-      component: None where no known component is named.
+      component: the component that it names; None if it names no known component.
       reason: why this component, or why none.
-      replacements: one match per replacement; the component's own where the plan names none.
-      metrics: one match per metric; the catalogue's default ones where the plan names none.
+      replacements: one match per replacement; the component's defaults if the plan names none.
+      metrics: one match per metric; the catalogue's defaults if the plan names none.
     """
 
     ablation: Ablation
@@ -72,23 +72,23 @@ class MappedAblation:
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """The values to compare with the reference, each once."""
+        """Return the values to compare with the reference, each once."""
         return tuple(dict.fromkeys(m.key for m in self.replacements if m.key is not None))
 
     @property
     def metric_keys(self) -> tuple[str, ...]:
-        """The keys of the metrics to report, each once."""
+        """Return the keys of the metrics to report, each once."""
         return tuple(dict.fromkeys(str(m.key) for m in self.metrics if m.key is not None))
 
 
 @dataclass(frozen=True)
 class MappedPlan:
-    """A plan that was read and mapped once, for everything that is done with it.
+    """Hold a plan that was read and mapped once.
 
     Attributes:
       source: the plan's bytes.
-      plan: what was read of them.
-      mapped: what each of its ablations names in a catalogue.
+      plan: the parsed plan.
+      mapped: the mapping of each of its ablations.
     """
 
     source: bytes
@@ -97,7 +97,7 @@ class MappedPlan:
 
     @classmethod
     def parse(cls, source: bytes, known: Catalogue = OPTIM4RL) -> "MappedPlan":
-        """Reads a plan from its bytes.
+        """Read a plan from its bytes.
 
         Raises:
           PlanError: `parse_plan` refuses it.
@@ -107,7 +107,7 @@ class MappedPlan:
 
     @classmethod
     def read(cls, path: str | Path, known: Catalogue = OPTIM4RL) -> "MappedPlan":
-        """Reads the plan file at `path`.
+        """Read the plan file at `path`.
 
         Raises:
           PlanError: `read_plan` refuses it.
@@ -120,9 +120,9 @@ class MappedPlan:
 
 
 def map_plan(plan: Plan, known: Catalogue = OPTIM4RL) -> tuple[MappedAblation, ...]:
-    """Says for every ablation of a plan which component, choices and metrics it names.
+    """Find for every ablation of a plan the component, choices and metrics that it names.
 
-    Never fails: what is not recognised is mapped to None, with a reason.
+    Never fails: words that are not recognised are mapped to None, with a reason.
     """
     return tuple(_map_ablation(ablation, known) for ablation in plan.ablations)
 
@@ -157,7 +157,7 @@ def require_mapped(
 
 
 def plan_as_dict(plan: Plan, mapped: Sequence[MappedAblation]) -> dict[str, object]:
-    """The plan and its mapping as plain values, ready for JSON."""
+    """Return the plan and its mapping as plain values, ready for JSON."""
     ablations = [
         {
             **asdict(entry.ablation),
@@ -173,7 +173,7 @@ def plan_as_dict(plan: Plan, mapped: Sequence[MappedAblation]) -> dict[str, obje
 
 
 def _jsonable(value: object) -> object:
-    """The value with tuples as lists, as JSON reads them back."""
+    """Return the value with tuples as lists, as JSON reads them back."""
     if isinstance(value, dict):
         return {key: _jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -195,14 +195,14 @@ def _problems(entry: MappedAblation) -> Iterable[str]:
 def _map_ablation(ablation: Ablation, known: Catalogue) -> MappedAblation:
     component, reason = _map_part(ablation, known)
     if component is None:
-        unknown = "not looked up, for the part is not known"
+        unknown = "not looked up, because the part is unknown"
         replacements = tuple(Match(text, None, unknown) for text in ablation.replacements)
     elif ablation.replacements:
         replacements = tuple(_map_replacement(component, text) for text in ablation.replacements)
     else:
         replacements = _own_replacements(component, ablation.action)
     metrics = tuple(_map_metric(text, known) for text in ablation.metrics) or tuple(
-        Match("", key, "the plan names no metric; reported by default")
+        Match("", key, "the plan names no metric; this one is reported by default")
         for key in known.default_metrics
     )
     return MappedAblation(ablation, component, reason, replacements, metrics)
@@ -218,9 +218,9 @@ def _map_part(ablation: Ablation, known: Catalogue) -> tuple[Component | None, s
     if component is None:
         reasons.append(f"known components: {', '.join(map(str, names))}")
     if not ablation.part:
-        reasons.append("the plan names no part, so its heading was read")
+        reasons.append("the plan names no part, so its heading is looked up")
     if ablation.action is None:
-        reasons.append("the plan states no action; read as REPLACE")
+        reasons.append("the plan states no action, so it is read as REPLACE")
     return component, "; ".join(reasons)
 
 
@@ -234,23 +234,23 @@ def _map_replacement(component: Component, text: str) -> Match:
     found = _find(text, dict[Value, Sequence[str]](names))
     if found.key is not None and found.key != component.reference:
         return found
-    reason = found.reason if found.key is None else "it names the reference itself"
+    reason = found.reason if found.key is None else "it is the reference itself"
     return Match(text, None, f"{reason}; {_known(component)}")
 
 
 def _own_replacements(component: Component, action: Action | None) -> tuple[Match, ...]:
     """Return the comparisons of an ablation that names no replacement itself."""
     if action is None or action == "REPLACE":
-        reason = f"the plan names no replacement; a default of {component.key}"
+        reason = f"the plan names no replacement; this one is a default of {component.key}"
         values = component.defaults or tuple(choice.value for choice in component.alternatives)
         return tuple(Match("", value, reason) for value in values)
     value = component.remove if action == "REMOVE" else component.add
     if value is None:
         reason = f"{component.key} can only be replaced; {_known(component)}"
     elif value == component.remove:
-        reason = f"what is left without {component.key}"
+        reason = f"the method without {component.key}"
     else:
-        reason = f"what {component.key} adds"
+        reason = f"the method with {component.key} added"
     return (Match("", value, reason),)
 
 
@@ -268,7 +268,7 @@ def _known(component: Component) -> str:
 
 
 def _find(text: str, names: Mapping[Value, Sequence[str]]) -> Match:
-    """Finds the one name that `text` stands for, by its head or else by all of its words."""
+    """Find the one name that `text` means, by its head or else by all of its words."""
     whole = normalised_words(text)
     head = normalised_words((_HEAD.match(text) or [""])[0])
     clause = next((i for i, word in enumerate(head) if word in _CLAUSE), len(head))
@@ -285,7 +285,7 @@ def _find_in(words: Sequence[str], text: str, names: Mapping[Value, Sequence[str
     covered = {name: covered_words(words, phrases) for name, phrases in names.items()}
     most = max(len(places) for places in covered.values())
     if most == 0:
-        return Match(text, None, "it names nothing known")
+        return Match(text, None, "it matches no known name")
     best = [name for name, places in covered.items() if len(places) == most]
     if len(best) > 1:
         return Match(text, None, f"it could mean {' or '.join(map(str, best))}")
@@ -297,7 +297,7 @@ def _find_in(words: Sequence[str], text: str, names: Mapping[Value, Sequence[str
     any_name = frozenset[int]().union(*covered.values())
     matter = [i for i, word in enumerate(words) if word not in _NEUTRAL or i in any_name]
     if 2 * most <= len(matter):
-        return Match(text, None, f"only '{found}' in it is known ({name}), the rest is not")
+        return Match(text, None, f"only '{found}' in it is known ({name})")
     return Match(text, name, f"named by '{found}'")
 
 

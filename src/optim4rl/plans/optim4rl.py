@@ -1,4 +1,4 @@
-"""What a study of this project's own method, Optim4RL, can ablate and measure."""
+"""The components and metrics of this project's own method, Optim4RL."""
 
 import math
 from collections.abc import Mapping
@@ -43,12 +43,12 @@ COMPONENTS: Final = (
                     "first moment only",
                     "momentum only",
                 ),
-                "Δθ = -α·m: the division by √v is left out, the rest is unchanged.",
+                "Δθ = -α·m: no division by √v; the rest is unchanged.",
             ),
             Choice(
                 "l2l",
                 ("l2l", "l2lgd2", "andrychowicz", "learning to learn", "learning to learn l2l"),
-                "L2LGD² (Andrychowicz et al. 2016): Δθ = -α·exp(o)·g, a learned step size alone.",
+                "L2LGD² (Andrychowicz et al. 2016): Δθ = -α·exp(o)·g, only a learned step size.",
             ),
             Choice(
                 "anchored",
@@ -58,7 +58,7 @@ COMPONENTS: Final = (
             Choice(
                 "mirrored",
                 ("mirrored", "odd", "mirrored anchored", "sign symmetric", "sign equivariant"),
-                "Anchored, reading nothing signed: mirrored gradients make mirrored updates.",
+                "Anchored, without signed inputs: mirrored gradients make mirrored updates.",
             ),
             Choice(
                 "celo2",
@@ -91,8 +91,8 @@ COMPONENTS: Final = (
             "processing transformation; input processing; input transformation"
         ),
         description=(
-            "The networks see a gradient as its sign and the logarithm of its size, "
-            "[sgn g, log(|g| + ε)], and not as g itself."
+            "The networks read the sign and the logarithm of the size of a gradient, "
+            "[sgn g, log(|g| + ε)], instead of g."
         ),
         choices=(
             Choice(
@@ -115,7 +115,7 @@ COMPONENTS: Final = (
                     "no transformation",
                     "no processing",
                 ),
-                "Input g as it is, without any transformation; the output is linear.",
+                "Input g without any transformation; the output is linear.",
             ),
             Choice(
                 "symlog",
@@ -140,7 +140,7 @@ COMPONENTS: Final = (
                     "version b",
                     "version b input",
                 ),
-                "Inputs g and g²: what the later release of the method uses.",
+                "Inputs g and g², as in the later release of the method.",
             ),
             Choice(
                 "andrychowicz",
@@ -203,7 +203,7 @@ COMPONENTS: Final = (
                     "simultaneous reset",
                     "reset all agent together",
                 ),
-                "All agents are reset together, so they are all of one age.",
+                "All agents are reset together, so all have the same age.",
             ),
             Choice(
                 "random",
@@ -296,7 +296,7 @@ COMPONENTS: Final = (
             Choice(
                 "many",
                 ("many environments per agent", "many environments", "few agents"),
-                "A few agents with many environments each.",
+                "A few agents, each with many environments.",
             ),
             Choice(
                 "one",
@@ -321,8 +321,8 @@ COMPONENTS: Final = (
         study="narrow",
         phrases=("agent width", "width", "network width", "agent network", "agent network width"),
         description=(
-            "The agents of meta-training have a dense layer of some width, which need not be that "
-            "of the agents that the optimizer is for."
+            "The agents of meta-training may have another width of their dense layer than the "
+            "agents of the evaluation."
         ),
         choices=(
             Choice(
@@ -348,7 +348,7 @@ COMPONENTS: Final = (
         phrases=("life length", "lifetime", "life", "lifespan", "life span"),
         description=(
             "How long an agent lives before its reset decides which ages the optimizer has seen: "
-            "its whole learning, or the beginning of it."
+            "its whole learning, or only the beginning."
         ),
         choices=(
             Choice(
@@ -359,7 +359,7 @@ COMPONENTS: Final = (
             Choice(
                 "short",
                 ("short", "short life", "shorter life", "short lifetime", "shorter lifetime"),
-                "An eighth of a whole life, so that no old agent is ever met.",
+                "An eighth of a whole life, so that the optimizer never meets old agents.",
             ),
         ),
         defaults=("short", "whole"),
@@ -406,7 +406,7 @@ METRICS: Final = (
 
 
 def touched_weights(field: str, value: Value) -> tuple[int, int]:
-    """Weights of a rule that differ under a choice, and weights in all."""
+    """Return how many weights of a rule differ under a choice, and how many there are."""
     reference = {c.field: c.study for c in COMPONENTS}
     old, new = (
         _weights(rule["structure"], rule["processing"], rule["cell"])
@@ -422,7 +422,7 @@ def touched_weights(field: str, value: Value) -> tuple[int, int]:
 
 @cache
 def _weights(structure: str, processing: str, cell: Any) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every weight of a rule; nothing is computed."""
+    """Return the shape of every weight of a rule, without computing any."""
     import jax
 
     from optim4rl.optimizers.processing import PROCESSINGS

@@ -1,7 +1,7 @@
-"""Reading ablation plans in the forms in which planners publish them.
+"""Reads ablation plans in the forms in which planners publish them.
 
-A plan is a file of Markdown or HTML with a title, a reasoning trace in prose, and ablations, or it
-is data. Its ablations are written as one of these:
+A plan is a file of Markdown or HTML with a title, a reasoning trace in prose, and ablations; or it
+is data. Its ablations have one of these forms:
 
 - labelled fields below headings (`plan_fields`),
 - a table (`plan_table`),
@@ -28,7 +28,7 @@ MAX_BYTES: Final = 1_000_000  # 250 times a published plan; seconds to read at w
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Reads the plan file at `path`.
+    """Read the plan file at `path`.
 
     Raises:
       PlanError: `read_plan_bytes` or `parse_plan` refuses it.
@@ -41,10 +41,10 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def read_plan_bytes(path: str | Path) -> bytes:
-    """Reads the bytes of the plan file at `path`.
+    """Read the bytes of the plan file at `path`.
 
     Raises:
-      PlanError: it is no regular file, cannot be read, or is longer than `MAX_BYTES`.
+      PlanError: it is not a regular file, cannot be read, or is longer than `MAX_BYTES`.
     """
     try:
         return read_file(path, MAX_BYTES)
@@ -53,13 +53,13 @@ def read_plan_bytes(path: str | Path) -> bytes:
 
 
 def parse_plan(text: str | bytes) -> Plan:
-    """Reads a plan from its text, or from bytes in whatever encoding they are.
+    """Read a plan from its text, or from bytes in any encoding.
 
-    Takes time linear in the input's length.
+    The time is linear in the input's length.
 
     Raises:
       PlanError: the text is empty, is longer than `MAX_BYTES`, holds no ablation, mixes two forms,
-        or claims something that was not understood.
+        or has a field that was not understood.
     """
     if len(text) > MAX_BYTES:
         raise PlanError(f"it is longer than {MAX_BYTES:,} bytes, the limit")
@@ -81,22 +81,28 @@ def parse_plan(text: str | bytes) -> Plan:
 
 
 def _ablations(lines: Sequence[str]) -> tuple[Ablation, ...]:
-    """The ablations of a table or of labelled fields.
+    """Return the ablations of a table or of labelled fields.
 
     Raises:
-      PlanError: there are both, or something was not understood.
+      PlanError: there are both, or a text was not understood.
     """
     rest, rows = cut_tables(lines)
     records = read_fields(rest)
     if rows and records:
-        refuse(records[0].part or records[0].title, "the plan is a table, and labelled fields too")
+        refuse(
+            records[0].part or records[0].title,
+            "the plan has a table and labelled fields; use one form",
+        )
     return rows or records
 
 
 def _beside_prose(data: Plan, lines: list[str]) -> Plan:
-    """The plan of JSON, with the title and the prose around it where it has none of its own."""
+    """Return the plan in JSON; the text around it gives the title and reasoning that it lacks."""
     if others := _ablations(lines):
-        refuse(others[0].part or others[0].title, "the plan is JSON, and fields or a table too")
+        refuse(
+            others[0].part or others[0].title,
+            "the plan has JSON and fields or a table; use one form",
+        )
     prose = [line for line in lines if not line.startswith("```")]
     title, reasoning, below = _sections(prose)
     return Plan(data.title or title, data.reasoning or reasoning or _prose(below), data.ablations)
@@ -117,7 +123,7 @@ _REASONING_WORDS: Final = words(
 
 
 def _section(raw: str) -> Literal["plan", "reasoning"] | None:
-    """Whether a line, marked as a heading or not, opens one of a file's two sections."""
+    """Return which of a file's two sections a line opens, marked as a heading or not."""
     if len(raw) > 4 * _LONGEST or (line := parse_line(raw)) is None:
         return None
     title = caption(line)
@@ -141,7 +147,7 @@ def _opens_ablation(raw: str, line: Line) -> bool:
 
 
 def _first_ablation(lines: Sequence[str]) -> int | None:
-    """Where the first ablation begins: at its heading, or at the first of its fields."""
+    """Return where the first ablation begins: at its heading, or at the first of its fields."""
     parsed = [parse_line(raw) for raw in lines]
     opening = (i for i, line in enumerate(parsed) if line and _opens_ablation(lines[i], line))
     start = next(opening, None)
@@ -158,7 +164,7 @@ def _first_ablation(lines: Sequence[str]) -> int | None:
 
 
 def _sections(lines: Sequence[str]) -> tuple[str, str, list[str]]:
-    """Splits a file into its title, its reasoning trace, and the lines of its plan."""
+    """Split a file into its title, its reasoning trace, and the lines of its plan."""
     marks = [_section(raw) for raw in lines]
     start = None if "plan" in marks else _first_ablation(lines)
     sections: dict[str, list[str]] = {"preamble": [], "reasoning": [], "plan": []}
@@ -181,18 +187,21 @@ def _sections(lines: Sequence[str]) -> tuple[str, str, list[str]]:
 
 
 def _require_no_ablation(preamble: Sequence[str]) -> None:
-    """Refuses ablations before the section that is the plan, where they would not be read."""
+    """Refuse ablations before the plan's section, because they would not be read."""
     try:
         ablations = _ablations(preamble)
     except PlanError:  # prose, which may say anything
         return
     for ablation in ablations:
         if ablation.part and ablation.action:
-            refuse(ablation.part, "this ablation stands before the section 'Ablation plan'")
+            refuse(
+                ablation.part,
+                "this ablation stands before the section 'Ablation plan'; move it there",
+            )
 
 
 def _prose(lines: Iterable[str]) -> str:
-    """Joins lines into paragraphs that one blank line sets apart."""
+    """Join lines into paragraphs, with one blank line between them."""
     paragraphs: list[list[str]] = [[]]
     for raw in lines:
         if raw.strip():

@@ -1,8 +1,8 @@
-"""Plans of labelled fields: 'Ablated Part', 'Action', 'Replacement', 'Metrics'.
+"""Reads plans of labelled fields: 'Ablated Part', 'Action', 'Replacement', 'Metrics'.
 
-A label begins a line, or stands apart from the text before it ("…; **Action**: REPLACE"). Its value
+A label begins a line, or is separated from the text before it ("…; **Action**: REPLACE"). Its value
 follows on the line, in wrapped lines or in the list below it. Lines become records of fields, and
-records become ablations. No two files look alike, but what a label claims is never dropped.
+records become ablations. Files differ in form, but the value of a label is never dropped.
 """
 
 import re
@@ -31,21 +31,21 @@ _WORD: Final = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a plan, without its marker and its indentation."""
+    """Hold one line of a plan, without its marker and its indentation."""
 
     indent: int
     marker: Literal["", "#", "-", "1"]  # prose, heading, bullet, numbered bullet
     text: str
-    bold: bool  # as a whole
+    bold: bool  # the whole line
 
     @property
     def is_heading(self) -> bool:
-        """Whether it is marked as a heading, or bold as a whole."""
+        """Return whether it is marked as a heading, or wholly bold."""
         return self.marker == "#" or self.bold
 
 
 def parse_line(raw: str) -> Line | None:
-    """Takes one line apart; None for a blank one, a rule or a code fence."""
+    """Parse one line; return None for a blank line, a rule or a code fence."""
     expanded = raw.expandtabs(4)
     body = raw.strip().lstrip("> \t")
     if body in ("-", "*", "+", "•"):  # its text is on the next line
@@ -66,7 +66,7 @@ def parse_line(raw: str) -> Line | None:
 
 
 def caption(line: Line) -> str:
-    """The line's text as a title."""
+    """Return the line's text as a title."""
     return plain(plain(line.text).rstrip(" :："))
 
 
@@ -106,7 +106,7 @@ _BOLD_START: Final = re.compile(r"(\*\*|__)(.{1,60}?)\1(.*)")
 
 
 def field_name(text: str, *, weak: bool = True) -> str | None:
-    """The field that a label names; None for no label, or for a weak one without `weak`."""
+    """Return the field that a label names; None if it is no label, or a weak one without `weak`."""
     label = _label(text)
     return _LABELS.get(label) if weak or label not in _WEAK else None
 
@@ -116,7 +116,7 @@ def _label(text: str) -> str:
 
 
 def _field(line: Line) -> tuple[str, str] | None:
-    """The (name, value) of a line such as '**Action**: REPLACE'; None for any other line."""
+    """Return (name, value) of a line such as '**Action**: REPLACE'; None for other lines."""
     text = plain(line.text)
     if match := _LABEL.match(text):
         label, value = _label(match[1]), text[match.end() :]
@@ -145,15 +145,15 @@ _SEPARATORS: Final = " \t.;,|/\\•·–—-"
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A label inside a text.
+    """Hold a label inside a text.
 
     Attributes:
       start: where it begins, with its marks of emphasis.
       end: where its value begins.
       name: the field's name.
-      label: as it is written.
-      weak: the label is a word that occurs in prose, too.
-      between: what sets it apart from the word before; empty where only a space does.
+      label: the label as written.
+      weak: the label is a word that also occurs in prose.
+      between: the characters between it and the word before; empty if only a space.
     """
 
     start: int
@@ -164,13 +164,13 @@ class _Claim:
     between: str
 
     def opens_field(self, inside: str) -> bool:
-        """Whether the next field begins here, and the one of name `inside` ends."""
+        """Return whether the next field begins here, and the field `inside` ends."""
         if not self.between or any(bracket in self.between for bracket in "([{"):
             return False
         return inside != "other" or not self.weak or any(mark in self.between for mark in ";|\t*")
 
     def is_lost(self, inside: str) -> bool:
-        """Whether what it claims would be lost inside the value of a field of name `inside`."""
+        """Return whether its value would be lost inside the value of the field `inside`."""
         if self.name == "other":
             return False
         if inside == "other":
@@ -179,7 +179,7 @@ class _Claim:
 
 
 def _claims(text: str) -> Iterable[_Claim]:
-    """The labels in a text: before a colon, in bold, or apart from other words before a dash."""
+    """Yield the labels in a text: before a colon, in bold, or separated words before a dash."""
     for mark in _MARK.finditer(text):
         first = max(0, mark.start() - _SHORT)
         last = _LAST_WORDS.search(text[first : mark.start()])
@@ -207,7 +207,7 @@ def _claim(text: str, start: int, mark: re.Match[str], label: str) -> _Claim | N
 
 
 def fields_of(line: Line) -> list[tuple[str, str]]:
-    """The fields of a line, which may hold several; none where it does not begin with one."""
+    """Return the fields of a line, which may hold several; empty if none begins the line."""
     if (whole := _field(line)) is None:
         return []
     name, claims = whole[0], list[_Claim]()
@@ -229,12 +229,12 @@ def fields_of(line: Line) -> list[tuple[str, str]]:
 
 
 def require_one_field(text: str, inside: str) -> None:
-    """Refuses text of one field that holds another field's label: its claim would be lost.
+    """Refuse text of one field that holds another field's label, whose value would be lost.
 
     Headings, list entries and prose outside all fields count as text of the field "other".
 
     Raises:
-      PlanError: it does.
+      PlanError: the text holds such a label.
     """
     for claim in _claims(text):
         if claim.is_lost(inside) or (claim.name != "other" and claim.opens_field(inside)):
@@ -248,7 +248,7 @@ _Text = list[str]  # the lines that one value is wrapped over
 
 @dataclass(slots=True)
 class _Field:
-    """One field of a record while its lines are read."""
+    """Hold one field of a record while its lines are read."""
 
     name: str
     indent: int
@@ -258,14 +258,14 @@ class _Field:
     item_indent: int = 0
 
     def takes(self, line: Line) -> bool:
-        """Whether a bullet is one of this field's items."""
+        """Return whether a bullet is one of this field's items."""
         is_next = line.indent <= self.item_indent + 1
         if not line.marker or (self.items and line.marker != self.marker and is_next):
             return False
         return line.indent > self.indent or (not self.inline and line.indent == self.indent)
 
     def add(self, line: Line) -> _Text:
-        """Adds an item and returns its text, which the next lines may go on with."""
+        """Add an item and return its text, which the next lines may continue."""
         if not self.items:
             self.marker, self.item_indent = line.marker, line.indent
         self.items.append([plain(line.text)])
@@ -273,20 +273,20 @@ class _Field:
 
     @property
     def is_empty(self) -> bool:
-        """Whether a label has claimed something that has not come yet."""
+        """Return whether its label has no value yet."""
         return not self.inline and not self.items and self.name != "other"
 
 
 @dataclass(slots=True)
 class _Record:
-    """One ablation while its lines are read; a field that is given twice has two entries."""
+    """Hold one ablation while its lines are read; a field that is given twice has two entries."""
 
     title: str
     fields: dict[str, list[_Field]] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)  # lines among its fields that belong to none
+    unread: list[str] = field(default_factory=list)  # lines among its fields, of no field
 
     def closes_before(self, name: str, value: str) -> bool:
-        """Whether a further field of this name belongs to the next ablation."""
+        """Return whether a further field of this name belongs to the next ablation."""
         if name not in self.fields:
             return False
         if name in ("part", "action"):
@@ -294,10 +294,10 @@ class _Record:
         return name == next(iter(self.fields))
 
     def ablation(self) -> Ablation | None:
-        """The ablation, or None where the fields make none.
+        """Return the ablation; None if the fields make none.
 
         Raises:
-          PlanError: something was not understood, and a default would stand in for it.
+          PlanError: a text was not understood, and a default would replace it.
         """
         part, action = self._scalar("part"), self.claims("action")
         replacements = tuple(self._values("replacements", split_items=False))
@@ -317,7 +317,7 @@ class _Record:
         )
 
     def claims(self, name: str) -> str:
-        """All text of the fields of this name."""
+        """Return all text of the fields of this name."""
         entries = self.fields.get(name, ())
         return " ".join(" ".join(text) for e in entries for text in (e.inline, *e.items)).strip()
 
@@ -338,7 +338,7 @@ class _Record:
 
 
 class _Reader:
-    """Collects records from a plan's lines, one line at a time."""
+    """Collect records from a plan's lines, one line at a time."""
 
     def __init__(self) -> None:
         self.ablations: list[Ablation] = []
@@ -371,7 +371,7 @@ class _Reader:
             self._read_prose(line)
 
     def finish(self) -> None:
-        """Ends the record that is being read, if any."""
+        """End the record that is being read, if any."""
         if self._record:
             self._record.unread += [
                 line.text for line in self._passed if line.marker or _LABEL.match(plain(line.text))
@@ -386,9 +386,11 @@ class _Reader:
     def _start_fields(self, fields: list[tuple[str, str]], line: Line) -> None:
         names = [name for name, _ in fields]
         if max(names.count("part"), names.count("action")) > 1:
-            refuse(line.text, "a field stands twice on one line")
+            refuse(line.text, "a field is on one line twice; keep one")
         if self._open and self._open.is_empty and line.indent > self._open.indent:
-            refuse(line.text, f"it stands below a field {self._open.name!r} that is empty")
+            refuse(
+                line.text, f"it is below the empty field {self._open.name!r}; fill that field first"
+            )
         if len(fields) > 1 and self._record and not self._record.fields.keys().isdisjoint(names):
             self._close()
         for name, value in fields:
@@ -410,17 +412,19 @@ class _Reader:
         self._open, self._tail = entry, (line.indent, entry.inline)
 
     def _close(self) -> None:
-        """Ends the record before a field of the next one, whose title the last line may be."""
+        """End the record before a field of the next one; its last line may be the next title."""
         if self._passed and self._passed[-1].marker:
             self._passed.pop()
         self.finish()
 
     def _take_passed(self, record: _Record) -> None:
-        """Adds lines that stand between two fields of a record to what of it was not read."""
+        """Add lines between two fields of a record to its unread lines."""
         if record.fields:
             for line in self._passed:
                 if not _LABEL.match(plain(line.text)):
-                    refuse(line.text, "it stands among the fields of an ablation, without a label")
+                    refuse(
+                        line.text, "it is among the fields of an ablation; begin it with a label"
+                    )
             record.unread += [line.text for line in self._passed]
             self._heading = ""
         self._passed = []
@@ -444,10 +448,10 @@ class _Reader:
 
 
 def read_fields(lines: Iterable[str]) -> tuple[Ablation, ...]:
-    """The ablations of a plan's lines, in their order; empty where no field makes one.
+    """Return the ablations of a plan's lines, in their order; empty if no field makes one.
 
     Raises:
-      PlanError: a label claims something that was not understood.
+      PlanError: the value of a label was not understood.
     """
     reader = _Reader()
     for raw in lines:
@@ -459,8 +463,14 @@ def read_fields(lines: Iterable[str]) -> tuple[Ablation, ...]:
 
 
 def _require_nothing_lost(rest: _Record, ablations: Sequence[Ablation]) -> None:
-    """Refuses fields of no ablation, where they could say what the ablations leave open."""
+    """Refuse fields outside ablations if they could complete an ablation."""
     if rest.claims("replacements") or read_action(rest.claims("action")):
-        refuse(rest.claims("replacements") or rest.claims("action"), "its ablation has no part")
+        refuse(
+            rest.claims("replacements") or rest.claims("action"),
+            "its ablation has no part; add 'Ablated Part: …'",
+        )
     if rest.claims("metrics") and not all(ablation.metrics for ablation in ablations):
-        refuse(rest.claims("metrics"), "these metrics belong to no ablation; repeat them in each")
+        refuse(
+            rest.claims("metrics"),
+            "these metrics belong to no ablation; repeat them in each ablation",
+        )

@@ -1,8 +1,8 @@
-"""Plans as JSON: one object a line, a list of objects, or one object with a list of them.
+"""Reads plans as JSON: one object on each line, a list of objects, or one object with a list.
 
-An ablation is an object with the keys that label fields in other forms: `ablated_part`, `action`,
-`replacement`, `metrics`, and `name` or `title`. `plan show --json` writes such a plan, and so does
-a chat model. The JSON may be the whole file or stand in other text, in a fenced block or not.
+An ablation is an object. Its keys are the labels of other forms: `ablated_part`, `action`,
+`replacement`, `metrics`, and `name` or `title`. `plan show --json` and chat models write this form.
+The JSON may be the whole file, or stand in other text, in a fenced block or not.
 """
 
 import json
@@ -24,15 +24,15 @@ _REASONING: Final = ("reasoning", "reasoning_trace")
 
 
 def cut_json(text: str) -> tuple[str, Plan | None]:
-    """Takes a plan's JSON out of a text.
+    """Cut a plan's JSON out of a text.
 
-    JSON of other things stays where it is.
+    Other JSON stays where it is.
 
     Returns:
-      The other text, and the plan; None where there is no JSON of a plan.
+      The other text, and the plan; None if there is no JSON of a plan.
 
     Raises:
-      PlanError: JSON that claims to be a plan is broken, or was not understood.
+      PlanError: a plan's JSON is not valid, or was not understood.
     """
     claims = [m.start() for m in _KEY.finditer(text) if _claims_plan(m[1])]
     pieces: list[str] = []
@@ -46,7 +46,7 @@ def cut_json(text: str) -> tuple[str, Plan | None]:
         except (ValueError, RecursionError) as error:
             if is_whole or (claims and claims[-1] >= begin):
                 raise _broken(text, begin, error) from None
-            break  # no plan follows, for nothing claims to be one
+            break  # no plan follows: no later key is a plan's
         claimed = is_whole or bisect_left(claims, end) > bisect_left(claims, begin)
         if claimed:
             _require_end_of_line(text, end)
@@ -70,12 +70,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"the key {twice!r} is in one object twice")
     return values
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not valid JSON")
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number)
@@ -83,8 +83,8 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no
 
 def _broken(text: str, begin: int, error: Exception) -> PlanError:
     if isinstance(error, json.JSONDecodeError):
-        return PlanError(f"line {error.lineno}, column {error.colno}: no valid JSON ({error.msg})")
-    return PlanError(f"line {text.count(chr(10), 0, begin) + 1}: no valid JSON ({error})")
+        return PlanError(f"line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})")
+    return PlanError(f"line {text.count(chr(10), 0, begin) + 1}: not valid JSON ({error})")
 
 
 def _require_end_of_line(text: str, end: int) -> None:
@@ -92,30 +92,30 @@ def _require_end_of_line(text: str, end: int) -> None:
     behind = text[end : stop if stop >= 0 else len(text)].strip()
     if behind:
         line = text.count("\n", 0, end) + 1
-        raise PlanError(f"line {line}: {behind[:60]!r} stands behind the JSON; begin a new line")
+        raise PlanError(f"line {line}: {behind[:60]!r} follows the JSON; begin a new line for it")
 
 
 # --- Values to a plan -----------------------------------------------------------------------------
 
 
 def _plan(values: list[object]) -> Plan:
-    """The plan of one object or list, or of an object for each ablation."""
+    """Return the plan of one object or list, or of an object for each ablation."""
     first = values[0]
     if len(values) == 1 and isinstance(first, list):
         return _plan_of("", "", first)
     if not (isinstance(first, dict) and any(name in first for name in _LISTS)):
         if isinstance(first, dict) and not any(_field(key) in FIELDS for key in first):
-            raise PlanError("its JSON has no list 'ablations', and is no ablation")
+            raise PlanError("its JSON is neither an ablation nor an object with a list 'ablations'")
         return _plan_of("", "", values)
     if len(values) > 1:
-        raise PlanError("it holds several JSON plans; expected one object with 'ablations'")
+        raise PlanError("it holds several JSON plans; give one object with 'ablations'")
     (listed,) = [name for name in _LISTS if name in first][:1]
     for key in first:
         if key != listed and _claims_plan(key):
-            raise PlanError(f"the key {key!r} stands beside {listed!r}; it belongs in an ablation")
+            raise PlanError(f"the key {key!r} is beside {listed!r}; put it into an ablation")
     entries = first[listed]
     if not isinstance(entries, list):
-        raise PlanError(f"{listed!r} is no list of ablations but {_shown(entries)}")
+        raise PlanError(f"{listed!r} is {_shown(entries)}; give a list of ablations")
     return _plan_of(_text(first, _TITLES), _text(first, _REASONING), entries)
 
 
@@ -130,7 +130,7 @@ def _ablation(entry: object, number: int) -> Ablation:
     where = f"ablation {number}"
     if not isinstance(entry, dict):
         raise PlanError(f"{where}: expected an object, not {_shown(entry)}")
-    if "mapped_replacements" in entry:  # `plan show --json`, which adds what each part maps to
+    if "mapped_replacements" in entry:  # `plan show --json` adds the mapping of each part
         added = ("component", "field", "reason", "mapped_replacements", "mapped_metrics")
         entry = {key: value for key, value in entry.items() if key not in added}
     found: dict[str, tuple[str, object]] = {}
@@ -138,7 +138,7 @@ def _ablation(entry: object, number: int) -> Ablation:
     for key, value in entry.items():
         name = _field(key)
         if name in found:
-            raise PlanError(f"{where}: {found[name][0]!r} and {key!r} are one field")
+            raise PlanError(f"{where}: {found[name][0]!r} and {key!r} are the same field; keep one")
         if name in (*FIELDS, *EXTRAS):
             found[name] = (key, value)
         elif name is None and key not in _TITLES and value not in (None, "", [], {}):
@@ -155,14 +155,14 @@ def _ablation(entry: object, number: int) -> Ablation:
 
 
 def _extra(where: str, key: str, value: object) -> str:
-    """The text of an expectation, a test or a priority, which may be a number."""
+    """Return the text of an expectation, a test or a priority, which may be a number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
         raise PlanError(f"{where}: {key} = {_shown(value)}: expected a text or a whole number")
     return "" if value is None else str(value)
 
 
 def _one(where: str, name: str, key: str, value: object) -> str:
-    """The text of a field that has one; empty where it is null or missing."""
+    """Return the text of a field with one value; empty if it is null or missing."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -172,7 +172,7 @@ def _one(where: str, name: str, key: str, value: object) -> str:
 
 
 def _several(where: str, name: str, key: str, value: object) -> Iterator[str]:
-    """The texts of a field: the entries of a list as they are, or a text's enumeration."""
+    """Yield the texts of a field: the entries of a list, or the parts of a text's enumeration."""
     if value is None:
         return
     entries = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""Plans as a Markdown table: one row an ablation, the columns found by the words of the header."""
+"""Reads plans as a Markdown table: rows are ablations, and words of the header name columns."""
 
 import re
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ _TITLES: Final = words("ablation experiment id name no number study title") | {"
 
 
 def join_cells(text: str) -> str:
-    """The text with its tables' cells on one line each: a line break in a cell becomes ';'.
+    """Return the text with each table cell on one line: a line break in a cell becomes ';'.
 
-    Done before HTML becomes Markdown, for that would break the row.
+    Do this before HTML becomes Markdown, which would break the row.
     """
     if "|" not in text:
         return text
@@ -29,14 +29,14 @@ def join_cells(text: str) -> str:
 
 
 def is_table_header(line: str) -> bool:
-    """Whether a line is the header of a plan's table: its cells name the part or the action."""
+    """Return whether a line is the header of a plan's table: its cells name two fields or more."""
     return _names_ablations(_columns(line))
 
 
 def cut_tables(lines: Sequence[str]) -> tuple[list[str], tuple[Ablation, ...]]:
-    """Takes a plan's tables out of its lines.
+    """Cut a plan's tables out of its lines.
 
-    Tables of other things stay where they are.
+    Other tables stay where they are.
 
     Returns:
       The other lines, and the ablations of all rows in their order.
@@ -59,7 +59,7 @@ def cut_tables(lines: Sequence[str]) -> tuple[list[str], tuple[Ablation, ...]]:
                     break
                 ablations += _row(row, columns, _cells(line))
         elif columns and len(_cells(line)) == len(columns):
-            refuse(line, "the row stands outside its table")
+            refuse(line, "the row is outside its table; move it below the table's last row")
         else:
             rest.append(line)
     return rest, tuple(ablations)
@@ -73,7 +73,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _columns(line: str) -> list[str]:
-    """What each column holds: a field, "title" or, for an unknown word, ""; none for no table."""
+    """Return each column's field, "title", or "" for an unknown word; empty if not a table."""
     if "|" not in line:
         return []
     return [_column(plain(cell)) for cell in _cells(line)]
@@ -103,7 +103,7 @@ def _check_columns(header: str, columns: list[str], below: str) -> None:
 def _row(line: str, columns: list[str], header: list[str]) -> list[Ablation]:
     cells = _cells(line)
     if len(cells) != len(columns):
-        refuse(line, f"the row has {len(cells)} cells and its table {len(columns)} columns")
+        refuse(line, f"the row has {len(cells)} cells, but its table has {len(columns)} columns")
     if not any(cells):
         return []
     found = dict.fromkeys((*FIELDS, *EXTRAS), "")

@@ -1,6 +1,6 @@
-"""From a plan's bytes to lines of Markdown.
+"""Turns a plan's bytes into lines of Markdown.
 
-1. Bytes to text. This undoes the usual damage: byte-order marks, UTF-16, UTF-8 that was read as
+1. Bytes to text. This repairs the usual damage: byte-order marks, UTF-16, UTF-8 that was read as
    Windows-1252.
 2. HTML to Markdown.
 
@@ -16,7 +16,7 @@ from typing import Final
 
 
 def words(text: str) -> frozenset[str]:
-    """The set of a text's words."""
+    """Return the set of a text's words."""
     return frozenset(text.split())
 
 
@@ -31,14 +31,14 @@ _BOMS: Final = (
 
 
 def _cp1252(byte: int) -> str:
-    """Windows-1252, with its five undefined bytes read as Latin-1, as browsers do."""
+    """Decode a byte as Windows-1252; its five undefined bytes are Latin-1, as in browsers."""
     try:
         return bytes([byte]).decode("cp1252")
     except UnicodeDecodeError:
         return chr(byte)
 
 
-# "surrogateescape" marks a byte that is no UTF-8 as U+DC00 + byte: read those as Windows-1252.
+# "surrogateescape" marks a byte that is not UTF-8 as U+DC00 + byte: read it as Windows-1252.
 _STRAY_BYTES: Final = {0xDC00 + byte: _cp1252(byte) for byte in range(0x80, 0x100)}
 
 # One UTF-8 sequence that was read as Windows-1252 or Latin-1. Two-byte sequences only of the
@@ -49,7 +49,7 @@ _BYTE_OF: Final = {
 _TAIL: Final = "[" + "".join(c for c, byte in _BYTE_OF.items() if byte < 0xC0) + "]"
 _MOJIBAKE: Final = re.compile(f"[ÂÃÎÏ]{_TAIL}|[à-ï]{_TAIL}{{2}}|[ð-ô]{_TAIL}{{3}}")
 
-# Control, zero-width and lone surrogate characters say nothing; a no-break space is a space.
+# Control, zero-width and lone surrogate characters have no meaning; a no-break space is a space.
 _NOISE: Final[dict[int, str | None]] = {
     **dict.fromkeys([*range(0x09), *range(0x0E, 0x1C), 0x1F, 0x7F, 0x200B, 0x2060, 0xFEFF], None),
     **dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"),
@@ -58,7 +58,7 @@ _NOISE: Final[dict[int, str | None]] = {
 
 
 def decode_text(data: bytes) -> str:
-    """Text in whatever encoding it came; a stray byte is what Windows would show for it."""
+    """Decode text of any encoding; stray bytes are read as Windows-1252."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return data.decode(encoding, "replace")
@@ -77,7 +77,7 @@ def _repair(match: re.Match[str]) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Text that was decoded wrongly on its way here, repaired, and without invisible marks."""
+    """Repair text that was decoded wrongly, and remove invisible marks."""
     return _MOJIBAKE.sub(_repair, text).translate(_NOISE)
 
 
@@ -106,7 +106,7 @@ _SPACE: Final = re.compile(r"\s*+")
 
 
 def to_markdown(text: str) -> str:
-    """Replaces tags by what they mean in Markdown; what is no HTML tag stays as it is."""
+    """Replace HTML tags by Markdown; all other text stays as it is."""
     pieces: list[str] = []
     unclosed: set[str] = set()
     start = depth = 0

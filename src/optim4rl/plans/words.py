@@ -1,7 +1,7 @@
-"""One spelling for the words of plans, methods and registries, and phrases found in them.
+"""Gives the words of plans, methods and registries one spelling, and finds phrases in them.
 
-No case, no plurals, one spelling ("optimiser" is "optimizer", "logarithmic" is "log"), no articles
-or prepositions.
+It ignores case, plurals, articles and prepositions, and unifies spellings ("optimiser" is
+"optimizer", "logarithmic" is "log").
 """
 
 import functools
@@ -37,7 +37,7 @@ _SPELLINGS: Final = {
 
 
 def covered_words(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int]:
-    """The places of all words that belong to one of the phrases."""
+    """Return the places of all words that belong to one of the phrases."""
     places: set[int] = set()
     for phrase in map(_phrase, phrases):
         for i in range(len(words) - len(phrase) + 1):
@@ -48,7 +48,7 @@ def covered_words(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int
 
 
 def normalised_words(text: str) -> tuple[str, ...]:
-    """The words of a text in one spelling, the first few of them."""
+    """Return the first `_LONGEST` words of a text, in one spelling."""
     lowered = unicodedata.normalize("NFKC", text).lower().replace("nonadaptive", "non adaptive")
     words = (_unified(word) for word in _WORD.findall(lowered))
     return tuple(word for word in words if word)[:_LONGEST]

@@ -15,12 +15,12 @@ Kind = Literal["unmapped", "reference", "duplicate", "metric", "action", "replac
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of a plan.
+    """Hold one problem of a plan.
 
     Attributes:
         ablation: the ablation's number in the plan, from 1.
-        kind: the sort of problem.
-        message: for people.
+        kind: the kind of problem.
+        message: the problem in words.
     """
 
     ablation: int
@@ -39,19 +39,19 @@ def _findings(mapped: Sequence[MappedAblation]) -> Iterator[Finding]:
         for note in unmapped([entry]):
             yield Finding(number, "unmapped", note)
         for text in _references(entry):
-            message = f"'{text}' is what the study's reference has already"
+            message = f"replacement '{text}' is the reference itself; name another one"
             yield Finding(number, "reference", message)
         for component, value in pairs([entry]):
             earlier = first.setdefault((component, value), number)
             if earlier != number:
-                message = f"{component} replaced by {value} is ablation {earlier} already"
+                message = f"ablation {earlier} already replaces {component} by {value}"
                 yield Finding(number, "duplicate", message)
         if entry.component is not None:
             yield from _missing(number, entry)
 
 
 def _references(entry: MappedAblation) -> list[str]:
-    """Return replacements, named by the plan, that leave the reference unchanged."""
+    """Return the replacements named by the plan that are the reference itself."""
     if entry.component is None:
         return []
     study = entry.component.study
@@ -61,13 +61,15 @@ def _references(entry: MappedAblation) -> list[str]:
 def _missing(number: int, entry: MappedAblation) -> Iterator[Finding]:
     ablation = entry.ablation
     if ablation.action is None:
-        yield Finding(number, "action", "it states no action; read as REPLACE")
+        yield Finding(number, "action", "it states no action, so it is read as REPLACE")
     if ablation.action in (None, "REPLACE") and not ablation.replacements:
         values = ", ".join(str(value) for _, value in pairs([entry])) or "nothing"
-        yield Finding(number, "replacement", f"it names no replacement; compared with {values}")
+        yield Finding(
+            number, "replacement", f"it names no replacement, so the study compares {values}"
+        )
     if not ablation.metrics:
         metrics = ", ".join(entry.metric_keys)
-        yield Finding(number, "metric", f"it names no metric; reported are {metrics}")
+        yield Finding(number, "metric", f"it names no metric, so the study reports {metrics}")
     repeated = {value for value in entry.values if _times(entry, value) > 1}
     for value in sorted(repeated, key=str):
         yield Finding(number, "duplicate", f"{value} is named more than once")

@@ -1,4 +1,4 @@
-"""Exports the mapping of plans under its name of 0.1.0, for programs that import it from here."""
+"""Exports the mapping of plans under its old name, for programs written for 0.1.0."""
 
 from optim4rl.plans.mapping import (
     MappedAblation as MappedAblation,

@@ -150,12 +150,12 @@ def expected_jobs(study: Study, folder: Path | None = None) -> list[Job]:
 
 def _expected_runs(study: Study, folder: Path | None, member: Member) -> list[Job]:
     """Return a member's tuning and reported runs, at its chosen point if that is known."""
-    grid = points(member.candidate.grid)
+    grid: Sequence[Values] = points(member.candidate.grid)
     point = grid[0]
     if folder is not None:
         with suppress(StoreError):
             choice = choose(study, folder, member)
-            grid, point = list(choice.grid), choice.point
+            grid, point = choice.grid, choice.point
     return [
         *tuning_jobs(study, folder, member, grid),
         *reported_jobs(study, folder, member, point),

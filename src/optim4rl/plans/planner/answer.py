@@ -1,4 +1,4 @@
-"""Reads a model's answer: it is data, and becomes a plan or an error that says why not."""
+"""Reads a model's answer as data: returns a plan, or raises an error that says why not."""
 
 from typing import Any, Final, get_args
 
@@ -7,7 +7,7 @@ from optim4rl.plans.plan import Plan, PlanError, parse_plan
 from optim4rl.plans.planner.render import normalise
 from optim4rl.plans.planner.text import PlannerError
 
-# What an answer holds, for endpoints that can be told so.
+# The schema of an answer, for endpoints that accept a schema.
 ANSWER_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
@@ -40,14 +40,14 @@ ANSWER_SCHEMA: Final[dict[str, Any]] = {
 
 
 class AnswerError(ValueError):
-    """An answer that holds no plan; the message can be sent back to the model."""
+    """Report an answer without a plan; the message can be sent back to the model."""
 
 
 def read_answer(text: str, title: str) -> Plan:
-    """The plan in an answer: JSON, fenced or not, or a plan as Markdown.
+    """Return the plan in an answer: JSON, fenced or not, or a plan as Markdown.
 
     Raises:
-        AnswerError: there is none.
+        AnswerError: the answer holds no plan.
     """
     text = _without_thoughts(text).strip()
     if not text:
@@ -60,7 +60,7 @@ def read_answer(text: str, title: str) -> Plan:
 
 
 def _without_thoughts(text: str) -> str:
-    """The answer without what some local models think aloud before it."""
+    """Return the answer without the thoughts that some local models put before it."""
     if text.lstrip().startswith("<think>"):
         return text.partition("</think>")[2]
     return text

@@ -1,9 +1,9 @@
-"""AblationBench's forms: its JSON lines, and its scores of a plan against a paper's ablations.
+"""Writes AblationBench's JSON lines, and computes its scores of a plan against a paper's ablations.
 
-Source: Abramovich and Chechik 2025, "AblationBench" (arXiv 2507.08038). An ablation of the paper is
-found if the plan has one of the same part and action, and, unless something is removed, with one
-common replacement. What is found is judged by a model there; here by what plans map to, or by a
-model as well (`judge_plan`).
+Source: Abramovich and Chechik 2025, "AblationBench" (arXiv 2507.08038). A plan finds an ablation of
+the paper if it has an ablation of the same part and action and, unless the action is REMOVE, with a
+common replacement. AblationBench lets a model decide this. We compare what plans map to, or ask a
+model, too (`judge_plan`).
 """
 
 import json
@@ -20,18 +20,18 @@ from optim4rl.plans.planner.propose import Chat, Record
 from optim4rl.plans.planner.text import PlannerError
 from optim4rl.plans.words import normalised_words
 
-# For each ablation of the paper the place in the plan, from 0, of the one that matches; None: none.
+# For each ablation of the paper, the place of its match in the plan, from 0; None: no match.
 Matches = tuple[int | None, ...]
 
 
 def by_priority(ablations: Sequence[Ablation]) -> list[int]:
-    """The places of ablations, the most important first; without priorities as they are."""
+    """Return the places of ablations, the most important first; without priorities in order."""
     priorities = [math.inf if x.priority is None else x.priority for x in ablations]
     return sorted(range(len(ablations)), key=priorities.__getitem__)
 
 
 def export_lines(plan: Plan) -> str:
-    """The plan as AblationBench's JSON lines, one ablation a line, the most important first."""
+    """Return the plan as AblationBench's JSON lines, one for each ablation, by importance."""
     ordered = [plan.ablations[index] for index in by_priority(plan.ablations)]
     lines = [
         json.dumps(
@@ -51,11 +51,11 @@ def export_lines(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class BenchScore:
-    """A plan against the ablations of a paper.
+    """Score a plan against the ablations of a paper.
 
     Attributes:
-        matches: see `Matches`, within the first `proposed` ablations of the plan.
-        proposed: ablations of the plan that count.
+        matches: see `Matches`; only the first `proposed` ablations of the plan count.
+        proposed: number of the plan's ablations that count.
     """
 
     matches: Matches
@@ -63,36 +63,36 @@ class BenchScore:
 
     @property
     def found(self) -> int:
-        """Ablations of the paper that the plan has."""
+        """Return the number of the paper's ablations that the plan has."""
         return sum(match is not None for match in self.matches)
 
     @property
     def extra(self) -> int:
-        """Ablations of the plan that the paper has not."""
+        """Return the number of the plan's ablations that the paper does not have."""
         return self.proposed - len({match for match in self.matches if match is not None})
 
     @property
     def precision(self) -> float:
-        """Found ones, of these and the extra ones; 0 where the plan has nothing."""
+        """Return found / (found + extra); 0 if the plan is empty."""
         return self.found / (self.found + self.extra) if self.found + self.extra else 0.0
 
     @property
     def recall(self) -> float:
-        """Share of the paper's ablations that are found."""
+        """Return the share of the paper's ablations that are found."""
         return self.found / len(self.matches)
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where both are."""
+        """Return the harmonic mean of precision and recall; 0 if both are 0."""
         both = self.precision + self.recall
         return 2 * self.precision * self.recall / both if both else 0.0
 
     @property
     def ndcg(self) -> float:
-        """How early the plan has what is found: 1 if first (normalised discounted cumulative gain).
+        """Return the normalised discounted cumulative gain: 1 if the plan's matches come first.
 
-        The gain is 1 at each place that matches, discounted by log2 of 1 plus the place; the ideal
-        plan has as many matches as it can, first.
+        The gain is 1 at each place with a match, discounted by log2 of 1 plus the place, from 1.
+        The ideal plan begins with as many matches as it can have.
         """
         places = {match for match in self.matches if match is not None}
         ideal = range(min(self.proposed, len(self.matches)))
@@ -101,12 +101,12 @@ class BenchScore:
 
 
 def bench_score(matches: Matches, proposed: int, k: int | None = None) -> BenchScore:
-    """The score of a plan's first k ablations.
+    """Return the score of a plan's first k ablations.
 
     Args:
-        matches: of the whole plan.
-        proposed: ablations of the whole plan.
-        k: how many count; None: all.
+        matches: matches of the whole plan.
+        proposed: number of ablations of the whole plan.
+        k: number of ablations that count; None: all.
     """
     counted = proposed if k is None else min(k, proposed)
     kept = tuple(match if match is not None and match < counted else None for match in matches)
@@ -114,7 +114,7 @@ def bench_score(matches: Matches, proposed: int, k: int | None = None) -> BenchS
 
 
 def match_plans(plan: Sequence[MappedAblation], wanted: Sequence[MappedAblation]) -> Matches:
-    """Which ablation of a plan matches each of a paper's, by what they map to or by their words."""
+    """Match a plan to each ablation of a paper, by what both map to, or by their words."""
     return tuple(
         next((place for place, entry in enumerate(plan) if _is_match(entry, gold)), None)
         for gold in wanted
@@ -135,7 +135,7 @@ def _part(entry: MappedAblation) -> str | frozenset[str]:
 
 
 def _replacements(entry: MappedAblation) -> set[Value | frozenset[str]]:
-    """What replaces the part: the values that are known, and the words of what is not."""
+    """Return the replacements: known values, and the words of unknown ones."""
     return {
         frozenset(normalised_words(match.text)) if match.key is None else match.key
         for match in entry.replacements
@@ -178,13 +178,13 @@ JUDGE_SCHEMA: Final[dict[str, Any]] = {
 
 
 def judge_plan(plan: Plan, wanted: Plan, chat: Chat, record: Record) -> Matches:
-    """Which ablation of a plan matches each of a paper's, by a model.
+    """Match a plan to each ablation of a paper, with a model as the judge.
 
     Args:
-        plan: in the order in which its ablations count.
-        wanted: the paper's.
+        plan: the plan, its ablations in the order in which they count.
+        wanted: the paper's ablations.
         chat: the model.
-        record: where the prompt and the answer are kept.
+        record: keeps the prompt and the answer.
 
     Raises:
         PlannerError: the model gives no answer that can be used.
@@ -206,10 +206,10 @@ def _numbered(plan: Plan) -> str:
 
 
 def _read_matches(text: str, wanted: int, proposed: int) -> Matches:
-    """The matches in an answer, which says something of every ablation of the paper.
+    """Return the matches in an answer.
 
     Raises:
-        PlannerError: it does not.
+        PlannerError: the answer leaves an ablation of the paper out, or cannot be read.
     """
     start, end = text.find("{"), text.rfind("}")
     try:
@@ -219,13 +219,13 @@ def _read_matches(text: str, wanted: int, proposed: int) -> Matches:
         raise PlannerError(f"the judge's answer holds no matches: {text[:120]!r}") from error
     if set(found) != set(range(1, wanted + 1)):
         raise PlannerError(
-            f"the judge's answer is about ablations {sorted(found)} of the paper, which has 1 to "
-            f"{wanted}"
+            f"the judge's answer judges ablations {sorted(found)} of the paper; 1 to {wanted} are "
+            "needed"
         )
     for match in found.values():
         if match is not None and (type(match) is not int or not 1 <= match <= proposed):
             raise PlannerError(
-                f"the judge's answer names ablation {match!r} of the plan, which has 1 to "
+                f"the judge's answer names ablation {match!r} of the plan; the plan has 1 to "
                 f"{proposed}"
             )
     return tuple(None if found[x] is None else found[x] - 1 for x in range(1, wanted + 1))

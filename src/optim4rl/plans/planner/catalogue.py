@@ -18,7 +18,7 @@ from optim4rl.plans.words import covered_words, normalised_words
 
 
 def catalogue_text(known: Catalogue) -> str:
-    """Every component with its replacements, and every metric, as JSON for a prompt."""
+    """Return every component with its replacements, and every metric, as JSON for a prompt."""
     components = [
         {
             "part": component.phrases[0],
@@ -37,13 +37,13 @@ def catalogue_text(known: Catalogue) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One ablation that the catalogue can propose.
+    """Hold one ablation that the catalogue can propose.
 
     Attributes:
-        component: what is ablated.
-        choice: what takes its place.
-        touched: weights of the rule that are added, dropped or of another shape.
-        weights: weights of both rules together, those they share counted once.
+        component: the ablated component.
+        choice: its replacement.
+        touched: number of the rule's weights that are added, dropped or change their shape.
+        weights: number of weights of both rules; shared weights count once.
     """
 
     component: Component
@@ -53,7 +53,7 @@ class Candidate:
 
 
 def candidates(known: Catalogue) -> tuple[Candidate, ...]:
-    """Every choice that differs from the study's reference, those that touch most of it first."""
+    """Return all choices that differ from the study's reference, largest changes first."""
     extent = known.extent or (lambda field, value: (0, 1))
     found = [
         Candidate(component, choice, *extent(component.field, choice.value))
@@ -64,12 +64,12 @@ def candidates(known: Catalogue) -> tuple[Candidate, ...]:
 
 
 def catalogue_plan(method: Method) -> Plan:
-    """One ablation for each choice of every component that the method has.
+    """Return a plan with one ablation for each choice of each of the method's components.
 
     A text from outside has the components that it names.
 
     Raises:
-        PlannerError: the text names none.
+        PlannerError: the text names no component.
     """
     known = method.known
     named = _named_components(method)
@@ -86,7 +86,7 @@ def catalogue_plan(method: Method) -> Plan:
                 metrics[key]
                 for key in (*known.default_metrics, *further.get(entry.component.key, ()))
             ),
-            # A method's own design is taken to be right, until a study shows otherwise.
+            # Assume that the published design is right, until a study shows otherwise.
             expected="worse",
             tests=f"whether {entry.component.phrases[0]} is needed as it is",
             priority=rank,
@@ -143,7 +143,7 @@ def _named_components(method: Method) -> dict[str, str]:
         phrases = ", ".join(component.phrases[0] for component in components)
         raise PlannerError(
             f"method {method.name!r} names no component that the study can ablate ({phrases}); "
-            "a chat model may read more in it: give --model"
+            "give --model: a chat model may find more in it"
         )
     return named
 

@@ -1,8 +1,8 @@
-"""Chat models behind OpenAI-compatible endpoints, hosted or local.
+"""Asks chat models behind OpenAI-compatible endpoints, hosted or local.
 
-The client library sends requests, waits and tries again; here is what it leaves open: no response
-is read for longer than the time-out or beyond a size, none is followed elsewhere, the key is in no
-text that leaves this module, and an endpoint that lacks a feature is asked without it.
+The client library sends requests, waits and tries again. This module adds four guarantees: a
+response is read only up to the time-out and a size; redirects are not followed; the key is in no
+text that leaves this module; and an endpoint that lacks a feature is asked without it.
 """
 
 import json
@@ -27,13 +27,13 @@ URL_VARIABLE: Final = "OPENAI_BASE_URL"
 MAX_RESPONSE_BYTES: Final = 8_000_000  # a hundred thousand tokens are half a megabyte
 _MAX_RETRIES: Final = 10
 
-# What endpoints differ in: structured output, and the name of the limit of an answer's tokens. Each
-# way is tried when the one before it is refused as a bad request.
+# Endpoints differ in structured output, and in the name of the limit of an answer's tokens. Each
+# way is tried if the endpoint refuses the way before it as a bad request.
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 
 def _ways(schema: Mapping[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """The ways of asking for an answer of a schema."""
+    """Return the ways of asking for an answer of a schema."""
     form = {
         "type": "json_schema",
         "json_schema": {"name": "answer", "strict": True, "schema": schema},
@@ -43,10 +43,10 @@ def _ways(schema: Mapping[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
 
 
 class _Client(openai.DefaultHttpxClient):
-    """An HTTP client whose responses are bounded in time and size, whatever their status.
+    """Send requests over HTTP; responses of any status are bounded in time and size.
 
     Attributes:
-        tries: requests that were sent, until it is set to 0 again.
+        tries: number of requests sent since it was last set to 0.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -56,7 +56,7 @@ class _Client(openai.DefaultHttpxClient):
         self._seconds, self.tries = seconds, 0
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """The response, read whole, headers and all within the time."""
+        """Return the whole response; its headers and body arrive within the time."""
         self.tries += 1
         with _Deadline(self._seconds) as deadline:
             request.extensions = {**request.extensions, "trace": deadline.watch}
@@ -70,7 +70,7 @@ class _Client(openai.DefaultHttpxClient):
                 if not deadline.over:
                     raise
                 raise httpx2.ReadTimeout("the response takes too long", request=request) from None
-        # The body is decoded and whole: what the header says of its coding and length is over.
+        # The body is decoded and whole, so headers on its coding and length no longer hold.
         kept = [
             (name, value)
             for name, value in response.headers.multi_items()
@@ -80,10 +80,10 @@ class _Client(openai.DefaultHttpxClient):
 
 
 class _Deadline:
-    """Hangs up when the time is over: each read has a time-out of its own, of which many are long.
+    """Hang up when the time is over: each read has its own time-out, and many reads take longer.
 
     Args:
-        seconds: from the start of the block on.
+        seconds: time from the start of the block.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -100,7 +100,7 @@ class _Deadline:
         self._timer.cancel()
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
-        """Note each connection that is made; the client calls it with all that happens."""
+        """Note each new connection; the client calls this for every event."""
         stream = (
             info.get("return_value") if event.endswith(("_tcp.complete", "_tls.complete")) else None
         )
@@ -126,11 +126,11 @@ def _read_body(response: httpx2.Response) -> bytes:
 
 
 class _TooLong(openai.OpenAIError):
-    """A response beyond the size; not a fault of transport, so it is not tried again."""
+    """Report a response that is too long; it is not a transport error, so it is not tried again."""
 
 
 class ChatModel:
-    """A chat model by name; the key and the endpoint are in the usual environment variables."""
+    """Ask a chat model; the key and the endpoint come from the usual environment variables."""
 
     def __init__(
         self,
@@ -147,22 +147,24 @@ class ChatModel:
             model: the model's name at the endpoint.
             answer_tokens: the longest answer.
             seconds: time-out of one response.
-            retries: times that a request is made again after a time-out, a lost connection, "too
-                many requests" or a fault of the endpoint.
-            schema: what an answer holds, for endpoints that can be told so.
+            retries: number of new tries after a time-out, a lost connection, "too many requests"
+                or a fault of the endpoint.
+            schema: schema of an answer, for endpoints that accept a schema.
 
         Raises:
-            PlannerError: the key is missing, or an argument makes no sense.
+            PlannerError: the key is missing, or an argument is not valid.
         """
         if not 0 < seconds < float("inf"):
             raise PlannerError(f"timeout = {seconds!r}: a positive number of seconds is needed")
         if not 0 <= retries <= _MAX_RETRIES:
-            raise PlannerError(f"retries = {retries!r}: 0 to {_MAX_RETRIES} are possible")
+            raise PlannerError(
+                f"retries = {retries!r}: a number from 0 to {_MAX_RETRIES} is needed"
+            )
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key:
             raise PlannerError(
-                f"{KEY_VARIABLE} is not set: model {one_line(model)!r} needs a key. For an "
-                f"endpoint that needs none, named by {URL_VARIABLE}, set it to any word"
+                f"{KEY_VARIABLE} is not set: model {one_line(model)!r} needs a key. If the "
+                f"endpoint of {URL_VARIABLE} needs none, set it to any word"
             )
         self._model, self._answer_tokens = model, answer_tokens
         self._seconds = seconds
@@ -177,7 +179,7 @@ class ChatModel:
             self._endpoint = _origin(str(self._client.base_url))
         except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
             raise PlannerError(
-                f"{URL_VARIABLE} names no endpoint; it is like http://localhost:8000/v1"
+                f"{URL_VARIABLE} is not an address; give one like http://localhost:8000/v1"
             ) from error
         self._ways = _ways(schema)
 
@@ -186,7 +188,7 @@ class ChatModel:
 
         Raises:
             ChatError: the endpoint cannot be reached, refuses the request for good, takes too long,
-                or answers with something that is no chat completion.
+                or does not answer with a chat completion.
         """
         while True:
             limit, further = self._ways[0]
@@ -208,14 +210,14 @@ class ChatModel:
                 if isinstance(error, ChatError):
                     raise
                 what = self._hide(one_line(f"{type(error).__name__}: {error}"))
-                raise ChatError(f"{self._endpoint} cannot be talked to: {what}") from None
+                raise ChatError(f"{self._endpoint}: the request failed: {what}") from None
 
     def _hide(self, text: str) -> str:
-        """The text without the key, which an endpoint may repeat."""
+        """Return the text without the key, which an endpoint may repeat."""
         return text.replace(self._key, "[key]")
 
     def _failure(self, error: openai.OpenAIError) -> ChatError:
-        """What went wrong, for people. The error is no cause of it: that could show the key."""
+        """Describe what went wrong, for people. The error is not its cause: it may show the key."""
         tries = self._connection.tries
         tried = "after 1 try" if tries == 1 else f"after {tries} tries"
         if isinstance(error, _TooLong):
@@ -224,8 +226,8 @@ class ChatModel:
             )
         if isinstance(error, openai.APITimeoutError):
             return ChatError(
-                f"{self._endpoint} gives no whole answer within timeout = {self._seconds:g} "
-                f"seconds, {tried}"
+                f"{self._endpoint} does not finish its answer within timeout = "
+                f"{self._seconds:g} seconds, {tried}"
             )
         if isinstance(error, openai.APIStatusError):
             raw = self._hide(error.response.text)
@@ -255,8 +257,8 @@ class ChatModel:
         except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             said = one_line(raw, 120)
             raise ChatError(
-                f"{self._endpoint} answers with no chat completion: {said!r}; is {URL_VARIABLE} "
-                "right?",
+                f"{self._endpoint} does not answer with a chat completion: {said!r}; is "
+                f"{URL_VARIABLE} right?",
                 raw,
             ) from None
         if finish == "content_filter":
@@ -271,7 +273,7 @@ class ChatModel:
 
 
 def _origin(url: str) -> str:
-    """The scheme, host and port of an address, without the name and password it may hold."""
+    """Return the scheme, host and port of an address, without a name or password."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("an address begins with http:// or https:// and a host")
@@ -285,19 +287,19 @@ def _asked_to_wait(headers: httpx2.Headers) -> str:
 
 
 def _text(content: object) -> str:
-    """The text of a message, which may come in parts."""
+    """Return the text of a message, which may come in parts."""
     if isinstance(content, list):
         return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else ""
 
 
 def _encodable(text: str) -> str:
-    """The text with lone surrogates, which JSON can name and UTF-8 cannot write, replaced."""
+    """Replace lone surrogates in the text, which JSON can hold and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _usage(values: object) -> Usage | None:
-    """The tokens that a response states, where they can be true."""
+    """Return the tokens that a response states; None if they cannot be true."""
     if not isinstance(values, Mapping):
         return None
     counts = [values.get(name) for name in ("prompt_tokens", "completion_tokens")]

@@ -1,4 +1,4 @@
-"""What a plan is proposed for: a method's text, or the method that a study ablates."""
+"""Reads the method that a plan is proposed for: from a text, or from an experiment's catalogue."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,11 @@ from optim4rl.files.reading import read_file, why
 from optim4rl.plans.components import Catalogue, reference_of
 from optim4rl.plans.optim4rl import OPTIM4RL
 
-# The reader of plans has met every encoding and every HTML that a method's text can be damaged by.
+# The reader of plans repairs all damage of encodings and HTML that a method's text can have.
 from optim4rl.plans.plan_text import clean_text, decode_text, to_markdown
 from optim4rl.plans.planner.text import PlannerError, one_line
 
-# Four times a long paper; what a chat model can read, and what one can pay for.
+# Four times a long paper: a chat model can read this much, and its price is bearable.
 MAX_CHARACTERS: Final = 200_000
 MAX_BYTES: Final = 4_000_000
 
@@ -21,13 +21,13 @@ _BINARY: Final = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b":
 
 @dataclass(frozen=True)
 class Method:
-    """A method to be ablated.
+    """Describe a method to ablate.
 
     Attributes:
-        name: in titles.
-        text: what is known of it, as plain Markdown.
-        is_own: whether the catalogue describes it, and not a text from outside.
-        known: what a study of it can ablate.
+        name: its name in titles.
+        text: its description, as plain Markdown.
+        is_own: whether the description comes from the catalogue, and not from outside.
+        known: the catalogue that a study of it uses.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Method:
 
 
 def read_method(path: Path, known: Catalogue = OPTIM4RL) -> Method:
-    """The method that a text, Markdown or HTML file describes, in whatever encoding it is.
+    """Read the method that a text, Markdown or HTML file describes, in any encoding.
 
     Raises:
-        PlannerError: the file cannot be read, is no text, is empty or is too long.
+        PlannerError: the file cannot be read, is not text, is empty or is too long.
     """
     named = f"method {one_line(str(path))!r}"
     try:
@@ -53,15 +53,15 @@ def read_method(path: Path, known: Catalogue = OPTIM4RL) -> Method:
     text = to_markdown(clean_text(decode_text(data))).strip()
     if len(text) > MAX_CHARACTERS:
         raise PlannerError(
-            f"{named} is longer than {MAX_CHARACTERS:,} characters; give its method section alone"
+            f"{named} is longer than {MAX_CHARACTERS:,} characters; give only its method section"
         )
     if not text:
-        raise PlannerError(f"{named} is empty; expected the description of a method")
+        raise PlannerError(f"{named} is empty; give the description of a method")
     return Method(one_line(path.stem, 80), text, known=known)
 
 
 def method_of(known: Catalogue) -> Method:
-    """The method of an experiment, as its catalogue describes it."""
+    """Return the method of an experiment, as its catalogue describes it."""
     parts = [
         f"- {c.phrases[0].capitalize()}: {c.description} Here: {reference_of(c).description}"
         for c in known.components

@@ -1,4 +1,4 @@
-"""The prompt for a model, and the reply to an answer that cannot be used."""
+"""Writes the prompt for a model, and the reply to an answer that cannot be used."""
 
 import re
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ The catalogue:
 {catalogue}"""
 
 _DELIMITER: Final = re.compile(r"<(?=\s*/?\s*method\b)", re.IGNORECASE)
-_MAX_RETURNED: Final = 6_000  # characters of an answer that are sent back with what is wrong
+_MAX_RETURNED: Final = 6_000  # characters of an answer that are sent back
 
 
 def first_messages(method: Method) -> list[Message]:
-    """The catalogue and the method. The method's own delimiters are broken: it cannot end early."""
+    """Return the first messages. Delimiters in the method's text are broken, so none ends it."""
     text = _DELIMITER.sub("‹", method.text)
     return [
         {"role": "system", "content": _SYSTEM.format(catalogue=catalogue_text(method.known))},
@@ -47,7 +47,7 @@ def first_messages(method: Method) -> list[Message]:
 
 
 def returned_messages(answer: str, problems: Sequence[str]) -> list[Message]:
-    """An answer, and why it goes back."""
+    """Return an answer and its problems, as messages to the model."""
     said = answer if len(answer) <= _MAX_RETURNED else answer[:_MAX_RETURNED] + " […]"
     asked = (
         "This cannot be run as it is:\n"
@@ -55,7 +55,7 @@ def returned_messages(answer: str, problems: Sequence[str]) -> list[Message]:
         + "\nAnswer again with the whole plan. Where the catalogue has a name for what you mean, "
         "use it; leave out what does not matter."
     )
-    # An empty turn is refused by some endpoints.
+    # Some endpoints refuse an empty turn.
     return [
         {"role": "assistant", "content": said or "(no answer)"},
         {"role": "user", "content": asked},

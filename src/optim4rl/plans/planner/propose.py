@@ -1,4 +1,4 @@
-"""Asking a model for a plan: rounds, limits, and a record from which no answer is lost."""
+"""Asks a model for a plan: in rounds, within limits, and with a record of all answers."""
 
 import json
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from optim4rl.plans.planner.prompt import Message, first_messages, returned_mess
 from optim4rl.plans.planner.render import unmapped
 from optim4rl.plans.planner.text import PlannerError, one_line
 
-# Bytes to a token where nothing better is known; English text has about four.
+# Bytes of a token if the endpoint states no tokens; English text has about four.
 BYTES_PER_TOKEN = 3
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one request."""
+    """Count the tokens of one request."""
 
     prompt: int
     answer: int
@@ -30,14 +30,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said.
+    """Hold a model's answer.
 
     Attributes:
-        text: its words; empty where it said nothing.
-        raw: the whole response as it came, without the key.
+        text: its words; may be empty.
+        raw: the whole response, without the key.
         cut_off: whether it stopped at the limit of tokens.
-        refusal: its words where it declares that it refuses; None where it does not.
-        usage: as the response states it; None where it does not.
+        refusal: its words if it refuses; else None.
+        usage: its tokens, if the response states them.
     """
 
     text: str
@@ -48,40 +48,40 @@ class Answer:
 
 
 class ChatError(PlannerError):
-    """A request that failed for good.
+    """Report a request that failed for good.
 
     Attributes:
-        raw: what the endpoint sent, without the key; empty where it sent nothing.
+        raw: the endpoint's response, without the key; empty if there was none.
     """
 
     def __init__(self, message: str, raw: str = "") -> None:
-        """Keep what was sent beside the message."""
+        """Keep the message and the response."""
         super().__init__(message)
         self.raw = raw
 
 
 @runtime_checkable
 class Chat(Protocol):
-    """A chat model."""
+    """The protocol of a chat model."""
 
     def ask(self, messages: list[Message]) -> Answer:
-        """One answer.
+        """Return one answer.
 
         Raises:
-            ChatError: there is none.
+            ChatError: the model gives none.
         """
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a proposal may go.
+    """Limit a proposal.
 
     Attributes:
-        rounds: times that an answer is sent back with what is wrong with it.
+        rounds: how often an answer is sent back with its problems.
         answer_tokens: tokens of one answer.
         tokens: tokens of all prompts and answers together.
-        price: of a million prompt tokens and of a million answer tokens, in any currency.
-        max_cost: in that currency; None for no limit.
+        price: price of a million prompt tokens and of a million answer tokens, in any currency.
+        max_cost: the highest cost in the same currency; None for no limit.
     """
 
     rounds: int = 2
@@ -104,8 +104,8 @@ class Limits:
             raise PlannerError(str(error)) from None
         if self.max_cost is not None and self.price is None:
             raise PlannerError(
-                f"max_cost = {self.max_cost!r}: a cost is counted from prices; give price, for a "
-                "million prompt tokens and a million answer tokens"
+                f"max_cost = {self.max_cost!r}: a cost needs prices; give price, for a million "
+                "prompt tokens and a million answer tokens"
             )
 
     def cost(self, usage: Usage) -> float | None:
@@ -117,34 +117,34 @@ class Limits:
     def forbid(self, spent: Usage, messages: list[Message]) -> str | None:
         """Return why the next request is not allowed; None if it is allowed.
 
-        It is counted at its longest answer, and at its prompt's likely length.
+        The request counts with its longest answer, and with its prompt's likely length.
         """
         after = Usage(spent.prompt + _likely_tokens(messages), spent.answer + self.answer_tokens)
         if after.prompt + after.answer > self.tokens:
             return (
-                f"tokens = {self.tokens}: spent are {spent.prompt + spent.answer}, and the next "
-                f"request could bring them to {after.prompt + after.answer}"
+                f"tokens = {self.tokens}: {spent.prompt + spent.answer} are spent, and the next "
+                f"request could raise them to {after.prompt + after.answer}"
             )
         cost = self.cost(after)
         if self.max_cost is not None and cost is not None and cost > self.max_cost:
             return (
-                f"max_cost = {self.max_cost:g}: spent is {self.cost(spent):g}, and the next "
-                f"request could bring it to {cost:g}"
+                f"max_cost = {self.max_cost:g}: {self.cost(spent):g} is spent, and the next "
+                f"request could raise it to {cost:g}"
             )
         return None
 
 
 @dataclass
 class Record:
-    """A file, beside a plan, to which each prompt and each answer is added as one line of JSON.
+    """Record each prompt and each answer as one line of JSON, in a file beside the plan.
 
-    It is only ever added to: no answer is lost, whatever happens next.
+    Lines are only added, so no answer is lost.
     """
 
     path: Path
 
     def add(self, event: str, values: Mapping[str, Any]) -> None:
-        """Add a line, and see it on its way to the disk."""
+        """Add a line to the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="ascii") as file:
             file.write(json.dumps({"event": event, **values}) + "\n")
@@ -152,14 +152,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The outcome of asking a model.
+    """Hold the result of asking a model.
 
     Attributes:
-        plan: normalised.
-        unmapped: what of it the study does not know.
-        requests: how often a model was asked.
-        spent: tokens in all.
-        stopped: what kept a further round from being made, if anything did.
+        plan: the normalised plan.
+        unmapped: its parts that the study does not know.
+        requests: number of requests to the model.
+        spent: all tokens.
+        stopped: why there was no further round; None if none was needed or allowed.
     """
 
     plan: Plan
@@ -171,7 +171,7 @@ class Proposal:
 
 @dataclass
 class _Run:
-    """A proposal under way."""
+    """Hold an unfinished proposal."""
 
     title: str
     known: Catalogue
@@ -181,7 +181,7 @@ class _Run:
     spent: Usage = field(default_factory=lambda: Usage(0, 0))
 
     def take(self, answer: Answer) -> None:
-        """Read an answer; one that holds no plan leaves the plan of an earlier one in place."""
+        """Read an answer; if it holds no plan, keep the plan of an earlier answer."""
         if answer.cut_off:
             problem = "the answer was cut off at the limit of tokens; answer more briefly"
             self.problems = (problem,)
@@ -196,11 +196,11 @@ class _Run:
 def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Record) -> Proposal:
     """Ask a model for a plan of a method.
 
-    Phrases that map to nothing are sent back with the reason, as often as the limits allow, and are
-    kept after that. The best plan is the last one that could be read.
+    Phrases that map to nothing are sent back with the reason, as often as the limits allow, and
+    then kept. The result is the last plan that could be read.
 
     Raises:
-        PlannerError: no plan came of it; every answer is in the record.
+        PlannerError: no answer holds a plan; all answers are in the record.
     """
     run = _Run(f"optim4rl-planner/{one_line(model, 60)}/{method.name}", method.known)
     first = first_messages(method)
@@ -259,7 +259,7 @@ def _add(spent: Usage, usage: Usage) -> Usage:
 
 
 def _likely_usage(messages: list[Message], answer: Answer) -> Usage:
-    """For a response that does not state its tokens."""
+    """Estimate the tokens of a response that does not state them."""
     return Usage(_likely_tokens(messages), _tokens_of(answer.text))
 
 

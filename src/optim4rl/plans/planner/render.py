@@ -1,4 +1,4 @@
-"""Writes a plan as a file that the plan reader reads back as the same plan."""
+"""Writes a plan as a file from which the plan reader reads the same plan."""
 
 import dataclasses
 import html
@@ -18,14 +18,14 @@ _ROUNDS: Final = 4  # readings until a plan no longer changes; one is usual
 
 
 def normalise(plan: Plan) -> Plan:
-    """The plan as it is read back from its own file, with one line to each value.
+    """Return the plan as it is read back from its own file, with one line for each value.
 
     Raises:
-        PlannerError: it has too many ablations, none, or words that no file can hold.
+        PlannerError: it has no ablations, too many, or words that no file can hold.
     """
     if len(plan.ablations) > MAX_ABLATIONS:
         raise PlannerError(
-            f"it has {len(plan.ablations):,} ablations; at most {MAX_ABLATIONS} can be written"
+            f"it has {len(plan.ablations):,} ablations; at most {MAX_ABLATIONS} are possible"
         )
     plan = _tidy(plan)
     for _ in range(_ROUNDS):
@@ -34,15 +34,15 @@ def normalise(plan: Plan) -> Plan:
         try:
             read = _tidy(parse_plan(_write_guarded(plan, ())))
         except PlanError as error:
-            raise PlannerError(f"its words make no plan: {error}") from error
+            raise PlannerError(f"its words are not a plan: {error}") from error
         plan = dataclasses.replace(plan, ablations=read.ablations)
-    raise PlannerError("its words cannot be written so that they are read back as they are")
+    raise PlannerError("its words cannot be written and read back unchanged")
 
 
 def render_plan(plan: Plan, known: Catalogue = OPTIM4RL) -> str:
-    """A normalised plan as Markdown; what maps to nothing in a study is marked with its reason.
+    """Return a normalised plan as Markdown; parts that map to nothing are marked with the reason.
 
-    What could be taken for HTML is written as entities, so a page that shows the file runs nothing.
+    Possible HTML is written as entities, so a page that shows the file runs no code.
     """
     text = _readable_text(plan, map_plan(plan, known))
     assert text is not None, "a normalised plan is read back as it is"
@@ -50,7 +50,7 @@ def render_plan(plan: Plan, known: Catalogue = OPTIM4RL) -> str:
 
 
 def _readable_text(plan: Plan, mapped: Sequence[MappedAblation]) -> str | None:
-    """The first form of the plan that is read back as the same plan."""
+    """Return the first form of the plan that is read back as the same plan."""
     for write in _FORMS:
         text = write(plan, mapped)
         try:
@@ -62,20 +62,22 @@ def _readable_text(plan: Plan, mapped: Sequence[MappedAblation]) -> str | None:
 
 
 def unmapped(mapped: Sequence[MappedAblation]) -> tuple[str, ...]:
-    """What of a plan maps to nothing in a study, with the reasons, one line each."""
+    """Return the parts of a plan that map to nothing in a study, with reasons, one line each."""
     return tuple(note for entry in mapped for note in _notes(entry))
 
 
 def _notes(entry: MappedAblation) -> list[str]:
     name = one_line(entry.ablation.part or entry.ablation.title, 80)
     if entry.component is None:
-        return [one_line(f"the study knows no part '{name}' ({entry.reason})", 400)]
+        return [one_line(f"the study does not know the part '{name}' ({entry.reason})", 400)]
     kinds: tuple[tuple[str, tuple[Match, ...]], ...] = (
         ("replacement", entry.replacements),
         ("metric", entry.metrics),
     )
     return [
-        one_line(f"the study knows no {kind} '{match.text}' of '{name}' ({match.reason})", 400)
+        one_line(
+            f"the study does not know the {kind} '{match.text}' of '{name}' ({match.reason})", 400
+        )
         for kind, matches in kinds
         for match in matches
         if match.key is None
@@ -83,7 +85,7 @@ def _notes(entry: MappedAblation) -> list[str]:
 
 
 def _content(plan: Plan) -> list[tuple[object, ...]]:
-    """What a study makes of a plan; titles and prose are for people."""
+    """Return the content of a plan for a study; titles and prose are for people."""
     return [dataclasses.astuple(a)[1:] for a in plan.ablations]
 
 
@@ -104,7 +106,7 @@ def _tidy_ablation(ablation: Ablation) -> Ablation:
     return dataclasses.replace(
         ablation,
         title=one_line(ablation.title, 120),
-        # The reader takes a missing part from the heading, which is only for people here.
+        # The reader takes a missing part from the heading; here headings are only for people.
         part=one_line(ablation.part or ablation.title, _MAX_VALUE),
         replacements=tidied(ablation.replacements),
         metrics=tidied(ablation.metrics),
@@ -144,7 +146,7 @@ def _write_plainly(plan: Plan, mapped: Sequence[MappedAblation]) -> str:
 
 
 def _write_guarded(plan: Plan, mapped: Sequence[MappedAblation]) -> str:
-    """For a title or a line of prose that would be read as a heading or a field of the plan."""
+    """Write a plan whose title or prose would be read as a heading or a field of the plan."""
     prose = "The planner's words, on one line: " + " ".join(plan.reasoning.split())
     return _write(plan, mapped, lambda index, _: f"Ablation {index}", _escape(prose))
 

@@ -13,12 +13,12 @@ Pair = tuple[str, Value]  # a component's key, and the value that replaces the r
 
 @dataclass(frozen=True)
 class Found:
-    """What a plan finds of one ablation of the reference plan.
+    """Hold how much of one ablation of the reference plan a plan finds.
 
     Attributes:
-        title: the ablation's own.
+        title: the ablation's title.
         wanted: its pairs.
-        found: those of them that the plan proposes, too.
+        found: the pairs among them that the plan also proposes.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Score:
-    """A plan against a reference plan, over pairs of component and replacement.
+    """Score a plan against a reference plan, over pairs of component and replacement.
 
     Attributes:
         ablations: one entry for each ablation of the reference that a study can run.
@@ -44,39 +44,39 @@ class Score:
 
     @property
     def hits(self) -> int:
-        """Pairs that both have."""
+        """Return the number of pairs that both plans have."""
         return len(set(self.proposed) & set(self.wanted))
 
     @property
     def precision(self) -> float:
-        """Share of the proposed pairs that are wanted; 0 where none is proposed."""
+        """Return the share of the proposed pairs that are wanted; 0 if none is proposed."""
         return self.hits / len(self.proposed) if self.proposed else 0.0
 
     @property
     def recall(self) -> float:
-        """Share of the wanted pairs that are proposed."""
+        """Return the share of the wanted pairs that are proposed."""
         return self.hits / len(self.wanted)
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where both are."""
+        """Return the harmonic mean of precision and recall; 0 if both are 0."""
         return 2 * self.hits / (len(self.proposed) + len(self.wanted))
 
     @property
     def complete(self) -> int:
-        """Ablations of the reference all of whose pairs are found."""
+        """Return the number of the reference's ablations of which all pairs are found."""
         return sum(entry.found == entry.wanted for entry in self.ablations)
 
 
 def score_plan(mapped: Sequence[MappedAblation], wanted: Sequence[MappedAblation]) -> Score:
-    """Which of the reference's ablations a plan finds.
+    """Score which of the reference's ablations a plan finds.
 
     Args:
-        mapped: the plan's ablations, as `map_plan` gives them.
-        wanted: the reference plan's.
+        mapped: the plan's ablations, from `map_plan`.
+        wanted: the reference plan's ablations, from `map_plan`.
 
     Raises:
-        PlannerError: a study can run nothing of the reference.
+        PlannerError: a study can run no part of the reference.
     """
     proposed = pairs(mapped)
     ablations = tuple(
@@ -89,12 +89,14 @@ def score_plan(mapped: Sequence[MappedAblation], wanted: Sequence[MappedAblation
         if pairs([entry])
     )
     if not ablations:
-        raise PlannerError("a study can run nothing of the reference plan, so nothing can be found")
+        raise PlannerError(
+            "a study can run no part of the reference plan, so there is nothing to find"
+        )
     return Score(ablations, proposed, pairs(wanted), len(unmapped(mapped)))
 
 
 def pairs(mapped: Sequence[MappedAblation]) -> tuple[Pair, ...]:
-    """What a study compares with its reference, each pair once and in the plan's order."""
+    """Return the pairs that a study compares, each once and in the plan's order."""
     found = (
         (entry.component.key, value)
         for entry in mapped

@@ -4,13 +4,13 @@ import unicodedata
 
 
 class PlannerError(ValueError):
-    """A plan that cannot be proposed, scored or priced; the message says what would help."""
+    """Report a plan that cannot be proposed, scored or priced; the message says what would help."""
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """The text on one line of at most `limit` characters, without what a terminal would obey.
+    """Return the text on one line of at most `limit` characters, safe for a terminal.
 
-    Control, direction-changing, zero-width and lone surrogate characters are left out.
+    Control, direction-changing, zero-width and lone surrogate characters are removed.
     """
     kept = "".join(
         " " if character.isspace() else character
