@@ -181,7 +181,7 @@ def test_what_maps_to_nothing_is_sent_back_with_the_reason(serve, capsys):
     messages = server.requests[1][2]["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[2]["content"] == UNMAPPED
-    assert "no part 'cloud cover'" in messages[3]["content"]
+    assert "does not know the part 'cloud cover'" in messages[3]["content"]
     assert "known components: structure" in messages[3]["content"]
     assert capsys.readouterr().err == ""
 

@@ -463,11 +463,11 @@ FILES = {
     "no field": (
         HEAD
         + BODY.format("    return 1").replace("settings_and()", "settings_and(grid={'x': (1,)})"),
-        r"grid: 'x' is no field; the settings have momentum, clip, rate",
+        r"grid: 'x' is not a field; the settings have momentum, clip, rate",
     ),
     "a part tuned": (
         HEAD + BODY.format("    return 1").replace("_and()", "_and(grid={'clip': ('norm',)})"),
-        r"'clip' is a component; what is ablated is not tuned",
+        r"'clip' is a component, and components are not tuned",
     ),
 }
 
@@ -500,8 +500,8 @@ WRONG = {
     "no dataclass": ({"reference": 3}, "reference = 3: an instance of a frozen dataclass"),
     "no JSON": ({"reference": Small(further={1})}, "reference = Small"),
     "no field": ({"components": (Component("x", ("x",), SIZE.choices),)}, "'x'.*the settings have"),
-    "other value": ({"reference": Small(3)}, "value 3 is none of"),
-    "no phrase": ({"components": (Component("size", (), SIZE.choices),)}, "need phrases"),
+    "other value": ({"reference": Small(3)}, "value 3 is not among its choices"),
+    "no phrase": ({"components": (Component("size", (), SIZE.choices),)}, "phrases are missing"),
     "twice": ({"components": (SIZE, SIZE)}, "components: 'size' is there twice"),
     "no metric": ({"metrics": ()}, "metrics = ()"),
     "other metric": (
@@ -509,7 +509,10 @@ WRONG = {
         "default_metrics: 'return' is not a metric; the metrics are loss",
     ),
     "no seeds": ({"seeds": 0}, "seeds = 0"),
-    "no removal": ({"components": (dataclasses.replace(SIZE, remove=7),)}, "7 is none of its cho"),
+    "no removal": (
+        {"components": (dataclasses.replace(SIZE, remove=7),)},
+        "7 is not among its cho",
+    ),
 }
 
 

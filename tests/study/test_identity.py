@@ -376,7 +376,7 @@ def test_the_whole_experiment_on_any_task():
         (np.full((100, 8), np.nan, np.float32), "800 of 800 are not finite"),
         (np.ones((100, 3), np.float32), "3 coordinates"),
         (np.ones((1, 8), np.float32), "1 updates"),
-        (np.ones((0, 8), np.float32), "there are none"),
+        (np.ones((0, 8), np.float32), "at least one gradient is needed"),
     ],
 )
 def test_gradients_that_cannot_serve_are_refused(gradients, message):
@@ -390,7 +390,7 @@ def test_gradients_that_cannot_serve_are_refused(gradients, message):
         ({"passes": 0}, "passes = 0"),
         ({"seeds": True}, "seeds = True"),
         ({"max_coordinates": 3}, "max_coordinates = 3"),
-        ({"learning_rates": ()}, "learning_rates is empty"),
+        ({"learning_rates": ()}, r"learning_rates = \(\): at least one"),
         ({"learning_rates": (math.nan,)}, "nan"),
         ({"networks": (("cubed", "linear"),)}, "unknown input 'cubed'"),
         ({"networks": (("raw", "cubed"),)}, "unknown output 'cubed'"),

@@ -157,9 +157,9 @@ def test_what_was_inferred_is_said_once_and_where():
     with pytest.warns(UserWarning, match="what each parameter is for") as caught:
         optimizer = Optim4RL(net.parameters())
     assert str(caught[0].message) == (
-        "these weights read what each parameter is for; there are no names, and shapes and order "
-        "make 10 ([2, 64]) the policy's head and 4 ([1, 64]) the value's: to be sure, give "
-        "model.named_parameters(), or kinds"
+        "these weights read what each parameter is for, but the parameters have no names; their "
+        "shapes and order make parameter 10 ([2, 64]) the policy's head and parameter 4 ([1, 64]) "
+        "the value's: to be sure, give model.named_parameters(), or kinds"
     )
     assert caught[0].filename == __file__
     with warnings.catch_warnings():

@@ -261,11 +261,11 @@ def test_names_that_no_longer_fit_are_left_aside():
     net = network()
     optimizer = Optim4RL(net.named_parameters(), "scaled-generalist")
     optimizer.param_groups[0]["params"] = [torch.nn.Parameter(torch.ones(2, 3))]
-    with pytest.warns(UserWarning, match="there are no names"):
+    with pytest.warns(UserWarning, match="the parameters have no names"):
         alone = Optim4RL([torch.nn.Parameter(torch.ones(2, 3))], "scaled-generalist")
     for x in (optimizer, alone):
         x.param_groups[0]["params"][0].grad = torch.ones(2, 3)
-    with pytest.warns(UserWarning, match="there are no names"):
+    with pytest.warns(UserWarning, match="the parameters have no names"):
         optimizer.step()
     alone.step()
     assert torch.equal(*(x.param_groups[0]["params"][0] for x in (optimizer, alone)))

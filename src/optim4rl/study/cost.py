@@ -200,5 +200,5 @@ def read_measured(folder: Path) -> Measured:
     for _, question, info in finished_jobs(folder):
         measured.setdefault(_work(question), []).append(float(info["seconds"]))
     if not measured:
-        raise PlannerError(f"measured = {str(folder)!r}: no finished job of a study is there")
+        raise PlannerError(f"measured = {str(folder)!r}: the folder has no finished job of a study")
     return measured

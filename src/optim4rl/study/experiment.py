@@ -6,7 +6,7 @@ experiment = Experiment(
     reference=Settings(),
     components=(Component("clip", ("gradient clipping",), (Choice(1.0, ("clip at 1",)), ...)),),
     metrics=(Metric("loss", ("loss", "training loss"), better="lower"),),
-        run=run,  # takes settings and a seed, returns {"loss": curve or number, ...}
+    run=run,  # takes settings and a seed, returns {"loss": curve or number, ...}
 )
 ```
 """
@@ -71,7 +71,7 @@ class Control:
     def __post_init__(self) -> None:
         if self.kind not in get_args(ControlKind):
             known = ", ".join(get_args(ControlKind))
-            raise ValueError(f"kind = {self.kind!r} of control {self.key!r}: known are {known}")
+            raise ValueError(f"kind = {self.kind!r} of control {self.key!r}: give one of {known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Design:
                 raise ValueError(f"{what} = (): at least one is needed")
             for key in keys:
                 if keys.count(key) > 1:
-                    raise ValueError(f"{what}: {key!r} is there twice")
+                    raise ValueError(f"{what}: {key!r} is there twice; give each key once")
         known = [x.key for x in self.metrics]
         for key in self.default_metrics:
             if key not in known:
@@ -139,7 +139,9 @@ class Design:
                     f"default_metrics: {key!r} is not a metric; the metrics are {', '.join(known)}"
                 )
         if not self.metrics[0].reported:
-            raise ValueError(f"metrics: the first one, {self.metrics[0].key!r}, must be reported")
+            raise ValueError(
+                f"metrics: the first one is {self.metrics[0].key!r}; give one that `run` reports"
+            )
 
     @property
     def catalogue(self) -> Catalogue:
@@ -211,8 +213,8 @@ def _check_reference(reference: Any) -> None:
         raise ValueError(f"reference = {shown(reference)}: {error}") from error
     if back != reference:
         raise ValueError(
-            f"reference = {shown(reference)}: it is another when written as JSON and read back; "
-            "fields are text, numbers, tuples of them, or further frozen dataclasses"
+            f"reference = {shown(reference)}: it changes when written as JSON and read back; "
+            "fields must be text, numbers, tuples of them, or further frozen dataclasses"
         )
 
 
@@ -226,17 +228,21 @@ def _filled_in(reference: Any, component: Component) -> Component:
     names = [f.name for f in dataclasses.fields(reference)]
     if component.field not in names:
         raise ValueError(
-            f"{named}: field = {component.field!r}; the settings have {', '.join(names)}"
+            f"{named}: field = {component.field!r}: the settings have {', '.join(names)}"
         )
     own = getattr(reference, component.field)
     values = [choice.value for choice in component.choices]
     if own not in values:
-        raise ValueError(f"{named}: the reference's value {own!r} is none of {values!r}")
+        raise ValueError(
+            f"{named}: the reference's value {own!r} is not among its choices {values!r}"
+        )
     if not component.phrases or not all(choice.phrases for choice in component.choices):
-        raise ValueError(f"{named}: it and every choice need phrases, the words that name them")
+        raise ValueError(
+            f"{named}: phrases are missing; it and each choice need words that name them"
+        )
     for value in (*values, *component.defaults, component.remove, component.add):
         if value is not None and value not in values:
-            raise ValueError(f"{named}: {value!r} is none of its choices {values!r}")
+            raise ValueError(f"{named}: {value!r} is not among its choices {values!r}")
         if value is not None and value != own:
             replace_field(reference, component.field, value)
     return dataclasses.replace(component, study=own)
@@ -247,11 +253,13 @@ def _check_grid(
 ) -> None:
     for key, values in grid.items():
         if key not in fields:
-            raise ValueError(f"{name}: {key!r} is no field; the settings have {', '.join(fields)}")
+            raise ValueError(
+                f"{name}: {key!r} is not a field; the settings have {', '.join(fields)}"
+            )
         if not values:
-            raise ValueError(f"{name}: {key!r} has no values to tune over")
+            raise ValueError(f"{name}: {key!r} has no values; give at least one")
         if any(component.field == key for component in components):
-            raise ValueError(f"{name}: {key!r} is a component; what is ablated is not tuned")
+            raise ValueError(f"{name}: {key!r} is a component, and components are not tuned")
 
 
 def points(grid: Grid) -> list[dict[str, Any]]:
@@ -269,7 +277,7 @@ def replace_field(settings: Any, name: str, value: Any) -> Any:
     if name not in names:
         raise ValueError(f"field = {name!r}: the fields are {', '.join(names)}")
     if getattr(settings, name) == value:
-        raise ValueError(f"{name} = {value!r}: that is the reference itself")
+        raise ValueError(f"{name} = {value!r}: this is the reference itself")
     return dataclasses.replace(settings, **{name: value})
 
 

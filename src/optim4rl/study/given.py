@@ -24,7 +24,7 @@ STEPS = "steps"
 
 @dataclass(frozen=True)
 class GivenWork:
-    """One job for each call of a user's function."""
+    """Make one job for each call of a user's function."""
 
     experiment: Experiment
     source: Source
@@ -102,21 +102,21 @@ class GivenWork:
         return []
 
     def read_stress(self, folder: Path, member: Member, point: Values) -> Mapping[float, Curves]:
-        """None."""
+        """Return nothing, because there are no short runs."""
         del folder, member, point
         return {}
 
     def floor(self) -> list[Job]:
-        """None."""
+        """Return no jobs: an experiment has no runs that learn nothing."""
         return []
 
     def read_floor(self, folder: Path) -> Curves | None:
-        """None."""
+        """Return None, because there are no such runs."""
         del folder
         return None
 
     def once(self, metrics: frozenset[str]) -> list[Job]:
-        """None."""
+        """Return no jobs: all metrics come from the runs."""
         del metrics
         return []
 
@@ -142,7 +142,7 @@ def _curves(
         if run[name].size != size:
             raise ValueError(
                 f"{where}: metric {name!r} has {run[name].size} points with seed {seed} and {size} "
-                "with another; every run must report equally many. All cells are kept"
+                "with another; every run must report the same number. All cells are kept"
             )
         values[row] = run[name]
     lost = ~np.isfinite(values)

@@ -121,7 +121,7 @@ class IdentityConfig:
         )
         for field in ("learning_rates", "networks"):
             if not getattr(self, field):
-                raise ValueError(f"{field} is empty: name at least one")
+                raise ValueError(f"{field} = {getattr(self, field)!r}: at least one is needed")
         if self.max_coordinates < 4:
             raise ValueError(f"max_coordinates = {self.max_coordinates!r}: at least 4 are needed")
         for source, form in self.networks:

@@ -49,7 +49,7 @@ class Study:
 
     @property
     def experiment(self) -> Design:
-        """What is ablated."""
+        """Return the ablated experiment."""
         return self.opened.experiment
 
     @property

@@ -54,8 +54,8 @@ def seal(candidates: Sequence[Candidate], folder: Path) -> None:
         elif known.expected != candidate.expected:
             raise PlanError(
                 f"Expected: {candidate.expected} of {candidate.label!r}: {known.expected} was "
-                f"sealed in {folder / FILE} at {known.time}; a prediction is not changed once "
-                "cells may be finished: take another folder"
+                f"sealed in {folder / FILE} at {known.time}, and sealed predictions never change; "
+                "take another folder"
             )
     if not new:
         return

@@ -190,7 +190,7 @@ def check_gradients(gradients: Float[np.ndarray, "..."]) -> None:
         ValueError: the message says how many.
     """
     if not gradients.size:
-        raise ValueError(f"gradients of shape {gradients.shape}: there are none")
+        raise ValueError(f"gradients of shape {gradients.shape}: at least one gradient is needed")
     if not np.isfinite(gradients).all():
         raise ValueError(
             f"gradients: {np.sum(~np.isfinite(gradients))} of {gradients.size} are not finite; "

@@ -50,7 +50,7 @@ def to_tune(study: Study) -> list[tuple[Candidate, Values]]:
 
 
 def trainings(found: Sequence[Member]) -> list[Job]:
-    """Their jobs."""
+    """Return the training jobs of members."""
     return [member.training for member in found if member.training is not None]
 
 

@@ -63,8 +63,8 @@ class Source:
             here = _version(package)
             if here != version:
                 raise ValueError(
-                    f"package {package}: version {here or 'none'} is installed here, the study was "
-                    f"started with {version}; use one version everywhere"
+                    f"package {package}: version {here or 'none'} is installed here, but the study "
+                    f"was started with {version}; install the same version everywhere"
                 )
         return load_experiment(folder / self.files[0], self.name)
 
@@ -77,7 +77,7 @@ def split_name(text: str) -> tuple[Path, str]:
     """
     path, _, name = text.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
-        raise ValueError(f"experiment = {text!r}: optim4rl or FILE.py:NAME is needed")
+        raise ValueError(f"experiment = {text!r}: give optim4rl or FILE.py:NAME")
     if not Path(path).is_file():
         raise ValueError(f"experiment = {text!r}: there is no file {path!r}")
     return Path(path), name

@@ -1,15 +1,15 @@
-"""Names for nameless parameters, inferred from their shapes and their order.
+"""Infers names for nameless parameters from their shapes and their order.
 
-Libraries give optimizers `module.parameters()`. A network's layers come one after the other, each
-with its kernel first and outputs leading. If a kernel does not take the outputs of the one before
-it, a new chain of layers starts. The last kernel of a chain is a head, unless a later kernel takes
-its outputs. Of two heads, the one with several outputs is the policy's if the other has a single
-one. Otherwise the library's order must be known:
+Libraries give optimizers `module.parameters()`. A network's layers follow each other, each with its
+kernel first; a kernel's outputs are its first axis. A kernel that does not take the outputs of the
+kernel before it starts a new chain of layers. The last kernel of a chain is a head, unless a later
+kernel takes its outputs. If one of two heads has a single output and the other has several, the
+other one is the policy's. Otherwise the library's order must be known:
 
-| order | of whom | heads |
+| order | library | heads |
 |---|---|---|
-| sb3 | PPO and A2C of Stable-Baselines3 | the policy's, then the value's, after all other layers |
-| cleanrl | CleanRL's PPO | the same on shared layers; of two networks the critic comes first |
+| sb3 | PPO and A2C of Stable-Baselines3 | policy, then value, after all other layers |
+| cleanrl | CleanRL's PPO | the same on shared layers; with two networks, the critic comes first |
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ Shape = tuple[int, ...]
 
 
 class Heads(NamedTuple):
-    """Positions of the two heads' kernels among the parameters."""
+    """Hold the positions of the two heads' kernels among the parameters."""
 
     policy: int
     value: int
 
 
 def find_heads(shapes: Sequence[Shape], order: Order | None = None) -> Heads | None:
-    """Return the heads of an actor and critic; None if shapes and order do not tell.
+    """Return the heads of an actor and critic; None if shapes and order leave them open.
 
     Args:
         shapes: the shapes of all parameters.

@@ -1,4 +1,4 @@
-"""The C++ kernel on the memory of tensors, called through ctypes, without XLA and JAX."""
+"""Calls the C++ kernel on the memory of tensors through ctypes, without XLA and JAX."""
 
 import ctypes
 import dataclasses
@@ -21,13 +21,13 @@ _WHOLE = (Tensor, torch.nn.Parameter)
 
 @dataclass(frozen=True)
 class NativeRule:
-    """A rule with its weights, as the kernel reads them (`driver.h`).
+    """Hold a rule with its weights in the form that the kernel reads (`driver.h`).
 
     Attributes:
-        sizes: its whole numbers.
-        settings: its settings.
-        weights: its packed weights.
-        inputs: the further inputs of its networks.
+        sizes: the rule's whole numbers (`packing.sizes`).
+        settings: the rule's settings (`packing.settings`).
+        weights: the packed weights.
+        inputs: further inputs of the networks.
     """
 
     sizes: "array[int]"
@@ -44,8 +44,8 @@ class NativeRule:
     ) -> Float[Tensor, " n"]:
         """Return the directions of several tensors, one after the other; update memories and steps.
 
-        Directions come from the structure, neither normalised nor scaled. `runs_on` says which
-        tensors are possible.
+        Directions come from the structure, neither normalised nor scaled. `runs_on` checks the
+        tensors.
         """
         gradients = [g.resolve_neg().float().contiguous() for g in gradients]
         sizes = [g.numel() for g in gradients]
@@ -65,7 +65,7 @@ class NativeRule:
 
 
 def native_rule(spec: OptimizerSpec, weights: Sequence[Weights]) -> NativeRule | None:
-    """Return the rule for the kernel; None if the kernel does not know it."""
+    """Return the rule for the kernel; None if the kernel cannot run it."""
     if packing.unknown_part(spec) is not None:
         return None
     packed = array("f")

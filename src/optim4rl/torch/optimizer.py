@@ -17,19 +17,18 @@ from optim4rl.torch.names import ORDERS, Order, find_heads, name_parameters
 from optim4rl.torch.native import runs_on
 from optim4rl.torch.rule import Given, Rule, load_rule
 
-# By parameter name (its number if there are no names), or a function of name and parameter; missing
-# ones, and None, are inferred. Or the library whose order of parameters applies.
+# Kinds by parameter name (or number, if there are no names), or a function of name and parameter;
+# missing kinds, and None, are inferred. Or the library whose order of parameters applies.
 Kinds = Mapping[str, str] | Callable[[str, Tensor], str | None] | str
 
 
 class Optim4RL(torch.optim.Optimizer):
-    """A pretrained learned optimizer.
+    """Update parameters by a pretrained learned optimizer.
 
-    All tensors of a param group are flattened into one vector, so many small ones cost one pass.
-    The tensors of a group must be on one device. State and arithmetic are float32, whatever the
-    parameters are. The default weights keep 3 numbers for each parameter
-    (`rule.spec.state_floats`); Adam keeps 2. Parameters without a gradient are skipped and do not
-    age.
+    All tensors of a param group are flattened into one vector, so many small tensors cost one pass.
+    The tensors of a group must be on one device. State and arithmetic are float32 for parameters of
+    any dtype. The default weights keep 3 numbers for each parameter (`rule.spec.state_floats`);
+    Adam keeps 2. Parameters without a gradient are skipped and do not age.
 
     Attributes:
         rule: the rule with its weights.
@@ -37,16 +36,16 @@ class Optim4RL(torch.optim.Optimizer):
     Args:
         params: tensors, `(name, tensor)` pairs such as `model.named_parameters()`, or param groups
             of either, each with its own `lr` and `step_scale` if you want.
-        weights: a shipped name or the path of a weights file; the recommended ones by default.
-        lr: the learning rate; None for the rate that the weights were trained with. If the rate at
-            the first step is more than ten times lower, as libraries set it for Adam, there is a
-            warning.
+        weights: a shipped name or the path of a weights file; by default the recommended weights.
+        lr: the learning rate; None for the rate that the weights were trained with. The optimizer
+            warns if the rate at the first step is more than ten times lower, as libraries set it
+            for Adam.
         step_scale: multiplies every update; tune it like a learning rate.
         kinds: what each parameter is for ("weight", "bias", "policy_head", "value_head"), for
             weights that read it. None: inferred from names, by the same rules as in JAX
-            (`optim4rl.optimizers.infer_layout`), or without names from shapes and order, with a
-            warning that says what was inferred. "sb3" (PPO and A2C) and "cleanrl" name the library
-            whose order applies.
+            (`optim4rl.optimizers.infer_layout`). Without names, kinds are inferred from shapes and
+            order, and a warning names the result. "sb3" (PPO and A2C) and "cleanrl" name the
+            library whose order applies.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
@@ -90,9 +89,9 @@ class Optim4RL(torch.optim.Optimizer):
         Raises:
             ValueError: the state belongs to another optimizer, other weights or other parameters.
         """
-        # torch tells which state belongs to which parameter, and casts it to the parameter's dtype.
-        # Ours stays float32, so torch is given it wrapped up: after all hooks that change the state
-        # before it is loaded, until before all that see it afterwards.
+        # torch finds the parameter of each state, and casts the state to the parameter's dtype. Our
+        # state stays float32, so we wrap it: after all hooks that change the state before loading,
+        # and until before all hooks that see it after loading.
         hooks = (
             self.register_load_state_dict_pre_hook(lambda _, loaded: self._wrap_state(loaded)),
             self.register_load_state_dict_post_hook(lambda _: self._unwrap_state(), prepend=True),
@@ -147,16 +146,17 @@ class Optim4RL(torch.optim.Optimizer):
     ) -> Any:
         """Update every parameter that has a gradient.
 
-        All but the closure is for weights that read it, such as OPEN's, and may be left out.
+        All arguments except the closure are optional inputs for weights that read them, such as
+        OPEN's.
 
         Args:
             closure: evaluates the model again and returns the loss.
-            training_proportion: how much of training is done, 0 in the first rollout, 1 in the
-                last.
-            epoch_proportion: the same of the epochs on this rollout.
-            dormancy: how active each unit is, 1 where as active as the mean of its layer: by the
-                name of a parameter (its number where there are no names), in a shape that
-                broadcasts to it. Units of parameters that it lacks are as active as their layer.
+            training_proportion: the proportion of training that is done, 0 in the first rollout and
+                1 in the last.
+            epoch_proportion: the same for the epochs on this rollout.
+            dormancy: how active each unit is, relative to the mean of its layer (1): by the name of
+                a parameter (its number if there are no names), in a shape that broadcasts to the
+                parameter. Missing units count as active as their layer.
 
         Raises:
             RuntimeError: a gradient is sparse or complex.
@@ -181,7 +181,7 @@ class Optim4RL(torch.optim.Optimizer):
         return loss
 
     def _dormancy(self, index: int, dormancy: Mapping[str, Tensor]) -> list[Tensor]:
-        """That of a group's parameters with a gradient, each in its parameter's shape."""
+        """Return the dormancy of a group's parameters with a gradient, in their shapes."""
         assert self._seen is not None
         names, first = self._seen.names, sum(self._seen.sizes[:index])
         unknown = [name for name in dormancy if name not in names]
@@ -206,7 +206,7 @@ class Optim4RL(torch.optim.Optimizer):
         memories: list[Tensor],
         steps: list[Tensor],
     ) -> None:
-        # torch.compile knows this name: it runs the method as it is, outside its graph.
+        # torch.compile knows this method's name, and runs the method outside its graph.
         if group is self.param_groups[0]:
             self._follow_groups()
             self._warn_of_a_low_rate()
@@ -264,7 +264,7 @@ class Optim4RL(torch.optim.Optimizer):
             self._seen = groups
 
     def _infer_layouts(self, groups: "_Groups") -> list[Layout]:
-        """Return what each group's parameters are for, inferred from the names of all of them."""
+        """Return the layout of each group, inferred from the names of all parameters."""
         params = [p for group in self.param_groups for p in group["params"]]
 
         def choose(inferred: list[Kind]) -> list[Any]:
@@ -283,14 +283,14 @@ class Optim4RL(torch.optim.Optimizer):
         return [tuple(next(layout) for _ in group["params"]) for group in self.param_groups]
 
     def _telling_names(self, groups: "_Groups", shapes: list[tuple[int, ...]]) -> list[str]:
-        """Return the parameters' names, or names that tell what shapes and order tell."""
+        """Return the parameters' names, or names inferred from shapes and order."""
         kinds = self._kinds
         if isinstance(kinds, str):
             heads = find_heads(shapes, cast(Order, kinds))
             if heads is None:
                 raise ValueError(
-                    f"kinds = {kinds!r}: these {len(shapes)} parameters are not a policy "
-                    "and a value in its order; give model.named_parameters(), or kinds by name"
+                    f"kinds = {kinds!r}: these {len(shapes)} parameters are not a policy and a "
+                    "value in this order; give model.named_parameters(), or kinds by name"
                 )
             return name_parameters(shapes, heads)
         if groups.named:
@@ -299,16 +299,16 @@ class Optim4RL(torch.optim.Optimizer):
             return name_parameters(shapes, None)
         heads = find_heads(shapes)
         if "kind" in self.rule.spec.inputs:
-            found = "tell which are the heads of a policy and a value"
+            found = "do not show the heads of a policy and a value"
             if heads is not None:
                 found = (
-                    f"make {heads.policy} ({list(shapes[heads.policy])}) the policy's head and "
-                    f"{heads.value} ({list(shapes[heads.value])}) the value's"
+                    f"make parameter {heads.policy} ({list(shapes[heads.policy])}) the policy's "
+                    f"head and parameter {heads.value} ({list(shapes[heads.value])}) the value's"
                 )
             self._warn_once(
-                "these weights read what each parameter is for; there are no names, and shapes and "
-                f"order {'' if heads else 'do not '}{found}: to be sure, give "
-                "model.named_parameters(), or kinds"
+                "these weights read what each parameter is for, but the parameters have no names; "
+                f"their shapes and order {found}: to be sure, give model.named_parameters(), or "
+                "kinds"
             )
         return name_parameters(shapes, heads)
 
@@ -318,7 +318,7 @@ class Optim4RL(torch.optim.Optimizer):
             return
         self._said.add("lr")
         remedy = (
-            "if a library sets a rate for Adam, give it the rate of the weights "
+            "if a library sets a rate for Adam, give the library the rate of the weights "
             "(optim4rl.torch.sb3_settings for Stable-Baselines3)"
         )
         for group in self.param_groups:
@@ -349,20 +349,20 @@ class Optim4RL(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class _Wrapped:
-    """A parameter's state that torch passes on as it is."""
+    """Hold a parameter's state, so that torch passes it on unchanged."""
 
     entries: dict[str, Any]
 
 
 class _Groups(NamedTuple):
-    """The parameters of all groups, from which layouts are inferred.
+    """Hold the parameters of all groups, from which layouts are inferred.
 
     Attributes:
         sizes: the number of parameters in each group.
-        params: the parameters; a deleted one equals none.
+        params: the parameters; a deleted parameter equals no parameter.
         shapes: their shapes.
         names: their names, or their numbers.
-        named: whether all are names: each group has a name for each of its parameters.
+        named: whether each group has a name for each of its parameters.
     """
 
     sizes: list[int]
@@ -390,18 +390,18 @@ class _Groups(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """What a step is told beside gradients.
+    """Hold a step's optional inputs.
 
     Attributes:
-        proportions: of training and of epochs.
-        dormancy: of each parameter with a gradient.
+        proportions: the proportions of training and of epochs.
+        dormancy: the dormancy of each parameter with a gradient.
     """
 
     proportions: tuple[float | Tensor | None, float | Tensor | None]
     dormancy: list[Tensor] | None
 
     def on(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """The proportions as tensors."""
+        """Return the proportions as tensors."""
         training, epoch = (
             None if x is None else torch.as_tensor(x, dtype=torch.float32, device=device)
             for x in self.proportions
@@ -444,7 +444,7 @@ def _require_settings(group: Mapping[str, Any]) -> None:
     for name in ("lr", "step_scale"):
         value = group[name]
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} = {value!r}: a finite number that is not negative is needed")
+            raise ValueError(f"{name} = {value!r}: a finite number of at least 0 is needed")
     for index, p in enumerate(group["params"]):
         name = group.get("param_names", {index: index})[index]
         if p.requires_grad and not p.is_floating_point():

@@ -36,7 +36,7 @@ from optim4rl.torch.native import NativeRule, native_rule
 
 
 class Given(NamedTuple):
-    """Inputs of one step of a rule: the coordinates of several tensors, one after the other.
+    """Hold the inputs of one step of a rule: several tensors' coordinates, one after the other.
 
     Attributes:
         gradient: the gradient.
@@ -44,8 +44,8 @@ class Given(NamedTuple):
         ages: number of earlier updates of each tensor.
         params: the parameters, if the structure reads them.
         layout: the tensors that the coordinates belong to.
-        dormancy: how active each coordinate's unit is, where that is known.
-        proportions: of training and of epochs, each where it is known.
+        dormancy: how active each coordinate's unit is; None if unknown.
+        proportions: the proportions of training and of epochs; None if unknown.
     """
 
     gradient: Float[Tensor, " n"]
@@ -79,7 +79,7 @@ def _normalise_sizes(layout: Layout, direction: Float[Tensor, " n"]) -> None:
 
 
 def _make_orthogonal(layout: Layout, direction: Float[Tensor, " n"]) -> None:
-    """Group small kernels, padded with zeros, because calls take most of their time."""
+    """Make kernels orthogonal; small ones in groups, padded with zeros, to save calls."""
     together: dict[object, list[Tensor]] = {}
     for tensor, where in pieces(layout, direction.numel()):
         shape = tensor.matrix
@@ -107,20 +107,20 @@ _NORMALISE: dict[Normalisation, Callable[[Layout, Tensor], None]] = {
     "rms": _normalise_sizes,
     "orthogonal": _make_orthogonal,
 }
-# A kernel with more numbers than this runs alone; one with fewer rows counts as if it had this
-# many.
+# A kernel with more numbers than `_LARGE` runs alone. A kernel with fewer rows than `_FEW_ROWS` is
+# grouped as if it had `_FEW_ROWS`.
 _LARGE, _FEW_ROWS = 2**16, 16
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A learned rule with its weights.
+    """Hold a learned rule with its weights.
 
     Attributes:
         spec: the rule.
-        weights: of each network.
+        weights: weights of each network.
         kernels: the single matrix of each network's cell; None without a cell.
-        native: the rule for the C++ kernel; None if the kernel does not know it.
+        native: the rule for the C++ kernel; None if the kernel cannot run it.
         learning_rate: the inner learning rate that the weights were trained with.
     """
 

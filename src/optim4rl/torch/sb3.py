@@ -1,4 +1,4 @@
-"""Settings for Stable-Baselines3, so that it runs the weights at their own rate."""
+"""Settings for Stable-Baselines3, so that it uses the weights at their own learning rate."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,15 +20,15 @@ def sb3_settings(
 
     Use them like this: `PPO("MlpPolicy", env, **sb3_settings())`.
 
-    Stable-Baselines3 sets the rate of every optimizer to its own `learning_rate` before each
-    update, by default to a rate that suits Adam, and it passes parameters without names.
+    Before each update, Stable-Baselines3 sets every optimizer's rate to its own `learning_rate`, by
+    default a rate that suits Adam. It passes parameters without names.
 
     Args:
         weights: a shipped name or the path of a weights file.
         step_scale: multiplies every update; tune it like a learning rate.
-        schedule: the share of the weights' rate at each share of training that is left, 1 to 0,
-            such as `lambda left: left`; None for the whole rate throughout.
-        policy_kwargs: further ones, such as `{"net_arch": [64]}`.
+        schedule: maps the share of training that is left, from 1 to 0, to a share of the weights'
+            rate, such as `lambda left: left`; None for the whole rate throughout.
+        policy_kwargs: further policy arguments, such as `{"net_arch": [64]}`.
 
     Returns:
         `policy_kwargs` and `learning_rate`.
