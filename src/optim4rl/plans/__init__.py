@@ -1,1 +1,1 @@
-"""Plans: reading ablation plans, and finding what they name among a method's components."""
+"""Reads ablation plans, and maps them to a method's components."""

@@ -114,13 +114,8 @@ def describe_new_version(opened: Opened, folder: Path) -> str | None:
     new = opened.source
     try:
         old = Source.of_json(json.loads(read_text(folder / "study.json"))["source"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # There is no earlier study of a user's file.
-        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # There is no earlier study of a user's file.
     if new is None or new == old or not has_results(folder):
         return None
     if (new.file, new.name) != (old.file, old.name):

@@ -129,7 +129,7 @@ def load_experiment(path: Path, name: str) -> Experiment:
     """Load the experiment of a file, which runs once in a process.
 
     Raises:
-        ValueError: the file raises an error, or the name is no experiment; the message says which.
+        ValueError: the file raises an error, or the name is not an experiment.
     """
     module = _run(path.resolve())
     if not hasattr(module, name):

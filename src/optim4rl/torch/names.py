@@ -3,8 +3,8 @@
 Libraries give optimizers `module.parameters()`. A network's layers follow each other, each with its
 kernel first; a kernel's outputs are its first axis. A kernel that does not take the outputs of the
 kernel before it starts a new chain of layers. The last kernel of a chain is a head, unless a later
-kernel takes its outputs. If one of two heads has a single output and the other has several, the
-other one is the policy's. Otherwise the library's order must be known:
+kernel takes its outputs. If one head has a single output and the other has several, the head with
+several outputs is the policy's. Otherwise the library's order must be known:
 
 | order | library | heads |
 |---|---|---|

@@ -156,7 +156,7 @@ class Optim4RL(torch.optim.Optimizer):
             epoch_proportion: the same for the epochs on this rollout.
             dormancy: how active each unit is, relative to the mean of its layer (1): by the name of
                 a parameter (its number if there are no names), in a shape that broadcasts to the
-                parameter. Missing units count as active as their layer.
+                parameter. Units of missing parameters count as active as their layer.
 
         Raises:
             RuntimeError: a gradient is sparse or complex.

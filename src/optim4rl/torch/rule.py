@@ -45,7 +45,7 @@ class Given(NamedTuple):
         params: the parameters, if the structure reads them.
         layout: the tensors that the coordinates belong to.
         dormancy: how active each coordinate's unit is; None if unknown.
-        proportions: the proportions of training and of epochs; None if unknown.
+        proportions: the proportions of training and of epochs; each is None if unknown.
     """
 
     gradient: Float[Tensor, " n"]

@@ -1,4 +1,4 @@
-"""Lists what a study can ablate for a prompt, and proposes plans from that list alone.
+"""Lists the components of a study for a prompt, and proposes plans from this list alone.
 
 The catalogue's planner is deterministic. It proposes one ablation for each choice in the registry.
 Choices that change more of the learned rule's weights come first.
@@ -95,13 +95,13 @@ def catalogue_plan(method: Method) -> Plan:
     )
     reasons = "\n".join(_reasons(method, named, chosen))
     introduction = (
-        "One ablation for each replacement that the study knows of, compared with "
+        "One ablation for each replacement that the study knows, compared with "
         f"{_reference_name(known)}."
     )
     if known.extent:
         introduction += (
-            " They are ordered by how much of the method they touch: by the share of the learned "
-            "rule's weights that are added, dropped or of another shape."
+            " They are ordered by the share of the learned rule's weights that are added, dropped "
+            "or change their shape."
         )
     title = f"optim4rl-planner/catalogue/{method.name}"
     return Plan(title, f"{introduction}\n\n{reasons}", ablations)
@@ -113,7 +113,7 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
             found = "" if method.is_own else f" The text names it: '{named[component.key]}'."
             yield f"- {component.phrases[0]}: {component.description}{found}"
         else:
-            yield f"- {component.phrases[0]}: left out, for the text does not name it."
+            yield f"- {component.phrases[0]}: left out, because the text does not name it."
     for rank, entry in enumerate(chosen, start=1):
         what = f"{entry.component.phrases[0]}, {entry.choice.phrases[0]}"
         if method.known.extent is None:
@@ -123,7 +123,7 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
             share = f"{entry.touched / entry.weights:.0%} of the rule's weights"
             extent = f"touches {share} ({entry.touched:,} of {entry.weights:,})"
         else:
-            extent = "leaves every weight of the rule in place and changes its training alone"
+            extent = "leaves every weight of the rule in place and changes only its training"
         yield f"{rank}. {what}: {extent}. {entry.choice.description}"
 
 
