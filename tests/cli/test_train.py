@@ -26,7 +26,7 @@ from optim4rl.files.folders import locked
 from optim4rl.files.sealed import check_seal
 from optim4rl.jobs.provenance import code_hash
 from optim4rl.meta.checkpoint import load_checkpoint
-from optim4rl.meta.recipe import Recipe, build, per_task
+from optim4rl.meta.recipe import Recipe, build, per_task, settings_of
 from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaConfig, Progress, init
 from optim4rl.optimizers.presets import learned_spec
@@ -427,6 +427,11 @@ def test_a_task_takes_the_learner_that_is_asked_for():
         usual[1],
         dataclasses.replace(usual[2], minibatches=32),
     ]
+    assert learners(epochs=(2, 1, 10)) == [
+        PPOConfig(epochs=2),
+        usual[1],
+        dataclasses.replace(usual[2], epochs=10),
+    ]
     expected = [dataclasses.replace(learner, value_weight=0.1) for learner in usual]
     assert learners(learners=(), value_weight=0.1) == expected
 
@@ -450,12 +455,48 @@ def test_a_task_sees_observations_as_it_is_asked_for():
     ]
 
 
+def test_separate_networks_have_the_layers_that_are_asked_for():
+    """A task whose networks share a layer keeps them."""
+    tasks = ("catch", "gymnax:CartPole-v1", "gymnax:Reacher-misc")
+    layers, activations = ("8", "64", "32-16"), ("relu", "relu", "swish")
+    built: Any
+    _, built = build(Recipe(tasks=tasks, layers=layers, activations=activations))
+    configs = [x.task.config for x in built]
+    usual = [default_config(name) for name in tasks]
+    found = [(x.policy_layers, x.value_layers, x.activation) for x in configs]
+    assert found == [
+        (usual[0].policy_layers, usual[0].value_layers, usual[0].activation),
+        ((64,), (64,), "relu"),
+        ((32, 16), (32, 16), "swish"),
+    ]
+
+
+def test_settings_that_came_later_are_recorded_only_if_set():
+    """So a checkpoint of version 0.1.0 goes on: it means the defaults."""
+    later = {"epochs": (4,), "layers": ("8",), "activations": ("relu",)}
+    plain = settings_of(Recipe())
+    assert not {*later, "fitness", "final_share"} & {*plain, *plain["meta"]}
+    meta = MetaConfig(fitness="ranks", final_share=0.5)
+    found = settings_of(Recipe(**later, meta=meta))
+    assert found == plain | {x: list(v) for x, v in later.items()} | {
+        "meta": plain["meta"] | {"fitness": "ranks", "final_share": 0.5}
+    }
+
+
+@pytest.mark.parametrize("text", ["64x64", "64-", "0", "-1"])
+def test_layers_are_whole_numbers(text):
+    with pytest.raises(ValueError, match=f"layers = {text!r}: give the units of each layer"):
+        build(Recipe(tasks=("gymnax:CartPole-v1",), layers=(text,)))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("value_weight", -1.0),
         ("minibatches", (1, 2)),
         ("minibatches", (0, 1)),
+        ("epochs", (1, 2)),
+        ("epochs", (0, 1)),
     ],
 )
 def test_settings_that_no_learner_has_are_refused(name, value):

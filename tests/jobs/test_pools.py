@@ -1,6 +1,9 @@
 """Who does the jobs: what an address names, which job a worker is given, what lost workers cost."""
 
+import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 
@@ -68,6 +71,27 @@ def test_jobs_can_be_forgotten():
     queue.put(jobs_of("ab"))
     queue.clear()
     assert (len(queue), queue.take(0)) == (0, None)
+
+
+def test_a_stop_waits_for_the_threads_before_it_closes_their_files(monkeypatch, tmp_path):
+    """A thread that is slow to notice that its worker was killed still finds the worker's log."""
+    found = []
+
+    def ask(worker, job):
+        worker.process.wait()
+        time.sleep(0.3)
+        found.append(worker.log.seek(0))
+        return "killed"
+
+    def stopped():
+        with LocalPool(tmp_path, 1) as pool:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            pool.run(jobs_of("a"))
+
+    monkeypatch.setattr("optim4rl.jobs.pool._ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert found == [0]
 
 
 # Which jobs are done

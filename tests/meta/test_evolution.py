@@ -13,7 +13,7 @@ from test_meta_gradient import Quadratic, factor_rule, quick_jit
 from test_population import assert_close
 
 from optim4rl.meta import evolution
-from optim4rl.meta.agents import init_agents
+from optim4rl.meta.agents import extras_of, init_agents, layout_of, play, with_progress
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
 from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, make_estimator, train
@@ -22,6 +22,7 @@ from optim4rl.optimizers.kernels.select import KERNELS, choose
 from optim4rl.optimizers.layout import Tensor
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.rule import init_meta_parameters, init_state
+from optim4rl.tasks import default_config, make_task
 
 SPEC, _ = factor_rule()
 ALPHA, CURVATURE, SIGMA = 0.1, 2.0, 0.5
@@ -245,7 +246,8 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
         rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
         learners = evolution.Learners(init_agents(SPEC, task, keys), jnp.array([0.0, -1.0]))
         kernel = vars(evolution)["choose"](SPEC, "auto")
-        settings: Any = {"learning_rate": ALPHA, "rollouts": 7, "kernel": kernel}
+        settings: Any = {"learning_rate": ALPHA, "rollouts": 7, "life": 7, "final_share": 0.0}
+        settings["kernel"] = kernel
         return learners, evolution.live(SPEC, rules, task, learners, keys, **settings)
 
     before, (after, losses, stats) = run()
@@ -255,6 +257,69 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
     # Each learned with a rule of its own.
     factor = 1 - ALPHA * 1.5 * np.outer([1, 2], task.curvatures)
     np.testing.assert_allclose(after.agents.params, before.agents.params * factor**7, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("final_share", "expected"), [(0.0, 9.5), (1.0, 18.5), (0.5, 14.0)])
+def test_a_loss_mixes_the_whole_life_and_its_end(final_share, expected):
+    """Returns 0 to 19 in twenty rollouts: the last tenth is 18 and 19."""
+
+    class Counting(OneParameter):
+        def rollout(self, params, actor, key):
+            return None, actor + 1, Returns(jnp.asarray(actor, jnp.float32), jnp.asarray(1))
+
+        def init_actor(self, key):
+            return jnp.int32(0)
+
+    config = dataclasses.replace(
+        CONFIG, agents=2, estimator="es", reset_interval=20, inner_updates=1
+    )
+    config = dataclasses.replace(config, final_share=final_share)
+    es = estimator(config, Counting())
+    keys = jax.random.split(jax.random.key(0), 2)
+    rules = jax.tree.map(lambda x: jnp.stack([x, x]), FACTOR)
+    _, losses = quick_jit(lambda rules: es._lives((), jnp.zeros(2), (rules, keys)))(rules)
+    np.testing.assert_allclose(losses, -expected)
+
+
+def test_ranks_compare_the_two_lives_of_a_pair():
+    """A lost life is the worse one; equal and two lost lives say nothing."""
+    first, second = [1.0, 5.0, 2.0, np.nan, 3.0, np.nan], [2.0, -900.0, 2.0, 7.0, np.nan, np.nan]
+    ranks = evolution.rank_pairs(jnp.asarray([*first, *second]))
+    expected = [-0.5, 0.5, 0.0, 0.5, -0.5, 0.0]
+    np.testing.assert_array_equal(ranks, [*expected, *(-x for x in expected)])
+
+
+def test_ranks_go_down_where_returns_do():
+    """The estimate from ranks has the sign of the gradient, whatever the scale of the loss."""
+    found = []
+    for scale in (1.0, 1e4):
+        task = OneParameter((scale * CURVATURE,))
+        config = dataclasses.replace(CONFIG, estimator="es", fitness="ranks", sigma=0.05)
+        es = make_estimator(SPEC, MetaTask(task, ALPHA / scale), config, Execution())
+        run = quick_jit(lambda key, es=es: es.estimate(FACTOR, es.init(FACTOR, key), key).gradient)
+        found.append(float(run(jax.random.key(0))["network0"]["factor"][0]))
+    assert found[0] < 0  # a larger factor is better: 1 - 0.2 x 1.5 has not reached 0
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_rules_are_told_how_far_an_agent_is():
+    """Training from the agent's age, in rollouts of a life; epochs from the task."""
+    spec, task = (
+        LEARNED["modulated"],
+        make_task(dataclasses.replace(default_config("gymnax:CartPole-v1"), num_envs=4)),
+    )
+    assert task.updates_per_rollout == 16  # four epochs of four minibatches
+    keys = jax.random.split(jax.random.key(0), 3)
+    agents = init_agents(spec, task, keys)
+    ages = jnp.array([0, 16 * 5 + 3, 16 * 40], jnp.int32)
+    agents = agents._replace(rule=agents.rule._replace(age=ages))
+    batches, _, _ = play(task, agents, keys, jnp.int32(0))
+    extras = extras_of(spec, layout_of(task), agents, keys)
+    assert extras.training_proportion is None
+    told = with_progress(extras, task, agents, batches, jnp.int32(9), life=11)
+    np.testing.assert_allclose(told.training_proportion, [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(told.epoch_proportion, [2 / 3] * 3, rtol=1e-6)
+    assert told.params is extras.params
 
 
 @pytest.mark.parametrize("name", ["pes", pytest.param("es", marks=pytest.mark.slow)])

@@ -10,6 +10,7 @@ import pytest
 
 from optim4rl.optimizers import LEARNED, OptimizerSpec, init_meta_parameters, init_state, step
 from optim4rl.optimizers.cells import forward
+from optim4rl.optimizers.inputs import tensor_rows
 from optim4rl.optimizers.networks import apply_network
 from optim4rl.optimizers.processing import PROCESSINGS, Andrychowicz, Raw, SignLog, Symlog
 from optim4rl.optimizers.rule import spec_from_dict, spec_to_dict
@@ -65,8 +66,7 @@ def random_weights(spec, seed=0):
 
 def weight_rows(spec, shape):
     """The further inputs of coordinates that are weights of the last layer."""
-    values = jnp.asarray(tensor_inputs(spec.inputs, Tensor(shape, "weight", 1.0)), jnp.float32)
-    return jnp.broadcast_to(values.reshape(-1, *(1,) * len(shape)), (values.size, *shape))
+    return tensor_rows(spec.inputs, Tensor(shape, "weight", 1.0))
 
 
 def extras_of(spec, shape):

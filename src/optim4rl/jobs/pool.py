@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,20 +262,20 @@ class LocalPool:
                         done += 1
                         on_job(done, job)
 
-        threads = [threading.Thread(target=employ, args=x) for x in enumerate(self._workers)]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            # Stopped by a signal: abandon the running jobs, which are short beside a study.
-            waiting.clear()
-            for worker in self._workers:
-                worker.process.kill()
-            for thread in threads:
-                thread.join()
-            raise
+        # Futures, because Python 3.11 believes a thread finished if a signal interrupts its join.
+        with ThreadPoolExecutor(max(len(self._workers), 1)) as threads:
+            employed = [threads.submit(employ, *x) for x in enumerate(self._workers)]
+            try:
+                wait(employed)
+            except BaseException:
+                # Stopped by a signal: abandon the running jobs, which are short beside a study.
+                waiting.clear()
+                for worker in self._workers:
+                    worker.process.kill()
+                wait(employed)
+                raise
+        for future in employed:
+            future.result()
         if failures:
             raise_failure(*failures[0])
 

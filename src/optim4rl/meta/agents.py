@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PRNGKeyArray
@@ -14,7 +15,7 @@ from optim4rl.optimizers.kernels.interface import Met
 from optim4rl.optimizers.layout import Layout, infer_layout
 from optim4rl.optimizers.rule import OptimizerSpec, RuleState, init_state
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
-from optim4rl.tasks.interface import InnerTask, update_gradient
+from optim4rl.tasks.interface import InnerTask, update_extras, update_gradient
 
 # Folded into an agent's key for the noise of its updates. Rollouts fold in small numbers.
 NOISE = 2**31 - 1
@@ -111,6 +112,23 @@ def extras_of(
         return flat_extras(reads, layout, params, key)
 
     return jax.vmap(one)(agents.params, agents.rule.age, keys)
+
+
+def with_progress(
+    extras: Extras, task: InnerTask, agents: Agents, batches: Any, index: Array, life: int
+) -> Extras:
+    """Add how far each agent is in its life of this many rollouts, and in the rollout's epochs."""
+    if extras is NO_EXTRAS:
+        return extras
+    _, unravel = _parameters(task)
+
+    def one(params: Array, age: Array, batch: Any) -> tuple[Array, Array | None]:
+        done = (age // task.updates_per_rollout).astype(jnp.float32)
+        told = update_extras(task, unravel(params), batch, index)
+        return jnp.minimum(done / max(life - 1, 1), 1.0), told.get("epoch_proportion")
+
+    training, epochs = jax.vmap(one)(agents.params, agents.rule.age, batches)
+    return extras._replace(training_proportion=training, epoch_proportion=epochs)
 
 
 def met(gradients: Array, extras: Extras) -> Array | Met:

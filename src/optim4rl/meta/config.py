@@ -12,6 +12,7 @@ from optim4rl.tasks.interface import InnerTask
 TaskClip = Literal["value", "norm", "normalise", "none"]
 MetaClip = Literal["value", "norm", "normalise", "none", "running"]
 EstimatorName = Literal["truncated", "es", "pes"]
+Fitness = Literal["returns", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class MetaConfig:
             evolution strategies). With "es" they live a whole life, `reset_interval` times K
             updates, in each iteration, and `resets` is not used.
         sigma: standard deviation of the perturbations of "es" and "pes".
+        fitness: what "es" compares: "returns", or within each pair only their order, "ranks". With
+            "ranks" a diverged life is the worse of its pair; with "returns" it ends the training.
+        final_share: weight of the last tenth of a life in the returns of "es" and "pes"; the rest
+            is the weight of the whole life.
         resets: reset schedule; "staggered" is pipeline training.
         reset_interval: I, in meta-iterations: one life is I * K inner updates.
         shortest_interval: gives lives of mixed length. Each agent has its own interval, from this
@@ -47,6 +52,8 @@ class MetaConfig:
     inner_updates: int = 4
     estimator: EstimatorName = "truncated"
     sigma: float = 0.01
+    fitness: Fitness = "returns"
+    final_share: float = 0.0
     resets: ResetSchedule = "staggered"
     reset_interval: int = 98
     shortest_interval: int | None = None
@@ -68,6 +75,7 @@ class MetaConfig:
             meta_clip_limit=POSITIVE,
             sigma=POSITIVE,
             cosine_to=SHARE,
+            final_share=SHARE,
         )
         self._check_lives()
 

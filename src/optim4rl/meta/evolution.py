@@ -25,6 +25,7 @@ from optim4rl.meta.agents import (
     met,
     num_rollouts,
     play,
+    with_progress,
 )
 from optim4rl.meta.config import MetaConfig, MetaTask
 from optim4rl.meta.estimators import Estimate, EstimatorState
@@ -57,6 +58,8 @@ def live(
     *,
     learning_rate: float,
     rollouts: int,
+    life: int,
+    final_share: float,
     kernel: Kernel,
 ) -> tuple[Learners, Float[Array, " M"], Any]:
     """Let agents learn, each with its own rule.
@@ -64,13 +67,15 @@ def live(
     Args:
         rules: the meta-parameters of each agent, every array with a leading axis of size M.
         keys: one key for each agent; its rollouts depend on no other.
-        rollouts: length of their lives, in rollouts.
+        rollouts: rollouts to play and learn from.
+        life: length of a whole life, in rollouts; the rule is told how much of it is done.
+        final_share: weight of the last tenth of the rollouts in the loss, beside all of them.
 
     Returns:
         The agents afterwards; their losses; and the task's stats, summed over rollouts and agents.
-        A loss is minus the mean return over rollouts. The return of a rollout is the mean over the
-        episodes that ended in it; if none did, that of the last rollout with one. The loss is NaN
-        if a parameter is not finite.
+        A loss is minus the mean return over rollouts, mixed with the last tenth's mean
+        (`final_share`). The return of a rollout is the mean over the episodes that ended in it; if
+        none did, that of the last rollout with one. The loss is NaN if a parameter is not finite.
     """
     updates = task.updates_per_rollout
     layout = layout_of(task)
@@ -79,6 +84,7 @@ def live(
     def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
         gradients = gradients_of(task, agents.params, batch, index)
         extras = extras_of(spec, layout, agents, keys)
+        extras = with_progress(extras, task, agents, batch, index, life)
         directions, rule = step(rules, met(gradients, extras), agents.rule)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), None
@@ -95,7 +101,9 @@ def live(
     stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
     # A policy with NaN still acts, and its returns are finite but meaningless.
     finite = jnp.isfinite(learners.agents.params).all(axis=1)
-    return learners, jnp.where(finite, -jnp.mean(curves, axis=0), jnp.nan), stats
+    last = curves[-max(rollouts // 10, 1) :].mean(axis=0)
+    score = (1.0 - final_share) * curves.mean(axis=0) + final_share * last
+    return learners, jnp.where(finite, -score, jnp.nan), stats
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class EvolutionStrategies:
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
-        """Return the mean over agents of loss times perturbation, over sigma squared."""
+        """Return the mean over agents of loss (or rank) times perturbation, over sigma squared."""
         config, (mean, unravel) = self.config, ravel_pytree(meta_parameters)
         key_draw, key_agents = jax.random.split(key)
         pairs = config.agents // 2
@@ -143,6 +151,8 @@ class EvolutionStrategies:
             (jax.vmap(unravel)(rules), keys),
             self.execution,
         )
+        if self.config.fitness == "ranks":
+            losses = rank_pairs(losses)
         # As float32 has rounded them in the rules.
         perturbations = (rules - mean[None]) / config.sigma
         gradient = unravel(losses @ perturbations / (config.agents * config.sigma))
@@ -167,6 +177,8 @@ class EvolutionStrategies:
             key_rollouts,
             learning_rate=self.meta_task.learning_rate,
             rollouts=self.rollouts,
+            life=self.rollouts,
+            final_share=self.config.final_share,
             kernel=choose(self.spec, self.execution.kernel),
         )
         return stats, losses
@@ -261,11 +273,25 @@ class PersistentEvolutionStrategies:
             key_rollouts,
             learning_rate=self.meta_task.learning_rate,
             rollouts=self.rollouts,
+            life=self.rollouts * self.config.reset_interval,
+            final_share=self.config.final_share,
             kernel=choose(self.spec, self.execution.kernel),
         )
         total += drawn
         gradient = losses @ total / (sigma**2 * self.config.agents)
         return (unravel(gradient), stats), Persistent(learners, total)
+
+
+def rank_pairs(losses: Float[Array, " M"]) -> Float[Array, " M"]:
+    """Replace the losses of agents i and i + M/2 by their ranks: -0.5 for the better, 0.5, or 0.
+
+    A lost life, whose loss is NaN, is worse than any other. Only the order within a pair counts,
+    whose agents share all random numbers, so neither a task's scale nor one extreme life decides.
+    OPEN does so, too (Goldie et al. 2024, arXiv 2407.07082).
+    """
+    first, second = jnp.split(jnp.where(jnp.isnan(losses), jnp.inf, losses), 2)
+    rank = 0.5 * ((first > second).astype(jnp.float32) - (first < second).astype(jnp.float32))
+    return jnp.concatenate([rank, -rank])
 
 
 def _paired(x: Any) -> Any:

@@ -12,7 +12,8 @@ from optim4rl.meta.trainer import MetaConfig, MetaTask
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import load_weights
-from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, default_config, make_task
+from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, TaskConfig, default_config, make_task
+from optim4rl.tasks.config import Activation
 
 LearnerName = Literal["a2c", "ppo"]
 Observations = Literal["raw", "normalised"]
@@ -37,6 +38,10 @@ class Recipe:
         learners: learner of each task, "a2c" or "ppo" with its usual settings. Default: the task's
             own.
         minibatches: minibatches of each task's PPO. Default: the task's own. A2C has 1.
+        epochs: epochs of each task's PPO. Default: the task's own. A2C has 1.
+        layers: hidden layers of policy and value in each task with separate networks (`mlp`), such
+            as 64-64. Default: the task's own.
+        activations: activation of each task with separate networks. Default: the task's own.
         observations: observations of each task, "raw" or "normalised" by each agent. Default: the
             task's own.
         value_weight: weight of the squared error of values in every learner's loss, and so in the
@@ -65,6 +70,9 @@ class Recipe:
     populations: tuple[int, ...] = ()
     learners: tuple[LearnerName, ...] = ()
     minibatches: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()
+    layers: tuple[str, ...] = ()
+    activations: tuple[Activation, ...] = ()
     observations: tuple[Observations, ...] = ()
     value_weight: float | None = None
     reward_scale: tuple[float, ...] = (1.0,)
@@ -103,6 +111,7 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
         envs_per_agent=COUNT,
         clip=NOT_NEGATIVE,
         minibatches=COUNT,
+        epochs=COUNT,
         value_weight=NOT_NEGATIVE,
     )
     own = learned_spec(recipe.optimizer)
@@ -117,54 +126,80 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
     rewards = per_task("reward_scale", recipe.reward_scale, recipe.tasks)
     own_settings = _own_settings(recipe)
     tasks = []
-    own_network = recipe.width == (0,)
-    width = recipe.width if len(recipe.width) > 1 else recipe.width[0]
     for name, rate, scale, reward, its in zip(
         recipe.tasks, rates, scales, rewards, own_settings, strict=True
     ):
-        usual = default_config(name)
-        learner = _learner(
-            usual.learner,
-            its.pop("learner", None),
-            its.pop("minibatches", None),
-            recipe.value_weight,
-        )
-        observations = its.pop("observations", None)
-        config = dataclasses.replace(
-            usual,
-            num_envs=recipe.envs_per_agent,
-            maps=recipe.maps or usual.maps,
-            learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
-            normalise_rewards=recipe.normalise_rewards or usual.normalise_rewards,
-            normalise_observations=usual.normalise_observations
-            if observations is None
-            else observations == "normalised",
-        )
-        if not own_network and usual.torso != "mlp":
-            # A narrow dense network trains the rule as well as the paper's convolution.
-            config = dataclasses.replace(config, width=width, torso="dense")
+        mine = {x: its.pop(x, None) for x in ("window", "estimator", "agents")}
+        config = _task_config(recipe, default_config(name), reward, its)
         task = augment(make_task(config), recipe.augmentation)
-        tasks.append(MetaTask(task, rate * scale, **its))
+        tasks.append(MetaTask(task, rate * scale, **mine))
     return spec, tuple(tasks)
 
 
+def _task_config(
+    recipe: Recipe, usual: TaskConfig, reward: float, its: dict[str, Any]
+) -> TaskConfig:
+    """Return a task's usual config with the recipe's settings and its own.
+
+    Raises:
+        ValueError: a setting does not fit the task; the message names it.
+    """
+    learner = _learner(usual.learner, its, recipe.value_weight)
+    observations = its.get("observations")
+    config = dataclasses.replace(
+        usual,
+        num_envs=recipe.envs_per_agent,
+        maps=recipe.maps or usual.maps,
+        learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
+        normalise_rewards=recipe.normalise_rewards or usual.normalise_rewards,
+        normalise_observations=usual.normalise_observations
+        if observations is None
+        else observations == "normalised",
+    )
+    if usual.torso == "mlp":
+        layers = _layers(its["layers"]) if its.get("layers") else None
+        return dataclasses.replace(
+            config,
+            policy_layers=layers or usual.policy_layers,
+            value_layers=layers or usual.value_layers,
+            activation=its.get("activation") or usual.activation,
+        )
+    if recipe.width == (0,):
+        return config
+    # A narrow dense network trains the rule as well as the paper's convolution.
+    width = recipe.width if len(recipe.width) > 1 else recipe.width[0]
+    return dataclasses.replace(config, width=width, torso="dense")
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """Read hidden layers, such as "64-64".
+
+    Raises:
+        ValueError: the text is another.
+    """
+    sizes = text.split("-")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"layers = {text!r}: give the units of each layer, such as 64-64")
+    return tuple(map(int, sizes))
+
+
 def _learner(
-    learner: A2CConfig | PPOConfig,
-    name: LearnerName | None,
-    minibatches: int | None,
-    value_weight: float | None,
+    learner: A2CConfig | PPOConfig, its: dict[str, Any], value_weight: float | None
 ) -> A2CConfig | PPOConfig:
     """Return a task's usual learner, or the named one if its kind differs, with its settings.
 
     Raises:
-        ValueError: minibatches are given for A2C.
+        ValueError: minibatches or epochs are given for A2C.
     """
+    name = its.get("learner")
     if name is not None and not isinstance(learner, _LEARNERS[name]):
         learner = _LEARNERS[name](reward_scale=learner.reward_scale)
-    if isinstance(learner, PPOConfig):
-        learner = dataclasses.replace(learner, minibatches=minibatches or learner.minibatches)
-    elif minibatches not in (None, 1):
-        raise ValueError(f"minibatches = {minibatches!r}: A2C has 1; give the task the learner ppo")
+    for field in ("minibatches", "epochs"):
+        value = its.get(field)
+        if isinstance(learner, PPOConfig):
+            learner = dataclasses.replace(learner, **{field: value or getattr(learner, field)})
+        elif value not in (None, 1):
+            raise ValueError(f"{field} = {value!r}: A2C has 1; give the task the learner ppo")
     if value_weight is None:
         return learner
     return dataclasses.replace(learner, value_weight=value_weight)
@@ -183,6 +218,9 @@ def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
         ("populations", "agents"),
         ("learners", "learner"),
         ("minibatches", "minibatches"),
+        ("epochs", "epochs"),
+        ("layers", "layers"),
+        ("activations", "activation"),
         ("observations", "observations"),
     ):
         values = getattr(recipe, name)
@@ -213,7 +251,17 @@ def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> MetaParameters | No
     return weights.meta_parameters
 
 
+# Fields that checkpoints of version 0.1.0 lack. They mean the defaults there.
+_LATER = {"epochs", "layers", "activations", "fitness", "final_share"}
+
+
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """Return all settings that decide the result, as JSON values."""
-    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return settings
+    """Return all settings that decide the result, as JSON values; later ones unless as default."""
+
+    def told(values: dict[str, Any], default: Any) -> dict[str, Any]:
+        return {x: v for x, v in values.items() if x not in _LATER or v != getattr(default, x)}
+
+    settings = told(dataclasses.asdict(recipe), Recipe())
+    settings["meta"] = told(settings["meta"], MetaConfig())
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found

@@ -23,13 +23,12 @@ from optim4rl.optimizers.tensors import (
 )
 
 
-def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "rows *shape"] | None:
-    """The inputs of a whole tensor, in its shape; None where there are none."""
+def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "rows ..."] | None:
+    """Return the inputs of a tensor, with axes of length 1 for its own; None if there are none."""
     if not names:
         return None
     column = jnp.asarray(tensor_inputs(names, tensor), jnp.float32)
-    column = column.reshape(-1, *(1,) * len(tensor.shape))
-    return jnp.broadcast_to(column, (num_rows(names), *tensor.shape))
+    return column.reshape(-1, *(1,) * len(tensor.shape))
 
 
 def draw_noise(layout: Layout, key: PRNGKeyArray) -> list[Float[Array, "..."]]:

@@ -17,6 +17,7 @@ from optim4rl.optimizers.structures import (
     Celo2,
     Linear,
     Mirrored,
+    Modulated,
     Open,
     Star,
 )
@@ -62,6 +63,16 @@ LEARNED: dict[str, OptimizerSpec] = {
     # orthogonal. Without memory of its own it has few enough weights for evolution strategies.
     "orthogonal": dataclasses.replace(
         _MIRRORED, structure=Mirrored(), cell="none", normalise="orthogonal"
+    ),
+    # Muon, with a gain for each tensor and phase of training: one small network for each tensor.
+    "modulated": OptimizerSpec(
+        processing=Raw(),
+        structure=Modulated(),
+        cell="none",
+        head_sizes=(8,),
+        zero_head=True,
+        inputs=("kind", "layer", "fan_in"),
+        normalise="orthogonal",
     ),
     "celo2": OptimizerSpec(
         processing=Raw(),

@@ -24,6 +24,7 @@ from optim4rl.optimizers.structure import (
     NetworkShape,
     Outputs,
     Reading,
+    given,
 )
 
 # Bound of a learned factor on a gradient of any size: e^10 = 22,026 either way.
@@ -87,6 +88,7 @@ class _Adafactor:
 
     num_moments: ClassVar[int] = len(MOMENTUM_BETAS) + 1 + len(FACTORED_BETAS)
     tensorwise: ClassVar[bool] = True
+    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
@@ -194,7 +196,7 @@ class Star(_Adafactor):
 
     def features(self, processing: Processing, reading: Reading) -> Features:
         del processing
-        params = _given(reading.extras.params)[None]
+        params = given(reading.extras.params)[None]
         xp = namespace(params)
         scaled = unit_rms(xp.concatenate([*self._features(reading, self.epsilon), params]), 1e-5)
         age = to_float32(reading.age)
@@ -211,7 +213,7 @@ class Star(_Adafactor):
         adam = bounded_exp(_EXPONENT * nominal, FACTOR_LIMIT) * m.mean(0)
         learned = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * blackbox
         return scale * (adam + self.blackbox_weight * learned) + (
-            self.weight_decay * _given(reading.extras.params)
+            self.weight_decay * given(reading.extras.params)
         )
 
 
@@ -244,6 +246,7 @@ class Open:
     name: ClassVar[str] = "open"
     num_moments: ClassVar[int] = len(OPEN_BETAS)
     tensorwise: ClassVar[bool] = True
+    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ("params", "noise")
 
     def __post_init__(self) -> None:
@@ -261,7 +264,7 @@ class Open:
 
     def features(self, processing: Processing, reading: Reading) -> Features:
         del processing
-        params, m = _given(reading.extras.params)[None], reading.moments
+        params, m = given(reading.extras.params)[None], reading.moments
         gradient = reading.gradient[None]
         xp = namespace(gradient)
         rows = [params, xp.sign(m), _log_size(m), xp.sign(gradient), _log_size(gradient)]
@@ -289,13 +292,7 @@ class Open:
         del processing
         size, magnitude, noise_size = outputs[0]
         drift = bounded_exp(_EXPONENT * magnitude, FACTOR_LIMIT) * size
-        return drift + noise_size * _given(reading.extras.noise)
-
-
-def _given(extra: Array | None) -> Array:
-    if extra is None:
-        raise ValueError("extras: the structure reads something that was not given (`reads`)")
-    return extra
+        return drift + noise_size * given(reading.extras.noise)
 
 
 def _log_size(x: Array) -> Array:

@@ -73,15 +73,15 @@ def step(
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
-    rows: Float[Array, "rows *shape"] | None = None,
+    rows: Float[Array, "rows ..."] | None = None,
     extras: Extras = NO_EXTRAS,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """Make one step of the rule; return the direction `d` and the new state.
 
     Parameters move by `-alpha * d`. The direction comes from the formula, before `spec.normalise`,
     which needs the whole tensor. `rows` holds the inputs that `spec.inputs` names, for each
-    coordinate, or None; `extras` holds what the structure reads. Infinite gradients are clipped if
-    the spec clips; a NaN stays in its own coordinate.
+    coordinate or with axes of length 1, or None; `extras` holds what the structure reads. Infinite
+    gradients are clipped if the spec clips; a NaN stays in its own coordinate.
     """
     features, reading = read(spec, gradient, state.moments, state.age, rows, extras)
     outputs, carries = zip(
@@ -100,7 +100,7 @@ def read(
     gradient: Float[Array, "*shape"],
     moments: Float[Array, "moments *shape"],
     age: Int[Array, ""],
-    rows: Float[Array, "rows *shape"] | None = None,
+    rows: Float[Array, "rows ..."] | None = None,
     extras: Extras = NO_EXTRAS,
 ) -> tuple[Features, Reading]:
     """Return each network's features of a gradient, and the new moments; this uses no weight."""
@@ -108,8 +108,11 @@ def read(
         gradient = jnp.clip(gradient, -spec.clip, spec.clip)
     reading = Reading(gradient, spec.structure.accumulate(gradient, moments), age, extras)
     features = spec.structure.features(spec.processing, reading)
+    if spec.structure.per_tensor and spec.cell != "none":  # A carry has the tensor's shape.
+        features = tuple(x + jnp.zeros_like(gradient)[None] for x in features)
     if rows is not None:
-        features = tuple(jnp.concatenate([x, rows]) for x in features)
+        # Zeros made from the features give the rows their shape and their sharding.
+        features = tuple(jnp.concatenate([x, rows + jnp.zeros_like(x[:1])]) for x in features)
     return features, reading
 
 

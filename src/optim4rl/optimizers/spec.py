@@ -62,6 +62,8 @@ class OptimizerSpec:
         check_fields(self, **RANGES)
         if len(set(self.inputs)) != len(self.inputs):
             raise ValueError(f"inputs = {self.inputs!r}: each at most once")
+        if any(network.inputs == 0 for network in self.networks):
+            raise ValueError("inputs = (): the structure reads nothing, so name at least one input")
         for field in ("processing", "structure"):
             choice = getattr(self, field)
             if dataclasses.is_dataclass(choice):

@@ -14,8 +14,9 @@ from optim4rl.optimizers.processing import (
     Processing,
 )
 
-Outputs = tuple[Float[Array, "_ *shape"], ...]
-Features = tuple[Float[Array, "_ *shape"], ...]
+# Axes of length 1 where the networks run once for a tensor.
+Outputs = tuple[Float[Array, "_ *#shape"], ...]
+Features = tuple[Float[Array, "_ *#shape"], ...]
 
 
 class NetworkShape(NamedTuple):
@@ -73,12 +74,15 @@ class Structure(Protocol):
         num_moments: number of its running moments.
         tensorwise: whether its features hold statistics of the whole tensor. Then `features` needs
             all of a tensor, in its shape. Everything else is coordinate-wise.
+        per_tensor: whether the networks run once for a tensor, not for each coordinate. Then
+            features and outputs have axes of length 1 in place of the tensor's.
         reads: names of the extras that it needs.
     """
 
     name: ClassVar[str]
     num_moments: ClassVar[int]
     tensorwise: ClassVar[bool]
+    per_tensor: ClassVar[bool]
     reads: ClassVar[tuple[ExtraName, ...]]
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
@@ -98,11 +102,23 @@ class Structure(Protocol):
         """Return the direction `d` of the update `-alpha * d`."""
 
 
+def given(extra: Array | None) -> Array:
+    """Return an extra that a structure reads.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if extra is None:
+        raise ValueError("extras: the structure reads something that was not given (`reads`)")
+    return extra
+
+
 class WithoutMoments:
     """A structure whose only memory is the networks' hidden state."""
 
     num_moments: ClassVar[int] = 0
     tensorwise: ClassVar[bool] = False
+    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def accumulate(

@@ -13,6 +13,7 @@ JAX and PyTorch share these formulae (`arrays`).
 | linear | `exp(o1) g + exp(o2) o3` | LinearOptim, Lan et al. 2024 |
 | l2l | `exp(o) g` | L2LGD2, Andrychowicz et al. 2016 |
 | anchored | `exp(o1) adam + 0.1 o2 g/sqrt(v_hat) + 0.3 o3 slow` | starts as exactly Adam; ours |
+| modulated | `0.2 exp(o1) u`: Muon's step, its gain learned for each tensor | ours |
 | celo2 | `o` of a tensor's Adafactor features | Moudgil et al. 2026 (Celo2-base) |
 | star | `exp(o3) adam + 1e-3 o1 exp(o2) / sqrt(v) + decay p` | Harrison et al. 2022 |
 | open | `o1 exp(o2) + o3 noise` | OPEN, Goldie et al. 2024 |
@@ -29,6 +30,7 @@ from optim4rl.optimizers.arrays import (
     rsqrt,
     to_float32,
 )
+from optim4rl.optimizers.modulated import Modulated as Modulated
 from optim4rl.optimizers.processing import (
     LOG_DOMAIN_LIMIT,
     Processing,
@@ -167,6 +169,7 @@ class Anchored:
     name: ClassVar[str] = "anchored"
     num_moments: ClassVar[int] = 3
     tensorwise: ClassVar[bool] = False
+    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -251,5 +254,9 @@ class Mirrored(Anchored):
 # The decay rates of the running moments behind Adafactor features, and the floor of their squares.
 STRUCTURES: dict[str, type[Structure]] = {
     cls.name: cls
-    for cls in (Adaptive, NonAdaptive, Linear, L2L, Anchored, Mirrored, Celo2, Star, Open)
+    for cls in (
+        *(Adaptive, NonAdaptive, Linear, L2L),
+        *(Anchored, Mirrored, Modulated),
+        *(Celo2, Star, Open),
+    )
 }

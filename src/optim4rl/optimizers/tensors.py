@@ -4,6 +4,7 @@
 |---|---|---|
 | kind | 4 | one-hot: weight, bias, policy head, value head |
 | layer | 1 | the depth of the tensor's layer, 0 to 1 |
+| fan_in | 1 | the logarithm of the inputs that each output sums: 0 for vectors, 1 for 1,024 |
 
 This module does not need JAX: every framework that runs a rule tells tensors apart with this code.
 """
@@ -403,14 +404,15 @@ def _depths(paths: list[Path], branches: list[_Branch | None]) -> list[float]:
     return depths
 
 
-InputName = Literal["kind", "layer"]
+InputName = Literal["kind", "layer", "fan_in"]
 INPUT_NAMES: tuple[InputName, ...] = get_args(InputName)
 
 _OF_TENSOR: dict[InputName, Callable[[Tensor], list[float]]] = {
     "kind": lambda tensor: [float(tensor.kind == kind) for kind in KINDS],
     "layer": lambda tensor: [tensor.depth],
+    "fan_in": lambda tensor: [math.log(max(tensor.fan_in or 1, 1)) / math.log(1024)],
 }
-_ROWS: dict[InputName, int] = {"kind": len(KINDS), "layer": 1}
+_ROWS: dict[InputName, int] = {"kind": len(KINDS), "layer": 1, "fan_in": 1}
 
 
 def num_rows(names: tuple[InputName, ...]) -> int:

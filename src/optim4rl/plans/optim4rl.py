@@ -61,6 +61,11 @@ COMPONENTS: Final = (
                 "Anchored, without signed inputs: mirrored gradients make mirrored updates.",
             ),
             Choice(
+                "modulated",
+                ("modulated", "learned gains", "tensor gains", "gain of each tensor"),
+                "Muon's step of one size in every tensor, times a learned gain of the tensor.",
+            ),
+            Choice(
                 "celo2",
                 ("celo2", "adafactor feature"),
                 "Celo2 (Moudgil et al. 2026): Δθ = -α·o, read from a tensor's scaled moments.",

@@ -154,7 +154,7 @@ class Rule:
             output, carry, *_ = forward(weights, spec.cell, x, carry, kernel)
             outputs.append(output)
             memory += carry
-        direction = spec.structure.direction(spec.processing, reading, tuple(outputs))
+        direction = self._direction(reading, outputs, given.layout)
         self.finish(direction, given.layout)
         return direction, torch.cat([*memory, reading.moments])
 
@@ -194,6 +194,27 @@ class Rule:
             Extras(given.params, noise, given.dormancy, *given.proportions),
         )
 
+    @property
+    def _keeps_carries(self) -> bool:
+        """Return whether the networks remember something of each coordinate."""
+        return self.spec.cell != "none"
+
+    def _direction(
+        self, reading: Reading, outputs: list[Tensor], layout: Layout
+    ) -> Float[Tensor, " n"]:
+        """Return the structure's direction; with outputs for each tensor, tensor by tensor."""
+        structure, processing = self.spec.structure, self.spec.processing
+        if not structure.per_tensor:
+            return structure.direction(processing, reading, tuple(outputs))
+        parts = []
+        for index, (tensor, where) in enumerate(pieces(layout, reading.gradient.numel())):
+            its = where if self._keeps_carries else slice(index, index + 1)
+            shape = tensor.shape if self._keeps_carries else (1,) * len(tensor.shape)
+            own = tuple(x[:, its].reshape(-1, *shape) for x in outputs)
+            found = structure.direction(processing, _of_tensor(reading, where, tensor), own)
+            parts.append(found.reshape(-1))
+        return torch.cat(parts)
+
     def _features(self, reading: Reading, given: Given) -> Features:
         """Return each network's inputs."""
         spec = self.spec
@@ -201,7 +222,12 @@ class Rule:
             features = spec.structure.features(spec.processing, reading)
         else:
             found = [
-                spec.structure.features(spec.processing, _of_tensor(reading, where, tensor))
+                tuple(
+                    x.expand(-1, *tensor.shape) if self._keeps_carries else x
+                    for x in spec.structure.features(
+                        spec.processing, _of_tensor(reading, where, tensor)
+                    )
+                )
                 for tensor, where in pieces(given.layout, given.gradient.numel())
             ]
             features = tuple(
@@ -210,9 +236,13 @@ class Rule:
             )
         if not spec.inputs:
             return features
-        rows = [tensor_inputs(spec.inputs, tensor) for tensor in given.layout]
-        spread = given.spread(given.ages.new_tensor(rows).T)
-        return tuple(torch.cat([x, spread]) for x in features)
+        per_tensor = spec.structure.per_tensor and not self._keeps_carries
+        layout = given.layout
+        if per_tensor:
+            layout = tuple(tensor for tensor, _ in pieces(layout, given.gradient.numel()))
+        rows = given.ages.new_tensor([tensor_inputs(spec.inputs, x) for x in layout]).T
+        rows = rows if per_tensor else given.spread(rows)
+        return tuple(torch.cat([x, rows]) for x in features)
 
 
 def _of_tensor(reading: Reading, where: slice, tensor: NamedTensor) -> Reading:

@@ -31,8 +31,6 @@ def step_tensor(
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """Run one step on a tensor in its own shape: return the normalised direction and new state."""
     rows = tensor_rows(spec.inputs, tensor)
-    if rows is not None:
-        rows = rows + jnp.zeros_like(gradient)[None]  # sharded as the gradient is
     if spec.normalise == "none":
         return rule.step(spec, meta_parameters, gradient, state, rows, extras)
     direction, after = rule.step(raw(spec), meta_parameters, gradient, state, rows, extras)

@@ -1,0 +1,164 @@
+"""A Muon-like step with learned gains: one small network steers the step of each whole tensor."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+
+from optim4rl.optimizers.arrays import Array, mean, namespace, rsqrt, to_float32
+from optim4rl.optimizers.processing import (
+    SQUARE_LIMIT,
+    Processing,
+    bounded_exp,
+    bounded_square,
+)
+from optim4rl.optimizers.structure import (
+    ExtraName,
+    Features,
+    NetworkShape,
+    Outputs,
+    Reading,
+    given,
+)
+
+# The root mean square of a step before its gain: about the one of Adam's steps ("Muon is Scalable
+# for LLM Training", arXiv 2502.16982), so that one learning rate suits both.
+STEP_RMS = 0.2
+# A gain lies between exp(-4) and exp(4).
+_GAIN_LIMIT = 4.0
+# Added to mean squares and to their ratios.
+_FLOOR = 1e-16
+
+
+@dataclass(frozen=True)
+class Modulated:
+    """A momentum step of one size in every tensor, times a learned gain: `d = 0.2 exp(o1) u`.
+
+    The direction `u` has a root mean square of 1. In kernels it comes from Nesterov's momentum, in
+    vectors from Adam's step, as in Muon. Use it with `normalise="orthogonal"`, which makes kernels
+    orthogonal and keeps their size. With zero heads the rule starts as Muon with steps of RMS 0.2.
+
+    The network runs once for a tensor, not for each coordinate, so it costs next to nothing. What
+    it reads are numbers of the tensor and of the update that a constant step cannot know. Each
+    field below is one part that can be left out, for ablations. `OptimizerSpec.inputs` adds what
+    the tensor is for. An extension of this project, not a structure of the paper.
+
+    Attributes:
+        beta1, beta2, beta_slow: decay rates of the momentum, of the squares and of a slower
+            momentum.
+        epsilon: added to the root of the second moment.
+        training: read the share of training that is done. Who does not tell it gets the gains of
+            the first rollout for the whole run.
+        epochs: read the share of the rollout's epochs that is done (PPO). Not told: the first.
+        age: read the logarithm of the number of updates.
+        noise: read signal against noise: the size of both momenta against the root of the second
+            moment, and whether the new gradient agrees with the slow momentum.
+        size: read the size of the tensor's parameters, because a step is large or small against
+            them.
+        directions: learn the direction, too. Three more outputs mix the slow momentum and the fresh
+            gradient into `u`, and decide how much it is divided by the root of the second moment.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    beta_slow: float = 0.99
+    epsilon: float = 1e-8
+    training: bool = True
+    epochs: bool = True
+    age: bool = True
+    noise: bool = True
+    size: bool = True
+    directions: bool = True
+
+    name: ClassVar[str] = "modulated"
+    num_moments: ClassVar[int] = 3
+    tensorwise: ClassVar[bool] = True
+    per_tensor: ClassVar[bool] = True
+    reads: ClassVar[tuple[ExtraName, ...]] = ("params",)
+
+    def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
+        del processing
+        inputs = self.training + self.epochs + self.age + 3 * self.noise + self.size
+        return (NetworkShape(inputs, 4 if self.directions else 1),)
+
+    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
+        m = self.beta1 * moments[0] + (1.0 - self.beta1) * gradient
+        v = self.beta2 * moments[1] + (1.0 - self.beta2) * bounded_square(gradient)
+        slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
+        return namespace(gradient).stack([m, v, slow])
+
+    def _corrected(self, reading: Reading) -> tuple[Array, Array, Array]:
+        """Return momentum, second moment and slow momentum, bias-corrected."""
+        steps = to_float32(reading.age + 1)
+        return (
+            reading.moments[0] / (1.0 - self.beta1**steps),
+            reading.moments[1] / (1.0 - self.beta2**steps),
+            reading.moments[2] / (1.0 - self.beta_slow**steps),
+        )
+
+    def features(self, processing: Processing, reading: Reading) -> Features:
+        """Return the network's features, `[features, 1, ..., 1]`: one column for the tensor."""
+        del processing
+        gradient, xp = reading.gradient, namespace(reading.gradient)
+        zero = xp.zeros_like(_mean(gradient))
+        rows = []
+        if self.training:
+            rows.append(_or_zero(reading.extras.training_proportion) + zero)
+        if self.epochs:
+            rows.append(_or_zero(reading.extras.epoch_proportion) + zero)
+        if self.age:
+            rows.append(xp.log1p(to_float32(reading.age)) / 6.0 + zero)
+        if self.noise:
+            rows += self._signal(reading)
+        if self.size:
+            size = xp.sqrt(_mean_square(given(reading.extras.params)))
+            rows.append(0.5 * xp.log(size + 1e-3) + 1.5)
+        return (xp.stack(rows) if rows else xp.stack([zero])[:0],)
+
+    def _signal(self, reading: Reading) -> list[Array]:
+        """Return log sizes of both momenta against the noise, and the cosine with the gradient."""
+        xp = namespace(reading.gradient)
+        m, v, slow = self._corrected(reading)
+        noise = _mean(v) + _FLOOR
+        cosine = _mean(_unit(reading.gradient) * _unit(slow))
+        ratios = [0.5 * xp.log((_mean_square(x) + 1e-4 * noise) / noise) for x in (m, slow)]
+        return [*ratios, cosine]
+
+    def direction(
+        self, processing: Processing, reading: Reading, outputs: Outputs
+    ) -> Float[Array, "*shape"]:
+        del processing
+        xp, gradient, output = namespace(reading.gradient), reading.gradient, outputs[0]
+        m, v, slow = self._corrected(reading)
+        step = self.beta1 * m + (1.0 - self.beta1) * gradient
+        # How much of Adam's division: nothing in kernels, all of it in vectors.
+        power: Array | float = 0.0 if gradient.ndim > 1 else 1.0
+        if self.directions:
+            step = step + 0.3 * output[1] * slow + 0.1 * output[2] * gradient
+            power = xp.clip(power + 0.3 * output[3], 0.0, 1.0)
+        step = _bounded(step) * xp.exp(-power * xp.log(xp.sqrt(v) + self.epsilon))
+        return STEP_RMS * bounded_exp(output[0], _GAIN_LIMIT) * _unit(step)
+
+
+def _or_zero(proportion: Array | None) -> Array | float:
+    return 0.0 if proportion is None else proportion
+
+
+def _bounded(x: Array) -> Array:
+    """Clip numbers whose squares would overflow."""
+    return namespace(x).clip(x, -SQUARE_LIMIT, SQUARE_LIMIT)
+
+
+def _mean(x: Array) -> Array:
+    """Return the mean of a tensor, with all axes kept at length 1."""
+    return mean(x, tuple(range(x.ndim)))
+
+
+def _mean_square(x: Array) -> Array:
+    return _mean(bounded_square(x))
+
+
+def _unit(x: Array) -> Array:
+    """Scale a tensor to a root mean square of 1; zeros stay."""
+    x = _bounded(x)
+    return x * rsqrt(_mean_square(x) + _FLOOR)
