@@ -7,6 +7,7 @@ stand-in below.
     python examples/jax_brax_ppo.py
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -22,8 +23,13 @@ def device_put_replicated(tree: Any, devices: list[jax.Device]) -> Any:
     return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
 
 
-def train(total_steps: int, environment: str = "inverted_pendulum", **options: int) -> float:
-    """The mean return of the policy at the end."""
+def train(
+    total_steps: int,
+    environment: str = "inverted_pendulum",
+    stand_in: AbstractContextManager[Any] | None = None,
+    **options: Any,
+) -> list[float]:
+    """The mean return of the policy at each evaluation, first before training."""
     settings = {
         "episode_length": 1000,
         "num_envs": 256,
@@ -32,22 +38,24 @@ def train(total_steps: int, environment: str = "inverted_pendulum", **options: i
         "num_minibatches": 8,
         "num_updates_per_batch": 4,
         "num_eval_envs": 16,
+        "num_evals": 2,
+        "learning_rate": 1e-3,
+        "entropy_cost": 1e-3,
+        "discounting": 0.97,
+        "reward_scaling": 0.1,
+        "normalize_observations": True,
     }
-    stand_in = mock.patch.object(jax, "device_put_replicated", device_put_replicated, create=True)
-    with in_place_of_adam(), stand_in:
-        _, _, metrics = ppo.train(
+    found: list[float] = []
+    older_jax = mock.patch.object(jax, "device_put_replicated", device_put_replicated, create=True)
+    with stand_in or in_place_of_adam(), older_jax:
+        ppo.train(
             envs.get_environment(environment),
             num_timesteps=total_steps,
-            num_evals=2,
-            learning_rate=1e-3,
-            entropy_cost=1e-3,
-            discounting=0.97,
-            reward_scaling=0.1,
-            normalize_observations=True,
+            progress_fn=lambda _, metrics: found.append(float(metrics["eval/episode_reward"])),
             **{**settings, **options},
         )
-    return float(metrics["eval/episode_reward"])
+    return found
 
 
 if __name__ == "__main__":
-    print(f"return: {train(steps(300_000)):.1f}")
+    print(f"return: {train(steps(300_000))[-1]:.1f}")

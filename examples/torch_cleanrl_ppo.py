@@ -6,6 +6,8 @@ The only change against PPO with Adam is the line that makes the optimizer.
     python examples/torch_cleanrl_ppo.py
 """
 
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -19,9 +21,15 @@ ENVS, LENGTH, EPOCHS, MINIBATCHES = 8, 128, 4, 4
 GAMMA, LAMBDA, CLIP, ENTROPY, VALUE, MAX_NORM = 0.99, 0.95, 0.2, 0.01, 0.5, 0.5
 
 
-def mlp(outputs: int, scale: float) -> nn.Sequential:
+def mlp(inputs: int, outputs: int, scale: float) -> nn.Sequential:
     """Two hidden layers of 64, orthogonal."""
-    layers = [nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)]
+    layers = [
+        nn.Linear(inputs, 64),
+        nn.Tanh(),
+        nn.Linear(64, 64),
+        nn.Tanh(),
+        nn.Linear(64, outputs),
+    ]
     for layer, gain in zip(layers[::2], (2**0.5, 2**0.5, scale), strict=True):
         nn.init.orthogonal_(layer.weight, gain)
         nn.init.zeros_(layer.bias)
@@ -82,12 +90,19 @@ def ppo_loss(agent, batch):
     return -surrogate + 0.5 * VALUE * value_loss.mean() - ENTROPY * policy.entropy().mean()
 
 
-def train(total_steps: int, seed: int = 0) -> nn.ModuleDict:
-    """An agent after that many environment steps."""
+def train(
+    total_steps: int,
+    seed: int = 0,
+    environment: str = "CartPole-v1",
+    make_optimizer: Callable[..., torch.optim.Optimizer] = Optim4RL,
+    look: Callable[[float, nn.ModuleDict], None] = lambda done, agent: None,
+) -> nn.ModuleDict:
+    """An agent after that many environment steps; `look` sees it, and the share done, meanwhile."""
     torch.manual_seed(seed)
-    envs = gym.make_vec("CartPole-v1", num_envs=ENVS, vectorization_mode="sync")
-    agent = nn.ModuleDict({"actor": mlp(2, 0.01), "critic": mlp(1, 1.0)})
-    optimizer = Optim4RL(agent.named_parameters())
+    envs = gym.make_vec(environment, num_envs=ENVS, vectorization_mode="sync")
+    inputs, actions = envs.single_observation_space.shape[0], envs.single_action_space.n
+    agent = nn.ModuleDict({"actor": mlp(inputs, actions, 0.01), "critic": mlp(inputs, 1, 1.0)})
+    optimizer = make_optimizer(agent.named_parameters())
     observation = torch.as_tensor(envs.reset(seed=seed)[0])
     iterations = max(1, total_steps // (ENVS * LENGTH))
     for iteration in range(iterations):
@@ -105,14 +120,15 @@ def train(total_steps: int, seed: int = 0) -> nn.ModuleDict:
                 ppo_loss(agent, {name: x[index] for name, x in flat.items()}).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), MAX_NORM)
                 optimizer.step()
+        look((iteration + 1) / iterations, agent)
     envs.close()
     return agent
 
 
 @torch.no_grad()
-def evaluate(agent: nn.ModuleDict, episodes: int = 20) -> float:
+def evaluate(agent: nn.ModuleDict, environment: str = "CartPole-v1", episodes: int = 20) -> float:
     """The mean return of the greedy policy."""
-    env = gym.make("CartPole-v1")
+    env = gym.make(environment)
     returns = []
     for episode in range(episodes):
         observation, _ = env.reset(seed=10_000 + episode)

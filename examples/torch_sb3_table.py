@@ -1,22 +1,18 @@
 """Stable-Baselines3's PPO with RL Zoo's settings: Adam as tuned there, ppo-generalist as it is.
 
-pip install 'optim4rl[examples]' box2d
+pip install 'optim4rl[examples]' 'gymnasium[box2d]'
 python examples/torch_sb3_table.py --out runs/sb3 --jobs 2
 
 Every finished run is kept, so stop it and start it again as you like. Leaves runs.parquet, which
 `optim4rl.benchmark.table.read_runs` reads, and table.md.
 """
 
-import argparse
-import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import make_table
 
-SEEDS = range(1_000, 1_005)
-OPTIMIZERS = ("adam", "ppo-generalist")
 POINTS = 200  # of a learning curve; final returns are over the last 20, a tenth
 
 
@@ -122,95 +118,5 @@ def run(task: str, optimizer: str, seed: int) -> np.ndarray:
     return curve[known[np.maximum(np.searchsorted(known, np.arange(POINTS), "right") - 1, 0)]]
 
 
-def keep(job: tuple[Path, str, str, int]) -> str:
-    """Run, and keep the curve, unless it is there."""
-    path, task, optimizer, seed = job
-    if not path.exists():
-        curve = run(task, optimizer, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npy")
-        np.save(part, curve)
-        part.rename(path)
-    return f"{task}, {optimizer}, seed {seed}"
-
-
-def write(out: Path, curves: dict[tuple[str, str], np.ndarray]) -> None:
-    """Write runs.parquet and table.md."""
-    from optim4rl.benchmark.table import write_runs
-    from optim4rl.evaluation.curves import Curves
-    from optim4rl.evaluation.returns import area_under_curve, compare, final_return
-
-    rows = []
-    lines = [
-        "| task | optimizer | AUC, mean of seeds | final return | AUC against Adam (95 %) |",
-        "|---|---|---|---|---|",
-    ]
-    for (task, optimizer), returns in curves.items():
-        steps = TASKS[task][1] * np.arange(1, POINTS + 1) // POINTS
-        found = Curves(returns, np.full(len(returns), -1), steps)
-        areas, finals = area_under_curve(found), final_return(found)
-        lead = "-"
-        if optimizer != "adam":
-            adam = Curves(curves[task, "adam"], np.full(len(returns), -1), steps)
-            both = (x[None, None] for x in (areas, area_under_curve(adam)))
-            x = compare(*both, optimizer, "adam").difference
-            lead = f"{x.value:+.1f} ({x.low:+.1f} to {x.high:+.1f})"
-        lines.append(
-            f"| {task} | {optimizer} | {areas.mean():.1f} | {finals.mean():.1f} | {lead} |"
-        )
-        for seed, area, final, curve in zip(SEEDS, areas, finals, returns, strict=True):
-            rows.append(
-                {
-                    "optimizer": optimizer,
-                    "role": "baseline" if optimizer == "adam" else "learned",
-                    "change": "",
-                    "task": task,
-                    "purpose": "one",
-                    "meta_seed": 0,
-                    "setting": 1.0,
-                    "step_multiple": 1.0,
-                    "seed": seed,
-                    "auc": float(area),
-                    "final_return": float(final),
-                    "diverged_at": -1,
-                    "env_steps": steps.tolist(),
-                    "returns": curve.tolist(),
-                }
-            )
-    write_runs(iter(rows), out / "runs.parquet")
-    (out / "table.md").write_text("\n".join(lines) + "\n")
-
-
-def main() -> None:
-    """The whole table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    options = parser.parse_args()
-    jobs = [
-        (options.out / "curves" / f"{task}-{optimizer}-{seed}.npy", task, optimizer, seed)
-        for task in options.tasks
-        for seed in SEEDS
-        for optimizer in OPTIMIZERS
-    ]
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for done, what in enumerate(pool.imap(keep, jobs), 1):
-            print(f"{done}/{len(jobs)} {what}", flush=True)
-    curves = {
-        (task, optimizer): np.stack(
-            [
-                np.load(path)
-                for path, of_task, of_optimizer, _ in jobs
-                if (of_task, of_optimizer) == (task, optimizer)
-            ]
-        )
-        for task in options.tasks
-        for optimizer in OPTIMIZERS
-    }
-    write(options.out, curves)
-    print((options.out / "table.md").read_text())
-
-
 if __name__ == "__main__":
-    main()
+    make_table(__doc__, run, {task: settings[1] for task, settings in TASKS.items()})

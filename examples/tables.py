@@ -1,0 +1,110 @@
+"""What the tables of agents share: runs that are kept, runs.parquet and table.md."""
+
+import argparse
+import multiprocessing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+SEEDS = range(1_000, 1_005)
+OPTIMIZERS = ("adam", "ppo-generalist")
+# Takes a task, an optimizer and a seed; returns the learning curve, returns at equal distances.
+Run = Callable[[str, str, int], np.ndarray]
+Job = tuple[Path, Run, str, str, int]
+
+
+def make_table(about: str | None, run: Run, steps: Mapping[str, int]) -> None:
+    """Read the options, run what is missing, and write the tables.
+
+    Args:
+        about: the script's docstring, for its help.
+        run: makes one run.
+        steps: environment steps of a run, by task.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--tasks", nargs="+", default=list(steps), choices=list(steps))
+    options = parser.parse_args()
+    jobs: list[Job] = [
+        (path_of(options.out, task, optimizer, seed), run, task, optimizer, seed)
+        for task in options.tasks
+        for seed in SEEDS
+        for optimizer in OPTIMIZERS
+    ]
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for done, what in enumerate(pool.imap(keep, jobs), 1):
+            print(f"{done}/{len(jobs)} {what}", flush=True)
+    write(options.out, steps)
+    print((options.out / "table.md").read_text())
+
+
+def path_of(out: Path, task: str, optimizer: str, seed: int) -> Path:
+    """Return where a run's curve is kept."""
+    return out / "curves" / f"{task}-{optimizer}-{seed}.npy"
+
+
+def keep(job: Job) -> str:
+    """Run, and keep the curve, unless it is there."""
+    path, run, task, optimizer, seed = job
+    if not path.exists():
+        curve = run(task, optimizer, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npy")
+        np.save(part, curve)
+        part.rename(path)
+    return f"{task}, {optimizer}, seed {seed}"
+
+
+def write(out: Path, steps: Mapping[str, int]) -> None:
+    """Write runs.parquet and table.md of all tasks whose runs are complete."""
+    from optim4rl.benchmark.table import write_runs
+    from optim4rl.evaluation.curves import Curves
+    from optim4rl.evaluation.returns import area_under_curve, compare, final_return
+
+    rows = []
+    lines = [
+        "| task | optimizer | AUC, mean of seeds | final return | AUC against Adam (95 %) |",
+        "|---|---|---|---|---|",
+    ]
+    for task in steps:
+        paths = {x: [path_of(out, task, x, seed) for seed in SEEDS] for x in OPTIMIZERS}
+        if not all(path.exists() for found in paths.values() for path in found):
+            continue
+        areas = {}
+        for optimizer, found in paths.items():
+            returns = np.stack([np.load(path) for path in found])
+            env_steps = steps[task] * np.arange(1, returns.shape[1] + 1) // returns.shape[1]
+            curves = Curves(returns, np.full(len(returns), -1), env_steps)
+            areas[optimizer], finals = area_under_curve(curves), final_return(curves)
+            lead = "-"
+            if optimizer != "adam":
+                both = (areas[x][None, None] for x in (optimizer, "adam"))
+                x = compare(*both, optimizer, "adam").difference
+                lead = f"{x.value:+.1f} ({x.low:+.1f} to {x.high:+.1f})"
+            means = f"{areas[optimizer].mean():.1f} | {finals.mean():.1f}"
+            lines.append(f"| {task} | {optimizer} | {means} | {lead} |")
+            for seed, area, final, curve in zip(
+                SEEDS, areas[optimizer], finals, returns, strict=True
+            ):
+                rows.append(
+                    {
+                        "optimizer": optimizer,
+                        "role": "baseline" if optimizer == "adam" else "learned",
+                        "change": "",
+                        "task": task,
+                        "purpose": "one",
+                        "meta_seed": 0,
+                        "setting": 1.0,
+                        "step_multiple": 1.0,
+                        "seed": seed,
+                        "auc": float(area),
+                        "final_return": float(final),
+                        "diverged_at": -1,
+                        "env_steps": env_steps.tolist(),
+                        "returns": curve.tolist(),
+                    }
+                )
+    write_runs(iter(rows), out / "runs.parquet")
+    (out / "table.md").write_text("\n".join(lines) + "\n")
