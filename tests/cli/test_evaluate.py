@@ -116,7 +116,7 @@ def test_a_task_is_a_suite_of_one(weights, tmp_path, capsys):
     said = capsys.readouterr().out
     for title in ("catch, tuned for each task", "grid, tuned for each task"):
         assert title in said
-    assert "returns as they are" in said
+    assert "raw returns" in said
     assert str(tmp_path / "task" / "results.md") in said.replace("\n", "")
 
 
