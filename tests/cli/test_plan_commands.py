@@ -90,7 +90,7 @@ def test_lint_exits_with_1_where_something_is_wrong(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["plan", "lint", "p.md"])
     assert exit.value.code == 1
-    assert "can run nothing of it" in capsys.readouterr().out
+    assert "can run nothing of this plan" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
