@@ -162,8 +162,8 @@ def test_a_plan_is_shown(capsys):
     ("words", "named"),
     [
         ("evaporate", ["'evaporate'", "train, evaluate"]),
-        ("plan", ["`show`"]),
-        ("plan burn x", ["burn", "`show`"]),
+        ("plan", ["are show, propose"]),
+        ("plan burn x", ["plan 'burn'", "are show, propose"]),
         ("plan show missing.md", ["missing.md"]),
         ("ablate missing.md --out x", ["missing.md"]),
         ("report missing", ["missing", "no finished run"]),

@@ -96,7 +96,7 @@ def test_lint_exits_with_1_where_something_is_wrong(capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("plan", ["`show`", "`propose`", "`score`", "`lint`"]),
+        ("plan", ["are show, propose, score, lint"]),
         ("plan propose --out p.md", ["method", "--of optim4rl"]),
         ("plan propose x.md --of optim4rl --out p.md", ["method", "--of optim4rl"]),
         ("plan propose x.md --out p.md", ["x.md", "cannot be read"]),

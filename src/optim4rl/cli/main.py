@@ -196,7 +196,7 @@ def _dispatch(words: list[str]) -> None:
         if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
             known = f"known commands for plans are {', '.join(PLAN_COMMANDS)}"
             given = " ".join(rest[:1])
-            raise UsageError(f"plan {given}: {known}{did_you_mean(given, PLAN_COMMANDS)}")
+            raise UsageError(f"plan {given!r}: {known}{did_you_mean(given, PLAN_COMMANDS)}")
         command, rest = f"plan {rest[0]}", rest[1:]
     if command not in COMMANDS:
         known = f"known commands are {', '.join(COMMANDS)}"
