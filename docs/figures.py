@@ -30,11 +30,11 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "results" / "figures.md"
 HEAD = """# Which published figures come out of committed runs
 
-> **Claim.** {recomputed} of {all} figures with a 95 % interval, on README and on the pages of
-> results and studies, come out again of the tables of runs (Parquet) in this repository.
+> **Claim.** README and the pages of results and studies show {all} figures with a 95 % interval.
+> {recomputed} of them can be recomputed from the tables of runs (Parquet) in this repository.
 >
 > **Evidence.** `python docs/figures.py` computes all that the tables say, and looks for each figure
-> there as far as it is rounded. A test holds this page to it.
+> with the digits that are shown. A test compares this page with its output.
 >
 > **What it does not show.** That the others are wrong: their runs were not kept, or belong to
 > another study, so nobody can check them. They are named below. Figures without an interval are not

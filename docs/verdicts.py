@@ -19,8 +19,8 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "results" / "verdicts.md"
 HEAD = """# Published results, judged again by today's rule
 
-> **Claim.** By today's stricter rule no suite that we can judge again shows a clear difference,
-> neither to Adam nor to Muon nor to the untrained rule. Of the studies some verdicts change.
+> **Claim.** By today's stricter rule, no suite that we can judge again shows a clear difference
+> from Adam, from Muon or from the untrained rule. In the studies, some verdicts change.
 >
 > **Evidence.** Every committed run, read again: an interval that excludes 0, **and** a test with
 > a corrected p of at most 0.05.
@@ -28,7 +28,7 @@ HEAD = """# Published results, judged again by today's rule
 > **What it does not show.** That there is no difference. Where nothing is clear, the last column
 > says which difference these seeds would find four times in five.
 
-There is no picture: the tables are all there is.
+There is no picture of these tables.
 
 ## How to run it
 
@@ -37,11 +37,11 @@ this page.
 
 Version 0.1.0 called a difference in a suite clear when its interval excluded 0, and a difference
 in a study when a test agreed as well, without correction. Today one rule holds for both. The test
-takes meta-seeds and seeds as luck, and Holm's correction counts all comparisons of a table.
+treats meta-seeds and seeds as random, and Holm's correction counts all comparisons of a table.
 Interval and test are about interquartile means: one failed run decides nothing.
 
-Differences are in the interquartile mean of AUC. Those of studies are in units of return, those of
-suites on the scale from the untrained policy (0) to tuned Adam (1). `weights +2` and
+Differences are in the interquartile mean of AUC. In studies their unit is the return; in suites
+they are on the scale from the untrained policy (0) to tuned Adam (1). `weights +2` and
 `scaled-generalist +2` are three meta-seeds of one recipe.
 """
 # Title, table of runs, its page, what is compared with what.

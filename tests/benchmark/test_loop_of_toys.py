@@ -147,7 +147,7 @@ def test_a_grid_is_extended_until_the_best_is_inside(tmp_path):
     assert len(tuning) == 2 * sum(tried)
     assert {x["setting"] for x in tuning if x["task"] == "catch"} == {*RATES, 0.3, 1.0, 3.0}
     text = to_markdown(results, RECORD)
-    assert "next half decade is tried as well, up to 4 times on each side" in text
+    assert "next half decade is tried, too, up to 4 times on each side" in text
     assert f"| adam | {2 * sum(tried)} | {min(tried)} to {max(tried)} | 0.001 to 3 |" in text
     assert "edge of its grid" not in text
     # When it goes on, nothing is made twice.

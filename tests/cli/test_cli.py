@@ -162,8 +162,8 @@ def test_a_plan_is_shown(capsys):
     ("words", "named"),
     [
         ("evaporate", ["'evaporate'", "train, evaluate"]),
-        ("plan", ["`show`"]),
-        ("plan burn x", ["burn", "`show`"]),
+        ("plan", ["are show, propose"]),
+        ("plan burn x", ["plan 'burn'", "are show, propose"]),
         ("plan show missing.md", ["missing.md"]),
         ("ablate missing.md --out x", ["missing.md"]),
         ("report missing", ["missing", "no finished run"]),
@@ -335,7 +335,7 @@ def test_whatever_is_read_is_a_regular_file_of_a_sane_size(kind, words, tmp_path
 )
 def test_no_path_is_no_folder(words, capsys):
     said = " ".join(refused(capsys, *words).replace("│", " ").split())
-    assert "a path is needed, and '' is none" in said or "[FOLDERS]" in said
+    assert "'' is not a path" in said or "[FOLDERS]" in said
 
 
 @pytest.mark.parametrize(
@@ -468,11 +468,11 @@ def test_what_is_not_there_is_not_gone_on_with(error, monkeypatch, capsys):
     monkeypatch.setattr("optim4rl.cli.listing.run", stop)
     with pytest.raises(SystemExit):
         main(["list", "tasks"])
-    assert "go on" not in capsys.readouterr().err
-    error.add_note("what is finished is kept")
+    assert "continue" not in capsys.readouterr().err
+    error.add_note("finished work is kept")
     with pytest.raises(SystemExit):
         main(["list", "tasks"])
-    assert "What is finished is kept; go on with\n  optim4rl list tasks" in capsys.readouterr().err
+    assert "Finished work is kept; continue with\n  optim4rl list tasks" in capsys.readouterr().err
 
 
 def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):

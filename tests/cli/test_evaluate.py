@@ -116,7 +116,7 @@ def test_a_task_is_a_suite_of_one(weights, tmp_path, capsys):
     said = capsys.readouterr().out
     for title in ("catch, tuned for each task", "grid, tuned for each task"):
         assert title in said
-    assert "returns as they are" in said
+    assert "raw returns" in said
     assert str(tmp_path / "task" / "results.md") in said.replace("\n", "")
 
 
@@ -155,7 +155,7 @@ def test_a_signal_stops_and_the_command_goes_on(weights, tmp_path, capsys):
     assert exit.value.code == 143
     said = capsys.readouterr().err
     command = shlex.join(["optim4rl", *words, "--out", str(tmp_path / "stopped")])
-    assert f"stopped by SIGTERM. What is finished is kept; go on with\n  {command}\n" in said
+    assert f"stopped by SIGTERM. Finished work is kept; continue with\n  {command}\n" in said
     assert not (tmp_path / "stopped" / "SHA256SUMS").exists()
     with playing() as rest:
         main([*words, "--out", str(tmp_path / "stopped")])

@@ -52,7 +52,7 @@ def test_a_size_that_is_given_stays():
 
 
 def test_it_says_how_long_the_chunk_in_flight_takes():
-    assert "how long is not known yet" in chunks(2.0, 0)[1].ending()
+    assert "its time is not known yet" in chunks(2.0, 0)[1].ending()
     _, pace, clock = chunks(2.0, 3, saving=1.0)
     assert pace.ending() == "the chunk in flight is finished and saved (about 5 s)"
     clock.now += 3.0

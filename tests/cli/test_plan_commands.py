@@ -90,13 +90,13 @@ def test_lint_exits_with_1_where_something_is_wrong(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["plan", "lint", "p.md"])
     assert exit.value.code == 1
-    assert "can run nothing of it" in capsys.readouterr().out
+    assert "can run nothing of this plan" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("plan", ["`show`", "`propose`", "`score`", "`lint`"]),
+        ("plan", ["are show, propose, score, lint"]),
         ("plan propose --out p.md", ["method", "--of optim4rl"]),
         ("plan propose x.md --of optim4rl --out p.md", ["method", "--of optim4rl"]),
         ("plan propose x.md --out p.md", ["x.md", "cannot be read"]),

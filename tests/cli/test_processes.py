@@ -138,7 +138,7 @@ def test_a_lost_process_ends_the_run_with_a_word_and_fewer_go_on(
     print(f"process {victim} lost, noticed after {time.monotonic() - started:.1f} s")
     assert other.returncode == 1
     assert "stopped: another process of the run is lost" in said
-    assert "--resume goes on with it, on any number of processes" in said
+    assert "continue with --resume, on any number of processes" in said
     assert "Traceback" not in said
     done = int((folder / "progress.csv").read_text().splitlines()[-1].split(",")[0])
     out = finish(start(f"--out={folder}", f"--iterations={done + 4}", "--resume"))

@@ -35,7 +35,9 @@ def test_the_first_signal_asks(number, code, capfd):
         with pytest.raises(StoppedBySignalError, match=number.name) as error:
             stop.raise_if_asked()
     assert error.value.code == code
-    assert "stopping: the chunk is finished; once more stops at once" in capfd.readouterr().err
+    assert (
+        "stopping: the chunk is finished; a second signal stops at once" in capfd.readouterr().err
+    )
     assert signal.getsignal(number) is before
 
 
@@ -65,7 +67,7 @@ def test_a_busy_process_answers_the_first_signal_and_ends_at_the_second(second):
         assert process.stdout.readline() == "busy\n"
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline() == "\n"
-        assert process.stderr.readline() == "stopping: never; once more stops at once\n"
+        assert process.stderr.readline() == "stopping: never; a second signal stops at once\n"
         assert process.poll() is None
         process.send_signal(second)
         assert process.wait(timeout=30) == 128 + second

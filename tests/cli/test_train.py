@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_costs_a_chunk_and_no_more(stopped, whole, capsys):
     (stopped / "weights.safetensors").unlink()
     run(stopped, "--iterations=4", "--chunk=2", "--resume")
     said = " ".join(capsys.readouterr().err.split())
-    assert "does not match its checksum; going on from the checkpoint before it, at" in said
+    assert "does not match its checksum; continuing from the checkpoint before it, at" in said
     assert "at iteration 2" in said
     assert same_weights(stopped, whole)
     assert (stopped / "progress.csv").read_bytes() == (whole / "progress.csv").read_bytes()

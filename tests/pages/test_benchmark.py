@@ -101,7 +101,7 @@ def verdict_of(found):
     [
         (0.3, "clearly above adam"),
         (-0.3, "clearly below adam"),
-        (0.0, "no clear difference to adam"),
+        (0.0, "no clear difference from adam"),
     ],
 )
 def test_a_difference_is_claimed_by_interval_and_corrected_test(lead, said, weights, tmp_path):
@@ -156,7 +156,7 @@ def test_where_a_run_diverged_the_ranks_decide_and_no_size_is_told(weights, tmp_
     standing = results.standings["tuned"]["rule-0"]
     assert (standing.diverged, standing.runs) == (2, 20)  # One on each task.
     text = to_markdown(results, RECORD)
-    assert "ranks decide, since a run diverged" in text
+    assert "a run diverged, so ranks decide" in text
     assert "not known, because a run diverged" in text
     assert "normalised AUC diverged on average" in text
     assert "2 of 20 runs diverged" in text
@@ -179,7 +179,7 @@ def test_a_recipe_with_three_meta_seeds_has_a_claim(recipe):
 def test_fewer_meta_seeds_say_nothing_about_the_recipe(weights, tmp_path):
     results = run_toys(tmp_path, [",".join(weights[:2])], baselines=("adam",))
     expected = (
-        "**rule-0 +1**: nothing can be claimed about the recipe: it takes 3 meta-seeds, and 2"
+        "**rule-0 +1**: nothing can be claimed about the recipe: a claim needs 3 meta-seeds, and"
     )
     assert claims(results)[0].startswith(expected)
     assert to_markdown(results, RECORD).splitlines()[2].startswith(f"- {expected}")
@@ -188,8 +188,8 @@ def test_fewer_meta_seeds_say_nothing_about_the_recipe(weights, tmp_path):
 def test_what_is_learned_is_said_where_the_control_was_run(weights, tmp_path):
     """The toys of a rule do not ask for its weights: nothing is learned."""
     results = run_toys(tmp_path, [",".join(weights)], baselines=("adam",))
-    (said,) = (x for x in claims(results) if "tuned for each task: no clear difference to" in x)
-    assert "no clear difference to rule-0 +2 untrained (difference in the IQM" in said
+    (said,) = (x for x in claims(results) if "tuned for each task: no clear difference from" in x)
+    assert "no clear difference from rule-0 +2 untrained (difference in the IQM" in said
     assert "0.000 (" in said
     tuned = to_json(results)["optimizers"]["rule-0 +2"]["tuned"]
     assert tuned["minus_untrained"]["mean"]["value"] == pytest.approx(0.0)
@@ -208,7 +208,7 @@ def test_where_the_rule_stands_against_the_best_baseline_is_said(written):
 def test_the_page_says_how_settings_were_chosen(written, tmp_path):
     text = to_markdown(written[1], RECORD)
     assert "tuned with 2 seeds on every task (3 step scales: 0.3, 1, 3; 3 learning rates" in text
-    assert "reported on 10 seeds that chose nothing" in text
+    assert "reported on 10 seeds that chose no setting" in text
     assert "## All tasks, one setting for all tasks" in text
     fixed = {"rates": (0.1,), "step_scales": (1.0,), "seeds": 1, "baselines": ("adam",)}
     results = run_toys(tmp_path, only=("catch",), **fixed)
@@ -237,7 +237,8 @@ def test_a_task_that_no_baseline_learns_is_named_and_left_out(weights, tmp_path)
 
     make_run = lambda batch: toy_run(batch, hopeless)  # noqa: E731
     results = run_toys(tmp_path, weights[:1], make_run, baselines=("adam",))
-    assert any("untrained policy by AUC on catch" in x for x in claims(results))
+    said = "By AUC, no baseline clearly beats the untrained policy on catch."
+    assert any(said in x for x in claims(results))
     write_report(results, "command")
     assert json.loads((tmp_path / "results.json").read_text())["comparisons"]
     # With no scale at all nothing is compared, and all files are there.
@@ -258,7 +259,7 @@ def test_whether_one_task_carries_a_lead_is_shown(written):
     assert rule["improvement"]["value"] == 1.0
     assert rule["difference"]["value"] == pytest.approx(0.2, abs=0.02)
     text = to_markdown(results, RECORD)
-    title = "## Probability to beat adam, by choice of tasks, tuned for each task"
+    title = "## Probability of beating adam, by choice of tasks, tuned for each task"
     lines = text[text.index(title) :].splitlines()
     assert lines[2].endswith("| without catch | without small_dense_short/free |")
     assert lines[4].startswith("| rule-0 | 1.000 (1.00 to 1.00) | 1.000 |")

@@ -128,6 +128,31 @@ def test_a_published_suite_has_its_score_beside_the_published_one(monkeypatch):
     assert title not in leaderboard_page([short], [Path("x/runs.parquet")], PAGE)
 
 
+@pytest.mark.parametrize("suite", ["mixed", "grid"])
+def test_a_claim_never_takes_bare_adam_for_the_adam_of_ppo_users(suite, monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    found = {"adam": ((made_up(2.0, 1.0, 1.0),),), "mine": ((made_up(3.0, 1.0, 1.0),),)}
+
+    def claim():
+        sources = dict.fromkeys(found, Path("runs.parquet"))
+        board = Board(suite, ("catch",), {"one": found, "tuned": found}, (still,), sources)
+        text = leaderboard_page([board], [Path("runs.parquet")], Path("page.md"))
+        return next(line for line in text.splitlines() if line.startswith("> **Claim.**"))
+
+    still = made_up(0.0, 1.0, 1.0)
+    bare = {
+        "mixed": "On `mixed`, no contender is shown to beat Adam as PPO users run it: the tables "
+        "have no runs of `adam_ppo`. Bare `adam` is easier to beat: `mine` beats it more often "
+        "than not.",
+        "grid": "On `grid`, `mine` beats `adam` more often than not.",
+    }
+    assert claim() == f"> **Claim.** {bare[suite]}"
+    found["adam_ppo"] = ((made_up(3.0, 1.0, 1.0),),)
+    assert (
+        claim() == f"> **Claim.** On `{suite}`, no contender beats `adam_ppo` more often than not."
+    )
+
+
 def test_who_was_not_timed_has_no_time_and_takes_nobody_else_s(monkeypatch):
     monkeypatch.setattr(scale, "RESAMPLES", 200)
     old = dataclasses.replace(made_up(3.0, 1.0, 1.0), seconds=None)

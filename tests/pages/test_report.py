@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optim4rl.evaluation import stability
 from optim4rl.evaluation.claims import holm
 from optim4rl.evaluation.curves import HEALTHY, Curves, stack
 from optim4rl.evaluation.returns import (
@@ -20,12 +21,13 @@ from optim4rl.evaluation.returns import (
     final_return,
     interquartile_mean,
 )
-from optim4rl.evaluation.stability import METRICS
 from optim4rl.pages import figures
 from optim4rl.pages.study import render_report, summary_table, write_report
 from optim4rl.pages.summary import OUTCOMES, summarise
 from optim4rl.pages.words import interval, number, p_value
+from optim4rl.plans.components import Metric
 from optim4rl.plans.mapping import map_plan
+from optim4rl.plans.optim4rl import METRICS
 from optim4rl.plans.plan import Ablation, Plan
 from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
 from optim4rl.study.results import Row, RowKind, StudyResults
@@ -320,7 +322,7 @@ def test_page_shows_every_optimizer_everywhere(results: StudyResults, page: Page
         assert page.text.count(row.label) >= 6
         assert row.change in page.text
     assert len(page.all("figure")) == len(results.rows) - 1 + 2 + 2 + 1
-    for metric in METRICS:
+    for metric in stability.METRICS:
         assert metric.label in page.text
     for told in ("meta-learning rate", "0.003", results.command, "jax 0.10.2", results.started):
         assert told in page.text
@@ -470,7 +472,7 @@ def test_finding_of_the_made_up_study(results: StudyResults, page: Page) -> None
     control, adam, plan, paper = summary.findings
     assert control.headline == "Meta-training helps."
     assert control.answer == "Yes"
-    assert adam.headline == "The reference is itself beaten: Tuned Adam clearly beats it."
+    assert adam.headline == "Tuned Adam clearly beats the reference."
     assert plan.headline == "Symmetric logarithm clearly beats the reference."
     assert plan.answer == "1 better, 1 worse, 2 unclear"
     assert "No transformation is clearly worse than the reference" in plan.detail
@@ -487,7 +489,7 @@ def test_six_meta_seeds_make_the_same_difference_clear(small: StudyResults) -> N
     more = with_aucs(more, "untrained", (0.72, 0.66, 0.738, 0.7, 0.71, 0.69))
     control, _, plan, *_ = summarise(more).findings
     assert (control.headline, control.answer) == ("Meta-training helps.", "Yes")
-    assert control.detail == "Trained, the reference clearly beats itself untrained."
+    assert control.detail == "The trained reference clearly beats the untrained one."
     assert plan.headline == "Symmetric logarithm clearly beats the reference."
     assert "corrected p < 0.0001" in control.evidence[0].figures
 
@@ -520,12 +522,47 @@ def test_adam_decides_whether_the_reference_is_worth_it(
 ) -> None:
     finding = summarise(with_aucs(small, "adam", (auc,))).findings[1]
     assert finding.answer == answer
-    assert ("beaten" in finding.headline) == answer.startswith("No,")
+    loses = finding.headline == "Tuned Adam clearly beats the reference."
+    assert loses == answer.startswith("No,")
     corrected = re.search(r"corrected p (?:= |< )([\d.]+)", finding.evidence[0].figures)
     assert corrected is not None
     assert (float(corrected[1]) < 0.001) == (answer != "Not clear")
     told = "these seeds find a difference of" in finding.evidence[0].figures
     assert told == (answer == "Not clear")
+
+
+def with_loss(results: StudyResults, lost: int) -> StudyResults:
+    """Two equal rows with a second metric; by this metric, runs of the reference diverged."""
+    curves = results.rows[0].curves
+    loss = tuple(replace(each, returns=-each.returns) for each in curves)
+    damaged = loss[0]
+    for run in range(lost):
+        damaged = diverge(damaged, run, 20)
+    first, other = (replace(row, curves=curves, failures={}) for row in results.rows[:2])
+    rows = (
+        replace(first, more={"loss": (damaged, *loss[1:])}),
+        replace(other, more={"loss": loss}),
+    )
+    return replace(results, rows=rows, metrics=(METRICS[0], Metric("loss", "loss", better="lower")))
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        (0, "every verdict is the same"),
+        (1, "nothing is sure: 1 run of the reference diverged"),
+        (2, "nothing is sure: 2 runs of the reference diverged"),
+    ],
+)
+def test_by_a_score_on_which_the_reference_diverged_nothing_is_sure(
+    small: StudyResults, lost: int, told: str
+) -> None:
+    summary = summarise(with_loss(small, lost))
+    assert all(x.outcome == "unclear" for x in summary.rows[1].scores)
+    assert summary.by_other_scores == (
+        "These verdicts are by AUC; by final return, every verdict is the same; "
+        f"by loss over the run, {told}; by final loss, {told}."
+    )
 
 
 def test_another_baseline_that_wins_is_named(small: StudyResults) -> None:

@@ -55,7 +55,7 @@ from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
 Scale = Literal["smoke", "quick", "standard", "paper"]
 OWN = "optim4rl"
 DEFAULT_SCALE: Scale = "quick"
-# Scores in the terminal; the page has all.
+# Scores that the terminal shows; the page shows all.
 SHOWN_SCORES = 2
 
 
@@ -63,10 +63,10 @@ SHOWN_SCORES = 2
 class AblateOptions:
     """Run an ablation plan as a study and write its report.
 
-    The study has the reference, every replacement that the plan asks for, and the controls of the
-    experiment. Those of Optim4RL are the paper's own ablation (no pipeline training), the untrained
-    control and tuned classical optimizers. Each runs over seeds. The folder keeps finished work,
-    which is never done twice: stop the command and start it again as you like.
+    The study has the reference, every replacement that the plan asks for, and the experiment's
+    controls. Optim4RL's controls are the paper's own ablation (no pipeline training), the untrained
+    rule and tuned classical optimizers. Each row runs on several seeds. The folder keeps finished
+    work, which is never done twice: stop the command and start it again as you like.
 
       optim4rl ablate plans/optim4rl.md --out runs/study --scale quick
       optim4rl ablate plan.md --experiment my_method.py:experiment --out runs/mine
@@ -115,7 +115,7 @@ class AblateOptions:
 
 
 def ablate(options: AblateOptions) -> None:
-    """The command `ablate`."""
+    """Run the command `ablate`."""
     require_tracker(options.tracker, options.out)
     check_fields(options, budget=POSITIVE)
     opened = None if options.experiment == OWN else _open_given(options)
@@ -198,7 +198,7 @@ def _settings(options: AblateOptions) -> StudySettings:
 
 
 def finish(results: StudyResults, folder: Path, *, as_json: bool, page: Path | None = None) -> None:
-    """Write a study's report, by default into its folder, and show the most important."""
+    """Write a study's report, by default into its folder, and print a summary."""
     path = page or folder / "report.html"
     write_report(results, path)
     write_manifest(folder)
@@ -255,7 +255,7 @@ class IdentityOptions:
 
 
 def identity(options: IdentityOptions) -> None:
-    """The command `identity`."""
+    """Run the command `identity`."""
     folder = None
     if options.out is not None:
         require_file_name("out", options.out)
@@ -324,7 +324,7 @@ def _print_accuracies(result: IdentityResult, name: str) -> None:
 
 
 def _write_accuracies(result: IdentityResult, path: Path) -> None:
-    """Accuracy while training as Parquet, one row for each network and point of time."""
+    """Write accuracy while training as Parquet, one row for each network and point of time."""
     import polars as pl
 
     tables = [
@@ -342,7 +342,7 @@ def _write_accuracies(result: IdentityResult, path: Path) -> None:
 
 
 def _log_accuracies(result: IdentityResult, tracker: Tracker) -> None:
-    """Accuracy while training, by thousandths of it."""
+    """Log accuracy while training, by thousandths of the training."""
     for row in result.rows:
         name = f"accuracy/{row.schedule}/{row.input}-{row.output}"
         for done, accuracy in zip(_progress(row), row.curve, strict=True):
@@ -350,5 +350,5 @@ def _log_accuracies(result: IdentityResult, tracker: Tracker) -> None:
 
 
 def _progress(row: IdentityRow) -> Float[np.ndarray, " points"]:
-    """The share of training done at each point of a curve."""
+    """Return the share of training done at each point of a curve."""
     return np.linspace(0.0, 1.0, row.curve.size)

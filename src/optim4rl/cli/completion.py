@@ -1,4 +1,4 @@
-"""`optim4rl completion`: scripts with which shells complete commands, options and their values."""
+"""`optim4rl completion`: print a script that completes commands, options and their values."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """Which shell's.
+    """Options of `completion`.
 
     Attributes:
         shell: a name in `SHELLS`.
@@ -23,10 +23,10 @@ class CompletionOptions:
 
 
 def parse(program: str, words: list[str]) -> CompletionOptions:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         program,
-        description="Print a script with which a shell completes commands and options.",
+        description="Print a script that lets a shell complete commands and options.",
         epilog="For bash: optim4rl completion bash > "
         "~/.local/share/bash-completion/completions/optim4rl",
         allow_abbrev=False,
@@ -36,12 +36,12 @@ def parse(program: str, words: list[str]) -> CompletionOptions:
 
 
 def run(options: CompletionOptions) -> None:
-    """The command."""
+    """Run the command."""
     print({"fish": _fish, "zsh": _zsh, "bash": _bash}[options.shell](_words()), end="")
 
 
 def _words() -> dict[str, dict[str, tuple[str, ...]]]:
-    """For each command its options, "" for what has no dashes, and the values that are known."""
+    """Return each command's options with their known values; "" stands for plain arguments."""
     from optim4rl.cli.listing import LISTS
     from optim4rl.cli.main import COMMANDS
     from optim4rl.meta.recipes import RECIPES
@@ -50,7 +50,7 @@ def _words() -> dict[str, dict[str, tuple[str, ...]]]:
     from optim4rl.tasks.environments.names import environment_names
 
     found: dict[str, dict[str, tuple[str, ...]]] = {}
-    tasks = environment_names()  # A colon would end the word in bash.
+    tasks = environment_names()  # None has a colon, which would end the word in bash.
     for command, (module, name, _) in COMMANDS.items():
         options = getattr(importlib.import_module(f"optim4rl.cli.{module}"), name)
         own = dict(_options(options))
@@ -68,7 +68,7 @@ def _words() -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def _options(options: type[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """A dataclass's options, those of its parts among them, and the values that they choose of."""
+    """Yield the options of a dataclass and its parts, each with the values to choose from."""
     declared_types = typing.get_type_hints(options, include_extras=True)
     for name in (field.name for field in dataclasses.fields(options)):
         declared = declared_types[name]
@@ -87,7 +87,7 @@ def _options(options: type[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _leaves(declared: Any) -> Iterator[Any]:
-    """The types that a declared type is made of."""
+    """Yield the types inside a declared type."""
     parts = typing.get_args(declared)
     if typing.get_origin(declared) is typing.Literal or not parts:
         yield declared

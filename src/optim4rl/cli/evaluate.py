@@ -1,4 +1,4 @@
-"""`optim4rl evaluate`: optimizers compared on a task or a suite, by one protocol."""
+"""`optim4rl evaluate`: compare optimizers on a task or a suite, by one protocol."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ TASK_ROLLOUTS = 390
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Compare learned optimizers with tuned classical ones and with themselves untrained.
+    """Compare learned optimizers with tuned classical ones and with the untrained rules.
 
     Every optimizer is tuned on seeds that are not reported: learned ones over step scales,
     classical ones over as many learning rates. It then runs on the reported seeds, at the best
@@ -101,7 +101,7 @@ class EvaluateOptions:
             60.
         num_envs: environments of each agent. Default: the task's own.
         width: units of the agents' dense layer on a single task. Default: the task's own.
-        workers: where runs are made.
+        workers: where jobs run.
         tracker: send the learning curves to TensorBoard or Weights & Biases, too; needs --out.
         json: print the results as JSON.
     """
@@ -144,7 +144,7 @@ class EvaluateOptions:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Weights, without their companions and without the optimizers of users' files."""
+        """Return the weights, without companions and without optimizers from users' files."""
         names = [name for name, _ in map(split_parts, self.weights) if ".py:" not in name]
         return tuple(dict.fromkeys(names))
 
@@ -162,7 +162,7 @@ class EvaluateOptions:
 
 
 def run(options: EvaluateOptions) -> None:
-    """The command."""
+    """Run the command."""
     _refuse_contradictions(options)
     require_tracker(options.tracker, options.out)
     suite = make_suite(options)
@@ -190,7 +190,7 @@ def run(options: EvaluateOptions) -> None:
 
 
 def _claim(options: EvaluateOptions, suite: Suite) -> str:
-    """What was registered, in words; refused if the run is another, before a folder is made."""
+    """Return the registered claim in words; refuse other runs before making a folder."""
     if options.claim is None:
         return ""
     with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
@@ -288,7 +288,7 @@ def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:
 
 
 def _asked_for(options: EvaluateOptions, suite: Suite, folder: Path) -> list[Contender]:
-    """The optimizers of the command line, each behind what it is a variant of, with controls."""
+    """Return the command line's optimizers with controls, a variant after its original."""
     learned = learned_contenders(
         options.learned, suite.step_scales, folder, controls=options.controls
     )
@@ -323,7 +323,7 @@ def print_summary(results: Results, out: Path | None) -> None:
     for reading in results.benchmark.readings:
         print_table(f"{suite.name}, {TITLES[reading]}", *summary_table(results, reading))
     if len(suite.tasks) == 1:
-        print_table(f"{suite.name}: returns as they are", *raw_table(results, "tuned", 0))
+        print_table(f"{suite.name}: raw returns", *raw_table(results, "tuned", 0))
     for claim in claims(results):
         print(f"- {claim.replace('**', '')}")
     if out is not None:

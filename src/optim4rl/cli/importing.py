@@ -49,7 +49,7 @@ class ImportOptions:
 
 
 def run(options: ImportOptions) -> None:
-    """The command."""
+    """Run the command."""
     require_file_name("out", options.out)
     optimizer = import_open(
         options.file,

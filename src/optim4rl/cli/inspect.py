@@ -33,7 +33,7 @@ class InspectOptions:
 
 
 def run(options: InspectOptions) -> None:
-    """The command."""
+    """Run the command."""
     if options.out is not None:
         require_file_name("out", options.out)
     name, optimizer = _find(options.weights)
@@ -42,7 +42,8 @@ def run(options: InspectOptions) -> None:
         out = Path("runs/inspect") / f"{Path(options.weights).stem}.html"
     inspection = inspect(name, optimizer)
     if out is not None:
-        # A card may hold unpaired surrogates, which UTF-8 cannot: they become question marks.
+        # A card may hold unpaired surrogates, which UTF-8 cannot encode: they become question
+        # marks.
         write_atomically(out, render_inspection(inspection).encode("utf-8", "replace"))
     if options.json:
         print(json.dumps(to_json(inspection)))

@@ -1,4 +1,4 @@
-"""`optim4rl leaderboard`: contenders x suites, one page from tables of runs."""
+"""`optim4rl leaderboard`: rank contenders on every suite, from tables of runs."""
 
 import json
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from optim4rl.pages.leaderboard import leaderboard_page, load_boards, to_json
 class LeaderboardOptions:
     """Rank the contenders of every suite on one page, from tables of runs.
 
-    Tables of the same suite, tasks and reported seeds are put together. All numbers are made again
-    from the runs.
+    Tables of the same suite, tasks and reported seeds are put together. All numbers are computed
+    again from the runs.
 
       optim4rl leaderboard runs/*/runs.parquet --out leaderboard.md
 
@@ -37,7 +37,7 @@ class LeaderboardOptions:
 
 
 def run(options: LeaderboardOptions) -> None:
-    """The command."""
+    """Run the command."""
     require_file_name("out", options.out)
     boards = load_boards(options.tables)
     page = leaderboard_page(boards, options.tables, options.out)

@@ -1,4 +1,4 @@
-"""`optim4rl list`: list what there is.
+"""`optim4rl list`: list tasks, optimizers, weights and more.
 
 It needs only the standard library, so the core install can list its weights and optimizers.
 """
@@ -13,7 +13,7 @@ from optim4rl.cli.terminal import did_you_mean, print_table
 
 @dataclass(frozen=True)
 class ListOptions:
-    """What to list.
+    """Options of `list`.
 
     Attributes:
         what: a name in `LISTS`.
@@ -25,8 +25,10 @@ class ListOptions:
 
 
 def parse(program: str, words: list[str]) -> ListOptions:
-    """The command line."""
-    parser = argparse.ArgumentParser(program, description="List what there is.", allow_abbrev=False)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        program, description="List tasks, optimizers, weights and more.", allow_abbrev=False
+    )
     parser.add_argument(
         "what",
         metavar="WHAT",
@@ -43,7 +45,7 @@ def parse(program: str, words: list[str]) -> ListOptions:
 
 
 def run(options: ListOptions) -> None:
-    """The command."""
+    """Run the command."""
     rows = LISTS[options.what]()
     if options.json:
         print(json.dumps(rows, indent=1))
@@ -94,7 +96,7 @@ def _optimizers() -> list[dict[str, Any]]:
 
 
 def _floats_of(classical_name: str) -> int:
-    """The floats that an optimizer of optax keeps for each parameter, counts apart."""
+    """Count the floats that an optax optimizer keeps for each parameter, without step counts."""
     import jax
 
     from optim4rl.optimizers.presets import classical
@@ -170,7 +172,7 @@ def _kernels() -> list[dict[str, Any]]:
 
 
 def _convolution() -> dict[str, Any]:
-    """The agents' convolution over few ones, which is no optimizer's."""
+    """Describe the kernel of the agents' convolution, which belongs to no optimizer."""
     from optim4rl.tasks.kernels import native
 
     reason = native.LIBRARY.refusal()

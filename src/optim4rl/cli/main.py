@@ -1,8 +1,8 @@
 """The command `optim4rl`.
 
 Exit codes: 0: done. 1: the run stopped by itself; it says why, and keeps its results. 2: bad input;
-one line names it, and nothing was started. 130 or 143: stopped by SIGINT or SIGTERM; the command
-that goes on is printed.
+one line names it, and nothing was started. 130 or 143: stopped by SIGINT or SIGTERM; the run prints
+the command that continues it.
 """
 
 import errno
@@ -26,30 +26,33 @@ optim4rl: learned optimizers for reinforcement learning
 Optimizers
   optim4rl list WHAT                        tasks, optimizers, weights, recipes,
                                             components, kernels
-  optim4rl inspect WEIGHTS                  draw how one responds to gradients
+  optim4rl inspect WEIGHTS                  draw an optimizer's response to
+                                            gradients
   optim4rl evaluate WEIGHTS                 compare with tuned classical ones
                                             [--task NAME | --suite NAME]
-  optim4rl evaluate FILE.py:FUNCTION        the same for one of your own
-  optim4rl train --out DIR                  meta-train one     [--recipe NAME]
+  optim4rl evaluate FILE.py:FUNCTION        the same for your own optimizer
+  optim4rl train --out DIR                  meta-train weights [--recipe NAME]
   optim4rl import open FILE --out WEIGHTS   read OPEN's published weights
 
 Ablation plans
-  optim4rl plan show PLAN                   how a plan is read and mapped
-  optim4rl plan propose TEXT --out PLAN     a plan for a method [--model NAME]
-  optim4rl plan score PLANS --against PLAN  how much of PLAN other plans find
-  optim4rl plan lint PLAN                   what is wrong, what it costs to run
-  optim4rl plan export PLAN --out FILE      a plan as AblationBench's JSON lines
+  optim4rl plan show PLAN                   show how a plan is read and mapped
+  optim4rl plan propose TEXT --out PLAN     write a plan for a method
+                                            [--model NAME]
+  optim4rl plan score PLANS --against PLAN  count what other plans find of PLAN
+  optim4rl plan lint PLAN                   check a plan, and predict its cost
+  optim4rl plan export PLAN --out FILE      write AblationBench's JSON lines
   optim4rl ablate PLAN --out DIR            run it as a study  [--scale NAME]
 
 Results
-  optim4rl report DIRS                      finished runs side by side, or a
+  optim4rl report DIRS                      compare finished runs, or write a
                                             study's report again
-  optim4rl leaderboard TABLES --out PAGE    contenders x suites, from the
-                                            runs.parquet of evaluations
+  optim4rl leaderboard TABLES --out PAGE    rank contenders on every suite, from
+                                            the runs.parquet of evaluations
   optim4rl replicate EXPERIMENT --out DIR   run the paper's experiments
-  optim4rl identity                         can an RNN reproduce gradients?
+  optim4rl identity                         test whether an RNN can reproduce
+                                            gradients
 
-  optim4rl completion SHELL                 completes commands and options
+  optim4rl completion SHELL                 complete commands and options
                                             in bash, zsh or fish
 
 Start with `optim4rl ablate plans/optim4rl.md --out runs/study`, or use a
@@ -61,9 +64,9 @@ trained optimizer:
 Each command explains itself with --help. Most print JSON with --json.
 """
 
-# What says that a disk is full or broken, in the middle of a run and through no fault of its user.
+# Errors of a full or broken disk. They come in the middle of a run and are not the user's fault.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-# Each command's module in `optim4rl.cli`, its options there, and the function that takes them.
+# For each command: its module in `optim4rl.cli`, its options there, and the function to call.
 COMMANDS = {
     "train": ("train", "TrainOptions", "run"),
     "evaluate": ("evaluate", "EvaluateOptions", "run"),
@@ -90,7 +93,7 @@ class UsageError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exits with its code."""
+    """Run a command, and exit with its code."""
     _require_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        pass  # The reader has closed it.
+        pass  # The reader has closed the pipe.
     except StoppedBySignalError as stopped:
         _stop(f"stopped by {stopped}", words, stopped, stopped.code)
     except KeyboardInterrupt as stopped:
@@ -129,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _require_streams() -> None:
-    """Refuse a closed stdout, whose number a file would take; nothing is asked of the others."""
+    """Refuse a closed stdout, whose number a file would take; replace the other streams."""
     for number in (0, 2):
         try:
             os.fstat(number)
@@ -141,12 +144,12 @@ def _require_streams() -> None:
         print("error: stdout is closed; send it to a file or to /dev/null", file=sys.stderr)
         sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Tables have lines that not every coding has.
+        if isinstance(stream, io.TextIOWrapper):  # Not every encoding has the lines of tables.
             stream.reconfigure(errors="replace")
 
 
 def _flush() -> None:
-    """Write the rest of the output while an error of it can be named; at exit it could not."""
+    """Write the rest of the output now: at exit an error could not be reported."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -156,24 +159,24 @@ def _flush() -> None:
 
 
 def _stop(said: str, words: list[str], error: BaseException, code: int) -> NoReturn:
-    """Say why a command has stopped and, where anything is kept, how it goes on; exit."""
+    """Say why a command stopped and, if work is kept, how to continue; then exit."""
     if keeps_work(error):
         resume = ["--resume"] * (words[0] == "train" and "--resume" not in words)
         command = shlex.join(["optim4rl", *words, *resume])
-        said = f"{said}. What is finished is kept; go on with\n  {command}"
+        said = f"{said}. Finished work is kept; continue with\n  {command}"
     print(said, file=sys.stderr)
     sys.exit(code)
 
 
 def _sentence(error: Exception) -> str:
-    """What an error says; of one of the system's the file, and the reason without its number."""
+    """Return an error's message; of a system error, the file and the reason without its number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
 def _is_of_lab(package: str) -> bool:
-    """Whether a package is one that the extra `lab` brings."""
+    """Return whether the extra `lab` installs a package."""
     asked = re.compile(rf"{re.escape(package)}\b.*extra == .lab\b", re.IGNORECASE)
     return any(map(asked.match, metadata.requires("optim4rl") or ()))
 
@@ -191,10 +194,9 @@ def _dispatch(words: list[str]) -> None:
     command, rest = words[0], words[1:]
     if command == "plan":
         if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
-            known = ", ".join(f"`{word}`" for word in PLAN_COMMANDS)
+            known = f"known commands for plans are {', '.join(PLAN_COMMANDS)}"
             given = " ".join(rest[:1])
-            near = did_you_mean(given, PLAN_COMMANDS)
-            raise UsageError(f"plan {given}: with plans one can {known}{near}")
+            raise UsageError(f"plan {given!r}: {known}{did_you_mean(given, PLAN_COMMANDS)}")
         command, rest = f"plan {rest[0]}", rest[1:]
     if command not in COMMANDS:
         known = f"known commands are {', '.join(COMMANDS)}"
@@ -204,7 +206,7 @@ def _dispatch(words: list[str]) -> None:
         return
     module, options, run = COMMANDS[command]
     found = importlib.import_module(f"optim4rl.cli.{module}")
-    # What the core install can do is parsed without tyro.
+    # Commands that the core install can run have a parser without tyro.
     parse = getattr(found, "parse", None)
     program = f"optim4rl {command}"
     chosen = parse(program, rest) if parse else _parse(getattr(found, options), command, rest)
@@ -226,7 +228,7 @@ def _train(rest: list[str]) -> None:
     if not {"-h", "--help"} & set(rest):
         from optim4rl.cli.options import parse_known
 
-        # Processes must have met before anything of JAX runs; importing gymnax is enough for that.
+        # Processes must connect before JAX runs anything, and importing gymnax already does.
         processes.join(parse_known(processes.ProcessOptions, f"optim4rl {command}", rest))
     from optim4rl.cli import train
     from optim4rl.meta.recipes import RECIPES
@@ -246,7 +248,7 @@ def _train(rest: list[str]) -> None:
 
 
 def _split_recipe(word: str) -> list[str]:
-    """`--recipe=NAME` as two words. In 0.1.0, and so in cards, the option is `--preset`."""
+    """Split `--recipe=NAME` into two words. In 0.1.0, and so in cards, it is `--preset`."""
     name, equals, value = word.partition("=")
     if name not in ("--recipe", "--preset"):
         return [word]

@@ -1,4 +1,4 @@
-"""Options of commands from their dataclasses: how they are read, and what --help shows of them."""
+"""Read commands' options into dataclasses, and show their docstrings in --help."""
 
 import dataclasses
 import functools
@@ -21,28 +21,28 @@ from tyro.constructors import (
 
 from optim4rl.cli.terminal import columns
 
-# Options of parts have names of their own: --iterations, not --recipe.meta.iterations. None is
-# what stands there where nothing is given, and no word of the command line.
+# Options of parts have short names: --iterations, not --recipe.meta.iterations. None means that
+# nothing was given; nobody can write it on the command line.
 _CONFIG = (
     tyro.conf.OmitArgPrefixes,
     tyro.conf.DisallowNone,
     tyro.conf.PositionalMetavarFromFieldName,
 )
-# Defaults that the text of an option explains, if anything has to be explained.
+# Defaults that --help does not print; an option's text explains them if necessary.
 _UNSAID = ("", "None", "''")
 
 
 def parse(options: type[Any], program: str, words: Sequence[str], default: Any = None) -> Any:
-    """The options that the words say, or --help, after which the process ends.
+    """Parse words into options; --help prints the help and ends the process.
 
     Args:
         options: a dataclass.
-        program: how the command is called.
-        words: the words behind it.
+        program: the command's name.
+        words: the words after it.
         default: options that the words change.
 
     Raises:
-        SystemExit: with 0 after --help; with 2 where the words are no options.
+        SystemExit: with 0 after --help; with 2 if the words are not valid options.
         ValueError: the dataclass refuses them.
     """
     chosen = {} if default is None else {"default": default}
@@ -58,7 +58,7 @@ def parse(options: type[Any], program: str, words: Sequence[str], default: Any =
 
 
 def parse_known(options: type[Any], program: str, words: Sequence[str]) -> Any:
-    """Those options, whatever else the words say."""
+    """Parse these options, and ignore all other words."""
     return tyro.cli(
         options,
         prog=program,
@@ -70,12 +70,12 @@ def parse_known(options: type[Any], program: str, words: Sequence[str]) -> Any:
 
 
 def description(options: type[Any]) -> str:
-    """What a command does, wrapped for the terminal; the options are not part of it."""
+    """Return a command's description without its options, wrapped for the terminal."""
     text = inspect.getdoc(options) or ""
     paragraphs = text.partition("\nAttributes:")[0].strip().split("\n\n")
     width = min(columns(), 80) - 2
-    # Examples are indented, and stay as they are. Of a line that does not start with a letter tyro
-    # keeps the end: hence the spaces.
+    # Indented paragraphs are examples, and stay as they are. Tyro keeps the end of a line that does
+    # not start with a letter: hence the spaces.
     return "\n\n".join(
         p
         if p.startswith("  ")
@@ -90,13 +90,13 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """A path of at least one character: none would be the current folder."""
+    """Require a path of at least one character: '' would be the current folder."""
     if info.type is not Path:
         return None
 
     def read(words: list[str]) -> Path:
         if not words[0]:
-            raise ValueError("a path is needed, and '' is none; the current folder is '.'")
+            raise ValueError("'' is not a path; the current folder is '.'")
         return Path(words[0])
 
     return PrimitiveConstructorSpec(
@@ -110,7 +110,7 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
 
 @REGISTRY.struct_rule
 def _settings(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """A dataclass, with its own help for each option; a default of None is left to that help."""
+    """Read a dataclass, with its own help for each option, which explains a default of None."""
     cls = info.type
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         return None
@@ -144,7 +144,7 @@ def _settings(info: StructTypeInfo) -> StructConstructorSpec | None:
 def _part(
     title: str, fields: Mapping[str, tuple[Any, Any]], help_of: Mapping[str, str]
 ) -> StructFieldSpec:
-    """Some options of a class as a class of their own, which --help shows as a group."""
+    """Make a class of some options of a class, which --help shows as a group."""
     part = dataclasses.make_dataclass(title, [(name, kind) for name, (kind, _) in fields.items()])
     said = "\n".join(f"    {name}: {help_of.get(name, '')}" for name in fields)
     part.__doc__ = f"{title.replace('_', ' ').capitalize()}.\n\nAttributes:\n{said}\n"
@@ -158,7 +158,7 @@ def _hint(default: str) -> str:
 
 @functools.cache
 def _field_help(cls: type[Any]) -> dict[str, str]:
-    """What the docstring says of each field, in Google's style."""
+    """Return the text of each field in a docstring of Google's style."""
     text = inspect.getdoc(cls) or ""
     attributes = textwrap.dedent(text.partition("\nAttributes:\n")[2])
     entries = re.split(r"^(\w+): ", attributes, flags=re.M)[1:]

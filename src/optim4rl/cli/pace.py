@@ -1,27 +1,27 @@
-"""How long a chunk of meta-training is: as many iterations as take a few seconds."""
+"""Choose the length of a chunk of meta-training: as many iterations as take a few seconds."""
 
 import time
 from collections.abc import Callable
 
 from optim4rl.cli.terminal import duration
 
-# Seconds of a chunk; where its checkpoint takes long to write, up to three times as many.
+# Seconds of a chunk; up to three times as many if its checkpoint takes long to write.
 CHUNK_SECONDS = 5.0
 _MOST_SECONDS = 15.0
-# A chunk takes this many times as long as its checkpoint, and grows by no more than that at once.
+# A chunk takes this many times as long as its checkpoint, and grows at most by this factor at once.
 _SHARE = 4
-# Iterations of a chunk, at most: a program has room for the progress of so many.
+# Most iterations of a chunk: a compiled program has room for the progress of this many.
 MOST_ITERATIONS = 100
 
 
 class Pace:
-    """The size of each chunk, by the time that the one before it took.
+    """Choose the size of each chunk by the time of the chunk before.
 
     Args:
-        fixed: the size of every chunk; None: as many iterations as take a few seconds, the first
-            chunk one.
-        compiled: seconds that programs have taken to compile until now.
-        clock: seconds from any start.
+        fixed: size of every chunk. None: one iteration at first, then as many as take a few
+            seconds.
+        compiled: returns the seconds spent on compilation so far.
+        clock: returns the seconds since any fixed start.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class Pace:
         self.start()
 
     def start(self) -> int:
-        """Start a chunk; how many iterations it has."""
+        """Start a chunk, and return its number of iterations."""
         self._since, self._compiled_before = self._clock(), self._compiled()
         return self.size
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the chunk's start."""
+        """Return the seconds since the chunk's start."""
         return self._clock() - self._since
 
     def note(self, iterations: int, seconds: float) -> None:
         """Note a chunk that is done and saved.
 
         Args:
-            iterations: how many it had.
-            seconds: what they took of the time since the start; its checkpoint took the rest.
+            iterations: its number of iterations.
+            seconds: time from the chunk's start to its last iteration, without its checkpoint.
         """
         self._saving = self.elapsed - seconds
         self._chunks += 1
@@ -64,9 +64,9 @@ class Pace:
             self.size = max(1, min(int(wanted), _SHARE * iterations, self.most))
 
     def left(self, iterations: int) -> float | None:
-        """Seconds that so many iterations take; None while too little is measured.
+        """Return the seconds that so many iterations take; None while too little is measured.
 
-        Of the first chunk JAX's tracing is part, and what is short says little.
+        The first chunk includes JAX's tracing, and short chunks say little.
         """
         short = self._each is None or self.size * self._each < 1.0
         if self._each is None or self._chunks < 2 or (short and self._chunks < 4):
@@ -74,9 +74,9 @@ class Pace:
         return iterations * (self._each + self._saving / self.size)
 
     def ending(self) -> str:
-        """What becomes of the chunk in flight."""
+        """Say what happens to the chunk in flight."""
         said = "the chunk in flight is finished and saved"
         if self._each is None:
-            return f"{said} (the first one, with compilation: how long is not known yet)"
+            return f"{said} (the first chunk also compiles, so its time is not known yet)"
         left = max(0.0, self.size * self._each - self.elapsed) + self._saving
         return f"{said} (about {duration(left)})"

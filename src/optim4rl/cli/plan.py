@@ -1,6 +1,6 @@
 """`optim4rl plan`: show, propose and lint ablation plans; `plan_scores` compares them.
 
-Text is read without JAX: what needs it is imported where it is used.
+Reading text needs no JAX: modules that need JAX are imported where they are used.
 """
 
 import json
@@ -34,7 +34,7 @@ OWN = "optim4rl"
 
 
 def catalogue_of(experiment: str) -> Catalogue:
-    """What a plan can name in an experiment.
+    """Return the catalogue of what a plan can name in an experiment.
 
     Raises:
         ValueError: there is no such experiment.
@@ -52,19 +52,19 @@ class ChatOptions(Protocol):
 
     @property
     def model(self) -> str | None:
-        """Its name."""
+        """Return the model's name."""
 
     @property
     def timeout(self) -> float:
-        """Seconds for one response."""
+        """Return the seconds for one response."""
 
     @property
     def retries(self) -> int:
-        """How often a request is tried again."""
+        """Return how often a request is tried again."""
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens of one answer."""
+        """Return the tokens of one answer."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ShowOptions:
 
     Attributes:
         plan: the plan file.
-        experiment: what it is for: optim4rl, or a method of your own as FILE.py:NAME.
+        experiment: the plan's experiment: optim4rl, or your own method as FILE.py:NAME.
         json: print it as JSON.
     """
 
@@ -85,7 +85,7 @@ class ShowOptions:
 
 
 def show(options: ShowOptions) -> None:
-    """The command `plan show`."""
+    """Run the command `plan show`."""
     read = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     if options.json:
         print(json.dumps(plan_as_dict(read.plan, read.mapped), indent=1))
@@ -128,9 +128,9 @@ class ProposeOptions:
 
     Attributes:
         method: the description, as plain text, Markdown or HTML.
-        of: in place of a description, an experiment, which describes itself: optim4rl, or a method
-            of your own as FILE.py:NAME.
-        experiment: the experiment that a description is a plan for; optim4rl or FILE.py:NAME.
+        of: experiment that describes itself, in place of a description: optim4rl, or your own
+            method as FILE.py:NAME.
+        experiment: experiment that the plan is for: optim4rl, or your own method as FILE.py:NAME.
         out: the plan file to write.
         model: catalogue, or a chat model's name.
         rounds: how often an answer is sent back because parts of it map to nothing.
@@ -160,7 +160,7 @@ class ProposeOptions:
 
 
 def propose_plan(options: ProposeOptions) -> None:
-    """The command `plan propose`."""
+    """Run the command `plan propose`."""
     from optim4rl.files.atomic import write_atomically
 
     check_fields(options, timeout=POSITIVE, retries=COUNT_OR_ZERO)
@@ -193,7 +193,7 @@ def _method(options: ProposeOptions) -> Method:
 
 
 def open_chat(options: ChatOptions, **further: Any) -> Chat:
-    """The chat model that the options name."""
+    """Open the chat model that the options name."""
     assert options.model is not None
     try:
         from optim4rl.plans.planner.chat import ChatModel
@@ -243,17 +243,17 @@ def _report(proposal: Proposal, options: ProposeOptions, limits: Limits, record:
 
 @dataclass(frozen=True)
 class LintOptions:
-    """Say what is wrong with a plan, and what it would cost to run; exits with 1 if anything is.
+    """Check a plan and predict what it costs to run; exit with 1 if anything is wrong.
 
       optim4rl plan lint p.md --no-cost
 
     Attributes:
         plan: the plan file.
-        experiment: optim4rl, or your own method as FILE.py:NAME, whose reference runs twice and is
-            timed.
+        experiment: the plan's experiment: optim4rl, or your own method as FILE.py:NAME. The
+            reference of your own method runs twice, to time it.
         jobs: worker processes to predict the time for. Default: one for each processor.
-        measured: folder of a study; the times of its jobs are used where they fit. If it has none
-            of your own method, the first ones are kept there.
+        measured: folder of a study; the times of its jobs are used where they fit. If it has no
+            times of your own method, the first ones are kept there.
         cost: predict the time; with --no-cost the answer comes at once.
         json: print it as JSON.
     """
@@ -267,7 +267,7 @@ class LintOptions:
 
 
 def lint_plan(options: LintOptions) -> None:
-    """The command `plan lint`."""
+    """Run the command `plan lint`."""
     check_fields(options, jobs=COUNT)
     plan = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     findings = lint(plan.mapped)
@@ -289,7 +289,7 @@ def lint_plan(options: LintOptions) -> None:
 
 
 def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
-    """What a study of the plan costs at every scale; empty where it can run nothing of it."""
+    """Predict a study's cost at every scale; empty if it can run nothing of the plan."""
     if measured is None and not pairs(plan.mapped):
         return []
     from optim4rl.study.cost import predict, read_measured
@@ -299,7 +299,7 @@ def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
 
 
 def _given_costs(options: LintOptions, plan: MappedPlan, jobs: int) -> "list[Cost]":
-    """What a study of the plan costs with the user's experiment, by its first cells."""
+    """Predict a study's cost with the user's experiment, by its first cells."""
     if not pairs(plan.mapped):
         return []
     from optim4rl.study.cost import predict_given
@@ -312,14 +312,14 @@ def _print_findings(plan: MappedPlan, findings: tuple[Finding, ...]) -> None:
     parts = [entry.ablation.part for entry in plan.mapped]
     rows = [[f"{f.ablation}. {parts[f.ablation - 1]}", f.kind, f.message] for f in findings]
     if rows:
-        print_safely("what is wrong", ["ablation", "kind", "what"], rows)
+        print_safely("problems", ["ablation", "kind", "problem"], rows)
     else:
-        print("nothing is wrong with this plan")
+        print("this plan has no problems")
 
 
 def _print_costs(costs: "list[Cost]", jobs: int) -> None:
     if not costs:
-        print("a study can run nothing of it")
+        print("a study can run nothing of this plan")
         return
     prices = [
         [
@@ -332,7 +332,7 @@ def _print_costs(costs: "list[Cost]", jobs: int) -> None:
         for cost in costs
     ]
     columns = ["scale", "rows trained", "jobs", "predicted time", "from"]
-    print_safely(f"what a study of it costs, {jobs} workers", columns, prices)
+    print_safely(f"predicted cost of a study, {jobs} workers", columns, prices)
 
 
 def _origin(cost: "Cost") -> str:
@@ -342,7 +342,7 @@ def _origin(cost: "Cost") -> str:
 
 
 def print_safely(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table of words from outside, which do not steer the terminal."""
+    """Print a table of untrusted words, which cannot control the terminal."""
 
     def safe(text: str) -> str:
         return one_line(text, 400)

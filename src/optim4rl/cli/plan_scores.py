@@ -1,4 +1,4 @@
-"""`optim4rl plan score` and `optim4rl plan export`: plans beside others, and in others' form."""
+"""`optim4rl plan score` and `optim4rl plan export`: compare plans, and convert one."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -30,21 +30,21 @@ from optim4rl.plans.planner.text import PlannerError
 class ScoreOptions:
     """Say how much of a reference plan other plans find.
 
-    Each plan counts as a set of pairs: a component and a replacement. Beside that stand
-    AblationBench's scores of whole ablations: two match if they have one replacement in common.
+    Each plan counts as a set of pairs: a component and a replacement. AblationBench's scores count
+    whole ablations: two match if they have one replacement in common.
 
       optim4rl plan score p.md --against plans/optim4rl.md
 
     Attributes:
         plans: the plan files.
         against: the reference plan's file.
-        experiment: what they are for: optim4rl, or a method of your own as FILE.py:NAME.
-        k: ablations of each plan that AblationBench's scores count, the most important first; all
-            by default.
-        model: a chat model that judges which ablations match, as AblationBench has it; by default
-            they match by what they map to, or by their words.
+        experiment: the plans' experiment: optim4rl, or your own method as FILE.py:NAME.
+        k: ablations of each plan that AblationBench's scores count, the most important first.
+            Default: all.
+        model: a chat model that judges which ablations match, as in AblationBench. Default: they
+            match by their mapping, or by their words.
         timeout: seconds for the judge's response.
-        retries: times that a request is made again.
+        retries: how often a request is tried again.
         answer_tokens: tokens of the judge's answer.
         json: print it as JSON.
     """
@@ -61,7 +61,7 @@ class ScoreOptions:
 
 
 def score(options: ScoreOptions) -> None:
-    """The command `plan score`."""
+    """Run the command `plan score`."""
     if not options.plans:
         raise PlannerError("plans: one or more plan files are needed")
     check_fields(options, k=COUNT, timeout=POSITIVE, retries=COUNT_OR_ZERO, answer_tokens=COUNT)
@@ -98,7 +98,7 @@ def score(options: ScoreOptions) -> None:
 
 
 def _bench(options: ScoreOptions, path: Path, plan: MappedPlan, against: MappedPlan) -> BenchScore:
-    """A plan's score as AblationBench has it."""
+    """Score a plan as AblationBench does."""
     if options.model is None:
         order = by_priority(plan.plan.ablations)
         mapped = [plan.mapped[index] for index in order]
@@ -116,7 +116,7 @@ def _bench_values(score: BenchScore) -> dict[str, Any]:
 
 
 def _print_benches(benches: dict[Path, BenchScore], options: ScoreOptions) -> None:
-    """AblationBench's scores of all plans."""
+    """Print AblationBench's scores of all plans."""
     if options.json:
         values = [
             {"plan": str(path), "ablation_bench": _bench_values(x)} for path, x in benches.items()
@@ -133,7 +133,7 @@ def _print_benches(benches: dict[Path, BenchScore], options: ScoreOptions) -> No
         for path, x in benches.items()
     ]
     at = "" if options.k is None else f" at {options.k}"
-    judge = options.model or "by what they map to"
+    judge = options.model or "matched by mapping"
     columns = ["plan", "found", "proposed", "precision", "recall", "F1", "nDCG"]
     print_safely(f"AblationBench's scores{at} ({judge})", columns, rows)
 
@@ -156,7 +156,7 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> None:
-    """The command `plan export`."""
+    """Run the command `plan export`."""
     from optim4rl.files.atomic import write_atomically
 
     require_file_name("out", options.out)
@@ -169,7 +169,7 @@ def export(options: ExportOptions) -> None:
 
 
 def _print_found(scores: dict[Path, Score]) -> None:
-    """Each ablation of the reference, and what each plan finds of it."""
+    """Print each ablation of the reference, and the parts of it that each plan finds."""
     first = next(iter(scores.values()))
     rows = [
         [

@@ -1,8 +1,8 @@
-"""Several processes as one run: by hand, under Slurm or Open MPI, or as a Kubernetes Job.
+"""Join several processes to one run: by hand, under Slurm or Open MPI, or as a Kubernetes Job.
 
 Each process waits for the others at every collective, so the loss of one ends all. JAX then aborts
-the others from a thread of its own, with no message for users. So the run is a child process, and
-its parent says what has happened.
+the others from its own thread, without a message for users. So the run is a child process, and its
+parent says what happened.
 """
 
 import ctypes
@@ -38,11 +38,11 @@ class ProcessOptions:
     process_id: int = -1
 
 
-# Seconds after which a silent process is lost, and for which one waits for others at the end.
+# Seconds after which a silent process counts as lost, and seconds to wait for others at the end.
 SILENCE, FAREWELL = 60, 120
 # The child's exit code when it has noticed that another process is lost.
 _LOST = 75
-# Words in errors that tell so: the ways in which processes talk to each other.
+# Errors of a lost process name one of these channels between processes.
 _CHANNELS = ("Gloo", "NCCL", "coordination service", "CoordinationService")
 
 
@@ -83,8 +83,8 @@ def _go_on_in_a_child() -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code in (_LOST, -signal.SIGABRT):
         raise LostProcessError(
-            "another process of the run is lost, and all end with it. The last checkpoint is kept: "
-            "--resume goes on with it, on any number of processes"
+            "the run has lost another process, so all processes end. The last checkpoint is kept: "
+            "continue with --resume, on any number of processes"
         )
     sys.exit(code if code >= 0 else 128 - code)
 
@@ -129,8 +129,8 @@ def membership(
         )
     if not {"SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"} & environment.keys():
         raise ValueError(
-            "distributed = True: neither Slurm's, Open MPI's nor a Kubernetes indexed Job's "
-            "variables are there; give --coordinator, --num-processes and --process-id"
+            "distributed = True: no variables of Slurm, Open MPI or a Kubernetes indexed Job are "
+            "set; give --coordinator, --num-processes and --process-id"
         )
     return None, None, None
 

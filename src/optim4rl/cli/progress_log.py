@@ -1,4 +1,4 @@
-"""`progress.csv`: a line for each meta-iteration, as far as the checkpoint beside it has seen."""
+"""Write `progress.csv`: a line for each meta-iteration, up to the checkpoint beside it."""
 
 import hashlib
 import os
@@ -27,16 +27,16 @@ def task_labels(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 class ProgressLog:
-    """A log that grows; checkpoints note its extent, a size and a checksum.
+    """Hold a log that grows; checkpoints note its extent, a size and a checksum.
 
     Args:
         path: the file.
         tasks: labels of the tasks, see `task_labels`.
-        extent: extent in the checkpoint from which the run goes on. Later lines are dropped and
-            done again. None starts a new log.
+        extent: extent in the checkpoint from which the run continues. Later lines are dropped and
+            written again. None starts a new log.
 
     Raises:
-        LogError: the log is not the one that the checkpoint has seen.
+        LogError: the log does not match the checkpoint.
     """
 
     def __init__(
@@ -45,24 +45,24 @@ class ProgressLog:
         self.path = path
         header = ",".join(["iteration", "meta_gradient_norm", *(f"return_{x}" for x in tasks)])
         kept = f"{header}\n".encode()
-        # Deleting the log is a way to go on without its earlier lines.
+        # A user may delete the log to continue without its earlier lines.
         if extent is not None and path.exists():
             kept = read_file(path, LARGEST_TEXT)[: extent["bytes"]]
             if hashlib.sha256(kept).hexdigest() != extent["sha256"]:
                 raise LogError(
-                    f"{path}: damaged: it is not the log that the checkpoint has seen; restore "
-                    "it, or delete it to go on without its lines up to here"
+                    f"{path}: damaged: it does not match the checkpoint; restore it, or delete it "
+                    "to continue without its earlier lines"
                 )
         write_atomically(path, kept)
         self._size, self._digest = len(kept), hashlib.sha256(kept)
 
     @property
     def extent(self) -> dict[str, Any]:
-        """Size and checksum of the log, JSON values."""
+        """Return size and checksum of the log as JSON values."""
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def append(self, before: int, progress: Progress) -> None:
-        """One line for each iteration: its number, the meta-gradient's norm, each task's return.
+        """Append a line for each iteration: number, norm of the meta-gradient, each task's return.
 
         An iteration with a number that is not finite is the last line.
         """
@@ -79,6 +79,6 @@ class ProgressLog:
         with self.path.open("ab") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # A checkpoint will speak of it.
+            os.fsync(file.fileno())  # The next checkpoint refers to these bytes.
         self._size += len(data)
         self._digest.update(data)

@@ -1,4 +1,4 @@
-"""`optim4rl replicate`: the paper's experiments at its own scale."""
+"""`optim4rl replicate`: run the paper's experiments at the paper's scale."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ class ReplicateOptions:
 
 
 def run(options: ReplicateOptions) -> None:
-    """The command."""
+    """Run the command."""
     replication = lay_out(options)
     with locked(options.out), keeping(lambda: has_results(options.out)):
         remove_manifest(options.out)
@@ -81,7 +81,7 @@ def run(options: ReplicateOptions) -> None:
 
 
 def lay_out(options: ReplicateOptions) -> Replication:
-    """The experiment with what the options say.
+    """Return the experiment, changed by the options.
 
     Raises:
         ValueError: there is no such arm, or a number is out of its range.

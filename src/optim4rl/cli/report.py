@@ -1,4 +1,4 @@
-"""`optim4rl report`: finished runs side by side, which needs no JAX; or a study's report again."""
+"""`optim4rl report`: compare finished runs, without JAX, or write a study's report again."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from optim4rl.pages.words import interval, number
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the page of finished runs: a study's report again, or any runs side by side.
+    """Write a study's report again, or compare finished runs on one page.
 
     With the folder of one study, the page is its report. With several folders, or another kind, the
     page compares the runs: settings that differ, final numbers, curves. Mix folders of `train`,
@@ -46,7 +46,7 @@ class ReportOptions:
 
 
 def report(options: ReportOptions) -> None:
-    """The command `report`."""
+    """Run the command `report`."""
     if not options.folders:
         raise ValueError("folders = (): the output folder of at least one finished run is needed")
     if options.out is not None:
@@ -81,7 +81,7 @@ def _compare(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
 
 
 def _json_value(value: Estimate | float | str | None) -> Any:
-    """A JSON value; None where a run diverged or has no such number."""
+    """Return a JSON value; None if a run diverged or does not have the number."""
     if isinstance(value, Estimate):
         return [_json_value(x) for x in (value.value, value.low, value.high)]
     return value if not isinstance(value, float) or math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Set-up of a command before JAX starts, and its progress bar."""
+"""Set up a command before JAX starts, and show its progress bar."""
 
 import os
 import sys
@@ -44,7 +44,7 @@ def _add_xla_flag(name: str, value: str) -> None:
 def missing_device(error: BaseException) -> str | None:
     """Return a message if JAX's error means that the requested device is not here, else None."""
     asked = os.environ.get("JAX_PLATFORMS", "")
-    # Of a platform that it knows and cannot find JAX asserts that it did, without a word.
+    # If JAX knows a platform but does not find it, it raises an AssertionError without a message.
     unfound = isinstance(error, AssertionError) and not str(error)
     if not asked or not (unfound or "Unable to initialize backend" in str(error)):
         return None
@@ -52,7 +52,7 @@ def missing_device(error: BaseException) -> str | None:
 
 
 class CompileClock:
-    """Compile time since creation, in seconds, with reading from the cache."""
+    """Measure the compile time since creation in seconds, with reads from the cache."""
 
     def __init__(self) -> None:
         """Listen to JAX's own report of each compilation."""
@@ -72,14 +72,14 @@ class Update(Protocol):
     def __call__(
         self, done: int, total: int, note: str = "", rate: str = "", left: float | None = None
     ) -> None:
-        """Show it.
+        """Show the progress.
 
         Args:
-            done: pieces that are done.
-            total: pieces in all.
-            note: what the last one was.
-            rate: how fast it goes; by default pieces a minute.
-            left: seconds that are left, where they are known.
+            done: number of finished pieces.
+            total: number of all pieces.
+            note: the last piece in words.
+            rate: the speed in words; by default pieces a minute.
+            left: seconds that are left, if known.
         """
 
 
@@ -94,7 +94,7 @@ def progress_bar(
         unit: unit that is counted.
         on: where it runs ("2 workers"), for the estimate.
         silent: show nothing.
-        guess: where nothing says what is left, take pieces to last as long as until now.
+        guess: if `left` is not given, assume that pieces take as long as until now.
     """
     if silent:
         yield lambda *_, **__: None
@@ -112,7 +112,7 @@ def progress_bar(
         TextColumn("{task.fields[left]}"),
         TextColumn("[dim]{task.fields[note]}", table_column=Column(ratio=2, no_wrap=True)),
     )
-    log = not console.is_terminal  # It has no bar.
+    log = not console.is_terminal  # A log has no bar.
     with Progress(*columns, console=console, disable=log, expand=True) as progress:
         task = progress.add_task(label, total=None, rate="", note="", left="")
         started, first, told = time.perf_counter(), None, False
@@ -142,7 +142,7 @@ def progress_bar(
 
 
 def require_file_name(option: str, path: Path) -> None:
-    """Refuse a path that names no file, or a file of another kind, before any work.
+    """Refuse a path that is not the name of a regular file, before any work.
 
     Raises:
         ValueError: the message names the option.

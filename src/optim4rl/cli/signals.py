@@ -1,4 +1,4 @@
-"""Stopping a command: in order at the first signal, at once at the second.
+"""Stop a command: in order at the first signal, at once at the second.
 
 SIGINT is Ctrl-C; SIGTERM is what Slurm, Kubernetes and shutdowns send some seconds before SIGKILL.
 """
@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A note on an error: what was done until then is in files, and the same command goes on from there.
-_KEPT = "what is finished is kept"
+# A note on an error: finished work is in files, and the same command continues from there.
+_KEPT = "finished work is kept"
 
 
 class StoppedBySignalError(Exception):
@@ -24,7 +24,7 @@ class StoppedBySignalError(Exception):
 
 
 class StopRequest:
-    """Whether a signal has asked to stop, for loops to look at."""
+    """Hold the signal that asked to stop, for loops to check; 0 for none."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -37,10 +37,10 @@ class StopRequest:
 
 @contextmanager
 def keeping(is_kept: Callable[[], bool]) -> Iterator[None]:
-    """Note on whatever stops the block whether there is something to go on from.
+    """Note on any error that stops the block that finished work is kept, if so.
 
     Args:
-        is_kept: whether finished work lies in the command's folder.
+        is_kept: returns whether the command's folder has finished work.
     """
     try:
         yield
@@ -51,12 +51,12 @@ def keeping(is_kept: Callable[[], bool]) -> Iterator[None]:
 
 
 def keeps_work(error: BaseException) -> bool:
-    """Whether the command that the error has stopped can go on from what it has finished."""
+    """Return whether a command that this error stopped can continue from finished work."""
     return _KEPT in getattr(error, "__notes__", ())
 
 
 def stop_now(doing: str) -> AbstractContextManager[StopRequest]:
-    """Raise `StoppedBySignalError` in the main thread, whatever it is at, at the first signal."""
+    """Raise `StoppedBySignalError` in the main thread at the first signal, whatever it is doing."""
     return stop_in_order(lambda: doing, StopRequest.raise_if_asked)
 
 
@@ -66,16 +66,16 @@ def stop_in_order(
 ) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; the second one ends the process.
 
-    Python's handlers wait until the main thread is done with what JAX computes. So the signals are
-    answered by a thread, which learns of them at once.
+    Python's handlers wait until the main thread has finished JAX's computation. So another thread,
+    which learns of signals at once, answers them.
 
     Args:
-        doing: what becomes of what is in flight, for the message.
-        on_stop: called when the first signal comes, in the main thread; it may raise.
+        doing: returns what happens to work in flight, for the message.
+        on_stop: called in the main thread when the first signal comes; it may raise.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request  # Signals are the main thread's.
+        yield request  # Only the main thread gets signals.
         return
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -88,7 +88,7 @@ def stop_in_order(
         for number in heard:
             request.number = request.number or number
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"\nstopping: {doing()}; once more stops at once\n".encode())
+            os.write(2, f"\nstopping: {doing()}; a second signal stops at once\n".encode())
             break
         for number in heard:
             os._exit(128 + number)

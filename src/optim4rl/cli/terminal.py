@@ -1,4 +1,4 @@
-"""Output for a terminal: its width, tables that fit it, and times in words."""
+"""Write for a terminal: find its width, fit tables into it, and put times into words."""
 
 import difflib
 import os
@@ -8,16 +8,16 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-# Of a pipe, which has no width of its own, and at least.
+# The width of a pipe, which has none of its own, and the least width.
 _PIPE_COLUMNS, _LEAST_COLUMNS = 160, 20
-# No word of a cell is folded unless it is longer.
+# Only words longer than this are folded in a cell.
 _LONGEST_WORD = 40
 
 Row = Sequence[str]
 
 
 def columns() -> int:
-    """Return the width of a line on stdout: COLUMNS, or the terminal's, or that for a pipe."""
+    """Return the width of a line on stdout: COLUMNS, the terminal's width, or a pipe's."""
     if os.environ.get("COLUMNS", "").isdigit():
         return max(_LEAST_COLUMNS, int(os.environ["COLUMNS"]))
     if sys.stdout is None or not sys.stdout.isatty():
@@ -26,7 +26,7 @@ def columns() -> int:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in rough words, as exact as a guess."""
+    """Put seconds into words, as roughly as an estimate."""
     for limit, unit, name in ((90, 1, "s"), (5_400, 60, "min"), (172_800, 3_600, "h")):
         if seconds < limit:
             return f"{max(1, round(seconds / unit))} {name}"
@@ -63,10 +63,10 @@ def _table(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
-    except ModuleNotFoundError:  # The core install has none.
+    except ModuleNotFoundError:  # The core install has no rich.
         yield from _records(title, names, rows, width)
         return
-    # Text, not markup: it may hold somebody's words.
+    # Text, not markup: cells may hold untrusted words.
     table = Table(title=Text(title), title_justify="left")
     widths = _widths(list(zip(names, *rows, strict=True)), least, width)
     for index, name in enumerate(names):
@@ -82,7 +82,7 @@ def _table(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[
 
 
 def _widths(columns: Sequence[Row], least: Sequence[int], width: int) -> list[int]:
-    """Columns' widths: what keeps words whole, and of the rest as much as each column can use."""
+    """Return column widths that keep words whole, and share the other room by need."""
     room, widths = width - sum(least) - 3 * len(least) - 1, list(least)
     wanted = [max(map(len, cells)) - x for cells, x in zip(columns, least, strict=True)]
     for rank, index in enumerate(sorted(range(len(least)), key=wanted.__getitem__)):
@@ -93,7 +93,7 @@ def _widths(columns: Sequence[Row], least: Sequence[int], width: int) -> list[in
 
 
 def _records(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
-    """Each row as its first cell and, below it, what the others are."""
+    """Yield each row as its first cell with the other cells below."""
     yield title
     indent = max(map(len, names[1:]), default=0) + 4
     for row in rows:
@@ -106,13 +106,13 @@ def _records(title: str, names: Row, rows: Sequence[Row], width: int) -> Iterato
 
 
 def _wrap(text: str, width: int, indent: str) -> list[str]:
-    """Lines of whole words, all but the first one indented."""
+    """Return lines of whole words, all but the first one indented."""
     width = max(width, len(indent) + _LEAST_COLUMNS)
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _printable(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """Replace characters that a terminal would obey by spaces."""
     return "".join(x if x.isprintable() else " " for x in text)
 
 

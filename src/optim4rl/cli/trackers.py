@@ -17,7 +17,7 @@ from optim4rl.meta.trainer import Progress
 
 TrackerName = Literal["tensorboard", "wandb"]
 PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-# Points of a learning curve that a tracker is sent, at most.
+# Most points of a learning curve that go to a tracker.
 CURVE_POINTS = 200
 
 
@@ -26,17 +26,17 @@ class Tracker(Protocol):
     """A place to log numbers."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Note named values at a step; a diverged one is NaN and is sent as such."""
+        """Log named values at a step; a diverged value is NaN and is sent as NaN."""
 
     def close(self) -> None:
-        """Write what is still waiting."""
+        """Write all pending values."""
 
 
 @contextmanager
 def tracking(
     name: TrackerName | None, folder: Path | None, config: Mapping[str, Any], first_step: int = 0
 ) -> Iterator[Tracker]:
-    """Open a tracker, and close it at the end in any case.
+    """Open a tracker, and always close it at the end.
 
     Args:
         name: the tracker; None for none.
@@ -76,7 +76,7 @@ def log_curves(tracker: Tracker, curves: Mapping[str, Sequence[Curves]]) -> None
     """Log mean returns over all runs by environment steps, as `return/NAME`.
 
     Args:
-        tracker: where to.
+        tracker: the tracker.
         curves: name -> its curves, one for each meta-seed, at the same environment steps.
     """
     for name, members in curves.items():
@@ -89,13 +89,13 @@ def log_curves(tracker: Tracker, curves: Mapping[str, Sequence[Curves]]) -> None
 def log_progress(
     tracker: Tracker, before: int, progress: Progress, tasks: Sequence[str], rate: float
 ) -> None:
-    """Log a chunk of meta-training, by iteration; its speed stands with its last one.
+    """Log a chunk of meta-training by iteration, and its speed with the last iteration.
 
     Args:
-        tracker: where to.
+        tracker: the tracker.
         before: iterations before the chunk.
-        progress: the chunk's.
-        tasks: labels of the tasks. One in which no episode ended in an iteration has no return.
+        progress: the chunk's progress.
+        tasks: labels of the tasks. A task has no return in an iteration in which no episode ended.
         rate: environment steps a second.
     """
     for index, norm in enumerate(progress.meta_gradient_norm):
@@ -109,7 +109,7 @@ def log_progress(
 
 
 def with_progress(update: Callable[..., None], tracker: Tracker) -> Callable[..., None]:
-    """A progress bar's `update(done, total, ...)` that also logs the share done."""
+    """Wrap a progress bar's `update(done, total, ...)`, so that it also logs the share done."""
 
     def both(done: int, total: int, *details: Any, **further: Any) -> None:
         update(done, total, *details, **further)

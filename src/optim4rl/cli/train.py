@@ -113,7 +113,7 @@ class TrainOptions:
 
 
 def run(options: TrainOptions) -> None:
-    """The command."""
+    """Run the command."""
     check_fields(options, chunk=COUNT)
     require_tracker(options.tracker, options.out)
     compiling = CompileClock()
@@ -178,14 +178,14 @@ def _resumed(
         return Resumed(init(spec, tasks, options.recipe.meta, start, execution), {})
     if not options.resume:
         raise ValueError(
-            f"out = {str(options.out)!r}: a run is there already; --resume goes on with it, or "
-            "choose another folder"
+            f"out = {str(options.out)!r}: the folder already has a run; continue it with --resume, "
+            "or choose another folder"
         )
     like = jax.eval_shape(lambda: init(spec, tasks, options.recipe.meta, execution=execution))
     resumed = resume_checkpoint(checkpoint, like, settings, execution)
     if resumed.damage and jax.process_index() == 0:
         print(
-            f"{resumed.damage}; going on from the checkpoint before it, at iteration "
+            f"{resumed.damage}; continuing from the checkpoint before it, at iteration "
             f"{int(resumed.state.iteration)}",
             file=sys.stderr,
         )
@@ -201,7 +201,7 @@ def _meta_train(
     execution: Execution,
     compiling: CompileClock,
 ) -> tuple[MetaState, dict[str, Any]]:
-    """The meta-training, chunk by chunk, each with a checkpoint: its final state, and its speed.
+    """Meta-train chunk by chunk, each with a checkpoint; return the final state and the speed.
 
     Raises:
         StoppedBySignalError: a signal has stopped it; the last chunk is saved.
@@ -246,7 +246,7 @@ def _meta_train(
     seconds = time.perf_counter() - started
     return state, {
         "seconds": round(seconds, 1),
-        # Of the whole run, and of its fastest chunk, which had nothing to compile.
+        # The speed of the whole run, and of its fastest chunk, which compiled nothing.
         "env_steps_per_second": round((meta.iterations - first) * steps / seconds),
         "env_steps_per_second_at_best": round(keeper.best),
         "compile_seconds": round(compiling.seconds, 1),
@@ -254,16 +254,16 @@ def _meta_train(
 
 
 class _ChunkKeeper:
-    """Keeps every finished chunk: its log, its checkpoint, and what a terminal and a tracker show.
+    """Keep every finished chunk: its log and checkpoint; show it in the terminal and a tracker.
 
     Args:
-        options: the command's.
-        settings: all that decides the result.
-        resumed: what the run goes on from.
+        options: the command's options.
+        settings: all settings that decide the result.
+        resumed: the state from which the run continues.
         steps: environment steps of an iteration.
-        tracker: where the progress goes, too.
-        update: of the progress bar.
-        stop: whether a signal has asked to stop.
+        tracker: the tracker.
+        update: the progress bar's update.
+        stop: whether a signal asked to stop.
         pace: the sizes of chunks.
     """
 
@@ -334,7 +334,7 @@ def _agreed(*numbers: int) -> tuple[int, ...]:
 def plan_execution(
     options: TrainOptions, spec: OptimizerSpec, tasks: tuple[MetaTask, ...]
 ) -> tuple[Execution, MemoryPlan]:
-    """Devices and chunks of agents for the memory at hand.
+    """Choose devices and chunks of agents that fit into the memory.
 
     Raises:
         ValueError: there are too few devices, the kernel cannot run the rule, or the run does not
@@ -346,7 +346,7 @@ def plan_execution(
     execution = Execution(agents_mesh(devices), chosen.agents_per_chunk or None, chosen.kernel)
     available = int(chosen.memory * 2**30) or available_bytes()
     plan = choose_chunk(spec, tasks, options.recipe.meta, execution, available)
-    # All processes run one program: that of the process with the least memory.
+    # All processes run one program, which must fit the process with the least memory.
     chunk = int(np.min(multihost_utils.process_allgather(np.int32(plan.agents_per_chunk))))
     return dataclasses.replace(execution, agents_per_chunk=chunk), plan
 
@@ -396,7 +396,7 @@ def _learned(
 
 
 def _mean_returns(progress: Progress) -> list[float]:
-    """Mean return of the episodes that ended in the chunk, for each task; NaN where none did."""
+    """Return each task's mean return over the episodes that ended in the chunk; NaN for none."""
     return [
         float(stats.return_sum.sum() / count)
         if (count := stats.episode_count.sum())

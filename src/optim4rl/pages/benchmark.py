@@ -104,7 +104,7 @@ def summary_table(results: Results, reading: Reading) -> Table:
 
 
 def _lead(lead: Lead | None) -> list[str]:
-    """A lead in a table: the difference of interquartile means, and the probability."""
+    """Format a lead: the difference of interquartile means, and the probability."""
     if lead is None:
         return ["-", "-"]
     return [with_interval(lead.auc.iqm), with_interval(lead.mean_improvement)]
@@ -160,7 +160,7 @@ def stability_table(results: Results, task: int) -> Table:
 
 
 def _task_table(results: Results, columns: Mapping[str, Sequence[str]]) -> Table:
-    """One row for each task, one column for each contender."""
+    """Make a row for each task, and a column for each contender."""
     rows = [list(row) for row in zip(task_names(results), *columns.values(), strict=True)]
     return ["task", *columns], rows
 
@@ -249,7 +249,7 @@ def to_markdown(results: Results, record: Mapping[str, Any]) -> str:
         parts += _section(title, stability_table(results, index))
     title = "Settings, one for each meta-seed (* an edge of the grid)"
     parts += _section(title, _settings_table(results))
-    parts += _section("What tuning cost", _budget_table(results))
+    parts += _section("Tuning budget", _budget_table(results))
     if any(results.stuck.values()):
         parts += _section("Stuck runs, by multiple of the tuned setting", _stuck_table(results))
     parts += _section("The scale of each task", _scale_table(results))
@@ -276,7 +276,7 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
     tables: dict[str, dict[str, tuple[Estimate | None, ...]]] = {
         "Normalised AUC": {name: x.auc.tasks for name, x in standings.items()},
         "Normalised final return": {name: x.final.tasks for name, x in standings.items()},
-        f"Probability to beat {results.benchmark.reference}": {
+        f"Probability of beating {results.benchmark.reference}": {
             name: x.lead.improvement for name, x in standings.items() if x.lead is not None
         },
     }
@@ -286,7 +286,7 @@ def _reading_sections(results: Results, reading: Reading) -> list[str]:
         if columns:
             parts += _section(f"{title}, {TITLES[reading]}", _task_table(results, texts))
     for index, task in enumerate(task_names(results)):
-        title = f"{task}: returns as they are, {TITLES[reading]}"
+        title = f"{task}: raw returns, {TITLES[reading]}"
         parts += _section(title, raw_table(results, reading, index))
     return parts
 
@@ -299,8 +299,8 @@ def _protocol(results: Results) -> str:
     return (
         f"{_tuning(b)} 0 is the untrained policy: agents that never update. "
         f"1 is the best of {', '.join(b.ceilings) or 'no baseline'}, tuned for the task.{one} "
-        "Intervals are 95 % bootstrap intervals that resample seeds, with them the runs that 0 and "
-        "1 are made of, and meta-seeds where there are several."
+        "The 95 % bootstrap intervals resample seeds, with them the runs that define 0 and 1, and "
+        "meta-seeds if there are several."
     )
 
 
@@ -318,18 +318,18 @@ def _tuning(b: Benchmark) -> str:
         return f"Nothing is tuned ({shown}). Every optimizer is reported on {reported}."
     return (
         f"Every optimizer is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
-        f"({shown}) and reported on {reported} that chose nothing. The setting with the best "
+        f"({shown}) and reported on {reported} that chose no setting. The setting with the best "
         f"{SCORE_WORDS[b.suite.score]} is chosen. {_extension(protocol.extensions)}"
     )
 
 
 def _extension(limit: int) -> str:
     if not limit:
-        return "Grids stay as they are."
+        return "Grids are not extended."
     return (
-        "Where the best value is at the edge of a grid, and better than its neighbour, the next "
-        f"half decade is tried as well, up to {counted(limit, 'time')} on each side: "
-        "one rule for all."
+        "If the best value is at the edge of a grid and better than its neighbour, the next half "
+        f"decade is tried, too, up to {counted(limit, 'time')} on each side. This holds for all "
+        "optimizers."
     )
 
 
@@ -344,7 +344,7 @@ def _section(title: str, table: Table) -> list[str]:
 
 
 def to_json(results: Results) -> dict[str, Any]:
-    """Return all numbers but the curves; None if a run diverged or a task has no scale."""
+    """Return all numbers except curves; None if a run diverged or a task has no scale."""
     b = results.benchmark
     by_tasks = {reading: sensitivities(results, reading) for reading in b.readings}
     return {

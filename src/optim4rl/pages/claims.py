@@ -1,4 +1,4 @@
-"""Sentences on what a benchmark's runs show and what they cannot, by the rule for claims."""
+"""Say in sentences what a benchmark's runs show and what they cannot, by the rule for claims."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from optim4rl.pages.words import p_value, smallest_found, with_interval
 
 # Roles of the contenders whose leads are judged.
 CLAIMING = ("learned", "given")
-# Below these, the report says that intervals are too narrow.
+# With fewer, the report says that intervals are too narrow.
 FEW_SEEDS = 10
 FEW_META_SEEDS = 6
 TITLES: dict[Reading, str] = {
@@ -62,7 +62,7 @@ def lead_claims(results: Results) -> list[LeadClaim]:
     """Judge every learned contender against the reference and its untrained control.
 
     All comparisons are judged together. The difference is between interquartile means of
-    normalised AUC. Its interval includes the luck of the scale's runs.
+    normalised AUC. Its interval also resamples the runs that define the scale.
     """
     reference = results.benchmark.reference
     pairs: list[tuple[Contender, str, Reading, Lead]] = []
@@ -111,10 +111,9 @@ def _claims_about(
 ) -> Iterable[str]:
     name, count = f"**{contender.name}**", len(contender.members)
     if contender.role == "learned" and count < MIN_META_SEEDS:
-        are = "is" if count == 1 else "are"
         yield (
-            f"{name}: nothing can be claimed about the recipe: it takes {MIN_META_SEEDS} "
-            f"meta-seeds, and {count} {are} there. The figures are about these weights alone."
+            f"{name}: nothing can be claimed about the recipe: a claim needs {MIN_META_SEEDS} "
+            f"meta-seeds, and the run has {count}. The figures hold for these weights alone."
         )
     for each in found:
         if each.contender == contender.name:
@@ -131,13 +130,13 @@ def describe_claim(each: LeadClaim) -> str:
     claim, other = each.claim, each.other
     figures = (
         f"difference in the IQM of normalised AUC {with_interval(each.lead.auc.iqm)}, corrected p "
-        f"{p_value(claim.p)}; a run of it beats one of {other} with probability "
+        f"{p_value(claim.p)}; a run of it beats a run of {other} with probability "
         f"{with_interval(each.lead.mean_improvement)}"
     )
     if any(claim.comparison.diverged):
-        figures += ", and ranks decide, since a run diverged"
+        figures += "; a run diverged, so ranks decide"
     if claim.verdict == "not clear":
-        return f"no clear difference to {other} ({figures}); {smallest_found(claim)}."
+        return f"no clear difference from {other} ({figures}); {smallest_found(claim)}."
     side = "above" if claim.is_higher else "below"
     return f"clearly {side} {other} ({figures})."
 
@@ -174,13 +173,13 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
         resolved = zip(task_names(results), scale.resolved, strict=True)
         if lost := [task for task, ok in resolved if not ok]:
             yield (
-                f"No baseline is clearly better than the untrained policy by {score} on "
-                f"{', '.join(lost)}: there is no scale there, and no mean includes these tasks."
+                f"By {score}, no baseline clearly beats the untrained policy on {', '.join(lost)}. "
+                "These tasks have no scale, and no mean includes them."
             )
     edges = {x.name: _edges(results, x) for x in results.benchmark.contenders}
     if found := [f"{name} ({', '.join(tasks)})" for name, tasks in edges.items() if tasks]:
         yield (
-            "The best setting is at an edge of its grid, so these may be better than shown: "
+            "These may be better than shown, because their best setting is at an edge of its grid: "
             f"{'; '.join(found)}."
         )
     coarse = [x.name for x in results.benchmark.contenders if is_coarse(x.grid)]
@@ -193,7 +192,7 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
     spent = [runs // members[name] for name, runs in tuning_budget(results).items()]
     if any(spent):
         runs = " to ".join(dict.fromkeys(map(str, (min(spent), max(spent)))))
-        yield f"Tuning took {runs} runs for each meta-seed of an optimizer, by one rule for all."
+        yield f"Tuning took {runs} runs for each meta-seed of an optimizer; one rule holds for all."
     if protocol.seeds == 1:
         yield "One seed shows no spread: there are no intervals, and nothing is certain."
     elif protocol.seeds < FEW_SEEDS:
@@ -207,8 +206,9 @@ def _caveats(results: Results, comparisons: int) -> Iterable[str]:
     if comparisons:
         yield (
             "A difference of interquartile means is called clear if its interval excludes 0 and "
-            "its test, with meta-seeds and seeds as luck, has p <= 0.05 after Holm's correction "
-            f"for all {comparisons} comparisons here. Intervals of single tasks are not corrected."
+            "its test, which treats meta-seeds and seeds as random, has p <= 0.05 after Holm's "
+            f"correction for all {comparisons} comparisons here. Intervals of single tasks are not "
+            "corrected."
         )
 
 

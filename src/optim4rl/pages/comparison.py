@@ -33,7 +33,7 @@ from optim4rl.pages import figures
 from optim4rl.pages.figures import Frame, Series
 from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template
 
-# Colours of a page's lines; further runs start again, dashed.
+# Colours of a page's lines; further runs use them again, dashed.
 STYLES = 6
 _FRAME = Frame(width=540.0, height=250.0, right=150.0)
 
@@ -124,7 +124,7 @@ def _read_training(folder: Path) -> FinishedRun:
         Heading(f"Return of the agents on {task}", "meta-iteration"): _bins(iterations, values)
         for task, values in returns.items()
     }
-    shown = norms != 0  # Zero has no logarithm, and what is not finite is a cross.
+    shown = norms != 0  # Zero has no logarithm; a value that is not finite is drawn as a cross.
     logarithms = np.log10(np.where(np.isfinite(norms), norms, np.nan)[shown])
     heading = Heading("Meta-gradient: log₁₀ of its norm", "meta-iteration")
     lines[heading] = Line(iterations[shown], logarithms)
@@ -160,7 +160,7 @@ def _bins(x: Float[np.ndarray, " time"], y: Float[np.ndarray, " time"]) -> Line:
 
 def _read_study(folder: Path) -> FinishedRun:
     record = json.loads(read_text(folder / "study.json"))
-    # In 0.1 the task was a setting, for there was no other experiment than this project's own.
+    # In 0.1 the task was a setting: the only experiment was this project's own.
     task = record["task"] if "task" in record else record["settings"]["environment"]
     settings = {key: record[key] for key in ("scale", "settings", "versions")}
     return _evaluated(folder, "ablation study", settings, task)

@@ -19,7 +19,7 @@ RunsByContender = Mapping[str, Sequence[Sequence[Curves]]]
 
 @dataclass(frozen=True)
 class TimeStanding:
-    """Hold how a contender does against time, in a reading.
+    """Hold a contender's results against time, in a reading.
 
     Attributes:
         costs: cost on each task.
@@ -44,7 +44,7 @@ def time_standings(
 
     Args:
         found: contender -> task -> the curves of each member.
-        reference: the contender whose time is everyone's budget.
+        reference: the contender whose time is the budget of all.
         scale: the tasks' scale of AUC.
     """
     found = {

@@ -1,7 +1,7 @@
-"""A report's figures as inline SVG: small pure functions from numbers to markup.
+"""Draw a report's figures as inline SVG: small pure functions from numbers to markup.
 
-Colours, fonts and dashes are CSS classes of the report, so that a figure follows its light, dark
-and print styles. Nothing depends on time or chance: the same numbers give the same bytes.
+Colours, fonts and dashes are CSS classes of the report, so a figure follows its light, dark and
+print styles. Nothing depends on time or chance: the same numbers give the same bytes.
 """
 
 import math
@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from optim4rl.evaluation.returns import Estimate
 
-# Marks around their own centre, about 10 pixels across: shape says what colour says.
+# Marks, centred on (0, 0) and about 10 pixels across. Shape and colour have the same meaning.
 MARKS = {
     "better": "M0,-6 6,5 -6,5Z",
     "unclear": "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0Z",
@@ -26,7 +26,7 @@ MARKS = {
 
 
 def tag(name: str, *children: str, **attributes: str | int | float) -> Markup:
-    """An element; text and attribute values are escaped, `class_` and `aria_label` are renamed."""
+    """Return an element with escaped text and values; `class_` and `aria_label` are renamed."""
     pairs = Markup("").join(
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), _short(value) if _is_number(value) else value
@@ -46,11 +46,11 @@ class Axis:
     ticks: tuple[float, ...]
 
     def share(self, value: float) -> float:
-        """Where a value lies between the axis' ends, 0 to 1; beyond them it is held at the end."""
+        """Return a value's place between the axis' ends, 0 to 1; values beyond are clipped."""
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
     def label(self, tick: float) -> str:
-        """A tick in words, in thousands (k) or millions (M) where the axis is that long."""
+        """Format a tick, in thousands (k) or millions (M) if the axis is that long."""
         size = max(abs(self.low), abs(self.high))
         for unit, suffix in ((1e6, "M"), (1e3, "k")):
             if size >= 2 * unit:
@@ -59,7 +59,7 @@ class Axis:
 
 
 def axis(values: Iterable[float], *, ticks: int = 5, margin: float = 0.04) -> Axis:
-    """The scale that holds all finite values with a margin and has about `ticks` round ticks."""
+    """Return an axis for all finite values, with a margin and about `ticks` round ticks."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high - low < 1e-9 * max(1.0, abs(high)):
@@ -80,10 +80,10 @@ def axis(values: Iterable[float], *, ticks: int = 5, margin: float = 0.04) -> Ax
 def interval_strip(
     scale: Axis, estimate: Estimate, mark: str, guides: Sequence[tuple[str, float]], label: str
 ) -> Markup:
-    """A mark at the estimate's value on its 95 % interval, across vertical guide lines.
+    """Draw an estimate as a mark on its 95 % interval, across vertical guide lines.
 
-    What diverged runs leave unbounded below reaches the left edge; a value that diverged is a cross
-    there. Without an interval there is the mark alone.
+    If diverged runs leave the interval unbounded below, it reaches the left edge. A diverged value
+    is a cross at this edge. Without an interval, only the mark is drawn.
     """
     lost = math.isnan(estimate.value)
     place = 0.0 if lost else scale.share(estimate.value)
@@ -110,7 +110,7 @@ def interval_strip(
 def dot_strip(
     scale: Axis, values: Sequence[float], guides: Sequence[tuple[str, float]], label: str
 ) -> Markup:
-    """A dot for every value; the diverged ones are crosses at the left edge."""
+    """Draw a dot for every value, and a cross at the left edge for a diverged one."""
     marks = [
         _mark(0.0, "diverged", "mark lost")
         if math.isnan(value)
@@ -121,7 +121,7 @@ def dot_strip(
 
 
 def scale_strip(scale: Axis) -> Markup:
-    """The axis above a column of strips: its ticks, and their labels."""
+    """Draw the axis above a column of strips, with labelled ticks."""
     parts = []
     for tick in scale.ticks:
         place = scale.share(tick)
@@ -161,16 +161,16 @@ def _mark(share: float, shape: str, classes: str) -> Markup:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart.
+    """Hold one line of a chart.
 
     Attributes:
         label: written at the line's end.
         style: CSS classes of its colour and dash.
         x: ascending.
         y: NaN where there is no value; the line breaks there.
-        low: lower edge of a band around it, NaN where it is unbounded; None for no band.
-        high: upper edge, NaN where one run has no band.
-        dots: whether the points are marked.
+        low: lower edge of a band around it; NaN where it is unbounded. None: no band.
+        high: upper edge of the band. A part of the line with a NaN here has no band.
+        dots: whether points are marked.
     """
 
     label: str
@@ -184,7 +184,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of a chart and of its margins, in pixels."""
+    """Hold the size of a chart and its margins, in pixels."""
 
     width: float = 350.0
     height: float = 210.0
@@ -194,7 +194,7 @@ class Frame:
     bottom: float = 36.0
 
     def point(self, x: Axis, y: Axis, at_x: float, at_y: float) -> tuple[float, float]:
-        """The place of a point."""
+        """Return a point's place in pixels."""
         across = self.width - self.left - self.right
         down = self.height - self.top - self.bottom
         return (
@@ -212,7 +212,7 @@ def line_chart(
     label: str,
     frame: Frame | None = None,
 ) -> Markup:
-    """Lines with bands on common axes, each labelled at its end; the last is drawn on top."""
+    """Draw lines with bands on common axes, each labelled at its end; the last one is on top."""
     frame = frame or Frame()
     lines = [part for one in series for part in _series(frame, x, y, one)]
     return tag(
@@ -264,7 +264,7 @@ def _series(frame: Frame, x: Axis, y: Axis, series: Series) -> Iterable[Markup]:
                 cx, cy = point.split(",")
                 yield tag("circle", cx=cx, cy=cy, r="2.5", class_=f"point {series.style}")
     lost = np.flatnonzero(np.isnan(series.y))
-    if lost.size and not series.dots:  # where a curve diverged; gaps between dots are just gaps
+    if lost.size and not series.dots:  # the curve diverged there; between dots a gap is only a gap
         at = series.x[lost[0]]
         before = series.y[lost[0] - 1] if lost[0] else y.low
         left, top = frame.point(x, y, float(at), float(before))
@@ -289,7 +289,7 @@ def _points(
 
 
 def _end_labels(frame: Frame, x: Axis, y: Axis, series: Sequence[Series]) -> Iterable[Markup]:
-    """The label of each line at its last value, moved apart where lines end close together."""
+    """Label each line at its last value, and move labels apart where lines end close together."""
     ends = []
     for one in series:
         last = np.flatnonzero(np.isfinite(one.y))
@@ -310,7 +310,7 @@ def _end_labels(frame: Frame, x: Axis, y: Axis, series: Sequence[Series]) -> Ite
 
 
 def _apart(places: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """Moves ascending places apart until all are at least `gap` from each other."""
+    """Move ascending places apart until all are at least `gap` from each other."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else max(place, top))
@@ -334,5 +334,5 @@ def _is_number(value: object) -> bool:
 
 
 def _short(value: str | int | float) -> str:
-    """A coordinate to a tenth of a pixel."""
+    """Round a coordinate to a tenth of a pixel."""
     return f"{round(float(value), 1):g}"

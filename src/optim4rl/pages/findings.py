@@ -1,4 +1,4 @@
-"""A study's findings and caveats in sentences: every one is put together from verdicts."""
+"""Write a study's findings and caveats in sentences, each made from verdicts."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from optim4rl.study.results import RowKind, StudyResults
 
 
 class Evidence(NamedTuple):
-    """One row behind a finding: its outcome against the reference, and maybe its figures."""
+    """Hold one row behind a finding: its outcome against the reference, and figures if shown."""
 
     outcome: Outcome
     label: str
@@ -20,15 +20,15 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to one question that a reader brings along.
+    """Hold the answer to one of the reader's questions.
 
     Attributes:
-        question: in plain words.
-        answer: in a few words.
-        tone: how the answer is to be taken, for its colour.
+        question: the question in plain words.
+        answer: the answer in a few words.
+        tone: whether the answer is good, bad or open; it decides the colour.
         headline: the finding in one sentence.
-        detail: what else belongs to it; may be empty.
-        evidence: the rows behind it, each with its figures.
+        detail: further sentences; may be empty.
+        evidence: the rows behind the finding, each with its figures.
     """
 
     question: str
@@ -47,7 +47,7 @@ def findings(
     *,
     trained: bool = True,
 ) -> Iterable[Finding]:
-    """The answers to the questions that a reader brings along, each from verdicts."""
+    """Answer the reader's questions, each from verdicts."""
     of_kind = {kind: [e for e in rows if e.row.kind == kind] for kind in get_args(RowKind)}
     if trained:
         yield _against_control(control, decimals)
@@ -64,24 +64,22 @@ def findings(
 def _against_control(control: RowSummary | None, decimals: int) -> Finding:
     question = "Did meta-training do anything?"
     if control is None:
-        headline = (
-            "Without an untrained control, nothing here shows that meta-training did anything."
-        )
+        headline = "The study has no untrained control, so it cannot show what meta-training did."
         return Finding(question, "Not tested", "open", headline, "", ())
     evidence = (_evidence(control, decimals),)
     match side_of(control):
         case "worse":
-            detail = "Trained, the reference clearly beats itself untrained."
+            detail = "The trained reference clearly beats the untrained one."
             answer = "Yes"
             headline = "Meta-training helps."
             return Finding(question, answer, "good", headline, detail, evidence)
         case "better":
-            detail = "Untrained, the reference clearly beats itself trained."
+            detail = "The untrained reference clearly beats the trained one."
             answer = "It made it worse"
             headline = "Meta-training hurts."
             return Finding(question, answer, "bad", headline, detail, evidence)
     headline = "It is not clear that meta-training did anything."
-    detail = "Trained and untrained, the reference does not differ clearly."
+    detail = "The trained and the untrained reference do not differ clearly."
     return Finding(question, "Not clear", "open", headline, detail, evidence)
 
 
@@ -102,17 +100,17 @@ def _against_baselines(
             tone: Tone = "bad" if others else "good"
             return Finding(question, "Yes", tone, headline, detail, evidence)
         case "better":
-            headline = f"The reference is itself beaten: {name} clearly beats it."
+            headline = f"{name} clearly beats the reference."
             answer = "No, it loses"
             return Finding(question, answer, "bad", headline, detail, evidence)
-    headline = f"Between the reference and {name} there is no clear difference."
+    headline = f"The reference and {name} do not differ clearly."
     return Finding(question, "Not clear", "open", headline, detail, evidence)
 
 
 def _against_variants(
     question: str, what: str, variants: Sequence[RowSummary], decimals: int
 ) -> Finding:
-    """Sorts variants by their outcome; the reference wins only if every one of them loses."""
+    """Sort variants by outcome; the reference wins only if every variant loses."""
     sides = {side: [e for e in variants if side_of(e) == side] for side in get_args(Side)}
     better, worse, unclear = sides["better"], sides["worse"], sides["unclear"]
     tone: Tone = "bad" if better else "open" if unclear else "good"
@@ -132,7 +130,7 @@ def _against_variants(
         answer = {"bad": "No, it is better", "open": "Not clear", "good": "Yes"}[tone]
     else:
         answer = ", ".join(f"{len(sides[side])} {side}" for side in sides if sides[side])
-    # Of several variants only the outcomes: their figures stand in the chart right below.
+    # With several variants, show only outcomes: the chart right below has the figures.
     decimals_or_none = decimals if len(variants) == 1 else None
     evidence = tuple(_evidence(entry, decimals_or_none) for entry in variants)
     detail = f"{_tell(told)}." if told else ""
@@ -140,7 +138,7 @@ def _against_variants(
 
 
 def by_other_scores(rows: Sequence[RowSummary]) -> str:
-    """What changes for a reader who looks at another score than the first."""
+    """Say which verdicts differ by the other scores."""
     first, *others = rows[0].scores
     said = []
     for index, score in enumerate(others, start=1):
@@ -148,16 +146,17 @@ def by_other_scores(rows: Sequence[RowSummary]) -> str:
         compared = (e.scores[index].comparison for e in rows)
         lost = next((x.diverged[1] for x in compared if x is not None), 0)
         if lost:
-            said.append(f"by {score.name} nothing is sure: {lost} runs of the reference diverged")
+            runs = "1 run" if lost == 1 else f"{lost} runs"
+            said.append(f"by {score.name}, nothing is sure: {runs} of the reference diverged")
         elif changed:
             said.append(f"by {score.name}, {_tell(changed, index)}")
         else:
-            said.append(f"by {score.name} every verdict is the same")
-    return f"{'; '.join([f'All of this is by {first.name}', *said])}."
+            said.append(f"by {score.name}, every verdict is the same")
+    return f"{'; '.join([f'These verdicts are by {first.name}', *said])}."
 
 
 def _tell(entries: Sequence[RowSummary], index: int = 0) -> str:
-    """Names the rows by their outcome: "A is clearly worse than the reference; B and C …"."""
+    """Name the rows by outcome: "A is clearly worse than the reference; B and C …"."""
     parts = []
     for key, words in OUTCOMES.items():
         group = [entry for entry in entries if entry.scores[index].outcome == key]
@@ -176,7 +175,7 @@ def _names(entries: Sequence[RowSummary]) -> str:
 
 
 def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
-    """A row's outcome, its name, and with `decimals` the figures of its first score."""
+    """Return a row's outcome, its name and, with `decimals`, the figures of its first score."""
     comparison = entry.primary.comparison
     if comparison is None or decimals is None:
         return Evidence(entry.primary.outcome, entry.row.label, "")
@@ -203,7 +202,7 @@ def _evidence(entry: RowSummary, decimals: int | None) -> Evidence:
 def caveats(
     results: StudyResults, rows: Sequence[RowSummary], scale: float | None, decimals: int
 ) -> Iterable[str]:
-    """What limits a study, one sentence each."""
+    """Yield the limits of a study, one at a time."""
     yield from _sample_caveats(rows, trained=results.trained)
     yield from _loss_caveats(rows)
     floor, ceiling = (
@@ -214,42 +213,43 @@ def caveats(
             yield "Stability is in units of the first metric."
     elif scale:
         yield (
-            f"One reference scale serves all rows: {floor} (the untrained policy) to {ceiling} "
-            "(the best classical optimizer’s final return). Stability is measured in units of "
-            f"it; a run is stuck if its final return stays below 90 % of the way."
+            f"All rows share one reference scale, from {floor} (the untrained policy) to {ceiling} "
+            "(the best classical optimizer’s final return). Stability is in units of this scale. "
+            "A run is stuck if its final return stays below 90 % of the way."
         )
     else:
         yield (
             f"The untrained policy’s return, {floor}, and the best classical optimizer’s final "
-            f"return, {ceiling}, span no scale: nothing was learned. Stability is therefore in "
-            "units of return, and no run can be called stuck."
+            f"return, {ceiling}, span no scale: nothing was learned. So stability is in units of "
+            "return, and no run can be called stuck."
         )
     stuck = [rate.value for entry in rows for rate in entry.stuck.values()]
     if stuck and min(stuck) == 1.0:
         yield (
-            "The short runs tell nothing here: no optimizer comes to 90 % of the way in so few "
+            "The short runs tell nothing here: no optimizer gets 90 % of the way in so few "
             "updates, at any multiple of its step."
         )
     yield (
-        "Tuning has a budget too: the table of changes says how each row was tuned, the table of "
-        "settings to what. A wider grid or more tuning runs for one side would favour that side."
+        "Tuning has a budget, too: the table of changes says how each row was tuned, and the table "
+        "of settings gives the result. A wider grid or more runs for one side would favour it."
     )
     ends = [f"{e.row.label} ({', '.join(e.row.at_edge)})" for e in rows if e.row.at_edge]
     if ends:
         yield (
-            "The best setting is an end of its grid, so that these may be better than shown: "
+            "The best setting is at an end of its grid, so these may be better than shown: "
             f"{'; '.join(ends)}."
         )
     yield (
-        f"The p values of the {len(rows) - 1} comparisons with the reference are corrected "
-        f"together (Holm 1979), by {' and by '.join(x.name for x in rows[0].scores)}."
+        f"The p-values of the {len(rows) - 1} comparisons with the reference are corrected "
+        "together (Holm 1979), for each score separately: "
+        f"{', '.join(x.name for x in rows[0].scores)}."
     )
     if results.task:
-        yield f"All of this is one task, {results.task}; it says nothing about any other."
+        yield f"The study has one task, {results.task}; it says nothing about other tasks."
     if results.left_out:
         yield (
-            "The budget had no time for these, which the plan asks for: "
-            f"{', '.join(results.left_out)}. Start the command again with a larger one: it goes on."
+            "The budget left no time for these rows of the plan: "
+            f"{', '.join(results.left_out)}. To run them, repeat the command with a larger budget."
         )
     yield from dict.fromkeys(
         f"{_upper(caveat)}."
@@ -264,22 +264,21 @@ def _sample_caveats(rows: Sequence[RowSummary], *, trained: bool) -> Iterable[st
     reference = rows[0]
     yield (
         f"Every row was run {_times(reference.seeds)}, with the same seeds for all. A seed is a "
-        "whole run of its own. The test compares interquartile means, so that one failed run does "
-        "not decide it."
+        "whole run of its own. The test compares interquartile means, so one failed run does not "
+        "decide it."
         if not trained
-        else f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result "
-        f"evaluated on {reference.seeds} seeds. The test counts both as luck, and it compares "
-        "interquartile means, so that one failed run does not decide it. A classical optimizer has "
-        "no meta-seeds, and an untrained one whose heads are zero is the same for all."
+        else f"The reference was meta-trained {_times(reference.meta_seeds)}, and each result was "
+        f"evaluated on {reference.seeds} seeds. The test treats meta-seeds and seeds as random. It "
+        "compares interquartile means, so one failed run does not decide it. A classical optimizer "
+        "has no meta-seeds. An untrained rule with zero heads is the same for every meta-seed."
     )
     if trained and any(entry.meta_seeds == 2 for entry in rows):
-        yield "Two meta-seeds do not say how much meta-seeds differ: nothing is clear then."
+        yield "Two meta-seeds do not show how much meta-seeds differ: nothing is clear with two."
     yield (
         "“Not clear” is not “equal”: each comparison says how large a difference these seeds find "
         "four times in five. "
         f"Bootstrap intervals over a handful of {'meta-' if trained else ''}seeds are somewhat too "
-        "narrow, which is why a "
-        "verdict asks for both the interval and the test."
+        "narrow, so a verdict needs both the interval and the test."
     )
 
 
@@ -289,9 +288,9 @@ def _loss_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
             yield f"Meta-training of {entry.row.label} failed for meta-seed {seed}: “{message}”."
         if entry.row.failures:
             yield (
-                f"The {len(entry.row.failures)} failed of {entry.meta_seeds} meta-seeds of "
-                f"{entry.row.label} count as diverged in its scores; they are in no curve, no "
-                "stability metric and no stuck rate."
+                f"{len(entry.row.failures)} of {entry.meta_seeds} meta-seeds of {entry.row.label} "
+                "failed. Its scores count them as diverged; no curve, stability metric or stuck "
+                "rate includes them."
             )
         lost = int(entry.curves.diverged.sum()) if entry.curves is not None else 0
         if lost and entry.curves is not None:

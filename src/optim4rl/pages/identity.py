@@ -1,4 +1,4 @@
-"""The identity experiment, ready to be laid out on a study's page."""
+"""Prepare the identity experiment's tables, charts and words for a study's page."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,14 +22,14 @@ _Cell = tuple[float, tuple[float, float]]  # accuracy, and its lowest and highes
 
 @dataclass(frozen=True)
 class _Grid:
-    """Accuracies by input and output, one table.
+    """Hold one table of accuracies by input and output.
 
     Attributes:
-        title: what is measured.
-        note: how.
+        title: the measure.
+        note: how it is measured.
         outputs: names of the columns.
-        crossed: name of an input, then a cell per output; None where it was not run.
-        others: input and output that belong together and are crossed with nothing.
+        crossed: an input's name with a cell for each output; None if the pair was not run.
+        others: pairs of input and output that are not crossed with others.
     """
 
     title: str
@@ -41,7 +41,7 @@ class _Grid:
 
 @dataclass(frozen=True)
 class IdentityView:
-    """The identity experiment, ready to be laid out."""
+    """Hold all that a page shows of the identity experiment."""
 
     result: IdentityResult
     words: tuple[str, ...]
@@ -54,7 +54,7 @@ class IdentityView:
 
 
 def identity_view(result: IdentityResult) -> IdentityView:
-    """The identity experiment's tables, charts and words."""
+    """Make the identity experiment's tables, charts and words."""
     schedules = list(dict.fromkeys(row.schedule for row in result.rows))
     by_schedule = {name: [r for r in result.rows if r.schedule == name] for name in schedules}
     return IdentityView(
@@ -119,9 +119,9 @@ def _identity_words(result: IdentityResult) -> Iterable[str]:
     if processed and raw:
         found = "reproduces" if _ahead(processed, raw, "online") else "does not reproduce"
         yield (
-            "Measured as in the paper, over all targets, while training, at a constant learning "
-            f"rate, processed gradients in and sgn · exp out reach {percent(processed.online)}, "
-            f"raw in and linear out {percent(raw.online)}: the published picture {found}."
+            "Measured as in the paper (all targets, while training, constant learning rate), the "
+            f"processed pair (sgn · exp out) reaches {percent(processed.online)}, and the raw pair "
+            f"(linear out) {percent(raw.online)}: the published picture {found}."
         )
     spread = "; ".join(
         f"of the {h.label}, {percent(h.zeros)} are exactly zero and the others span "
@@ -129,10 +129,10 @@ def _identity_words(result: IdentityResult) -> Iterable[str]:
         for h in result.histograms
     )
     yield (
-        "That figure hides two things. It changes input and output at once, which the crossed "
-        "tables keep apart. And sgn(0) · exp(o) is exactly 0 whatever the network says, so that "
-        "every target that is exactly zero is a hit for that output, and hardly ever one for a "
-        f"linear output.{f' Here, {spread}.' if spread else ''}"
+        "This measure hides two things. It changes input and output at once; the crossed tables "
+        "separate them. And sgn(0) · exp(o) is exactly 0 whatever the network says. So this output "
+        "hits every target that is exactly zero, and a linear output hardly ever does."
+        f"{f' Here, {spread}.' if spread else ''}"
     )
     raw, processed = (rows.get((*pair, "annealed")) for pair in PAPER_PAIRS)
     if processed and raw:
@@ -143,15 +143,14 @@ def _identity_words(result: IdentityResult) -> Iterable[str]:
         else:
             found = "their ranges over seeds overlap, and neither is ahead"
         yield (
-            "On the targets that are not zero, by frozen networks on held-out gradients after an "
-            "annealed learning rate, the processed pair reaches "
-            f"{percent(processed.frozen_nonzero)} and the raw one "
+            "On non-zero targets (frozen networks, held-out gradients, annealed learning rate), "
+            f"the processed pair reaches {percent(processed.frozen_nonzero)}, and the raw pair "
             f"{percent(raw.frozen_nonzero)}: {found}."
         )
 
 
 def _ahead(x: IdentityRow, y: IdentityRow, measure: str) -> bool:
-    """Whether every seed of X is above every seed of Y."""
+    """Return whether every seed of X is above every seed of Y."""
     return _spread(x, measure)[0] > _spread(y, measure)[1]
 
 
@@ -211,7 +210,7 @@ def _accuracy_chart(rows: Sequence[IdentityRow]) -> Markup:
 
 
 def _histogram(histograms: Sequence[Histogram]) -> Markup:
-    """Histograms as outlines on one axis, so that they can be compared where they overlap."""
+    """Draw histograms as outlines on one axis, so that readers can compare where they overlap."""
     styles = ("variant", "reference", "adam")
     series = [
         Series(

@@ -1,7 +1,7 @@
-"""A learned optimizer's response to gradients as one self-contained HTML page.
+"""Draw a learned optimizer's response to gradients on one self-contained HTML page.
 
-`evaluation.response` measures, here it is drawn beside Adam and sign-SGD. Like a report, a page
-holds no script and nothing from anywhere else, and the same weights give the same bytes.
+`evaluation.response` measures the response; this module draws it beside Adam and sign-SGD. Like a
+report, the page holds no script and loads nothing, and the same weights give the same bytes.
 """
 
 import json
@@ -66,12 +66,12 @@ _STYLES = {RULE: "variant", ADAM: "adam", SIGN_SGD: "reference"}
 
 @dataclass(frozen=True)
 class Inspection:
-    """A learned optimizer and its measurements.
+    """Hold a learned optimizer and its measurements.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         optimizer: the optimizer itself.
-        responses: its response under `RULE`, and those of Adam and sign-SGD.
+        responses: its response under `RULE`, and the responses of Adam and sign-SGD.
         scales: the time scales of its state.
     """
 
@@ -107,7 +107,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
 
 
 def facts(optimizer: LearnedOptimizer) -> dict[str, Any]:
-    """Return what a weights file says about itself, and the size of its optimizer."""
+    """Return the metadata of a weights file, and the size of its optimizer."""
     spec = optimizer.spec
     return {
         "learning_rate": optimizer.learning_rate,
@@ -161,7 +161,7 @@ def render_inspection(inspection: Inspection) -> str:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture, its title, its unit, and what to see in it."""
+    """Hold a picture with its title, its unit and its explanation."""
 
     title: str
     unit: str
@@ -171,7 +171,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Section:
-    """Pictures of one kind."""
+    """Hold pictures of one kind."""
 
     key: str
     title: str
@@ -180,7 +180,7 @@ class _Section:
 
 
 def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
-    """Questions, answers and evidence, the most important first."""
+    """Yield questions, answers and evidence, the most important first."""
     rule, adam = (inspection.responses[name] for name in (RULE, ADAM))
     at_the_end, others = settled(rule), settled(adam)
     yield (
@@ -191,15 +191,15 @@ def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     )
     low, high = (at_size(rule, -1, size) for size in (1e-6, 1.0))
     yield (
-        "Its step at |g| = 1, over that at 10⁻⁶",
+        "Step at |g| = 1 divided by step at |g| = 10⁻⁶",
         number(high / low) if low else "not defined",
-        f"{number(high)} over {number(low)}, late in life. 1 for Adam and sign-SGD, a million "
-        "for plain gradient descent.",
+        f"{number(high)} divided by {number(low)}, late in life. Adam and sign-SGD: 1. Plain "
+        "gradient descent: a million.",
     )
     yield (
         "Implied momentum, late in life",
         momentum(rule),
-        "the share of the step that comes from gradients before the newest. "
+        "the share of the step that comes from gradients older than the newest. "
         f"Adam: {momentum(adam)}.",
     )
     hidden, moments = (
@@ -219,7 +219,7 @@ def _sections(inspection: Inspection) -> Iterable[_Section]:
     yield _Section(
         "size",
         "Step against gradient",
-        "The size of the step for each size of a constant gradient of either sign.",
+        "The step under a constant gradient, for each size and sign of the gradient.",
         tuple(_size_pictures(responses)),
     )
     yield _Section(
@@ -237,7 +237,7 @@ def _sections(inspection: Inspection) -> Iterable[_Section]:
     yield _Section(
         "life",
         "Over a life",
-        f"Means over {NOISY_STREAMS} noisy gradients and {WINDOW} updates each.",
+        f"Means over {NOISY_STREAMS} streams of noisy gradients and {WINDOW} updates each.",
         tuple(_life_pictures(responses)),
     )
 
@@ -273,7 +273,7 @@ def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
 
 def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
     words = {
-        RULE: "Horizontal stripes mean that the size decides the step, vertical ones that the "
+        RULE: "Horizontal stripes mean that the size decides the step, vertical stripes that the "
         "age does. Grey: the step goes against the gradient.",
         ADAM: "One colour: under a constant gradient Adam’s step is one learning rate at any age, "
         "for any size above its epsilon of 10⁻⁸.",
@@ -289,14 +289,14 @@ def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
 
 @dataclass(frozen=True)
 class _History:
-    """Steps under gradients of one history: what the picture of them shows and says.
+    """Hold the steps under gradients of one history, for a picture.
 
     Attributes:
-        title: what the gradients are.
-        words: what to see.
-        until: updates that are drawn.
-        steps: by optimizer and age.
-        bands: lower and upper edges around them.
+        title: the gradients in a few words.
+        words: the explanation.
+        until: number of updates drawn.
+        steps: optimizer -> its step at each age.
+        bands: optimizer -> lower and upper edge around its steps.
     """
 
     title: str
@@ -424,7 +424,7 @@ def _chart(
     bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     dots: bool = False,
 ) -> Markup:
-    """The rule on top of Adam on top of sign-SGD."""
+    """Draw sign-SGD, Adam on top of it, and the rule on top of both."""
     series = []
     for name in (SIGN_SGD, ADAM, RULE):
         low, high = (bands or {}).get(name, (None, None))
@@ -434,7 +434,7 @@ def _chart(
 
 @dataclass(frozen=True)
 class _ScalesView:
-    """Time constants as strips on one axis."""
+    """Hold time constants as strips on one axis."""
 
     axis: Markup
     rows: tuple[tuple[str, Markup, str], ...]

@@ -1,4 +1,4 @@
-"""The axes and the heat map of an inspection's page."""
+"""Draw the axes and the heat map of an inspection's page."""
 
 import io
 import math
@@ -21,7 +21,7 @@ from optim4rl.pages.inspection_words import (
     power,
 )
 
-# Steps smaller than this are drawn as zero.
+# Steps below 10^FLOOR are drawn as zero.
 FLOOR = -4
 UNIT = "step in learning rates"
 
@@ -30,28 +30,28 @@ class Decades(Axis):
     """An axis whose values are powers of ten."""
 
     def label(self, tick: float) -> str:
-        """The power itself."""
+        """Format the power of ten."""
         return power(round(tick))
 
 
 class Signed(Axis):
-    """An axis of decades above and below zero, which stands for all that is under 10^FLOOR."""
+    """An axis of decades above and below zero; zero stands for all sizes below 10^FLOOR."""
 
     def label(self, tick: float) -> str:
-        """The number itself."""
+        """Format the number."""
         if tick == 0:
             return "0"
         return ("−" if tick < 0 else "") + power(round(abs(tick)) + FLOOR)
 
 
 def drawn_steps(steps: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Steps on a `Signed` axis: decades above 10^FLOOR, with their sign."""
+    """Convert steps to places on a `Signed` axis: decades above 10^FLOOR, with their sign."""
     with np.errstate(divide="ignore"):
         return np.sign(steps) * np.maximum(np.log10(np.abs(steps)) - FLOOR, 0.0)
 
 
 def steps_axis(values: Sequence[np.ndarray]) -> Axis:
-    """The axis that holds all steps."""
+    """Return an axis that holds all steps."""
     drawn = drawn_steps(np.concatenate([np.ravel(x) for x in values]))
     drawn = drawn[np.isfinite(drawn)]
     high = math.ceil(max(drawn.max(initial=0.0), 1.0 - FLOOR))
@@ -60,11 +60,11 @@ def steps_axis(values: Sequence[np.ndarray]) -> Axis:
 
 
 def surface_figure(responses: Mapping[str, Response]) -> Any:
-    """Step by size of the gradient and age of the optimizer, as a matplotlib figure.
+    """Draw the step by gradient size and optimizer age as a matplotlib figure.
 
     Args:
-        responses: one panel each, by title; all share one colour scale, from 0.01 to 10 learning
-            rates. Grey is where the step goes against the gradient.
+        responses: title of a panel -> its response. Panels share one colour scale, from 0.01 to 10
+            learning rates. Grey means that the step goes against the gradient.
     """
     from matplotlib.figure import Figure
 
@@ -87,12 +87,12 @@ def surface_figure(responses: Mapping[str, Response]) -> Any:
     return figure
 
 
-# A colour that stands for the page's own while matplotlib draws.
+# A placeholder for the page's text colour while matplotlib draws.
 _INK = "#010203"
 
 
 def as_svg(draw: Callable[[], Any], label: str) -> Markup:
-    """A matplotlib figure as inline SVG in the page's colours."""
+    """Return a matplotlib figure as inline SVG in the page's colours."""
     import matplotlib as mpl
 
     parts = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.edgecolor")
@@ -107,7 +107,7 @@ def as_svg(draw: Callable[[], Any], label: str) -> Markup:
         draw().savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none")
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # What would reach beyond the picture, or is said by the page.
+    # Remove metadata, which the page has, and styles, which would reach beyond the picture.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = svg.replace(_INK, "var(--text)")
     (box,) = re.findall(r'viewBox="([\d. ]+)"', svg[: svg.index(">")])
@@ -115,6 +115,3 @@ def as_svg(draw: Callable[[], Any], label: str) -> Markup:
     return figures.tag(
         "svg", Markup(inner), viewBox=box, class_="chart", role="img", aria_label=label
     )
-
-
-# Words

@@ -75,14 +75,14 @@ def forgets(constant: float) -> str:
 
 
 def brief(constant: float) -> str:
-    """A time constant in a few words."""
+    """Format a time constant."""
     if constant >= 1e4:
         return "never"
     return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"
 
 
 def number(value: float) -> str:
-    """A number to three digits, large and small ones as powers of ten."""
+    """Format a number with three digits, large and small numbers as powers of ten."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0 or 1e-4 <= abs(value) < 1e5:
@@ -94,12 +94,12 @@ def number(value: float) -> str:
 
 
 def power(exponent: int) -> str:
-    """A power of ten."""
+    """Format a power of ten."""
     if -3 <= exponent <= 3:
         return f"{10.0**exponent:g}"
     return f"10{superscript(exponent)}"
 
 
 def superscript(number: int) -> str:
-    """A whole number in superscript digits."""
+    """Format a whole number in superscript digits."""
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -1,4 +1,4 @@
-"""The leaderboard: contenders x suites, from tables of runs alone.
+"""Make the leaderboard, contenders x suites, from tables of runs alone.
 
 Tables of the same suite, tasks, lengths and reported seeds share a board. All their baselines
 define its scale. If a contender is in several tables, the first one counts.
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 # In the page's order.
 _READINGS: tuple[Reading, ...] = ("one", "tuned")
-# The reference, if it was run: with PPO the first, with A2C the best of the others.
+# The reference, if it was run: with PPO the first name, with A2C the best of the other two.
 _PPO_REFERENCE = "adam_ppo"
 _A2C_REFERENCES = ("adam", "rmsprop")
-# The name of weights that `train` writes; the folder of their table says more.
+# The name of weights that `train` writes; the page shows the folder of their table instead.
 _WEIGHTS = "weights"
 
 # Contender -> task -> the curves of each member.
@@ -45,7 +45,7 @@ class Board:
     """Hold the contenders of a suite.
 
     Attributes:
-        suite: name of the suite; of the table's folder if it is of no suite.
+        suite: name of the suite, or of the table's folder if no suite has these tasks.
         tasks: names of its tasks.
         curves: the reported runs, in each reading that was run.
         untrained: each task's runs of agents that never update.
@@ -60,7 +60,7 @@ class Board:
 
     @property
     def scales(self) -> tuple[Scale, Scale]:
-        """Of AUC and of final returns, as on a benchmark's page."""
+        """Return the scales of AUC and of final return, as on a benchmark's page."""
         tuned = self.curves["tuned"]
         ceilings = [name for name in CEILINGS if name in tuned]
         auc, final = (
@@ -81,9 +81,9 @@ class Ranking:
     """Hold a board in one reading.
 
     Attributes:
-        reference: whom all are compared with; None where no such baseline was run.
-        standings: of each contender.
-        times: of each contender against time; empty where it was not measured.
+        reference: the baseline that all are compared with; None if it was not run.
+        standings: each contender's standing.
+        times: each contender's standing against time; empty if time was not measured.
     """
 
     reference: str | None
@@ -95,9 +95,9 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
     """Load the boards of these tables, in their order.
 
     Raises:
-        TableError: one is no table of runs.
-        ValueError: one has no runs of the untrained policy, so that it has no scale.
-        OSError: one cannot be read.
+        TableError: a file is not a table of runs.
+        ValueError: a table has no runs of the untrained policy, so it has no scale.
+        OSError: a file cannot be read.
     """
     grouped: dict[tuple[object, ...], list[tuple[Path, pl.DataFrame]]] = {}
     for path in paths:
@@ -122,12 +122,12 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
 
 
 def _suite_of(lengths: tuple[tuple[str, int], ...]) -> str | None:
-    """The suite that has these tasks at these lengths, for tables of earlier versions."""
+    """Return the suite that has these tasks at these lengths, for tables of earlier versions."""
     return next((name for name in SUITES if set(lengths) <= _lengths(name)), None)
 
 
 def _lengths(suite: str) -> set[tuple[str, int]]:
-    """A suite's tasks, and the environment steps of a whole run on each."""
+    """Return a suite's tasks, and the environment steps of a whole run on each."""
     return {
         (task.name, task.rollouts * task.config.num_envs * task.config.learner.rollout)
         for task in SUITES[suite].tasks
@@ -203,7 +203,7 @@ def _mean(scaled: np.ndarray, scale: Scale) -> float:
 
 
 def to_json(boards: Sequence[Board]) -> dict[str, Any]:
-    """All numbers but those of greedy episodes: suite -> reading -> contender."""
+    """Return all numbers except greedy episodes: suite -> reading -> contender."""
     return {
         board.suite: {
             reading: _ranking_values(rank(board, reading))
@@ -238,21 +238,24 @@ _BOX = """# Leaderboard
 > **Evidence.** {evidence}
 >
 > **What it does not show.** Intervals are not corrected for the number of contenders, so one in
-> forty lies above by luck alone. Whose weights or rules were chosen on these tasks is favoured. The
-> [stricter rule](../benchmark.md#what-can-be-claimed) is on the page of each result.
+> forty lies above 0.5 by luck alone. Weights and rules that were chosen on these tasks have an
+> advantage. The page of each result judges it by a [stricter
+> rule](../benchmark.md#what-can-be-claimed).
 
-AUC and final return are on a scale where 0 is the untrained policy and 1 the best tuned baseline of
-each task. It is the best of all that stand here, so the page of one run can have another scale.
+On the scale of AUC and final return, 0 is the untrained policy and 1 is the best tuned baseline of
+each task. All tables of a suite share this scale, so the page of one run can have another scale.
 Cells are means over tasks, or interquartile means over runs, with 95 % bootstrap intervals.
 
-- *One setting* is one for all tasks of a suite, *tuned* one for each. Other seeds chose both.
-- *P* is the probability that a run has a higher AUC than one of the reference in the same reading.
-- *Seconds* are the mean over tasks, their ratio to the reference's is the geometric mean. For *P in
-  its time* every run is cut where the reference's ends.
-- "+2" is three meta-seeds of one recipe, "untrained" the same rule with fresh weights.
+- *One setting* means one for all tasks of a suite, *tuned* one for each task. Both were chosen on
+  other seeds.
+- *P* is the probability that a run has a higher AUC than a run of the reference, at settings of the
+  same kind.
+- *Seconds* are a mean over tasks. Their ratio to the reference's seconds is a geometric mean. For
+  *P in its time*, every run is cut when the reference's run ends.
+- "+2" means three meta-seeds of one recipe, "untrained" the same rule with fresh weights.
 
 [How all this is measured](../benchmark.md). [How to add your
-own](../how-to/own-optimizer.md#on-the-leaderboard). The command that makes this page:
+own](../how-to/own-optimizer.md#on-the-leaderboard). This command makes the page:
 """
 
 
@@ -274,7 +277,7 @@ def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) 
         for task in tasks
         for member in task
     )
-    evidence = f"{runs:,} reported runs, from which this page is made by one command."
+    evidence = f"{runs:,} reported runs; one command makes this page from them."
     parts = [_BOX.format(claim=claim, evidence=evidence)]
     parts += [f"    optim4rl leaderboard {' '.join(map(str, paths))} --out {out}", ""]
     parts += _overview(boards, rankings)
@@ -284,21 +287,29 @@ def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) 
 
 
 def _claim(board: Board, first: Ranking) -> str:
-    """Say who beats the reference more often than not, at one setting."""
+    """Say who beats the reference more often than not, at one setting.
+
+    If the reference is bare, say first that nothing is shown about Adam as PPO users run it.
+    """
     if first.reference is None:
-        return f"On `{board.suite}` no reference was run."
+        return f"On `{board.suite}`, no reference was run."
     ahead = [
         f"`{name}`"
-        for name, standing in first.standings.items()
-        if standing.lead is not None and standing.lead.mean_improvement.low > 0.5
+        for name in sorted(first.standings, key=partial(_rank, first))
+        if (lead := first.standings[name].lead) is not None and lead.mean_improvement.low > 0.5
     ]
     who = f"{' and '.join(ahead) or 'no contender'} beat{'s' * (len(ahead) < 2)}"
-    bare = "bare " * _is_bare(board, first.reference)
-    return f"On `{board.suite}` {who} {bare}`{first.reference}` more often than not."
+    if not _is_bare(board, first.reference):
+        return f"On `{board.suite}`, {who} `{first.reference}` more often than not."
+    return (
+        f"On `{board.suite}`, no contender is shown to beat Adam as PPO users run it: the tables "
+        f"have no runs of `{_PPO_REFERENCE}`. Bare `{first.reference}` is easier to beat: {who} it "
+        "more often than not."
+    )
 
 
 def _is_bare(board: Board, reference: str) -> bool:
-    """Whether the reference is weaker than the Adam that PPO users run."""
+    """Return whether the reference is weaker than the Adam that PPO users run."""
     suite = SUITES.get(board.suite)
     ppo = suite is not None and isinstance(suite.tasks[0].config.learner, PPOConfig)
     return ppo and reference != _PPO_REFERENCE
@@ -307,7 +318,7 @@ def _is_bare(board: Board, reference: str) -> bool:
 def _overview(
     boards: Sequence[Board], rankings: Sequence[Mapping[Reading, Ranking]]
 ) -> Iterator[str]:
-    """Contenders x suites, by AUC at one setting, where a suite has that reading."""
+    """Tabulate contenders x suites, by AUC at one setting if a suite has it, else tuned."""
     firsts = [next(iter(each.values())) for each in rankings]
     names = dict.fromkeys(
         name
@@ -364,7 +375,7 @@ def _remark(board: Board, reference: str | None) -> str:
     if _is_bare(board, reference):
         return (
             f"The reference is bare **{reference}**, which is easier to beat than Adam as PPO "
-            f"users run it: {_PPO_REFERENCE} was not run on these seeds."
+            f"users run it: the tables have no runs of {_PPO_REFERENCE}."
         )
     return f"The reference is **{reference}**, the best of {' and '.join(_A2C_REFERENCES)} here."
 
@@ -386,14 +397,14 @@ def _improvement(lead: object) -> str:
 
 
 def _rank(ranking: Ranking, name: str) -> float:
-    """The highest AUC comes first."""
+    """Return a key for sorting: the highest AUC comes first."""
     standing = ranking.standings.get(name)
     mean = None if standing is None else standing.auc.mean
     return np.inf if mean is None or np.isnan(mean.value) else -mean.value
 
 
 def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
-    """The score of suites whose table has that of greedy episodes, beside what others publish."""
+    """Tabulate returns of greedy episodes, if all runs have them, beside published returns."""
     tuned = board.curves["tuned"]
     if any(member.greedy is None for tasks in tuned.values() for x in tasks for member in x):
         return

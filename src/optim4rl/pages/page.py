@@ -1,4 +1,4 @@
-"""Shared by all pages: templates with their filters, and learning curves with a band."""
+"""Load templates with their filters, and compute learning curves with a band, for all pages."""
 
 import functools
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, "
 
     Args:
         curves: the curves of each meta-seed.
-        points: the most points of time.
+        points: number of points of time, at most.
 
     Returns:
         Low end, mean, high end.

@@ -1,4 +1,4 @@
-"""Pictures of evaluations and of meta-training."""
+"""Draw pictures of evaluations and of meta-training."""
 
 import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from optim4rl.files.reading import read_text
 _T = TypeVar("_T")
 Against = Literal["env_steps", "seconds"]
 
-# Okabe and Ito's palette tells apart for every kind of colour vision.
+# Okabe and Ito's palette: every kind of colour vision can tell these colours apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
@@ -32,7 +32,7 @@ def plot_suite(
     background: Collection[str] = (),
     by: Against = "env_steps",
 ) -> None:
-    """Learning curves of a suite as SVG: one small picture for each task, one legend.
+    """Draw a suite's learning curves as SVG: one panel for each task, one legend.
 
     Args:
         tasks: task -> optimizer -> its curves, one for each meta-seed. A line is the mean over all
@@ -40,7 +40,7 @@ def plot_suite(
         floors: task -> the untrained policy's return, a dotted line.
         path: file to write.
         background: optimizers drawn thinner, behind the others.
-        by: what is on the horizontal axis.
+        by: the horizontal axis.
     """
     columns = min(3, len(tasks))
     with _figure(path, columns=columns, rows=-(-len(tasks) // columns)) as panels:
@@ -63,7 +63,7 @@ def plot_profiles(
     *,
     background: Collection[str] = (),
 ) -> None:
-    """Performance profiles as SVG, side by side: share of runs above each normalised AUC.
+    """Draw performance profiles side by side as SVG: share of runs above each normalised AUC.
 
     Args:
         readings: title -> optimizer -> its profile.
@@ -84,7 +84,7 @@ def plot_profiles(
 
 
 def _legend(axes: Any) -> None:
-    """One legend for the whole figure, above it."""
+    """Draw one legend above the whole figure."""
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(
         handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
@@ -114,7 +114,7 @@ _Look = dict[str, Any]
 def _with_looks(
     drawn: Mapping[str, _T], background: Collection[str]
 ) -> Iterator[tuple[tuple[str, _T], tuple[_Look, _Look]]]:
-    """What is drawn, by name, and its line and band; a control is dashed, in its rule's colour."""
+    """Yield each named item with its line and band; a control is dashed, in its rule's colour."""
     colours, taken = cycle(_COLOURS), dict[str, str]()
     for index, (name, what) in enumerate(drawn.items()):
         control = name.endswith(CONTROL)
@@ -128,7 +128,7 @@ def _with_looks(
 
 
 def plot_training(log: Path, path: Path) -> None:
-    """A run's progress as SVG: the agents' returns and the meta-gradient's norm by iteration.
+    """Draw a run's progress as SVG: agents' returns and the meta-gradient's norm by iteration.
 
     Args:
         log: the `progress.csv` of a run.
@@ -155,7 +155,7 @@ def plot_training(log: Path, path: Path) -> None:
 
 
 def _smooth(values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
-    """Means over the last twentieth of the run, of those that are there."""
+    """Return moving means over a twentieth of the run, without missing values."""
     window = max(1, len(values) // 20)
     known = np.isfinite(values)
     sums, counts = (np.cumsum(x) for x in (np.where(known, values, 0.0), known))
@@ -166,7 +166,7 @@ def _smooth(values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
 
 @contextmanager
 def _figure(path: Path, columns: int, rows: int = 1) -> Iterator[Any]:
-    """Axes, row by row, written to the file in the end: the same runs give the same bytes."""
+    """Yield axes, row by row, then write the file: the same runs give the same bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A plan's predictions beside the outcomes."""
+"""Judge a plan's predictions by the outcomes."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, side_of
 from optim4rl.study.predictions import Sealed
 from optim4rl.study.results import StudyResults
 
-# Of a prediction. "not contradicted": no difference was expected and none is clear, which does not
-# show that there is none.
+# "not contradicted": the plan expected no difference, and none is clear. This does not show that
+# there is none.
 Fate = Literal["right", "wrong", "not contradicted", "not decided"]
 
 
@@ -19,10 +19,10 @@ class Prediction:
     """Hold a prediction and its fate, by the first score.
 
     Attributes:
-        label: of the row.
-        sealed: what was predicted, and when.
-        outcome: what came out.
-        fate: how the two go together.
+        label: the row's label.
+        sealed: the prediction, and when it was made.
+        outcome: the row's outcome.
+        fate: whether the outcome agrees with the prediction.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""The page of a replication: a benchmark's, and the settings that every arm was tried with."""
+"""Write the page of a replication: a benchmark's page, and the settings tried for every arm."""
 
 from optim4rl.files.atomic import write_atomically
 from optim4rl.pages.benchmark import write_report
@@ -7,10 +7,10 @@ from optim4rl.study.replication import Replicated, choose_settings
 
 _HEAD = """# Settings of the meta-trainings
 
-Every arm was meta-trained once at each setting, on a meta-seed that is not reported, and run with
-its step as trained on seeds that are not reported. **Bold** is the best AUC, which the reported
-meta-trainings use. The paper reports the best setting on the runs that chose it: that is the bold
-row itself.
+Every arm was meta-trained once at each setting, on a meta-seed that is not reported. Then it ran
+with its step as trained, on seeds that are not reported. **Bold** marks the best AUC; the reported
+meta-trainings use its setting. The paper reports the best setting on the runs that chose it, which
+here are the runs of the bold row.
 
 | arm | meta-learning rate | reset interval | AUC | final return |
 |---|---|---|---|---|
@@ -18,14 +18,14 @@ row itself.
 
 
 def write_replication(found: Replicated, command: str) -> None:
-    """Write what `pages.benchmark.write_report` writes, and settings.md."""
+    """Write settings.md, and all that `pages.benchmark.write_report` writes."""
     write_report(found.results, command)
     text = to_markdown(found)
     write_atomically(found.results.benchmark.folder / "settings.md", text.encode())
 
 
 def to_markdown(found: Replicated) -> str:
-    """Write the page of settings that were tried as Markdown."""
+    """Write the page of tried settings as Markdown."""
     chosen = choose_settings(found.tried)
     rows = []
     for each in found.tried:

@@ -1,4 +1,4 @@
-"""Scores of every optimizer of a study, and its claim against the reference."""
+"""Compute the scores of a study's optimizers, and their claims against the reference."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,10 +25,11 @@ from optim4rl.pages.words import p_value, smallest_found
 from optim4rl.plans.optim4rl import METRICS
 from optim4rl.study.results import Row, StudyResults
 
-# A final score is the mean over so many updates of a learning curve, or over a tenth of another.
+# A final return is the mean over this many updates; a final score of another metric averages the
+# last tenth of its curve.
 LAST_UPDATES = 20
 
-# Against the reference.
+# Outcomes against the reference.
 Outcome = Literal["better", "unclear", "worse", "reference"]
 Side = Literal["better", "worse", "unclear"]
 Tone = Literal["good", "bad", "open"]
@@ -45,12 +46,12 @@ class ScoreKind:
     """Describe how runs are scored.
 
     Attributes:
-        name: what the score is called.
-        metric: key of the metric that it is of.
-        meaning: in a sentence.
-        last: points at the end of a curve that it is the mean of; None: all of them.
+        name: the score's name.
+        metric: key of its metric.
+        meaning: its meaning in a sentence.
+        last: points at the end of a curve that it averages; None: all of them.
         better: the better direction.
-        unit: of its values.
+        unit: the unit of its values.
     """
 
     name: str
@@ -66,12 +67,12 @@ class ScoreKind:
         return 1 if self.better == "higher" else -1
 
     def of(self, curves: Curves) -> Float[np.ndarray, " run"]:
-        """Each run's score, NaN for a diverged run."""
+        """Return each run's score, NaN for a diverged run."""
         return area_under_curve(curves) if self.last is None else final_return(curves, self.last)
 
 
 def score_kinds(results: StudyResults) -> tuple[ScoreKind, ...]:
-    """The scores of a study: of a curve its mean and its end, of a number the number itself."""
+    """Return a study's scores: the mean and the end of a curve, or a number itself."""
     kinds = []
     for index, metric in enumerate(metric for metric in results.metrics if metric.reported):
         found = (x for row in results.rows for x in reported(row, metric.key, first=not index))
@@ -93,27 +94,27 @@ def score_kinds(results: StudyResults) -> tuple[ScoreKind, ...]:
             last = max(1, time // 10)
             over, end = f"{metric.key} over the run", f"final {metric.key}"
             told = f"{metric.description} " if metric.description else ""
-            whole, tail = (f"{told}Mean over {x}." for x in ("all of it", "its last tenth"))
+            whole, tail = (f"{told}Mean over the run{x}." for x in ("", "’s last tenth"))
             kinds.append(ScoreKind(over, metric.key, whole, None, *more))
             kinds.append(ScoreKind(end, metric.key, tail, last, *more))
     return tuple(kinds)
 
 
 def reported(row: Row, metric: str, *, first: bool) -> tuple[Curves, ...]:
-    """What a row's runs reported of a metric, for each meta-seed."""
+    """Return a row's curves of a metric, one for each meta-seed."""
     return row.curves if first else row.more.get(metric, ())
 
 
 @dataclass(frozen=True)
 class Score:
-    """One score of one optimizer over all its runs, and against the reference.
+    """Hold one score of one optimizer over all its runs, and its claim against the reference.
 
     Attributes:
         kind: how runs are scored.
-        iqm: interquartile mean over all runs, which claims are about.
-        mean: their mean.
-        meta_seed_means: mean of each meta-seed, NaN where one of its runs diverged; the score of
-            each seed where nothing is trained.
+        iqm: interquartile mean over all runs; claims are about it.
+        mean: mean over all runs.
+        meta_seed_means: mean of each meta-seed, NaN if one of its runs diverged. If nothing is
+            trained: the score of each seed.
         claim: this row against the reference, judged together with all other rows; None for the
             reference itself.
         outcome: the claim in one word.
@@ -128,12 +129,12 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What the score is called."""
+        """Return the score's name."""
         return self.kind.name
 
     @property
     def comparison(self) -> Comparison | None:
-        """The comparison with the reference, by itself."""
+        """Return the comparison with the reference, without correction."""
         return None if self.claim is None else self.claim.comparison
 
     @property
@@ -149,12 +150,12 @@ class RowSummary:
     Attributes:
         row: the row.
         curves: the curves of all its meta-seeds; None if it has none.
-        scores: the first one is what rows are judged by.
+        scores: rows are judged by the first one.
         stability: in units of the study's reference scale; None without curves to measure.
         failure: share of diverged evaluation runs; None without curves.
         stuck: scale of the step -> share of stuck runs; empty where no scale can define "stuck".
-        meta_seeds: number of meta-seeds, those that failed included.
-        seeds: evaluation seeds of each.
+        meta_seeds: number of meta-seeds, with the failed ones.
+        seeds: evaluation seeds of each meta-seed.
     """
 
     row: Row
@@ -168,14 +169,14 @@ class RowSummary:
 
     @property
     def primary(self) -> Score:
-        """What the row is judged by."""
+        """Return the score that the row is judged by."""
         return self.scores[0]
 
 
 def _scores(
     row: Row, results: StudyResults, kinds: Sequence[ScoreKind]
 ) -> list[Float[np.ndarray, "task meta_seed seed"]]:
-    """Every score of every run; NaN for a diverged run and for all of a lost meta-seed."""
+    """Return every score of every run; NaN for a diverged run and for a failed meta-seed."""
     rows, first = results.rows, kinds[0].metric
     seeds = next(r for r in (row, *rows) if r.curves).curves[0].returns.shape[0]
     lost = [np.full(seeds, np.nan)] * (len(row.failures) or (0 if row.curves else 1))
@@ -189,7 +190,7 @@ def _scores(
 def judge_rows(
     results: StudyResults, kinds: Sequence[ScoreKind]
 ) -> dict[str, tuple[Claim | None, ...]]:
-    """For each row but the reference its claims by every score."""
+    """Judge each row except the reference by every score."""
     reference, *others = results.rows
     unit = "evaluation seeds" if results.trained else "seeds"
     base = _scores(reference, results, kinds)
@@ -248,7 +249,7 @@ def summarise_row(
 
 
 def _mirrored(curves: Curves) -> Curves:
-    """Curves of what is better the lower it is, the other way up."""
+    """Negate the curves of a metric for which lower is better."""
     return Curves(-curves.returns, curves.diverged_at, curves.env_steps)
 
 
@@ -269,14 +270,14 @@ def _score(
 
 
 def _turned(estimate: Estimate, sign: int) -> Estimate:
-    """An estimate of what is better the lower it is, back in its own direction."""
+    """Negate an estimate back if the sign says that lower is better."""
     if sign > 0:
         return estimate
     return Estimate(-estimate.value, -estimate.high, -estimate.low)
 
 
 def side_of(entry: RowSummary) -> Side:
-    """The outcome by the first score."""
+    """Return the outcome by the first score."""
     match entry.primary.outcome:
         case "better" | "worse" as side:
             return side
@@ -284,7 +285,7 @@ def side_of(entry: RowSummary) -> Side:
 
 
 def outcome(claim: Claim | None) -> Outcome:
-    """A claim about the reference in one word; only its verdict makes it more than "unclear"."""
+    """Return a claim in one word, which is "unclear" unless its verdict is clear."""
     if claim is None:
         return "reference"
     if claim.verdict == "not clear":
@@ -293,7 +294,7 @@ def outcome(claim: Claim | None) -> Outcome:
 
 
 def _claim_sentence(claim: Claim) -> str:
-    """A comparison in words, its p corrected, and what these seeds can find if nothing is clear."""
+    """Put a claim into words, with the corrected p and, if not clear, what these seeds find."""
     said = f"{claim.comparison.sentence} Corrected for all comparisons: p {equals(claim.p)}"
     if claim.verdict != claim.comparison.verdict:
         said += f", so {claim.verdict}"
@@ -309,18 +310,18 @@ def equals(p: float) -> str:
 
 
 def adam_of(rows: Sequence[RowSummary]) -> RowSummary | None:
-    """The baseline that stands for tuned Adam; None where there is none."""
+    """Return the baseline that stands for tuned Adam; None if there is none."""
     baselines = [entry for entry in rows if entry.row.kind == "baseline"]
     named = [entry for entry in baselines if entry.row.key.lower().startswith("adam")]
     return next(iter(named or baselines), None)
 
 
 def magnitudes(rows: Iterable[RowSummary], index: int) -> list[float]:
-    """The sizes of one of the rows' scores."""
+    """Return the sizes of one score of all rows, without zeros."""
     values = (abs(entry.scores[index].iqm.value) for entry in rows)
     return [value for value in values if value > 0]
 
 
 def decimals_for(scale: float) -> int:
-    """Digits behind the point that resolve a thousandth of the scale."""
+    """Return how many decimals resolve a thousandth of the scale."""
     return min(6, max(0, 3 - math.floor(math.log10(scale))))

@@ -1,4 +1,4 @@
-"""Whether one task carries a lead: tables of comparisons without each task, and on drawn tasks."""
+"""Show whether one task carries a lead: leave each task out, and resample tasks."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def sensitivities(results: Results, reading: Reading) -> dict[str, Sensitivity]:
-    """Every contender's comparison with the reference; none on a single task or without one."""
+    """Compare every contender with the reference; empty without one, or on a single task."""
     b = results.benchmark
     if len(b.suite.tasks) < 2 or b.reference is None:
         return {}
@@ -30,12 +30,12 @@ def sensitivities(results: Results, reading: Reading) -> dict[str, Sensitivity]:
 
 
 def sensitivity_tables(results: Results, reading: Reading) -> dict[str, Table]:
-    """By title: the probability of beating the reference, and the difference, without each task."""
+    """Tabulate the probability of beating the reference and the difference, without each task."""
     found = sensitivities(results, reading)
     if not found:
         return {}
     without = [f"without {task}" for task in task_names(results)]
-    header = ["optimizer", "all tasks, and tasks drawn (95 %)", *without]
+    header = ["optimizer", "all tasks (95 %, tasks resampled)", *without]
     reference = results.benchmark.reference
     chances = [
         [name, with_interval(x.improvement), *(f"{part.improvement:.3f}" for part in x.without)]
@@ -50,13 +50,13 @@ def sensitivity_tables(results: Results, reading: Reading) -> dict[str, Table]:
         for name, x in found.items()
     ]
     return {
-        f"Probability to beat {reference}, by choice of tasks": (header, chances),
+        f"Probability of beating {reference}, by choice of tasks": (header, chances),
         f"IQM of normalised AUC minus {reference}'s, by choice of tasks": (header, differences),
     }
 
 
 def sensitivity_json(found: Sensitivity, tasks: list[str]) -> dict[str, Any]:
-    """A sensitivity as JSON."""
+    """Convert a sensitivity to JSON values."""
     return {
         "improvement": estimate_json(found.improvement),
         "difference": estimate_json(found.difference),

@@ -1,7 +1,7 @@
-"""A study as one self-contained HTML page: no script, no font, no picture from anywhere else.
+"""Write a study as one self-contained HTML page: no script, and no font or picture to load.
 
-`summary` computes, `figures` draws, the templates lay out; here they are put together. A report
-never trains, and the same results give the same bytes.
+`summary` computes, `figures` draws, and the templates lay out; this module puts them together. A
+report never trains, and the same results give the same bytes.
 """
 
 from collections.abc import Iterable
@@ -44,17 +44,17 @@ MAX_REASONING = 50_000  # characters of a plan's prose that are shown
 
 
 def write_report(results: StudyResults, path: Path) -> None:
-    """Writes a study's report to `path`.
+    """Write a study's report to `path`.
 
     Raises:
         ValueError: there is nothing to report; see `summarise`.
     """
-    # A plan may hold what UTF-8 cannot: unpaired surrogates become question marks.
+    # A plan may hold unpaired surrogates, which UTF-8 cannot encode: they become question marks.
     write_atomically(path, render_report(results).encode("utf-8", "replace"))
 
 
 def render_report(results: StudyResults) -> str:
-    """The report's HTML."""
+    """Return the report's HTML."""
     summary = summarise(results)
     views = [_score_view(summary, index) for index in range(len(summary.places))]
     return page_template("report.html.jinja").render(
@@ -92,11 +92,11 @@ def _groups(summary: Summary) -> Iterable[tuple[str, list[tuple[int, RowSummary]
 
 @dataclass(frozen=True)
 class _ScoreView:
-    """The strips of one score, in the order of the rows.
+    """Hold the strips of one score, in the order of the rows.
 
     Attributes:
-        kind: which score.
-        places: digits behind the point.
+        kind: the kind of score.
+        places: number of decimals.
         scale: the axis above the strips of `intervals`.
         intervals: interquartile mean and interval of each row.
         seed_scale: the axis above the strips of `seeds`.
@@ -151,7 +151,7 @@ def _strip_label(score: Score, places: int) -> str:
 
 
 def _panels(summary: Summary, steps_label: str) -> Iterable[tuple[RowSummary, Markup | None]]:
-    """Each row against the reference and Adam; None where it has no curve."""
+    """Draw each row's curve with the reference's and Adam's; None for a row without a curve."""
     if all(entry.curves is None or entry.curves.env_steps.size == 1 for entry in summary.rows):
         return  # Numbers have no curves.
     bands = {

@@ -1,7 +1,7 @@
-"""The statistics of a study: scores of every optimizer, and the findings from them.
+"""Compute the statistics of a study: scores of every optimizer, and the findings from them.
 
-Nothing is rendered here and nothing is claimed that `compare` does not support: every sentence is
-put together from the verdict of one comparison with the reference.
+Nothing is rendered here. Every sentence is made from the verdict of one comparison with the
+reference, so nothing is claimed that `compare` does not support.
 """
 
 import math
@@ -34,14 +34,14 @@ class Summary:
         rows: in the study's order, the reference first.
         adam: the baseline that stands for tuned Adam; None where the study has no baseline.
         control: the untrained reference, if the study has one.
-        scale: ceiling minus floor, the unit of the stability metrics; None where that is no
-            positive number, so that they are in units of return.
-        decimals: digits behind the point for returns.
-        places: digits behind the point for each score.
-        findings: what to read first, all by the first score.
-        by_other_scores: which verdicts are others by the other ones.
-        predictions: the plan's, beside what came out.
-        caveats: what limits it, one sentence each.
+        scale: ceiling minus floor, the unit of the stability metrics; None if this is not a
+            positive number. Then the unit is the unit of return.
+        decimals: number of decimals for returns.
+        places: number of decimals for each score.
+        findings: the main findings, by the first score.
+        by_other_scores: a sentence that says which verdicts differ by the other scores.
+        predictions: the plan's predictions, with their outcomes.
+        caveats: the limits of the study.
     """
 
     rows: tuple[RowSummary, ...]
@@ -62,10 +62,10 @@ class Summary:
 
 
 def summarise(results: StudyResults) -> Summary:
-    """Computes every figure of a report except those of the identity experiment.
+    """Compute every figure of a report except the identity experiment's.
 
-    A meta-seed whose meta-training failed has no curves. It counts as a learned optimizer all of
-    whose runs diverged, so that failing never improves a row's scores.
+    A meta-seed whose meta-training failed has no curves. All its runs count as diverged, so that
+    failing never improves a row's scores.
 
     Raises:
         ValueError: there are no rows, the first is not the reference, or no row has a curve.
@@ -106,7 +106,7 @@ def summarise(results: StudyResults) -> Summary:
 
 
 def summary_table(results: StudyResults) -> list[dict[str, Any]]:
-    """The study as one plain dict for each optimizer, ready for JSON.
+    """Return the study as one plain dict for each optimizer, ready for JSON.
 
     Estimates are ``{"value", "low", "high"}``. A number that diverged runs leave undefined is None;
     ``diverged_runs`` and ``failed_meta_seeds`` say how many there are.
@@ -116,7 +116,7 @@ def summary_table(results: StudyResults) -> list[dict[str, Any]]:
 
 # JSON
 
-# What scores of this project's own study are called there.
+# Names in JSON for the scores of this project's own study.
 JSON_NAMES = {"AUC": "auc", "final return": "final"}
 
 

@@ -1,4 +1,4 @@
-"""Numbers in words, the same on every page, in every table and in JSON."""
+"""Format numbers, the same way on every page, in every table and in JSON."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -71,7 +71,6 @@ def percent(value: float) -> str:
     if math.isnan(value):
         return "–"
     shown = f"{100 * value:.0f}"
-    # Only exact shares of 0 and 1 give 0 % and 100 %.
     if shown in ("0", "100") and value not in (0.0, 1.0):
         shown = f"{100 * value:.1f}"
     return f"{shown} %"
