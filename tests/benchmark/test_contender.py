@@ -151,7 +151,7 @@ def test_other_weights_than_the_name_says_are_refused(rules, tmp_path):
     addresses = [keep_weights(tmp_path, rule) for rule in rules]
     first, second = (tmp_path / str(Maker(weights=address).file) for address in addresses)
     second.replace(first)
-    with pytest.raises(StoreError, match=f"{first.name}: another file than its name says"):
+    with pytest.raises(StoreError, match=f"{first.name}: its content does not match its name"):
         Maker(None, addresses[0]).family(tmp_path, 9)
     with pytest.raises(WeightsError, match=second.name):
         Maker(None, addresses[1]).family(tmp_path, 9)

@@ -58,7 +58,7 @@ def test_the_projects_register_can_be_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ["catch"]}, "its tasks are catch, and those of the run catch, small_dense"),
+        ({"tasks": ["catch"]}, "it registered catch, but the run has catch, small_dense"),
         ({"first_seed": 4000}, "it has 10 seeds from 4000, and the run 10 from 3000"),
         ({"seeds": 8}, "give --seeds 8 --first-seed 3000"),
         ({"tuning_seeds": 4}, "it has 4 tuning seeds, and the run 2; give --tuning-seeds 4"),

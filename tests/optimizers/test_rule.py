@@ -352,7 +352,7 @@ def test_the_derivative_through_layer_normalisation_is_jaxs_own():
 def test_what_a_structure_reads_must_be_given(name):
     spec = LEARNED[name]
     rows = weight_rows(spec, (2,))
-    with pytest.raises(ValueError, match="reads something that was not given"):
+    with pytest.raises(ValueError, match="reads an input that was not given"):
         step(spec, random_weights(spec), jnp.ones(2), init_state(spec, (2,)), rows)
 
 

@@ -138,7 +138,7 @@ class Maker:
 
 def _require_address(path: Path, found: str, wanted: str) -> None:
     if found != wanted:
-        raise StoreError(f"{path}: another file than its name says; delete it and start again")
+        raise StoreError(f"{path}: its content does not match its name; delete it and start again")
 
 
 # Companions of an optimizer. They combine in any order.

@@ -117,7 +117,7 @@ def require_claim(path: Path, name: str, b: Benchmark) -> str:
     tasks = tuple(task.name for task in b.suite.tasks)
     if set(tasks) != set(claim.tasks):
         raise ValueError(
-            f"claim = {name!r}: its tasks are {', '.join(claim.tasks)}, and those of the run "
+            f"claim = {name!r}: it registered {', '.join(claim.tasks)}, but the run has "
             f"{', '.join(tasks)}"
         )
     if (protocol.first_seed, protocol.seeds) != (claim.first_seed, claim.seeds):
@@ -138,7 +138,7 @@ def require_claim(path: Path, name: str, b: Benchmark) -> str:
             task, seed = again[0]
             raise ValueError(
                 f"claim = {name!r}: seed {seed} of {task} was used by the claim {other!r} of "
-                f"{earlier.registered}; register seeds that none has used"
+                f"{earlier.registered}; register unused seeds"
             )
     return (
         f"Claim `{name}`, registered on {claim.registered}: {', '.join(claim.contenders)}; "

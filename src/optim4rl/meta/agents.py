@@ -54,7 +54,7 @@ def num_rollouts(task: InnerTask, inner_updates: int) -> int:
     if inner_updates % task.updates_per_rollout:
         raise ValueError(
             f"inner_updates = {inner_updates!r}: a rollout serves {task.updates_per_rollout} "
-            "updates (epochs x minibatches), and a multiple of that is needed"
+            "updates (epochs x minibatches); give a multiple of it"
         )
     return inner_updates // task.updates_per_rollout
 

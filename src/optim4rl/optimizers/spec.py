@@ -61,7 +61,7 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         check_fields(self, **RANGES)
         if len(set(self.inputs)) != len(self.inputs):
-            raise ValueError(f"inputs = {self.inputs!r}: each at most once")
+            raise ValueError(f"inputs = {self.inputs!r}: give each input once")
         if any(network.inputs == 0 for network in self.networks):
             raise ValueError("inputs = (): the structure reads nothing, so name at least one input")
         for field in ("processing", "structure"):

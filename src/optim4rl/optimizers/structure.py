@@ -109,7 +109,7 @@ def given(extra: Array | None) -> Array:
         ValueError: it is missing.
     """
     if extra is None:
-        raise ValueError("extras: the structure reads something that was not given (`reads`)")
+        raise ValueError("extras: the structure reads an input that was not given (`reads`)")
     return extra
 
 
