@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,52 +60,63 @@ def keep(job: Job) -> str:
 
 def write(out: Path, steps: Mapping[str, int]) -> None:
     """Write runs.parquet and table.md of all tasks whose runs are complete."""
-    from optim4rl.benchmark.table import write_runs
-    from optim4rl.evaluation.curves import Curves
-    from optim4rl.evaluation.returns import area_under_curve, compare, final_return
+    from optim4rl.benchmark.table import read_runs, write_runs
 
-    rows = []
+    rows = [
+        row
+        for task in steps
+        if all(path_of(out, task, x, seed).exists() for x in OPTIMIZERS for seed in SEEDS)
+        for optimizer in OPTIMIZERS
+        for row in rows_of(out, task, optimizer, steps[task])
+    ]
+    write_runs(iter(rows), out / "runs.parquet")
+    (out / "table.md").write_text(markdown(read_runs(out / "runs.parquet")))
+
+
+def rows_of(out: Path, task: str, optimizer: str, steps: int) -> list[dict[str, Any]]:
+    """Return an optimizer's runs on a task, as rows of the table of runs."""
+    from optim4rl.evaluation.curves import Curves
+    from optim4rl.evaluation.returns import area_under_curve, final_return
+
+    returns = np.stack([np.load(path_of(out, task, optimizer, seed)) for seed in SEEDS])
+    points = returns.shape[1]
+    env_steps = steps * np.arange(1, points + 1) // points
+    curves = Curves(returns, np.full(len(returns), -1), env_steps)
+    areas, finals = area_under_curve(curves), final_return(curves)
+    same = {
+        "optimizer": optimizer,
+        "role": "baseline" if optimizer == "adam" else "learned",
+        "change": "",
+        "task": task,
+        "purpose": "one",
+        "meta_seed": 0,
+        "setting": 1.0,
+        "step_multiple": 1.0,
+        "diverged_at": -1,
+        "env_steps": env_steps.tolist(),
+    }
+    return [
+        same | {"seed": seed, "auc": float(x), "final_return": float(y), "returns": curve.tolist()}
+        for seed, x, y, curve in zip(SEEDS, areas, finals, returns, strict=True)
+    ]
+
+
+def markdown(runs: Any) -> str:
+    """Return the table of a table of runs, as `read_runs` returns it."""
+    from optim4rl.evaluation.returns import compare
+
     lines = [
         "| task | optimizer | AUC, mean of seeds | final return | AUC against Adam (95 %) |",
         "|---|---|---|---|---|",
     ]
-    for task in steps:
-        paths = {x: [path_of(out, task, x, seed) for seed in SEEDS] for x in OPTIMIZERS}
-        if not all(path.exists() for found in paths.values() for path in found):
-            continue
-        areas = {}
-        for optimizer, found in paths.items():
-            returns = np.stack([np.load(path) for path in found])
-            env_steps = steps[task] * np.arange(1, returns.shape[1] + 1) // returns.shape[1]
-            curves = Curves(returns, np.full(len(returns), -1), env_steps)
-            areas[optimizer], finals = area_under_curve(curves), final_return(curves)
+    for task in runs["task"].unique(maintain_order=True):
+        found = {x: runs.filter(task=task, optimizer=x).sort("seed") for x in OPTIMIZERS}
+        for optimizer, its in found.items():
             lead = "-"
             if optimizer != "adam":
-                both = (areas[x][None, None] for x in (optimizer, "adam"))
+                both = (x["auc"].to_numpy()[None, None] for x in (its, found["adam"]))
                 x = compare(*both, optimizer, "adam").difference
                 lead = f"{x.value:+.1f} ({x.low:+.1f} to {x.high:+.1f})"
-            means = f"{areas[optimizer].mean():.1f} | {finals.mean():.1f}"
+            means = f"{its['auc'].mean():.1f} | {its['final_return'].mean():.1f}"
             lines.append(f"| {task} | {optimizer} | {means} | {lead} |")
-            for seed, area, final, curve in zip(
-                SEEDS, areas[optimizer], finals, returns, strict=True
-            ):
-                rows.append(
-                    {
-                        "optimizer": optimizer,
-                        "role": "baseline" if optimizer == "adam" else "learned",
-                        "change": "",
-                        "task": task,
-                        "purpose": "one",
-                        "meta_seed": 0,
-                        "setting": 1.0,
-                        "step_multiple": 1.0,
-                        "seed": seed,
-                        "auc": float(area),
-                        "final_return": float(final),
-                        "diverged_at": -1,
-                        "env_steps": env_steps.tolist(),
-                        "returns": curve.tolist(),
-                    }
-                )
-    write_runs(iter(rows), out / "runs.parquet")
-    (out / "table.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"

@@ -227,5 +227,7 @@ def test_a_file_is_kept_under_the_address_of_its_text(file, tmp_path):
     assert first.source != second.source
     assert (tmp_path / str(first.file)).read_text() == WHOLE
     (tmp_path / str(first.file)).write_text("# damaged")
-    with pytest.raises(StoreError, match=f"{Path(str(first.file)).name}: its content does not match"):
+    with pytest.raises(
+        StoreError, match=f"{Path(str(first.file)).name}: its content does not match"
+    ):
         first.family(tmp_path, 5)

@@ -41,27 +41,28 @@ def test_a_taste_of_ppo(name, steps):
     assert 8 <= run(name, steps=steps) <= 500
 
 
-def test_the_table_of_stable_baselines_has_every_run_once(example, monkeypatch, tmp_path):
+def test_a_table_has_every_run_once(example, tmp_path):
+    """A task without all of its runs is left out; what is kept is not run again."""
     from optim4rl.benchmark.table import read_runs
 
-    module = example("torch_sb3_table")
-    made = []
+    tables, made = example("tables"), []
 
-    def curve(task, optimizer, seed):
+    def run(task, optimizer, seed):
         made.append((task, optimizer, seed))
-        return np.linspace(0, 100 if optimizer == "adam" else 200, module.POINTS)
+        return np.linspace(0, 100 if optimizer == "adam" else 200, 200)
 
-    monkeypatch.setattr(module, "run", curve)
-    jobs = [(tmp_path / f"{x}-{s}.npy", "CartPole-v1", x, s) for s in (1, 2) for x in ("adam", "o")]
-    assert [module.keep(job) for job in jobs] == [module.keep(job) for job in jobs]
-    assert made == [job[1:] for job in jobs]
-    returns = [[np.load(path) for path, _, x, _ in jobs if x == name] for name in ("adam", "o")]
-    adam, other = (np.stack([*found] * 3)[: len(module.SEEDS)] for found in returns)
-    module.write(
-        tmp_path, {("CartPole-v1", "adam"): adam, ("CartPole-v1", "ppo-generalist"): other}
-    )
+    jobs = [
+        (tables.path_of(tmp_path, "CartPole-v1", x, seed), run, "CartPole-v1", x, seed)
+        for seed in tables.SEEDS
+        for x in tables.OPTIMIZERS
+    ]
+    assert [tables.keep(job) for job in jobs] == [tables.keep(job) for job in jobs]
+    assert made == [job[2:] for job in jobs]
+    tables.write(tmp_path, {"CartPole-v1": 1000, "Acrobot-v1": 10})
     table = read_runs(tmp_path / "runs.parquet")
+    assert set(table["task"]) == {"CartPole-v1"}
     assert table.filter(optimizer="adam")["auc"].to_list() == pytest.approx([50.0] * 5)
+    assert table["env_steps"][0].to_list() == list(range(5, 1001, 5))
     row = "| CartPole-v1 | ppo-generalist | 100.0 | 190.5 | +50.0 (+50.0 to +50.0) |"
     assert row in (tmp_path / "table.md").read_text()
 
@@ -70,15 +71,35 @@ def test_a_run_of_stable_baselines_gives_a_curve(example, monkeypatch):
     module = example("torch_sb3_table")
     envs, _, normalise, settings = module.TASKS["CartPole-v1"]
     monkeypatch.setitem(module.TASKS, "CartPole-v1", (envs, 512, normalise, settings))
-    for optimizer in module.OPTIMIZERS:
+    for optimizer in example("tables").OPTIMIZERS:
         curve = module.run("CartPole-v1", optimizer, 0)
         assert curve.shape == (module.POINTS,)
         assert np.all((curve >= 8) & (curve <= 64))
 
 
+def test_a_run_in_the_manner_of_cleanrl_gives_a_curve(example, monkeypatch):
+    module = example("agents_table")
+    monkeypatch.setitem(module.STEPS, "cleanrl-CartPole-v1", 20 * 1024)
+    monkeypatch.setattr("torch_cleanrl_ppo.EPOCHS", 1)
+    for optimizer in example("tables").OPTIMIZERS:
+        curve = module.run("cleanrl-CartPole-v1", optimizer, 0)
+        assert curve.shape == (module.POINTS,)
+        assert np.all((curve >= 8) & (curve <= 500))
+
+
+@pytest.mark.slow
+def test_a_run_of_brax_gives_a_curve(example, monkeypatch):
+    module = example("agents_table")
+    monkeypatch.setitem(module.STEPS, "brax-inverted_pendulum", 400_000)
+    monkeypatch.setattr(module, "POINTS", 2)
+    adam, ours = (module.run("brax-inverted_pendulum", x, 0) for x in example("tables").OPTIMIZERS)
+    assert adam.shape == ours.shape == (2,)
+    assert (adam != ours).all()
+
+
 def test_every_example_says_how_to_run_it():
     files = sorted(EXAMPLES.glob("*_*.py"))
-    assert len(files) == 9
+    assert len(files) == 10
     for path in files:
         assert f"python examples/{path.name}" in path.read_text("utf-8")
 
