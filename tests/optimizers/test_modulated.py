@@ -118,6 +118,26 @@ def test_what_is_not_told_is_the_first_rollout():
     np.testing.assert_array_equal(untold, first)
 
 
+def test_the_length_of_the_run_tells_how_much_is_done():
+    """It is the same as the share told at every update; beyond its end a run is done."""
+    weights = init_meta_parameters(dataclasses.replace(SPEC, zero_head=False), jax.random.key(1))
+    params, given = {"w": jnp.ones((6, 3))}, gradients((6, 3), 5)
+
+    def run(tell, **options):
+        tx = learned_optimizer(SPEC, weights, 1.0, kernel=None, **options)
+        state, found = tx.init(params), []
+        for t, gradient in enumerate(given):
+            update, state = tx.update({"w": gradient}, state, params, **tell(t))
+            found.append(update["w"])
+        return jnp.stack(found)
+
+    counted = run(lambda t: {}, total_updates=3)
+    np.testing.assert_array_equal(counted, run(lambda t: {"training_proportion": min(t / 2, 1.0)}))
+    assert (counted[1:] != run(lambda t: {})[1:]).any()
+    with pytest.raises(ValueError, match="total_updates = 0: a number of at least 1"):
+        learned_optimizer(SPEC, weights, 1.0, total_updates=0)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_can_be_left_out(part):
     """It takes its inputs or outputs with it, and nothing else changes a fresh rule's steps."""

@@ -457,6 +457,27 @@ def test_noise_is_drawn_for_the_actor_alone(tmp_path):
     assert not drawn[0][4:].any()
 
 
+def test_the_length_of_the_run_tells_how_much_is_done(files, met):
+    """It is the same as the share told at every step; beyond its end a run is done."""
+    gradients, params = met
+
+    def run(tell, **options):
+        leaves = parameters({name: x[0] for name, x in params.items()})
+        optimizer = Optim4RL(leaves.items(), files["modulated"], **options)
+        for t in range(5):
+            for name, p in leaves.items():
+                p.grad = torch.tensor(gradients[name][t])
+            optimizer.step(**tell(t))
+        return torch.cat([p.detach().flatten() for p in leaves.values()])
+
+    counted = run(lambda t: {}, total_updates=3)
+    told = run(lambda t: {"training_proportion": min(t / 2, 1.0)})
+    torch.testing.assert_close(counted, told, rtol=0, atol=0)
+    assert not torch.equal(counted, run(lambda t: {}))
+    with pytest.raises(ValueError, match="total_updates = 0: a number of at least 1"):
+        Optim4RL([torch.zeros(2)], total_updates=0)
+
+
 # Files.
 
 

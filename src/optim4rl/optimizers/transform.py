@@ -51,6 +51,7 @@ def scale_by_learned_rule(
     kernel: KernelName | None = "auto",
     kinds: Kinds = None,
     state_dtype: DTypeLike = "float32",
+    total_updates: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Replace each gradient by the rule's direction (an ascent direction, as in optax).
 
@@ -64,9 +65,12 @@ def scale_by_learned_rule(
             inferred from names and shapes (`layout.infer_layout`).
         state_dtype: dtype of the state: float32, or bfloat16 at half the memory. bfloat16 rounds
             stochastically: rounded to the nearest, a moment that decays by 0.999 would never move.
+        total_updates: length of the run in updates, for rules that read how much of it is done;
+            None: unknown. The extra argument `training_proportion` goes before it.
 
     Raises:
-        ValueError: the kernel cannot run the rule, the dtype is another, or a gradient is complex.
+        ValueError: the kernel cannot run the rule, the dtype or the number of updates is wrong, or
+            a gradient is complex.
 
     A structure may read more (`structure.Extras`): `params`, and extra arguments of `update`. These
     are `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
@@ -75,6 +79,8 @@ def scale_by_learned_rule(
     A NaN stays in its own coordinate, for good; `optax.apply_if_finite` skips such steps instead.
     """
     step, kept = _step(spec, kernel), _state_dtype(state_dtype)
+    if total_updates is not None and total_updates < 1:
+        raise ValueError(f"total_updates = {total_updates!r}: a number of at least 1 is needed")
 
     def init(params: optax.Params) -> LearnedRuleState:
         memory = (optax.tree.zeros_like(params, kept) for _ in range(spec.state_floats))
@@ -87,6 +93,8 @@ def scale_by_learned_rule(
         **extra: Any,
     ) -> tuple[optax.Updates, LearnedRuleState]:
         layout, count = infer_layout(updates, kinds), state.count
+        if total_updates is not None and extra.get("training_proportion") is None:
+            extra["training_proportion"] = _share_done(count, total_updates)
         extras = _extras(spec, layout, updates, count, params, extra)
         leaves, structure = jax.tree.flatten(updates)
         given = [_real(leaf) for leaf in leaves]
@@ -104,6 +112,10 @@ def scale_by_learned_rule(
         return tree, LearnedRuleState(optax.safe_increment(count), tuple(trees))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _share_done(count: Int[Array, ""], total_updates: int) -> Float[Array, ""]:
+    return jnp.minimum(count.astype(jnp.float32) / max(total_updates - 1, 1), 1.0)
 
 
 def _clipped(spec: OptimizerSpec, layout: Layout, given: Sequence[Array]) -> list[Array]:
@@ -304,6 +316,7 @@ def learned_optimizer(
     kernel: KernelName | None = "auto",
     kinds: Kinds = None,
     state_dtype: DTypeLike = "float32",
+    total_updates: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate * step_scale`.
 
@@ -315,7 +328,12 @@ def learned_optimizer(
     """
     return optax.chain(
         scale_by_learned_rule(
-            spec, meta_parameters, kernel=kernel, kinds=kinds, state_dtype=state_dtype
+            spec,
+            meta_parameters,
+            kernel=kernel,
+            kinds=kinds,
+            state_dtype=state_dtype,
+            total_updates=total_updates,
         ),
         _scale_by_product(learning_rate, step_scale),
     )

@@ -60,11 +60,12 @@ class LearnedOptimizer:
         kernel: KernelName | None = "auto",
         kinds: Kinds = None,
         state_dtype: DTypeLike = "float32",
+        total_updates: int | None = None,
     ) -> optax.GradientTransformationExtraArgs:
         """Return the optimizer for optax.
 
         `step_scale` multiplies every update; tune it like a learning rate. See
-        `scale_by_learned_rule` for `kernel`, `kinds` and `state_dtype`.
+        `scale_by_learned_rule` for the other arguments.
         """
         return learned_optimizer(
             self.spec,
@@ -74,6 +75,7 @@ class LearnedOptimizer:
             kernel=kernel,
             kinds=kinds,
             state_dtype=state_dtype,
+            total_updates=total_updates,
         )
 
 
@@ -118,6 +120,7 @@ def load(
     kernel: KernelName | None = "auto",
     kinds: Kinds = None,
     state_dtype: DTypeLike = "float32",
+    total_updates: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Load trained weights as a drop-in optax optimizer.
 
@@ -134,6 +137,8 @@ def load(
             "policy_head" and "value_head", or a function of a leaf's path and the leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
         state_dtype: "bfloat16" keeps the optimizer's state in half the memory of "float32".
+        total_updates: length of your run in updates, if you know it. Weights that read how much of
+            training is done profit from it; others take no notice.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
@@ -156,6 +161,7 @@ def load(
         kernel=kernel,
         kinds=kinds,
         state_dtype=state_dtype,
+        total_updates=total_updates,
     )
 
 

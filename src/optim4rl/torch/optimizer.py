@@ -46,6 +46,8 @@ class Optim4RL(torch.optim.Optimizer):
             (`optim4rl.optimizers.infer_layout`). Without names, kinds are inferred from shapes and
             order, and a warning names the result. "sb3" (PPO and A2C) and "cleanrl" name the
             library whose order applies.
+        total_updates: length of the run in updates, if you know it. Weights that read how much of
+            training is done profit from it; others take no notice.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
@@ -59,15 +61,19 @@ class Optim4RL(torch.optim.Optimizer):
         lr: float | Tensor | None = None,
         step_scale: float = 1.0,
         kinds: Kinds | None = None,
+        total_updates: int | None = None,
     ) -> None:
         self.rule = load_rule(weights)
         self._on_device: dict[torch.device, Rule] = {}
         self._kinds = kinds
+        self._total_updates = total_updates
         self._layouts: list[Layout] = []
         self._seen: _Groups | None = None
         self._said: set[str] = set()
         rate = self.rule.learning_rate if lr is None else lr
         super().__init__(params, {"lr": rate, "step_scale": step_scale})
+        if total_updates is not None and total_updates < 1:
+            raise ValueError(f"total_updates = {total_updates!r}: a number of at least 1 is needed")
         self._require_known_kinds()
         self._follow_groups()
 
@@ -176,7 +182,10 @@ class Optim4RL(torch.optim.Optimizer):
                 met = zip(group["params"], self._layouts[index], strict=True)
                 found = tuple(tensor for p, tensor in met if p.grad is not None)
                 active = None if dormancy is None else self._dormancy(index, dormancy)
-                told = _Told((training_proportion, epoch_proportion), active)
+                training = training_proportion
+                if training is None and self._total_updates is not None:
+                    training = (steps[0] / max(self._total_updates - 1, 1)).clamp(max=1.0)
+                told = _Told((training, epoch_proportion), active)
                 self._update(group, found, params, gradients, memories, steps, told)
         return loss
 
@@ -343,8 +352,12 @@ class Optim4RL(torch.optim.Optimizer):
                 raise ValueError(f"kinds: no parameter is called {unknown[0]!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("rule", "_on_device", "_kinds", "_said")}
+        own = {name: self.__dict__[name] for name in _KEPT}
         return {**super().__getstate__(), **own, "_layouts": [], "_seen": None}
+
+
+# What a pickled or copied optimizer has beside torch's own attributes.
+_KEPT = ("rule", "_on_device", "_kinds", "_total_updates", "_said")
 
 
 @dataclass(frozen=True)
