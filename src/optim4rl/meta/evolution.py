@@ -26,8 +26,8 @@ from optim4rl.meta.agents import (
     num_rollouts,
     play,
 )
-from optim4rl.meta.config import MetaConfig, MetaTask
-from optim4rl.meta.estimators import Estimate, EstimatorState
+from optim4rl.meta.config import MetaConfig
+from optim4rl.meta.estimators import Estimate, EstimatorState, MetaTask
 from optim4rl.meta.population import Execution, reset_agents, share_out
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers.kernels.interface import Kernel
