@@ -15,9 +15,9 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from optim4rl.cli.report import finish
 from optim4rl.cli.runtime import progress_bar, require_file_name
 from optim4rl.cli.signals import keeping, stop_in_order, stop_now
+from optim4rl.cli.study_report import finish
 from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import (
     Tracker,

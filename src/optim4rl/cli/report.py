@@ -14,7 +14,6 @@ from optim4rl.cli.runtime import require_file_name
 from optim4rl.cli.terminal import columns, print_table
 from optim4rl.evaluation.returns import Estimate
 from optim4rl.files.folders import locked
-from optim4rl.files.manifest import write_manifest
 from optim4rl.pages.comparison import (
     differing_settings,
     numbers_by_name,
@@ -22,15 +21,7 @@ from optim4rl.pages.comparison import (
     short_names,
     write_comparison,
 )
-from optim4rl.pages.predictions import tally
-from optim4rl.pages.study import write_report
-from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
 from optim4rl.pages.words import interval, number
-from optim4rl.plans.planner.text import one_line
-from optim4rl.study.results import StudyResults
-
-# Scores of a study in the terminal; the page has all.
-SHOWN_SCORES = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,7 @@ def report(options: ReportOptions) -> None:
     first = options.folders[0]
     if len(options.folders) == 1 and (first / "study.json").is_file():
         with locked(first):
+            from optim4rl.cli.study_report import finish
             from optim4rl.study.collecting import collect
             from optim4rl.study.layout import load_study
 
@@ -71,41 +63,6 @@ def report(options: ReportOptions) -> None:
         return
     alone = first / "report.html" if len(options.folders) == 1 else Path("comparison.html")
     _compare(options.folders, options.out or alone, as_json=options.json)
-
-
-def finish(results: StudyResults, folder: Path, *, as_json: bool, page: Path | None = None) -> None:
-    """Write a study's report, by default into its folder, and show the most important."""
-    path = page or folder / "report.html"
-    write_report(results, path)
-    write_manifest(folder)
-    if as_json:
-        print(json.dumps({"report": str(path), "rows": summary_table(results)}))
-        return
-    _print_summary(summarise(results))
-    print(f"report: {path.resolve()}")
-    print(f"table:  {(folder / 'runs.parquet').resolve()}")
-
-
-def _print_summary(summary: Summary) -> None:
-    places = summary.places[:SHOWN_SCORES]
-    rows = [
-        [
-            one_line(entry.row.label),
-            one_line(entry.row.change),
-            *(
-                f"{number(score.iqm.value, digits)} ({interval(score.iqm, digits)})"
-                for score, digits in zip(entry.scores, places, strict=False)
-            ),
-            OUTCOMES[entry.primary.outcome],
-        ]
-        for entry in summary.rows
-    ]
-    names = [score.name for score in summary.reference.scores]
-    shown = [f"{name} (95 %)" for name in names[:SHOWN_SCORES]]
-    columns = ["variant", "change", *shown, f"{names[0]} against reference"]
-    print_table("study", columns, rows)
-    if summary.predictions:
-        print(tally(summary.predictions))
 
 
 def _compare(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
