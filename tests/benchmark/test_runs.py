@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 
 from neighbours import neighbours
 from optim4rl.benchmark.contender import UNTRAINED, Maker
-from optim4rl.benchmark.runs import Batch, job, read_batches, seconds_of, split, train_batch
+from optim4rl.benchmark.runs import Batch, job, read_batches, split, train_batch
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.learning import BATCH, Classical, train_runs
 from optim4rl.jobs.job import Result
-from optim4rl.jobs.store import StoreError, has_result, put_result, result_path
+from optim4rl.jobs.store import StoreError, get_result, has_result, put_result, result_path
 from optim4rl.jobs.worker import answer
 from optim4rl.optimizers.weight_files import WeightsError
 from optim4rl.tasks import TaskConfig, default_config, make_task
@@ -114,7 +114,6 @@ def test_curves_are_read_by_rate_over_all_batches(tmp_path):
         expected = np.repeat(100 * rate + np.arange(5.0)[:, None], 4, axis=1)
         np.testing.assert_allclose(each.returns, expected, rtol=1e-6)
         np.testing.assert_array_equal(each.env_steps, [1, 2, 3, 4])
-    assert seconds_of(tmp_path, batches) == 3.0
     result_path(tmp_path, job(batches[1])).unlink()
     with pytest.raises(StoreError, match=job(batches[1]).address):
         read_batches(tmp_path, batches)
@@ -164,7 +163,7 @@ def test_a_worker_makes_a_batch(tmp_path):
     question = asked.question | {"address": asked.address}
     assert answer(tmp_path, question) == {"done": True}
     assert has_result(tmp_path, asked)
-    assert seconds_of(tmp_path, [batch]) > 0
+    assert get_result(tmp_path, asked).info["seconds"] > 0
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):

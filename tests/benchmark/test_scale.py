@@ -8,12 +8,12 @@ from optim4rl.benchmark import scale as benchmark
 from optim4rl.benchmark.scale import (
     Scale,
     choose_for_all,
-    choose_for_each,
     make_scale,
     normalise_scores,
     performance_profile,
     stand,
 )
+from optim4rl.benchmark.tuning import best_of_grid
 from optim4rl.evaluation.returns import Estimate
 
 TASKS, META_SEEDS, SEEDS = 3, 2, 6
@@ -154,7 +154,7 @@ def test_each_task_has_its_own_best_and_all_have_the_best_mean():
     means = np.array([[10.0, 9.0, 1.0], [-0.5, 0.8, 0.9]])  # Over a scale of 10 and one of 1.
     areas = np.repeat(means[:, :, None], 2, axis=2) + np.array([-0.1, 0.1])
     grid = (0.1, 0.2, 0.3)
-    assert [x.rate for x in choose_for_each((grid, grid), list(areas))] == [0.1, 0.3]
+    assert [best_of_grid(grid, task).rate for task in areas] == [0.1, 0.3]
     one = choose_for_all((grid, grid), list(areas), np.zeros(2), np.array([10.0, 1.0]))
     assert one.rate == 0.2
     assert not one.at_edge

@@ -24,7 +24,7 @@ from optim4rl.cli import ablate, evaluate, importing, main as cli, plan, plan_sc
 from optim4rl.cli.main import main
 from optim4rl.fields import shown
 from optim4rl.jobs.pools import Workers
-from optim4rl.meta.augmentation import Augmentation
+from optim4rl.meta.config import Augmentation
 from optim4rl.meta.trainer import MetaConfig
 from optim4rl.optimizers.rule import OptimizerSpec, spec_to_dict
 from optim4rl.optimizers.weight_files import WeightsError, weights_as_bytes

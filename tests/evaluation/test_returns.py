@@ -83,6 +83,8 @@ def test_rates_carry_the_wilson_interval(hits, count):
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     assert rate.low == pytest.approx(centre - half, abs=1e-12)
     assert rate.high == pytest.approx(centre + half, abs=1e-12)
+    expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    assert (rate.low, rate.high) == (expected.low, expected.high)
 
 
 # Aggregates

@@ -12,7 +12,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from test_meta_gradient import Quadratic, factor_rule, quick_jit
 
-from optim4rl.meta.augmentation import Augmentation, Augmented, augment
+from optim4rl.meta.augmentation import Augmented, augment
+from optim4rl.meta.config import Augmentation
 from optim4rl.meta.population import Execution
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, iterate
 from optim4rl.tasks import A2CConfig, TaskConfig, make_task

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from by_hand import answer, transitions
 from optim4rl.meta.agents import Agents, init_agents, num_rollouts
 from optim4rl.meta.meta_gradient import truncated_meta_gradient
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
@@ -67,11 +68,11 @@ class DifferentiableCatch:
         """The A2C loss; the rollout's data are constants."""
         a2c = self.task.config.learner
         assert isinstance(a2c, A2CConfig)
-        _, data, _ = jax.lax.stop_gradient(self.task.transitions(params, actor, key))
+        _, data, _ = jax.lax.stop_gradient(transitions(self.task, params, actor, key))
         target = lambda_returns(
             data.reward, data.terminated, data.truncated, data.next_value, a2c.gamma, a2c.lam
         )
-        logits, value = jax.vmap(jax.vmap(params))(data.observation)
+        logits, value = jax.vmap(jax.vmap(partial(answer, params)))(data.observation)
         outputs, values, actions = (
             x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action)
         )

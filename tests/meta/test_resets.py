@@ -1,5 +1,7 @@
 """Reset schedules: who is re-initialised when, and what being re-initialised means."""
 
+from typing import get_args
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from test_meta_gradient import Quadratic, factor_rule, quick_jit
 
-from optim4rl.meta.resets import RESET_SCHEDULES, reset_intervals, reset_mask, reset_offsets
+from optim4rl.meta.config import ResetSchedule
+from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, iterate
 
 sizes = {"agents": st.integers(1, 40), "interval": st.integers(1, 40)}
@@ -25,7 +28,7 @@ def masks(offsets, intervals, iterations):
     return (t % intervals == np.asarray(offsets)) & (t > 0)
 
 
-@pytest.mark.parametrize("schedule", RESET_SCHEDULES)
+@pytest.mark.parametrize("schedule", get_args(ResetSchedule))
 @pytest.mark.parametrize("shortest", [None, 3])
 def test_mask(schedule, shortest):
     """An agent is due when the iteration is its offset modulo its interval, but at the start."""

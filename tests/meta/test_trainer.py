@@ -13,9 +13,7 @@ from test_meta_gradient import Minibatches, Quadratic, factor_rule, meta_gradien
 
 from optim4rl.meta import trainer
 from optim4rl.meta.agents import init_agents
-from optim4rl.meta.config import EstimatorName, MetaClip
-from optim4rl.meta.meta_gradient import Validation
-from optim4rl.meta.resets import RESET_SCHEDULES
+from optim4rl.meta.config import EstimatorName, MetaClip, ResetSchedule, Validation
 from optim4rl.meta.trainer import (
     MetaConfig,
     MetaDivergenceError,
@@ -325,7 +323,7 @@ SIZES = ("iterations", "agents", "inner_updates", "reset_interval")
 POSITIVE = ("meta_learning_rate", "meta_clip_limit", "sigma")
 CHOICES = {
     "estimator": get_args(EstimatorName),
-    "resets": RESET_SCHEDULES,
+    "resets": get_args(ResetSchedule),
     "validation": get_args(Validation),
     "meta_clip": get_args(MetaClip),
 }

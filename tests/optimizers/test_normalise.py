@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache, partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from test_rule import random_weights
 from optim4rl.optimizers import LEARNED, infer_layout, init_state, scale_by_learned_rule
 from optim4rl.optimizers.kernels.normalise import normalise, raw
 from optim4rl.optimizers.kernels.select import KERNELS, choose
-from optim4rl.optimizers.tensors import NORMALISATIONS, Tensor, orthogonalise
+from optim4rl.optimizers.tensors import Normalisation, Tensor, orthogonalise
 
 PARAMS = {
     "conv": jnp.zeros((2, 2, 1, 3)),
@@ -106,7 +107,7 @@ def test_a_kernel_is_the_optax_form_and_its_vjp(name, kernel):
             np.testing.assert_allclose(tensor, factor * direction, rtol=1e-5, atol=rounding)
 
 
-@pytest.mark.parametrize("kind", [x for x in NORMALISATIONS if x != "none"])
+@pytest.mark.parametrize("kind", [x for x in get_args(Normalisation) if x != "none"])
 @pytest.mark.parametrize("shape", [(3,), (3, 40), (2, 2, 3, 5)])
 def test_a_direction_of_zero_stays_zero_and_has_a_derivative(kind, shape):
     spec = dataclasses.replace(LEARNED["scaled"], normalise=kind)

@@ -136,6 +136,14 @@ def test_a_classical_optimizer_is_optaxs_own(name, reference, rate):
     assert any(x.any() for x in jax.tree.leaves(ours))
 
 
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_the_state_of_a_classical_optimizer_is_as_told(name):
+    kernel = {"kernel": jax.ShapeDtypeStruct((100, 100), "float32")}
+    state = jax.eval_shape(classical(name, 1e-3).init, kernel)
+    floats = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert floats // 10_000 == CLASSICAL[name].state_floats
+
+
 def test_every_classical_optimizer_is_compared_above():
     noisy = {"muon_rms", "schedule_free", "ademamix", "adopt"}
     assert set(CLASSICAL) == {"adam", "rmsprop", "sgd", "sign_sgd", "muon"} | noisy

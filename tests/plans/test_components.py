@@ -5,9 +5,8 @@ from typing import get_args
 
 import pytest
 
-from optim4rl.meta.meta_gradient import Validation
-from optim4rl.meta.resets import RESET_SCHEDULES
-from optim4rl.optimizers.networks import CELL_KINDS
+from optim4rl.meta.config import ResetSchedule, Validation
+from optim4rl.optimizers.cells import CellKind
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.structures import STRUCTURES
 from optim4rl.plans.optim4rl import COMPONENTS, DEFAULT_METRICS, METRICS
@@ -40,8 +39,8 @@ def test_the_registry_agrees_with_what_a_study_runs() -> None:
     runs = {
         "structure": STRUCTURES,
         "processing": PROCESSINGS,
-        "cell": CELL_KINDS,
-        "resets": RESET_SCHEDULES,
+        "cell": get_args(CellKind),
+        "resets": get_args(ResetSchedule),
         "validation": get_args(Validation),
     }
     for field, values in runs.items():

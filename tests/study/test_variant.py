@@ -7,9 +7,8 @@ from typing import get_args
 import jax
 import pytest
 
-from optim4rl.meta.meta_gradient import Validation
-from optim4rl.meta.resets import RESET_SCHEDULES
-from optim4rl.optimizers.networks import CELL_KINDS
+from optim4rl.meta.config import ResetSchedule, Validation
+from optim4rl.optimizers.cells import CellKind
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import init_meta_parameters
 from optim4rl.optimizers.structures import STRUCTURES
@@ -70,8 +69,8 @@ def test_the_registry_of_a_plan_knows_every_field_and_every_value():
     possible: dict[str, tuple[str, ...]] = {
         "structure": STRUCTURES,
         "processing": PROCESSINGS,
-        "cell": CELL_KINDS,
-        "resets": RESET_SCHEDULES,
+        "cell": get_args(CellKind),
+        "resets": get_args(ResetSchedule),
         "validation": get_args(Validation),
         "environments": get_args(Environments),
         "width": get_args(Width),

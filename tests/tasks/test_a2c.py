@@ -14,6 +14,7 @@ import pytest
 from gymnax.environments.environment import Environment, EnvParams
 from gymnax.environments.spaces import Discrete
 
+from by_hand import answer
 from optim4rl.tasks import A2CConfig, Task, TaskConfig, task_from_environment
 from optim4rl.tasks.a2c import a2c_loss, lambda_returns
 from optim4rl.tasks.distributions import Categorical
@@ -230,7 +231,7 @@ def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
         start = (params, optimizer.init(params), task.init_actor(jax.random.key(0)))
         keys = jax.random.split(jax.random.key(2), updates)
         params = jax.lax.scan(update, start, keys)[0][0]
-        logits, values = jax.vmap(params)(jnp.array([[-1.0], [0.0], [1.0]]))
+        logits, values = jax.vmap(partial(answer, params))(jnp.array([[-1.0], [0.0], [1.0]]))
         return jax.nn.softmax(logits), values
 
     return run()

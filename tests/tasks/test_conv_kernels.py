@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_a2c import quick_jit
 
+from by_hand import answer
 from optim4rl.cpp.library import ISA_VARIABLE
 from optim4rl.tasks.backprop import SharedTorso
 from optim4rl.tasks.inputs import DenseInputs, SparseInputs
@@ -178,7 +179,7 @@ def test_the_network_is_the_one_that_autodiff_knows(maps: Any, live: bool) -> No
             if mask is not None:
                 kernels = [head.kernel * mask[:, None] for head in (params.policy, params.value)]
                 params = masked(params, kernels)
-            return jax.vmap(params)(images)
+            return jax.vmap(partial(answer, params))(images)
 
         expected, transpose = jax.vjp(plain, params)
         return ((outputs, value), gradient), (expected, transpose(cotangents)[0])

@@ -1,10 +1,13 @@
 """What agents tell of an update beside its gradient: dormancy, and how many epochs are done."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from by_hand import convolve
 from optim4rl.tasks import A2CConfig, PPOConfig, TaskConfig, make_task
 from optim4rl.tasks.backprop import SharedTorso, activity
 from optim4rl.tasks.inputs import DenseInputs
@@ -95,7 +98,7 @@ def test_filters_are_as_active_as_they_are_on_average_over_all_places():
     observation = jax.random.normal(jax.random.key(1), (6, 3, 4, 2))
     found = network.dormancy(network.prepare(params, None), observation)
     assert params.conv is not None
-    images = np.maximum(jax.vmap(params.conv)(observation), 0.0)
+    images = np.maximum(jax.vmap(partial(convolve, params.conv))(observation), 0.0)
     filters = relative(images.reshape(-1, images.shape[-1]))
     np.testing.assert_allclose(found.conv.kernel, filters, rtol=1e-4)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_a2c import quick_jit
 
+from by_hand import unpack
 from optim4rl.tasks.environments.adapters import make_environment
 from optim4rl.tasks.environments.catch import Catch
 from optim4rl.tasks.environments.episodes import (
@@ -71,8 +72,8 @@ def play_both(case: str) -> dict[str, Played]:
         theirs, expected = reference.step(keys, theirs, actions)
         moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), ours.environment)
         written = (
-            VectorState(moved, vector.unpack(ours.observation), ours.episode_return),
-            result._replace(final_observation=vector.unpack(result.final_observation)),
+            VectorState(moved, unpack(vector, ours.observation), ours.episode_return),
+            result._replace(final_observation=unpack(vector, result.final_observation)),
         )
         return (ours, theirs), {"sparse": written, "gymnax": (theirs, expected)}
 

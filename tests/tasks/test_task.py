@@ -13,6 +13,7 @@ import pytest
 from gymnax.wrappers.purerl import LogWrapper
 from test_a2c import Probe, probe_task, quick_jit
 
+from by_hand import answer, transitions, unpack
 from optim4rl.tasks import (
     A2CConfig,
     PPOConfig,
@@ -91,7 +92,7 @@ def player(task: Task) -> Any:
     def run(key: jax.Array) -> Any:
         params = task.init_params(jax.random.key(0))
         actor = task.init_actor(jax.random.key(0))
-        return params, learn(task, params, actor, key), task.transitions(params, actor, key)
+        return params, learn(task, params, actor, key), transitions(task, params, actor, key)
 
     return run
 
@@ -124,7 +125,7 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
         )
 
         def loss(params: Any) -> Any:
-            logits, value = jax.vmap(jax.vmap(params))(data.observation)
+            logits, value = jax.vmap(jax.vmap(partial(answer, params)))(data.observation)
             outputs, values, actions = (
                 x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action)
             )
@@ -228,7 +229,7 @@ def test_a_padded_agent_is_the_narrow_agent() -> None:
     def both(key: jax.Array) -> Any:
         small = narrow(params), actor._replace(live=None)
         return [
-            (learn(task, *agent, key), task.transitions(*agent, key))
+            (learn(task, *agent, key), transitions(task, *agent, key))
             for task, agent in ((wide_task, (params, actor)), (narrow_task, small))
         ]
 
@@ -274,8 +275,8 @@ def test_observations_are_normalised_by_what_was_seen_before() -> None:
     def run() -> Any:
         key = jax.random.key(0)
         params, actor = task.init_params(key), task.init_actor(key)
-        middle, first, _ = task.transitions(params, actor, key)
-        after, second, _ = task.transitions(params, middle, jax.random.key(1))
+        middle, first, _ = transitions(task, params, actor, key)
+        after, second, _ = transitions(task, params, middle, jax.random.key(1))
         return params, middle, first, after, second
 
     params, middle, first, after, second = run()
@@ -294,7 +295,9 @@ def test_observations_are_normalised_by_what_was_seen_before() -> None:
     last = normalise(middle.seen, after.episodes.observation[0])
     going_on = ~(second.terminated | second.truncated)[-1, 0]
     assert going_on
-    assert float(second.next_value[-1, 0]) == pytest.approx(float(params(last)[1]), abs=1e-4)
+    assert float(second.next_value[-1, 0]) == pytest.approx(
+        float(answer(params, last)[1]), abs=1e-4
+    )
 
 
 def test_bounds_of_actions_may_be_arrays_made_on_the_spot() -> None:
@@ -318,9 +321,9 @@ def test_any_observation_becomes_floats() -> None:
 def test_the_recorded_rollout_is_consistent(catch: Any) -> None:
     """Values are those of what was seen, next values those of what came next, games end at nine."""
     params, _, (actor, data, stats) = catch
-    values = quick_jit(jax.vmap(jax.vmap(lambda x: params(x)[1])))
+    values = quick_jit(jax.vmap(jax.vmap(lambda x: answer(params, x)[1])))
     np.testing.assert_allclose(data.value, values(data.observation), rtol=1e-5, atol=1e-6)
-    observation = make_task(SMALL).vector.unpack(actor.episodes.observation)
+    observation = unpack(make_task(SMALL).vector, actor.episodes.observation)
     after = jnp.concatenate([data.observation[1:], observation[None]])
     going_on = ~np.asarray(data.terminated)
     expected = np.asarray(values(after))
@@ -369,7 +372,7 @@ def test_a_time_limit_bootstraps_from_the_state_before_the_reset() -> None:
     """The probe shows 1 at the start and 0 later: the truncated step leads to 0."""
     probe = Probe(lambda time, seen, action: (1.0, False), limit=2)
     params, _, (_, data, _) = play(probe_task(probe))
-    zero, one = (params(jnp.array([x]))[1] for x in (0.0, 1.0))
+    zero, one = (answer(params, jnp.array([x]))[1] for x in (0.0, 1.0))
     assert zero != one
     np.testing.assert_array_equal(data.truncated[:, 0], [False, True, False, True, False])
     np.testing.assert_allclose(data.next_value, np.full((5, 8), zero), rtol=1e-5, atol=1e-6)
@@ -406,7 +409,7 @@ def test_an_episode_that_the_limit_cuts_is_truncated_or_terminated(time_limit: A
 
     @quick_jit
     def run(key: jax.Array) -> Any:
-        return task.transitions(task.init_params(key), task.init_actor(key), key)
+        return transitions(task, task.init_params(key), task.init_actor(key), key)
 
     _, data, stats = run(jax.random.key(0))
     cut = np.array([[False, True, False, True, False]] * 3).T
@@ -428,7 +431,7 @@ def test_a_shortened_catch_bootstraps_too() -> None:
         led_to = np.zeros((10, 5), np.float32)
         moved = np.clip(paddle + int(data.action[step, env]) - 1, 0, 4)
         led_to[row + 1, column] = led_to[9, moved] = 1.0
-        expected = float(params(jnp.asarray(led_to))[1])
+        expected = float(answer(params, jnp.asarray(led_to))[1])
         assert float(data.next_value[step, env]) == pytest.approx(expected, abs=1e-5)
 
 

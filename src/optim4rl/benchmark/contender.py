@@ -25,7 +25,7 @@ from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
 from optim4rl.jobs.store import StoreError
-from optim4rl.optimizers.presets import CLASSICAL, WITH_EPSILON, ScalarOrSchedule
+from optim4rl.optimizers.presets import CLASSICAL, ScalarOrSchedule
 from optim4rl.optimizers.resetting import Reset
 from optim4rl.optimizers.rule import (
     MetaParameters,
@@ -252,7 +252,7 @@ def baseline_maker(text: str) -> Maker:
         maker = maker.accompanied("+".join(parts)) if parts else maker
     except ValueError as error:
         raise ValueError(f"baselines = {text!r}: {error}") from error
-    if maker.epsilon is not None and optimizer not in WITH_EPSILON:
+    if maker.epsilon is not None and not CLASSICAL[optimizer].has_epsilon:
         raise ValueError(f"baselines = {text!r}: optimizer {optimizer!r} has no epsilon")
     return maker
 

@@ -22,13 +22,12 @@ from optim4rl.benchmark.scale import (
     Scores,
     Standing,
     choose_for_all,
-    choose_for_each,
     make_scale,
     stand,
 )
 from optim4rl.benchmark.scores import SCORES
 from optim4rl.benchmark.suites import Suite, SuiteTask
-from optim4rl.benchmark.tuning import Tuning, extend
+from optim4rl.benchmark.tuning import Tuning, best_of_grid, extend
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import (
     Estimate,
@@ -379,7 +378,7 @@ def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
     for contender in b.contenders:
         fixed = Tuning(contender.grid[0], contender.grid, ())
         choices[contender.name] = tuple(
-            Choice(choose_for_each(grid, found), choose_for_all(grid, found, low, high))
+            Choice(tuple(map(best_of_grid, grid, found)), choose_for_all(grid, found, low, high))
             for grid, found in zip(
                 grids[contender.name], areas.get(contender.name, ()), strict=False
             )

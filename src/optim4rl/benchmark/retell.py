@@ -19,9 +19,8 @@ from optim4rl.benchmark.contender import (
 )
 from optim4rl.benchmark.loop import Benchmark, Choice, Reading, Runs
 from optim4rl.benchmark.protocol import Protocol
-from optim4rl.benchmark.rows import UNTRAINED
 from optim4rl.benchmark.suites import Suite, SuiteTask
-from optim4rl.benchmark.table import TableError, curves_of
+from optim4rl.benchmark.table import UNTRAINED, TableError, curves_of
 from optim4rl.benchmark.tuning import Tuning, best_of_grid
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.tasks import TaskConfig

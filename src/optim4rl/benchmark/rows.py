@@ -1,16 +1,10 @@
-"""The rows of `runs.parquet`, one for each run. `table` has the schema and the reader."""
+"""The rows of a benchmark in `runs.parquet`. `table` has the schema, the reader and the writer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from optim4rl.benchmark.loop import Runs, tuning_curves
-from optim4rl.benchmark.table import COLUMNS
-from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.returns import area_under_curve, final_return
-
-UNTRAINED = "untrained policy"
+from optim4rl.benchmark.table import UNTRAINED, run_rows
 
 
 def table_rows(
@@ -52,39 +46,3 @@ def table_rows(
                     row = {**named, "purpose": "stress", "step_multiple": multiple}
                     row["setting"] = choice.at("tuned", index) * multiple
                     yield from run_rows(row, together.take(own), b.protocol.stress)
-
-
-def run_rows(
-    labels: Mapping[str, Any],
-    curves: Curves,
-    seeds: Sequence[int],
-    *,
-    with_curves: bool = True,
-    extra: Mapping[str, Curves] = {},
-) -> Iterator[dict[str, Any]]:
-    """Yield a row for each run of some curves.
-
-    Args:
-        labels: columns with the same value in all rows.
-        curves: the curves of the runs.
-        seeds: the seeds of the runs.
-        with_curves: whether to write the curves; if False, only scores are written.
-        extra: curves of further metrics; each becomes a column of lists.
-    """
-    areas, finals = area_under_curve(curves), final_return(curves)
-    unknown = np.full(len(seeds), np.nan)
-    greedy, seconds = (unknown if x is None else x for x in (curves.greedy, curves.seconds))
-    for run, seed in enumerate(seeds):
-        row = {
-            **labels,
-            "seed": seed,
-            "auc": float(areas[run]),
-            "final_return": float(finals[run]),
-            "greedy_return": float(greedy[run]),
-            "seconds": float(seconds[run]),
-            "diverged_at": int(curves.diverged_at[run]),
-            "env_steps": curves.env_steps.tolist() if with_curves else [],
-            "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
-        }
-        further = {name: x.returns[run].tolist() for name, x in extra.items()}
-        yield {name: row[name] for name in COLUMNS} | further

@@ -118,8 +118,3 @@ def read_batches(folder: Path, batches: Sequence[Batch]) -> dict[float, Curves]:
         for rate in dict.fromkeys(rates.tolist()):
             parts.setdefault(rate, []).append(Curves(**arrays).take(rates == rate))
     return {rate: stack(found) for rate, found in parts.items()}
-
-
-def seconds_of(folder: Path, batches: Sequence[Batch]) -> float:
-    """Return the wall-clock seconds of finished batches, compilation included."""
-    return sum((float(get_result(folder, job(x)).info["seconds"]) for x in batches), 0.0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from optim4rl.benchmark.tuning import Tuning, best_of_grid
 from optim4rl.evaluation.returns import (
@@ -19,6 +19,8 @@ from optim4rl.evaluation.returns import (
     bootstrap_interval,
     crossed,
     draw_counts,
+    draw_meta_seeds,
+    draw_runs,
     percentile_estimate,
     probability_of_improvement,
     worst_first,
@@ -113,7 +115,7 @@ class Normalised:
 
 
 def normalise_scores(
-    scores: Scores, scale: Scale, *, minus: OtherScores | None = None, seed: int = 0
+    scores: Scores, scale: Scale, *, minus: OtherScores | None = None
 ) -> Normalised:
     """Compute the mean and interquartile mean on a scale, with 95 % intervals.
 
@@ -127,18 +129,14 @@ def normalise_scores(
         minus: scores of another optimizer on the same seeds, to subtract. The result is then the
             difference of means and of interquartile means, in units of the scale. None: subtract
             the untrained policy's.
-        seed: random seed of the resampling; the same seed gives the same interval.
     """
     origin = scale.low[:, None, :] if minus is None else minus
     value = _on_scale(scores.mean((1, 2)), origin.mean((1, 2)), *scale.ends)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tasks, _, seeds = scores.shape
     seed_draw = rng.integers(seeds, size=(RESAMPLES, tasks, seeds))
     sides = (scores, origin, scale.low[:, None, :], scale.high[:, None, :])
-    drawn = [
-        _resample(runs, rng.integers(runs.shape[1], size=(RESAMPLES, runs.shape[1])), seed_draw)
-        for runs in sides
-    ]
+    drawn = [draw_runs(runs, draw_meta_seeds(runs, RESAMPLES, rng), seed_draw) for runs in sides]
     resampled = _on_scale(*(runs.mean(axis=(2, 3)) for runs in drawn))
     resolved = [task for task in range(tasks) if scale.resolved[task]]
     # The scale has one run for each seed.
@@ -168,16 +166,6 @@ def _middle(sides: Sequence[Drawn], subtract: bool) -> Float[np.ndarray, " resam
     return found
 
 
-def _resample(
-    runs: Scores,
-    meta_draw: Int[np.ndarray, "resample meta_seed"],
-    seed_draw: Int[np.ndarray, "resample task seed"],
-) -> Drawn:
-    tasks = np.arange(runs.shape[0])[None, :, None, None]
-    drawn: Drawn = runs[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]]
-    return drawn
-
-
 def _on_scale(
     scores: Float[np.ndarray, "*n task"],
     origin: Float[np.ndarray, "*n task"],
@@ -204,7 +192,7 @@ class Profile:
 
 
 def performance_profile(
-    scores: Scores, points: Float[np.ndarray, " point"] = PROFILE_POINTS, *, seed: int = 0
+    scores: Scores, points: Float[np.ndarray, " point"] = PROFILE_POINTS
 ) -> Profile:
     """Compute the share of runs above each point. All tasks have the same weight.
 
@@ -213,11 +201,10 @@ def performance_profile(
     Args:
         scores: scores of single runs, normalised if there are several tasks.
         points: thresholds.
-        seed: random seed of the resampling; the same seed gives the same interval.
     """
     tasks, meta_seeds, seeds = scores.shape
     above = (worst_first(scores).reshape(tasks, -1, 1) > points).astype(np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     meta_draw = draw_counts(rng, (1, RESAMPLES), meta_seeds)
     counts = crossed(meta_draw, draw_counts(rng, (tasks, RESAMPLES), seeds))
     resampled = np.einsum("tbr,trp->bp", counts, above, optimize=True) / scores.size
@@ -305,13 +292,6 @@ def stand(
         diverged=int(np.isnan(areas).sum()),
         runs=areas.size,
     )
-
-
-def choose_for_each(
-    grids: Sequence[Sequence[float]], areas: Sequence[Float[np.ndarray, "_ seed"]]
-) -> tuple[Tuning, ...]:
-    """Choose each task's setting with the best mean score over the tuning seeds."""
-    return tuple(map(best_of_grid, grids, areas))
 
 
 def choose_for_all(

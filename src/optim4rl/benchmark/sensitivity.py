@@ -10,7 +10,13 @@ import numpy as np
 
 from optim4rl.benchmark import scale as scales
 from optim4rl.benchmark.scale import OtherScores, Scale, Scores
-from optim4rl.evaluation.returns import Estimate, percentile_estimate, worst_first
+from optim4rl.evaluation.returns import (
+    Estimate,
+    draw_meta_seeds,
+    draw_runs,
+    percentile_estimate,
+    worst_first,
+)
 from optim4rl.evaluation.significance import interquartile_means
 
 
@@ -45,14 +51,13 @@ class Sensitivity:
     improvement: Estimate
 
 
-def sensitivity(areas: Scores, others: OtherScores, scale: Scale, *, seed: int = 0) -> Sensitivity:
+def sensitivity(areas: Scores, others: OtherScores, scale: Scale) -> Sensitivity:
     """Measure how much a comparison depends on its tasks.
 
     Args:
         areas: AUC of one optimizer's runs, on at least two tasks.
         others: AUC of the other optimizer's runs, on the same seeds.
         scale: scale of the tasks.
-        seed: random seed of the resampling; the same seed gives the same interval.
     """
     tasks, seeds = areas.shape[0], areas.shape[2]
     every = np.arange(tasks)
@@ -60,10 +65,13 @@ def sensitivity(areas: Scores, others: OtherScores, scale: Scale, *, seed: int =
     parts = [
         _compare(areas[None], others[None], scale, np.delete(every, task)[None]) for task in every
     ]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.integers(tasks, size=(scales.RESAMPLES, tasks))
     seed_draw = rng.integers(seeds, size=(scales.RESAMPLES, tasks, seeds))
-    x, y = (_runs_anew(side, seed_draw, rng) for side in (areas, others))
+    x, y = (
+        draw_runs(side, draw_meta_seeds(side, scales.RESAMPLES, rng), seed_draw)
+        for side in (areas, others)
+    )
     differences, improvements = _compare(x, y, scale, drawn)
     difference = None
     if scale.resolved.any():
@@ -81,15 +89,6 @@ def sensitivity(areas: Scores, others: OtherScores, scale: Scale, *, seed: int =
 def _reading(differences: np.ndarray, improvements: np.ndarray) -> Reading:
     difference = float(differences[0])
     return Reading(None if np.isnan(difference) else difference, float(improvements[0]))
-
-
-def _runs_anew(scores: np.ndarray, seed_draw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Resample runs: `[resample, task, meta_seed, seed]`."""
-    meta_seeds = scores.shape[1]
-    meta_draw = rng.integers(meta_seeds, size=(len(seed_draw), meta_seeds))
-    tasks = np.arange(scores.shape[0])[None, :, None, None]
-    drawn: np.ndarray = scores[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]]
-    return drawn
 
 
 def _compare(

@@ -25,13 +25,14 @@ metric has a column of lists. A metric that is one number is a list of one.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optim4rl.evaluation.curves import Curves
+from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
 
@@ -59,10 +60,48 @@ COLUMNS = (
 )
 # Columns that tables of earlier versions lack, and their defaults.
 _NEW_COLUMNS = {"suite": "", "greedy_return": float("nan"), "seconds": float("nan")}
+# The name of agents that never update.
+UNTRAINED = "untrained policy"
 
 
 class TableError(ValueError):
     """Say why a table of runs cannot be read; the message names the file."""
+
+
+def run_rows(
+    labels: Mapping[str, Any],
+    curves: Curves,
+    seeds: Sequence[int],
+    *,
+    with_curves: bool = True,
+    extra: Mapping[str, Curves] = {},
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each run of some curves.
+
+    Args:
+        labels: columns with the same value in all rows.
+        curves: the curves of the runs.
+        seeds: the seeds of the runs.
+        with_curves: whether to write the curves; if False, only scores are written.
+        extra: curves of further metrics; each becomes a column of lists.
+    """
+    areas, finals = area_under_curve(curves), final_return(curves)
+    unknown = np.full(len(seeds), np.nan)
+    greedy, seconds = (unknown if x is None else x for x in (curves.greedy, curves.seconds))
+    for run, seed in enumerate(seeds):
+        row = {
+            **labels,
+            "seed": seed,
+            "auc": float(areas[run]),
+            "final_return": float(finals[run]),
+            "greedy_return": float(greedy[run]),
+            "seconds": float(seconds[run]),
+            "diverged_at": int(curves.diverged_at[run]),
+            "env_steps": curves.env_steps.tolist() if with_curves else [],
+            "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
+        }
+        further = {name: x.returns[run].tolist() for name, x in extra.items()}
+        yield {name: row[name] for name in COLUMNS} | further
 
 
 def write_runs(rows: Iterator[dict[str, Any]], path: Path) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from optim4rl.cli.runtime import progress_bar, require_file_name
 from optim4rl.cli.signals import keeping, stop_in_order, stop_now
+from optim4rl.cli.study_report import finish
 from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import (
     Tracker,
@@ -29,34 +30,26 @@ from optim4rl.cli.trackers import (
 from optim4rl.fields import POSITIVE, check_fields, to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
-from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.files.manifest import remove_manifest
 from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import has_results, kept
 from optim4rl.meta.agents import num_rollouts
-from optim4rl.pages.predictions import tally
-from optim4rl.pages.study import write_report
-from optim4rl.pages.summary import OUTCOMES, Summary, summarise, summary_table
-from optim4rl.pages.words import interval, number
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import PlanError
-from optim4rl.plans.planner.text import one_line
 from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
 from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.layout import lay_out
 from optim4rl.study.lint import lint
 from optim4rl.study.opening import Opened, describe_new_version, open_given, open_own
-from optim4rl.study.results import StudyResults
 from optim4rl.study.runner import run_study
 from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
 OWN = "optim4rl"
 DEFAULT_SCALE: Scale = "quick"
-# Scores that the terminal shows; the page shows all.
-SHOWN_SCORES = 2
 
 
 @dataclass(frozen=True)
@@ -195,41 +188,6 @@ def _settings(options: AblateOptions) -> StudySettings:
         training=training,
         evaluation=evaluation,
     )
-
-
-def finish(results: StudyResults, folder: Path, *, as_json: bool, page: Path | None = None) -> None:
-    """Write a study's report, by default into its folder, and print a summary."""
-    path = page or folder / "report.html"
-    write_report(results, path)
-    write_manifest(folder)
-    if as_json:
-        print(json.dumps({"report": str(path), "rows": summary_table(results)}))
-        return
-    _print_summary(summarise(results))
-    print(f"report: {path.resolve()}")
-    print(f"table:  {(folder / 'runs.parquet').resolve()}")
-
-
-def _print_summary(summary: Summary) -> None:
-    places = summary.places[:SHOWN_SCORES]
-    rows = [
-        [
-            one_line(entry.row.label),
-            one_line(entry.row.change),
-            *(
-                f"{number(score.iqm.value, digits)} ({interval(score.iqm, digits)})"
-                for score, digits in zip(entry.scores, places, strict=False)
-            ),
-            OUTCOMES[entry.primary.outcome],
-        ]
-        for entry in summary.rows
-    ]
-    names = [score.name for score in summary.reference.scores]
-    shown = [f"{name} (95 %)" for name in names[:SHOWN_SCORES]]
-    columns = ["variant", "change", *shown, f"{names[0]} against reference"]
-    print_table("study", columns, rows)
-    if summary.predictions:
-        print(tally(summary.predictions))
 
 
 @dataclass(frozen=True)

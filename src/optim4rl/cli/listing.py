@@ -88,22 +88,11 @@ def _optimizers() -> list[dict[str, Any]]:
             "kind": "classical (optax)",
             "processing": "",
             "structure": "",
-            "state": _state_cost(_floats_of(name)),
+            "state": _state_cost(optimizer.state_floats),
         }
-        for name in CLASSICAL
+        for name, optimizer in CLASSICAL.items()
     ]
     return [*learned, *classical]
-
-
-def _floats_of(classical_name: str) -> int:
-    """Count the floats that an optax optimizer keeps for each parameter, without step counts."""
-    import jax
-
-    from optim4rl.optimizers.presets import classical
-
-    kernel = jax.ShapeDtypeStruct((100, 100), "float32")
-    state = jax.eval_shape(classical(classical_name, 1e-3).init, {"kernel": kernel})
-    return sum(leaf.size for leaf in jax.tree.leaves(state)) // 10_000
 
 
 def _state_cost(floats: int) -> str:

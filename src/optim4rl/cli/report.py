@@ -54,7 +54,7 @@ def report(options: ReportOptions) -> None:
     first = options.folders[0]
     if len(options.folders) == 1 and (first / "study.json").is_file():
         with locked(first):
-            from optim4rl.cli.ablate import finish
+            from optim4rl.cli.study_report import finish
             from optim4rl.study.collecting import collect
             from optim4rl.study.layout import load_study
 

@@ -112,5 +112,5 @@ def smallest_effect(
     error = difference_error(x, y)
     if not error.variance:
         return None
-    quantiles = scipy.stats.t.ppf([1 - SIGNIFICANCE / 2, POWER], error.degrees)
+    quantiles = scipy.special.stdtrit(error.degrees, [1 - SIGNIFICANCE / 2, POWER])
     return float(quantiles.sum()) * math.sqrt(error.variance)

@@ -102,14 +102,13 @@ class Stability:
     caveats: tuple[str, ...]
 
 
-def stability(curves: Curves, scale: float, *, window: int = 20, last: int = 20) -> Stability:
+def stability(curves: Curves, scale: float, *, window: int = 20) -> Stability:
     """Measures the stability of the runs of one optimizer on one task.
 
     Args:
         curves: At least two updates long.
         scale: Reference scale of the task in units of return, the same for all optimizers.
         window: Number of changes in a window of the dispersion across time.
-        last: Number of updates in a final return.
 
     Raises:
         ValueError: The scale is not positive and finite, the window not positive, or the curves
@@ -128,7 +127,7 @@ def stability(curves: Curves, scale: float, *, window: int = 20, last: int = 20)
         short_term_risk=_mean_over_runs(lower_cvar(changes)),
         long_term_risk=_mean_over_runs(upper_cvar(drawdown(returns))),
         dispersion_across_runs=_dispersion_across_runs(returns),
-        risk_across_runs=float(lower_cvar(final_return(curves, last)[None])[0] / scale),
+        risk_across_runs=float(lower_cvar(final_return(curves)[None])[0] / scale),
         runs=curves.diverged.size,
         diverged=int(curves.diverged.sum()),
         caveats=_caveats(curves, window),

@@ -14,38 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from optim4rl.fields import AT_LEAST_1, check_fields
+from optim4rl.meta.config import Augmentation
 from optim4rl.tasks.interface import InnerTask, update_gradient
 
 # Folded into an agent's key to draw its scales. The task itself folds in small numbers.
 _STREAM = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Ranges of an agent's random scales: factors log-uniform in [1/x, x]; with 1 none.
-
-    Attributes:
-        rescale_parameters: x of the factors [1/x, x] on an agent's parameters; 1: none.
-        rescale_gradients: x of the factor on an agent's loss, and so on its gradients and on its
-            share in the meta-objective of a truncated meta-gradient; 1: none.
-        rescale_rewards: x of the factor on the rewards that an agent learns from; reported returns
-            do not change; 1: none.
-        rescale_tensors: whether every tensor of parameters has its own factor.
-    """
-
-    rescale_parameters: float = 1.0
-    rescale_gradients: float = 1.0
-    rescale_rewards: float = 1.0
-    rescale_tensors: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            rescale_parameters=AT_LEAST_1,
-            rescale_gradients=AT_LEAST_1,
-            rescale_rewards=AT_LEAST_1,
-        )
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ number of devices, to float tolerance on another.
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +148,7 @@ def load_checkpoint(
     path = Path(path)
     card = _card(path)
     _check_config(path, card["config"], _as_json("config", config))
-    wanted = _named_leaves(jax.eval_shape(_data_tree, like))
+    wanted = _named_leaves(jax.eval_shape(partial(jax.tree.map, _data), like))
     shardings = _named_leaves(state_shardings(like, execution))
     with safe_open(path, framework="numpy") as file:
         _check_tensors(path, file, wanted)
@@ -182,10 +183,6 @@ def _is_key(leaf: Any) -> bool:
 
 def _data(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _data_tree(tree: Any) -> Any:
-    return jax.tree.map(_data, tree)
 
 
 def _place(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:

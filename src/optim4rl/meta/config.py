@@ -1,18 +1,43 @@
-"""Settings of meta-training: its tasks, its schedule, and its estimator of the meta-gradient."""
+"""Settings of meta-training as plain values; nothing here needs JAX."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from optim4rl.fields import COUNT, POSITIVE, SHARE, check_fields
-from optim4rl.meta.meta_gradient import Validation
-from optim4rl.meta.resets import ResetSchedule
-from optim4rl.tasks.interface import InnerTask
+from optim4rl.fields import AT_LEAST_1, COUNT, POSITIVE, SHARE, check_fields
 
 TaskClip = Literal["value", "norm", "normalise", "none"]
 MetaClip = Literal["value", "norm", "normalise", "none", "running"]
 EstimatorName = Literal["truncated", "es", "pes"]
 Fitness = Literal["returns", "ranks"]
+ResetSchedule = Literal["staggered", "random", "synchronous", "never"]
+Validation = Literal["last", "dense"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of an agent's random scales: factors log-uniform in [1/x, x]; with 1 none.
+
+    Attributes:
+        rescale_parameters: x of the factors [1/x, x] on an agent's parameters; 1: none.
+        rescale_gradients: x of the factor on an agent's loss, and so on its gradients and on its
+            share in the meta-objective of a truncated meta-gradient; 1: none.
+        rescale_rewards: x of the factor on the rewards that an agent learns from; reported returns
+            do not change; 1: none.
+        rescale_tensors: whether every tensor of parameters has its own factor.
+    """
+
+    rescale_parameters: float = 1.0
+    rescale_gradients: float = 1.0
+    rescale_rewards: float = 1.0
+    rescale_tensors: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            rescale_parameters=AT_LEAST_1,
+            rescale_gradients=AT_LEAST_1,
+            rescale_rewards=AT_LEAST_1,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,43 +121,3 @@ class MetaConfig:
                 f"agents = {self.agents!r}: {self.estimator} has antithetic pairs of agents, so an "
                 "even number is needed"
             )
-
-
-@dataclass(frozen=True)
-class MetaTask:
-    """One task of meta-training.
-
-    Attributes:
-        task: the task.
-        learning_rate: alpha, the rule's inner learning rate on this task.
-        window: K of this task; None: the config's. A window sees only its rollouts, so a learner
-            with many updates for each rollout wants a longer one.
-        estimator: of this task's meta-gradient; None: the config's.
-        agents: M of this task; None: the config's.
-    """
-
-    task: InnerTask
-    learning_rate: float
-    window: int | None = None
-    estimator: EstimatorName | None = None
-    agents: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, learning_rate=POSITIVE, window=COUNT, agents=COUNT)
-
-    def settings(self, config: MetaConfig) -> MetaConfig:
-        """Return the config with this task's own values.
-
-        With "es" all agents live for `reset_interval`; lives of mixed length apply to other tasks.
-
-        Raises:
-            ValueError: its estimator cannot work with this number of agents.
-        """
-        estimator = self.estimator or config.estimator
-        return dataclasses.replace(
-            config,
-            inner_updates=self.window or config.inner_updates,
-            estimator=estimator,
-            agents=self.agents or config.agents,
-            shortest_interval=None if estimator == "es" else config.shortest_interval,
-        )

@@ -1,9 +1,10 @@
-"""Estimators of a task's meta-gradient: their interface, and the truncated meta-gradient.
+"""A task of meta-training, and the estimators of its meta-gradient.
 
 The trainer sees only `GradientEstimator`. Estimators that perturb the rule instead of
 differentiating through it are in `evolution`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,13 +13,55 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
+from optim4rl.fields import COUNT, POSITIVE, check_fields
 from optim4rl.meta.agents import Agents, init_agents, num_rollouts
-from optim4rl.meta.config import MetaConfig, MetaTask
+from optim4rl.meta.config import EstimatorName, MetaConfig
 from optim4rl.meta.meta_gradient import truncated_meta_gradient
 from optim4rl.meta.population import Execution, reset_agents, share_out
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.tasks.interface import InnerTask
+
+
+@dataclass(frozen=True)
+class MetaTask:
+    """One task of meta-training.
+
+    Attributes:
+        task: the task.
+        learning_rate: alpha, the rule's inner learning rate on this task.
+        window: K of this task; None: the config's. A window sees only its rollouts, so a learner
+            with many updates for each rollout wants a longer one.
+        estimator: of this task's meta-gradient; None: the config's.
+        agents: M of this task; None: the config's.
+    """
+
+    task: InnerTask
+    learning_rate: float
+    window: int | None = None
+    estimator: EstimatorName | None = None
+    agents: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, learning_rate=POSITIVE, window=COUNT, agents=COUNT)
+
+    def settings(self, config: MetaConfig) -> MetaConfig:
+        """Return the config with this task's own values.
+
+        With "es" all agents live for `reset_interval`; lives of mixed length apply to other tasks.
+
+        Raises:
+            ValueError: its estimator cannot work with this number of agents.
+        """
+        estimator = self.estimator or config.estimator
+        return dataclasses.replace(
+            config,
+            inner_updates=self.window or config.inner_updates,
+            estimator=estimator,
+            agents=self.agents or config.agents,
+            shortest_interval=None if estimator == "es" else config.shortest_interval,
+        )
 
 
 class EstimatorState(NamedTuple):

@@ -27,8 +27,8 @@ from optim4rl.meta.agents import (
     play,
     with_progress,
 )
-from optim4rl.meta.config import MetaConfig, MetaTask
-from optim4rl.meta.estimators import Estimate, EstimatorState
+from optim4rl.meta.config import MetaConfig
+from optim4rl.meta.estimators import Estimate, EstimatorState, MetaTask
 from optim4rl.meta.population import Execution, reset_agents, share_out
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers.kernels.interface import Kernel
@@ -107,12 +107,8 @@ def live(
 
 
 @dataclass(frozen=True)
-class EvolutionStrategies:
-    """Evolution strategies over whole lives (Salimans et al. 2017, arXiv 1703.03864).
-
-    In each estimate every agent starts fresh and lives for `reset_interval` times K inner updates
-    under one perturbed rule. The two agents of a pair differ only in the perturbation.
-    """
+class _Evolution:
+    """What both strategies have; the task must report returns."""
 
     spec: OptimizerSpec
     meta_task: MetaTask
@@ -120,7 +116,20 @@ class EvolutionStrategies:
     execution: Execution
 
     def __post_init__(self) -> None:
-        _require_returns(self.meta_task.task, self.config)
+        if not _reports_returns(self.meta_task.task):
+            raise ValueError(
+                f"estimator = {self.config.estimator!r}: it needs returns, so a task whose "
+                "rollouts report return_sum and episode_count (tasks.interface.EvaluationTask)"
+            )
+
+
+@dataclass(frozen=True)
+class EvolutionStrategies(_Evolution):
+    """Evolution strategies over whole lives (Salimans et al. 2017, arXiv 1703.03864).
+
+    In each estimate every agent starts fresh and lives for `reset_interval` times K inner updates
+    under one perturbed rule. The two agents of a pair differ only in the perturbation.
+    """
 
     @property
     def rollouts(self) -> int:
@@ -197,7 +206,7 @@ class Persistent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PersistentEvolutionStrategies:
+class PersistentEvolutionStrategies(_Evolution):
     """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835).
 
     In each estimate every agent lives on for K inner updates under a freshly perturbed rule. Its
@@ -205,14 +214,6 @@ class PersistentEvolutionStrategies:
     influence of earlier updates is kept, unlike with truncation. The schedule resets each pair on
     its own, with its sum of perturbations.
     """
-
-    spec: OptimizerSpec
-    meta_task: MetaTask
-    config: MetaConfig
-    execution: Execution
-
-    def __post_init__(self) -> None:
-        _require_returns(self.meta_task.task, self.config)
 
     @property
     def rollouts(self) -> int:
@@ -308,11 +309,3 @@ def _reports_returns(task: InnerTask) -> bool:
 
     reported = jax.eval_shape(stats, jax.random.key(0))
     return all(hasattr(reported, name) for name in ("return_sum", "episode_count"))
-
-
-def _require_returns(task: InnerTask, config: MetaConfig) -> None:
-    if not _reports_returns(task):
-        raise ValueError(
-            f"estimator = {config.estimator!r}: it needs returns, so a task whose rollouts report "
-            "return_sum and episode_count (tasks.interface.EvaluationTask)"
-        )

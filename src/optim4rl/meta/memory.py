@@ -19,7 +19,7 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from optim4rl.meta.population import Execution
-from optim4rl.meta.trainer import MetaConfig, MetaState, MetaTask, init, iterate
+from optim4rl.meta.trainer import MetaConfig, MetaTask, init, iterate
 from optim4rl.optimizers.rule import OptimizerSpec
 
 # Memory of a process on a CPU beside the program: Python, JAX, and XLA while it compiles.
@@ -86,7 +86,7 @@ def predict(
     on_cpu = jax.default_backend() == "cpu"
     return MemoryPlan(
         process=PROCESS_BYTES if on_cpu else 0,
-        state=local * _tree_bytes(state),
+        state=local * sum(map(_array_bytes, jax.tree.leaves(state))),
         work=local * work,
         agents_per_chunk=execution.chunk(_most_agents(tasks, config)),
     )
@@ -111,7 +111,8 @@ def choose_chunk(
     """
     most = _most_agents(tasks, config)
     limit = min(execution.agents_per_chunk or most, most)
-    sizes = sorted({_limited(execution, size).chunk(most) for size in _halves(limit)})
+    halves = [limit >> n for n in range(limit.bit_length())]
+    sizes = sorted({_limited(execution, size).chunk(most) for size in halves})
 
     @cache
     def plan(index: int) -> MemoryPlan:
@@ -173,12 +174,12 @@ def peak_bytes(jaxpr: Jaxpr, donated: bool = False) -> int:
     """
     last_use = _last_uses(jaxpr)
     materialised = _materialised(jaxpr)
-    owned: dict[Var, int] = {v: _bytes(v) for v in jaxpr.invars} if donated else {}
+    owned: dict[Var, int] = {v: _array_bytes(v.aval) for v in jaxpr.invars} if donated else {}
     held = sum(owned.values())
     inputs, peak = held, held
     for index, equation in enumerate(jaxpr.eqns):
         dying = {v for v in _variables(equation) if v in owned and last_use[v] == index}
-        produced = {v: _bytes(v) for v in equation.outvars if v in materialised}
+        produced = {v: _array_bytes(v.aval) for v in equation.outvars if v in materialised}
         reused = _reused(equation, [owned[v] for v in dying], list(produced.values()))
         peak = max(peak, held + sum(produced.values()) - reused + _inner_peak(equation))
         held += sum(produced.values()) - sum(owned.pop(v) for v in dying)
@@ -203,21 +204,6 @@ def _most_agents(tasks: tuple[MetaTask, ...], config: MetaConfig) -> int:
 
 def _limited(execution: Execution, size: int) -> Execution:
     return Execution(execution.mesh, size, execution.kernel)
-
-
-def _halves(size: int) -> Iterator[int]:
-    while size > 1:
-        yield size
-        size //= 2
-    yield 1
-
-
-def _tree_bytes(tree: MetaState) -> int:
-    return sum(_array_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(variable: Any) -> int:
-    return _array_bytes(variable.aval)
 
 
 def _array_bytes(array: Any) -> int:

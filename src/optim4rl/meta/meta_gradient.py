@@ -11,7 +11,7 @@ and no rollout is ever differentiated with respect to the meta-parameters.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,11 @@ from optim4rl.meta.agents import (
     num_rollouts,
     play,
 )
+from optim4rl.meta.config import Validation
 from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.structures import Extras
 from optim4rl.tasks.interface import InnerTask
-
-Validation = Literal["last", "dense"]
-
 
 # The gradients and extras of a rollout's updates.
 _Kept = tuple[Array | None, Extras]

@@ -1,19 +1,20 @@
-"""A recipe: what is meta-trained, on which tasks, and how."""
+"""A recipe: what is meta-trained, on which tasks, and how. Only building one needs JAX."""
 
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
-from optim4rl.meta.augmentation import Augmentation, augment
-from optim4rl.meta.config import EstimatorName
-from optim4rl.meta.trainer import MetaConfig, MetaTask
+from optim4rl.meta.config import Augmentation, EstimatorName, MetaConfig
 from optim4rl.optimizers.presets import learned_spec
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
-from optim4rl.optimizers.weights import load_weights
-from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, TaskConfig, default_config, make_task
+from optim4rl.optimizers.spec import OptimizerSpec
+from optim4rl.tasks import A2CConfig, MapOrder, PPOConfig, TaskConfig, default_config
 from optim4rl.tasks.config import Activation
+
+if TYPE_CHECKING:
+    from optim4rl.meta.estimators import MetaTask
+    from optim4rl.optimizers.rule import MetaParameters
 
 LearnerName = Literal["a2c", "ppo"]
 Observations = Literal["raw", "normalised"]
@@ -99,12 +100,16 @@ def per_task(name: str, values: tuple[float, ...], tasks: tuple[str, ...]) -> tu
     return values * (len(tasks) // len(values))
 
 
-def build(recipe: Recipe) -> tuple[OptimizerSpec, tuple[MetaTask, ...]]:
+def build(recipe: Recipe) -> tuple[OptimizerSpec, "tuple[MetaTask, ...]"]:
     """Return the rule and the tasks that a recipe describes.
 
     Raises:
         ValueError: a field is wrong; the message names it.
     """
+    from optim4rl.meta.augmentation import augment
+    from optim4rl.meta.estimators import MetaTask
+    from optim4rl.tasks import make_task
+
     check_fields(
         recipe,
         width=COUNT_OR_ZERO,
@@ -231,13 +236,15 @@ def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
     return own
 
 
-def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> MetaParameters | None:
+def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> "MetaParameters | None":
     """Return the meta-parameters that `--start` names.
 
     Raises:
         ValueError: there are no such weights, or they have another rule; the message says what
             differs.
     """
+    from optim4rl.optimizers.weights import load_weights
+
     if not recipe.start:
         return None
     weights = load_weights(recipe.start)

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from optim4rl.meta.config import MetaConfig
 from optim4rl.meta.recipe import Recipe
-from optim4rl.meta.trainer import MetaConfig
 
 # The paper's settings: one environment for each agent, K + 1 rollouts of 20 steps to an iteration.
 _PAPER = MetaConfig(

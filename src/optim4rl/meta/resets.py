@@ -5,15 +5,12 @@ r_i evenly spaced over the reset interval I, so that the batch always holds agen
 lives of mixed length, every agent has an interval I_i of its own.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-ResetSchedule = Literal["staggered", "random", "synchronous", "never"]
-RESET_SCHEDULES: tuple[ResetSchedule, ...] = ("staggered", "random", "synchronous", "never")
+from optim4rl.meta.config import ResetSchedule
 
 
 def reset_intervals(
@@ -47,9 +44,7 @@ def reset_offsets(
         return jax.random.randint(key, (num_agents,), 0, intervals)
     if schedule == "synchronous":
         return jnp.zeros((num_agents,), jnp.int32)
-    if schedule == "never":
-        return jnp.full((num_agents,), -1, jnp.int32)
-    raise ValueError(f"resets = {schedule!r}: known schedules are {', '.join(RESET_SCHEDULES)}")
+    return jnp.full((num_agents,), -1, jnp.int32)
 
 
 def reset_mask(

@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from optim4rl.meta.config import (
     MetaClip as MetaClip,
     MetaConfig as MetaConfig,
-    MetaTask as MetaTask,
     TaskClip,
 )
 from optim4rl.meta.estimators import (
     EstimatorState,
     GradientEstimator,
+    MetaTask as MetaTask,
     TruncatedMetaGradient,
 )
 from optim4rl.meta.evolution import EvolutionStrategies, PersistentEvolutionStrategies

@@ -8,7 +8,7 @@ share these formulae (`arrays`).
 
 import itertools
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 
@@ -25,7 +25,6 @@ from optim4rl.optimizers.arrays import (
 
 # "none" is no cell: the head reads the features, and nothing is carried over.
 CellKind = Literal["gru", "lstm", "none"]
-CELL_KINDS: tuple[CellKind, ...] = get_args(CellKind)
 
 Weights = dict[str, Array]
 # What a cell carries over from step to step: (h,) for a GRU, (h, c) for an LSTM, () for none.
@@ -38,11 +37,6 @@ CARRIES: Mapping[CellKind, int] = {"gru": 1, "lstm": 2, "none": 0}
 
 # Flax's, which OPEN's weights were trained with.
 _NORM_EPSILON = 1e-6
-
-
-def carry_floats(cell: CellKind, hidden_size: int) -> int:
-    """Return the floats of state that one network keeps for each coordinate."""
-    return CARRIES[cell] * hidden_size
 
 
 def weight_shapes(

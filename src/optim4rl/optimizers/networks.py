@@ -10,13 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from optim4rl.optimizers.arrays import linear
 from optim4rl.optimizers.cells import (
     CARRIES,
-    CELL_KINDS as CELL_KINDS,
     GATES,
     Carry as Carry,
     CellKind as CellKind,
     Rows as Rows,
     Weights as Weights,
-    carry_floats as carry_floats,
     cell_forward as cell_forward,
     cell_kernel as cell_kernel,
     forward,

@@ -1,15 +1,16 @@
-"""Named optimizers: the paper's, ours, and the classical ones they are measured against."""
+"""Named optimizers: the paper's, ours, and the classical ones they are measured against.
+
+Names and specs need no JAX; only `classical` imports optax.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias
-
-import optax
-import optax.contrib
+from collections.abc import Mapping
+from operator import attrgetter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from optim4rl.optimizers.processing import Andrychowicz, Raw, RawAndSquare, SignLog
-from optim4rl.optimizers.rule import OptimizerSpec
+from optim4rl.optimizers.spec import OptimizerSpec
 from optim4rl.optimizers.structures import (
     L2L,
     Adaptive,
@@ -21,6 +22,9 @@ from optim4rl.optimizers.structures import (
     Open,
     Star,
 )
+
+if TYPE_CHECKING:
+    import optax
 
 # The floor of 1e-8 on |g| puts a zero gradient at log = -18.4; shifted and scaled, [1e-8, 1] reads
 # as about [-0.9, 0.9].
@@ -102,21 +106,38 @@ LEARNED: dict[str, OptimizerSpec] = {
 
 # A learning rate: a number, an array of one, or a function of the update count.
 ScalarOrSchedule: TypeAlias = Any
-CLASSICAL: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "adam": optax.adam,
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
-    "sign_sgd": optax.sign_sgd,
-    "muon": optax.contrib.muon,
+
+
+class Classical(NamedTuple):
+    """A classical optimizer of optax.
+
+    Attributes:
+        function: its function, as a path below `optax`.
+        state_floats: floats of state for each parameter of a kernel, without counts.
+        has_epsilon: whether it adds an epsilon to the root of the second moment.
+        settings: settings that differ from optax's defaults.
+    """
+
+    function: str
+    state_floats: int
+    has_epsilon: bool = True
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
+CLASSICAL = {
+    "adam": Classical("adam", 2),
+    "rmsprop": Classical("rmsprop", 1),
+    "sgd": Classical("sgd", 0, has_epsilon=False),
+    "sign_sgd": Classical("sign_sgd", 0, has_epsilon=False),
+    "muon": Classical("contrib.muon", 1),
     # Its updates as large as Adam's, so that one rate suits both ("Muon is Scalable for LLM
     # Training", arXiv 2502.16982), and the shorter memory of RL.
-    "muon_rms": partial(optax.contrib.muon, beta=0.9, consistent_rms=0.2),
+    "muon_rms": Classical("contrib.muon", 1, settings={"beta": 0.9, "consistent_rms": 0.2}),
     # Made for noisy gradients.
-    "schedule_free": optax.contrib.schedule_free_adamw,
-    "ademamix": optax.contrib.ademamix,
-    "adopt": optax.contrib.adopt,
+    "schedule_free": Classical("contrib.schedule_free_adamw", 2),
+    "ademamix": Classical("contrib.ademamix", 3),
+    "adopt": Classical("contrib.adopt", 2),
 }
-WITH_EPSILON = ("adam", "rmsprop", "muon", "muon_rms", "schedule_free", "ademamix", "adopt")
 
 
 def optimizer_names() -> tuple[str, ...]:
@@ -137,7 +158,7 @@ def learned_spec(name: str) -> OptimizerSpec:
 
 def classical(
     name: str, learning_rate: ScalarOrSchedule, epsilon: float | None = None
-) -> optax.GradientTransformationExtraArgs:
+) -> "optax.GradientTransformationExtraArgs":
     """A classical optimizer with optax's own defaults.
 
     Args:
@@ -150,8 +171,11 @@ def classical(
     """
     if name not in CLASSICAL:
         raise ValueError(f"optimizer = {name!r}: classical optimizers are {', '.join(CLASSICAL)}")
-    if epsilon is None:
-        return CLASSICAL[name](learning_rate)
-    if name not in WITH_EPSILON:
-        raise ValueError(f"epsilon = {epsilon!r}: optimizer {name!r} has none")
-    return CLASSICAL[name](learning_rate, eps=epsilon)
+    import optax.contrib
+
+    function, _, has_epsilon, settings = CLASSICAL[name]
+    if epsilon is not None:
+        if not has_epsilon:
+            raise ValueError(f"epsilon = {epsilon!r}: optimizer {name!r} has none")
+        settings = {**settings, "eps": epsilon}
+    return attrgetter(function)(optax)(learning_rate, **settings)

@@ -137,10 +137,6 @@ class Symlog(_SignedMagnitude):
     first_features: ClassVar[int] = 1
     second_features: ClassVar[int] = 1
 
-    def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"Symlog.c = {self.c!r}: the scale c must be positive, e.g. 1e-3")
-
     def _log(self, gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return namespace(gradient).log1p(abs(gradient) / self.c)
 
@@ -163,10 +159,6 @@ class Andrychowicz(_SignedMagnitude):
     name: ClassVar[str] = "andrychowicz"
     first_features: ClassVar[int] = 2
     second_features: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        if not self.p > 0:
-            raise ValueError(f"Andrychowicz.p = {self.p!r}: p must be positive, e.g. 10")
 
     def first(self, gradient: Float[Array, "*shape"]) -> Float[Array, "2 *shape"]:
         xp = namespace(gradient)

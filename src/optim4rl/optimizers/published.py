@@ -249,12 +249,6 @@ class Open:
     per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ("params", "noise")
 
-    def __post_init__(self) -> None:
-        for field in ("rollouts", "epochs", "minibatches"):
-            value = getattr(self, field)
-            if not 1 <= value < float("inf"):
-                raise ValueError(f"Open.{field} = {value!r}: at least 1 is needed")
-
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         del processing
         return (NetworkShape(3 + 2 * len(OPEN_BETAS) + 3, 3),)

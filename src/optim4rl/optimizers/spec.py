@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optim4rl.fields import check_fields, check_values, shown
-from optim4rl.optimizers.cells import CellKind, carry_floats, weight_shapes
+from optim4rl.optimizers.cells import CARRIES, CellKind, weight_shapes
 from optim4rl.optimizers.processing import PROCESSINGS, Processing, SignLog
 from optim4rl.optimizers.ranges import RANGES, check_choice
 from optim4rl.optimizers.structures import STRUCTURES, Adaptive, NetworkShape, Structure
@@ -90,7 +90,7 @@ class OptimizerSpec:
     @property
     def state_floats(self) -> int:
         """Return the floats of optimizer state for each parameter (Adam keeps 2)."""
-        carries = len(self.networks) * carry_floats(self.cell, self.hidden_size)
+        carries = len(self.networks) * CARRIES[self.cell] * self.hidden_size
         return carries + self.structure.num_moments
 
     @property

@@ -39,14 +39,9 @@ from optim4rl.optimizers.processing import (
 )
 from optim4rl.optimizers.published import (
     FACTOR_LIMIT as FACTOR_LIMIT,
-    FACTORED_BETAS as FACTORED_BETAS,
-    MOMENTUM_BETAS as MOMENTUM_BETAS,
-    OPEN_BETAS as OPEN_BETAS,
     Celo2 as Celo2,
-    Factors as Factors,
     Open as Open,
     Star as Star,
-    decayed as decayed,
     factors as factors,
     unit_rms as unit_rms,
 )
@@ -172,12 +167,6 @@ class Anchored:
     per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
-    def __post_init__(self) -> None:
-        for field in ("beta1", "beta2", "beta_slow"):
-            beta = getattr(self, field)
-            if not 0 <= beta < 1:
-                raise ValueError(f"Anchored.{field} = {beta!r}: a decay rate lies in [0, 1)")
-
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         return (NetworkShape(processing.first_features + 4, 3),)
 
@@ -251,7 +240,6 @@ class Mirrored(Anchored):
         return (xp.concatenate([0.5 * processing.second(abs(reading.gradient)), even]),)
 
 
-# The decay rates of the running moments behind Adafactor features, and the floor of their squares.
 STRUCTURES: dict[str, type[Structure]] = {
     cls.name: cls
     for cls in (

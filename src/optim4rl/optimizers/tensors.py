@@ -25,7 +25,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # (`is_centred`) and scaling (`layer_scale`) by layer, or turning a kernel into an orthogonal matrix
 # of the same size.
 Normalisation = Literal["none", "rms", "layers", "orthogonal"]
-NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 # The treatments that need all of a tensor to compute one coordinate.
 WHOLE_TENSOR: frozenset[Normalisation] = frozenset({"rms", "orthogonal"})
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis, Frame, Series
 from optim4rl.pages.words import percent
-from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
+from optim4rl.study.identity_results import Histogram, IdentityResult, IdentityRow
 
 INPUT_NAMES = {"raw": "raw g", "sign_log": "sign and log", "symlog": "symlog"}
 OUTPUT_NAMES = {"linear": "linear", "sign_exp": "sgn · exp", "symexp": "symexp"}

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optim4rl.benchmark.loop import CEILINGS, Reading
-from optim4rl.benchmark.rows import UNTRAINED
 from optim4rl.benchmark.scale import Scale, Standing, make_scale, stand
 from optim4rl.benchmark.scores import greedy_return
 from optim4rl.benchmark.suites import PUBLISHED, SUITES
-from optim4rl.benchmark.table import curves_of, read_runs
+from optim4rl.benchmark.table import UNTRAINED, curves_of, read_runs
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
 from optim4rl.pages.costs import TimeStanding, time_standings

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from optim4rl.benchmark.rows import UNTRAINED, run_rows
-from optim4rl.benchmark.table import write_runs
+from optim4rl.benchmark.table import UNTRAINED, run_rows, write_runs
 from optim4rl.evaluation.curves import Curves, stack
 from optim4rl.evaluation.returns import area_under_curve, final_return, interquartile_mean
 from optim4rl.files.reading import read_text

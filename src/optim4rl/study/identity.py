@@ -31,6 +31,7 @@ from optim4rl.fields import COUNT, NOT_NEGATIVE, check_fields
 from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
 from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
 from optim4rl.study.identity_results import (
+    Histogram as Histogram,
     IdentityResult as IdentityResult,
     IdentityRow as IdentityRow,
     from_json as from_json,
@@ -39,7 +40,6 @@ from optim4rl.study.identity_results import (
 )
 from optim4rl.study.recording import (
     GaussianClusters as GaussianClusters,
-    Histogram as Histogram,
     check_gradients,
     histogram as histogram,
     record_gradients as record_gradients,

@@ -9,13 +9,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from optim4rl.study.recording import (
-    GaussianClusters as GaussianClusters,
-    Histogram as Histogram,
-    histogram as histogram,
-    record_gradients as record_gradients,
-    supervised_gradients as supervised_gradients,
-)
+
+@dataclass(frozen=True)
+class Histogram:
+    """Histogram of log10|g| of non-zero gradients, with the share of exact zeros beside it.
+
+    Attributes:
+        label: source of the gradients.
+        edges: bin edges in log10|g|, one more than there are bins.
+        share: share of the non-zero gradients in each bin.
+        zeros: share of exact zeros among all.
+        decades: decades between the 1st and 99th percentile of non-zero |g|.
+    """
+
+    label: str
+    edges: Float[np.ndarray, " edges"]
+    share: Float[np.ndarray, " bins"]
+    zeros: float
+    decades: float
 
 
 @dataclass(frozen=True)

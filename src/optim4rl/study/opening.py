@@ -5,15 +5,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optim4rl.fields import COUNT, check_values, from_json, to_json
 from optim4rl.files.reading import read_text
 from optim4rl.jobs.store import has_results
 from optim4rl.study.experiment import Design
 from optim4rl.study.given import GivenWork
-from optim4rl.study.own import OwnWork, own_design
-from optim4rl.study.settings import StudySettings
 from optim4rl.study.source import (
     Source,
     changed_files,
@@ -23,6 +21,9 @@ from optim4rl.study.source import (
     split_name,
 )
 from optim4rl.study.work import Work
+
+if TYPE_CHECKING:
+    from optim4rl.study.settings import StudySettings
 
 # The numbers of runs and of trainings, which a command can set.
 COUNTS = ("seeds", "meta_seeds")
@@ -76,6 +77,8 @@ class Opened:
     def shown(self) -> dict[str, Any]:
         """Return the settings, for people."""
         if self.source is None:
+            from optim4rl.study.settings import StudySettings
+
             return {
                 "name": self.scale,
                 **dataclasses.asdict(from_json(StudySettings, self.settings)),
@@ -89,8 +92,10 @@ class Opened:
         }
 
 
-def open_own(scale: str, settings: StudySettings) -> Opened:
-    """Open this project's own experiment."""
+def open_own(scale: str, settings: "StudySettings") -> Opened:
+    """Open this project's own experiment, which needs JAX; a user's may need none."""
+    from optim4rl.study.own import OwnWork, own_design
+
     return Opened(own_design(settings), OwnWork(settings), "optim4rl", to_json(settings), scale)
 
 
@@ -146,7 +151,10 @@ def reopen(record: Mapping[str, Any], folder: Path) -> Opened:
         ValueError: the experiment cannot be opened.
         KeyError: the record is incomplete.
     """
-    if record.get("source") is None:  # 0.2 had only this project's own experiment.
+    if record.get("source") is None:
+        from optim4rl.study.settings import StudySettings
+
+        # 0.2 had only this project's own experiment.
         return open_own(record["scale"], from_json(StudySettings, record["settings"]))
     source = Source.of_json(record["source"])
     counts = {name: record["settings"][name] for name in COUNTS}

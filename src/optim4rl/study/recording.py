@@ -13,28 +13,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from optim4rl.study.identity_results import Histogram
 from optim4rl.tasks.interface import InnerTask
 
 _HISTOGRAM_EDGES = np.linspace(-12.0, 1.0, 53)
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Histogram of log10|g| of non-zero gradients, with the share of exact zeros beside it.
-
-    Attributes:
-        label: source of the gradients.
-        edges: bin edges in log10|g|, one more than there are bins.
-        share: share of the non-zero gradients in each bin.
-        zeros: share of exact zeros among all.
-        decades: decades between the 1st and 99th percentile of non-zero |g|.
-    """
-
-    label: str
-    edges: Float[np.ndarray, " edges"]
-    share: Float[np.ndarray, " bins"]
-    zeros: float
-    decades: float
 
 
 def record_gradients(

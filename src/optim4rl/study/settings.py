@@ -6,7 +6,7 @@ from typing import Literal
 from optim4rl.benchmark.protocol import Protocol, require_grid
 from optim4rl.benchmark.suites import Suite, task_suite
 from optim4rl.fields import COUNT, POSITIVE, check_fields
-from optim4rl.meta.trainer import MetaClip
+from optim4rl.meta.config import MetaClip
 
 IdentityScale = Literal["smoke", "quick", "paper"]
 

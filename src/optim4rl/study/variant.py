@@ -4,9 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from optim4rl.meta.meta_gradient import Validation
-from optim4rl.meta.resets import ResetSchedule
-from optim4rl.optimizers.networks import CellKind
+from optim4rl.meta.config import ResetSchedule, Validation
+from optim4rl.optimizers.cells import CellKind
 from optim4rl.optimizers.processing import PROCESSINGS
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.structures import STRUCTURES

@@ -5,7 +5,7 @@ appendix; Mnih et al. 2016, arXiv 1602.01783).
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +15,6 @@ from optim4rl.tasks.backprop import BatchNetwork
 from optim4rl.tasks.config import A2CConfig as A2CConfig
 from optim4rl.tasks.distributions import Distribution
 from optim4rl.tasks.learner import Rollout
-
-
-class Transitions(NamedTuple):
-    """A rollout of T steps in E environments.
-
-    Attributes:
-        observation: the agent's observation.
-        action: its action, before any squashing.
-        reward: its reward, scaled for learning.
-        terminated: whether the step ended the episode in a terminal state, whose value is 0.
-        truncated: whether the step hit a time limit; the state that it led to still has a value.
-        value: the critic's value of `observation`.
-        next_value: the critic's value of the state that the step led to, before any reset.
-    """
-
-    observation: Float[Array, "T E *observation"]
-    action: Num[Array, "T E ..."]
-    reward: Float[Array, "T E"]
-    terminated: Bool[Array, "T E"]
-    truncated: Bool[Array, "T E"]
-    value: Float[Array, "T E"]
-    next_value: Float[Array, "T E"]
 
 
 def lambda_returns(

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from optim4rl.tasks.config import Activation, Initialisation, MapOrder
-from optim4rl.tasks.inputs import shifted_images
 
 # As in flax, whose default the paper's networks use: variance 1 / fan-in, truncated at two
 # standard deviations; biases start at zero.
 _kernel_init = jax.nn.initializers.lecun_normal()
+# Filters of a convolution.
+FILTERS = 16
 
 
 class Dense(eqx.Module):
@@ -28,10 +29,6 @@ class Dense(eqx.Module):
         """Draw the kernel."""
         self.kernel = _kernel_init(key, (inputs, outputs), jnp.float32)
         self.bias = jnp.zeros(outputs, jnp.float32)
-
-    def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
-        """Map one vector."""
-        return x @ self.kernel + self.bias
 
 
 class Conv2x2(eqx.Module):
@@ -51,13 +48,6 @@ class Conv2x2(eqx.Module):
         self.kernel = _kernel_init(key, (2, 2, channels, filters), jnp.float32)
         self.bias = jnp.zeros(filters, jnp.float32)
 
-    def __call__(
-        self, x: Float[Array, "height width channels"]
-    ) -> Float[Array, "height width filters"]:
-        """Convolve one image."""
-        kernel = self.kernel.reshape(-1, self.kernel.shape[-1])
-        return shifted_images(x) @ kernel + self.bias[None, None]
-
 
 class ActorCritic(eqx.Module):
     """Policy and value of one observation, from a torso they share.
@@ -72,17 +62,6 @@ class ActorCritic(eqx.Module):
     value: Dense
     maps: MapOrder = eqx.field(static=True)
 
-    def __call__(
-        self, observation: Float[Array, "*observation"]
-    ) -> tuple[Float[Array, "actions"], Float[Array, ""]]:
-        """Return the logits of the actions and the value of ONE observation; vmap over many."""
-        features = observation
-        if self.conv is not None:
-            image = jnp.moveaxis(features, 0, -1) if self.maps == "channels" else features
-            features = jax.nn.relu(self.conv(image))
-        features = jax.nn.relu(self.dense(features.reshape(-1)))
-        return self.policy(features), self.value(features)[0]
-
 
 class SeparateMLPs(eqx.Module):
     """Policy and value of one observation, each with its own layers; the last one is linear."""
@@ -90,20 +69,6 @@ class SeparateMLPs(eqx.Module):
     policy: tuple[Dense, ...]
     value: tuple[Dense, ...]
     activation: Activation = eqx.field(static=True)
-
-    def __call__(
-        self, observation: Float[Array, "*observation"]
-    ) -> tuple[Float[Array, "outputs"], Float[Array, ""]]:
-        """Return the policy's outputs and the value of ONE observation; vmap over many."""
-        activate = activation(self.activation)
-
-        def run(layers: tuple[Dense, ...]) -> Array:
-            hidden = layers[0](observation.reshape(-1))
-            for layer in layers[1:]:
-                hidden = layer(activate(hidden))
-            return hidden
-
-        return run(self.policy), run(self.value)[0]
 
 
 def activation(name: Activation) -> Callable[[Array], Array]:
@@ -154,7 +119,6 @@ def make_network(
     num_actions: int,
     *,
     width: int,
-    filters: int = 16,
     maps: MapOrder = "channels",
     key: PRNGKeyArray,
 ) -> ActorCritic:
@@ -165,7 +129,6 @@ def make_network(
         observation_shape: Shape of one observation; three axes for "conv".
         num_actions: Number of logits.
         width: Units of the dense layer.
-        filters: Filters of the convolution.
         maps: Meaning of the axes in the convolution. "channels": (channel, row, column), as in the
             grid worlds. "rows": (row, column, channel), as in MinAtar; on grid worlds this is the
             order of the paper's release, which convolves over (map, row) with the columns as
@@ -173,18 +136,8 @@ def make_network(
         key: Source of the initial kernels.
 
     Raises:
-        ValueError: If `kind` or `maps` is unknown, a size is not positive, or the observation of a
-            convolution does not have three axes.
+        ValueError: If the observation of a convolution does not have three axes.
     """
-    for field, value, known in (
-        ("kind", kind, ("dense", "conv")),
-        ("maps", maps, get_args(MapOrder)),
-    ):
-        if value not in known:
-            raise ValueError(f"{field} must be one of {known}, not {value!r}")
-    for field, size in (("num_actions", num_actions), ("width", width), ("filters", filters)):
-        if size < 1:
-            raise ValueError(f"{field} must be at least 1, not {size}")
     if kind == "conv" and len(observation_shape) != 3:
         raise ValueError(
             f"observation_shape must have three axes for a convolution, not {observation_shape}"
@@ -195,8 +148,8 @@ def make_network(
         inputs = math.prod(observation_shape)
         if kind == "conv":
             channels = observation_shape[0 if maps == "channels" else -1]
-            conv = Conv2x2(channels, filters, key=key)
-            inputs = inputs // channels * filters
+            conv = Conv2x2(channels, FILTERS, key=key)
+            inputs = inputs // channels * FILTERS
         return ActorCritic(
             conv=conv,
             dense=Dense(inputs, width, key=key),

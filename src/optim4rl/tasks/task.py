@@ -11,7 +11,7 @@ import numpy as np
 from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from optim4rl.tasks.a2c import A2C, Transitions, lambda_returns
+from optim4rl.tasks.a2c import A2C, lambda_returns
 from optim4rl.tasks.backprop import BatchNetwork, SeparateTorsos, SharedTorso
 from optim4rl.tasks.config import TaskConfig as TaskConfig, TimeLimit
 from optim4rl.tasks.distributions import Categorical, Distribution, TanhNormal
@@ -238,22 +238,6 @@ class Task:
     def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
         """What an optimizer may read of update number `index` beside its gradient."""
         return self.learner.extras(params, batch, index)
-
-    def transitions(
-        self, params: Any, actor: Actor, key: PRNGKeyArray
-    ) -> tuple[Actor, Transitions, RolloutStats]:
-        """The transitions of the rollout that the agent learns from."""
-        after, steps, reward = self._play(params, actor, key)
-        transitions = Transitions(
-            jax.vmap(self.vector.unpack)(_normalised(actor, steps.observation)),
-            steps.action,
-            reward,
-            steps.result.terminated,
-            steps.result.truncated,
-            steps.value,
-            self._next_values(params, actor, after, steps),
-        )
-        return after, transitions, _stats(steps)
 
     @property
     def greedy_episodes(self) -> int:

@@ -1,7 +1,6 @@
 """Many copies of one environment, stepped together, with the results that a learner needs."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -96,9 +95,6 @@ class Vectorized(Protocol):
     def steps_between_truncations(self) -> int | None:
         """The least number of steps between two truncations; None if nothing is truncated."""
 
-    def unpack(self, observation: Num[Array, "..."]) -> Float[Array, "env *observation"]:
-        """Observations in the form that the environment itself gives them."""
-
 
 @contextlib.contextmanager
 def numpys_rules() -> Iterator[None]:
@@ -159,10 +155,6 @@ class GymnaxVector:
         )
         return VectorState(inner, observation.astype(jnp.float32), episode_return), result
 
-    def unpack(self, observation: Float[Array, "..."]) -> Float[Array, "env *observation"]:
-        """Nothing to do."""
-        return observation
-
 
 @dataclass(frozen=True)
 class SparseVector:
@@ -221,12 +213,6 @@ class SparseVector:
             lambda new, old: jnp.where(terminated | truncated, new, old), fresh, after
         )
         return state, after, reward, terminated, truncated
-
-    def unpack(self, observation: Int[Array, "ones env"]) -> Float[Array, "env *observation"]:
-        """Write the ones into zeros."""
-        cells = jnp.arange(math.prod(self.observation_shape), dtype=jnp.int32)
-        maps = jnp.any(observation.T[..., None] == cells[None, None], axis=1).astype(jnp.float32)
-        return maps.reshape(self.num_envs, *self.observation_shape)
 
     def _ones(self, state: Any) -> Int[Array, "ones env"]:
         return jax.vmap(self.environment.ones, -1, -1)(state)

@@ -154,10 +154,6 @@ class PhysicsVector:
         result = StepResult(reward, terminated, truncated, observation, ended_return)
         return VectorState(episodes._replace(state=following), seen, episode_return), result
 
-    def unpack(self, observation: Float[Array, "env size"]) -> Float[Array, "env size"]:
-        """Nothing to do."""
-        return observation
-
 
 @contextlib.contextmanager
 def _permissive() -> Iterator[None]:
