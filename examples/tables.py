@@ -59,26 +59,26 @@ def keep(job: Job) -> str:
 
 
 def write(out: Path, steps: Mapping[str, int]) -> None:
-    """Write runs.parquet and table.md of all tasks whose runs are complete."""
+    """Write runs.parquet and table.md, with the seeds that every optimizer has."""
     from optim4rl.benchmark.table import read_runs, write_runs
 
-    rows = [
-        row
-        for task in steps
-        if all(path_of(out, task, x, seed).exists() for x in OPTIMIZERS for seed in SEEDS)
-        for optimizer in OPTIMIZERS
-        for row in rows_of(out, task, optimizer, steps[task])
-    ]
+    rows = []
+    for task in steps:
+        seeds = [s for s in SEEDS if all(path_of(out, task, x, s).exists() for x in OPTIMIZERS)]
+        for optimizer in OPTIMIZERS if len(seeds) > 1 else ():
+            rows += rows_of(out, task, optimizer, steps[task], seeds)
     write_runs(iter(rows), out / "runs.parquet")
     (out / "table.md").write_text(markdown(read_runs(out / "runs.parquet")))
 
 
-def rows_of(out: Path, task: str, optimizer: str, steps: int) -> list[dict[str, Any]]:
+def rows_of(
+    out: Path, task: str, optimizer: str, steps: int, seeds: list[int]
+) -> list[dict[str, Any]]:
     """Return an optimizer's runs on a task, as rows of the table of runs."""
     from optim4rl.evaluation.curves import Curves
     from optim4rl.evaluation.returns import area_under_curve, final_return
 
-    returns = np.stack([np.load(path_of(out, task, optimizer, seed)) for seed in SEEDS])
+    returns = np.stack([np.load(path_of(out, task, optimizer, seed)) for seed in seeds])
     points = returns.shape[1]
     env_steps = steps * np.arange(1, points + 1) // points
     curves = Curves(returns, np.full(len(returns), -1), env_steps)
@@ -97,7 +97,7 @@ def rows_of(out: Path, task: str, optimizer: str, steps: int) -> list[dict[str, 
     }
     return [
         same | {"seed": seed, "auc": float(x), "final_return": float(y), "returns": curve.tolist()}
-        for seed, x, y, curve in zip(SEEDS, areas, finals, returns, strict=True)
+        for seed, x, y, curve in zip(seeds, areas, finals, returns, strict=True)
     ]
 
 
@@ -106,8 +106,8 @@ def markdown(runs: Any) -> str:
     from optim4rl.evaluation.returns import compare
 
     lines = [
-        "| task | optimizer | AUC, mean of seeds | final return | AUC against Adam (95 %) |",
-        "|---|---|---|---|---|",
+        "| task | optimizer | seeds | AUC | final return | AUC against Adam (95 %) |",
+        "|---|---|---|---|---|---|",
     ]
     for task in runs["task"].unique(maintain_order=True):
         found = {x: runs.filter(task=task, optimizer=x).sort("seed") for x in OPTIMIZERS}
@@ -118,5 +118,5 @@ def markdown(runs: Any) -> str:
                 x = compare(*both, optimizer, "adam").difference
                 lead = f"{x.value:+.1f} ({x.low:+.1f} to {x.high:+.1f})"
             means = f"{its['auc'].mean():.1f} | {its['final_return'].mean():.1f}"
-            lines.append(f"| {task} | {optimizer} | {means} | {lead} |")
+            lines.append(f"| {task} | {optimizer} | {len(its)} | {means} | {lead} |")
     return "\n".join(lines) + "\n"
