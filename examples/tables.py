@@ -59,7 +59,7 @@ def keep(job: Job) -> str:
 
 
 def write(out: Path, steps: Mapping[str, int]) -> None:
-    """Write runs.parquet and table.md, with the seeds that every optimizer has."""
+    """Write runs.parquet, table.md and curves.svg, with the seeds that every optimizer has."""
     from optim4rl.benchmark.table import read_runs, write_runs
 
     rows = []
@@ -68,7 +68,9 @@ def write(out: Path, steps: Mapping[str, int]) -> None:
         for optimizer in OPTIMIZERS if len(seeds) > 1 else ():
             rows += rows_of(out, task, optimizer, steps[task], seeds)
     write_runs(iter(rows), out / "runs.parquet")
-    (out / "table.md").write_text(markdown(read_runs(out / "runs.parquet")))
+    runs = read_runs(out / "runs.parquet")
+    (out / "table.md").write_text(markdown(runs))
+    draw(runs, out / "curves.svg")
 
 
 def rows_of(
@@ -82,7 +84,8 @@ def rows_of(
     points = returns.shape[1]
     env_steps = steps * np.arange(1, points + 1) // points
     curves = Curves(returns, np.full(len(returns), -1), env_steps)
-    areas, finals = area_under_curve(curves), final_return(curves)
+    areas = area_under_curve(curves)
+    finals = final_return(curves, max(points // 10, 1))
     same = {
         "optimizer": optimizer,
         "role": "baseline" if optimizer == "adam" else "learned",
@@ -120,3 +123,29 @@ def markdown(runs: Any) -> str:
             means = f"{its['auc'].mean():.1f} | {its['final_return'].mean():.1f}"
             lines.append(f"| {task} | {optimizer} | {len(its)} | {means} | {lead} |")
     return "\n".join(lines) + "\n"
+
+
+def draw(runs: Any, path: Path) -> None:
+    """Draw the learning curves: the mean of the seeds, and their range, one panel a task."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same bytes for the same runs, and text that can be searched.
+    matplotlib.rcParams |= {"svg.hashsalt": "optim4rl", "svg.fonttype": "none"}
+    from matplotlib import pyplot
+
+    tasks = runs["task"].unique(maintain_order=True).to_list()
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(3.2 * len(tasks), 2.8), squeeze=False)
+    for task, axis in zip(tasks, axes[0], strict=True):
+        for optimizer, colour in zip(OPTIMIZERS, ("#d55e00", "#0072b2"), strict=True):
+            its = runs.filter(task=task, optimizer=optimizer)
+            steps, returns = its["env_steps"][0].to_numpy(), np.stack(its["returns"].to_list())
+            axis.plot(steps, returns.mean(axis=0), color=colour, label=optimizer)
+            low, high = returns.min(axis=0), returns.max(axis=0)
+            axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axis.set(title=task, xlabel="environment steps")
+    axes[0, 0].set_ylabel("return")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

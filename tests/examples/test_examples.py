@@ -67,6 +67,18 @@ def test_a_table_has_every_run_once(example, tmp_path):
     assert table["env_steps"][0].to_list() == list(range(5, 1001, 5))
     row = "| CartPole-v1 | ppo-generalist | 5 | 100.0 | 190.5 | +50.0 (+50.0 to +50.0) |"
     assert row in (tmp_path / "table.md").read_text()
+    assert "CartPole-v1" in (tmp_path / "curves.svg").read_text()
+
+
+def test_the_page_of_agents_has_the_tables_of_its_runs(example):
+    from optim4rl.benchmark.table import read_runs
+
+    folder = ROOT / "docs" / "studies"
+    page = (folder / "agents.md").read_text()
+    files = sorted((folder / "agents").glob("*-runs.parquet"))
+    assert files
+    for path in files:
+        assert example("tables").markdown(read_runs(path)) in page
 
 
 def test_a_run_of_stable_baselines_gives_a_curve(example, monkeypatch):
