@@ -67,7 +67,7 @@ class Categorical:
 
     @property
     def uniforms(self) -> int:
-        """Return 1, for each action; `jax.random.categorical` takes one for each logit."""
+        """Return 1 for each action; `jax.random.categorical` takes one for each logit."""
         return 1
 
     def sample(
@@ -130,12 +130,12 @@ class TanhNormal:
 
     @property
     def outputs(self) -> int:
-        """Return a mean and a scale for each number of an action."""
+        """Return 2 for each number of an action: a mean and a scale."""
         return 2 * len(self.low)
 
     @property
     def uniforms(self) -> int:
-        """Return one for each number of an action."""
+        """Return 1 for each number of an action."""
         return len(self.low)
 
     def sample(

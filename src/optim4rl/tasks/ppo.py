@@ -1,10 +1,10 @@
 """Proximal policy optimization: several epochs of minibatches on each rollout.
 
-`loss = -min(r A, clip(r, 1 - c, 1 + c) A) + 0.5 TD^2 - 0.01 entropy`, means over a minibatch, with
-`r` the ratio of the new to the old policy's probability of an action and A the advantages by GAE
-(Schulman et al. 2017, arXiv 1707.06347; 2016, arXiv 1506.02438). With `value_clip` d the squared
-error is the larger of `(G - V)^2` and `(G - V0 - clip(V - V0, -d, d))^2`, with G the target and V0
-the value when the rollout was played.
+`loss = -min(r A, clip(r, 1 - c, 1 + c) A) + 0.5 TD^2 - 0.01 entropy`, means over a minibatch. Here
+r is the ratio of the new to the old policy's probability of an action, and A are the advantages by
+GAE (Schulman et al. 2017, arXiv 1707.06347; 2016, arXiv 1506.02438). With `value_clip` d the
+squared error is the larger of `(G - V)^2` and `(G - V0 - clip(V - V0, -d, d))^2`. Here G is the
+target, and V0 is the value in the rollout.
 """
 
 from dataclasses import dataclass

@@ -130,7 +130,7 @@ class Task:
         arguments = (self.environment, self.env_params, num_envs)
         if self._looks_up:
             return SparseVector(*arguments, self.observation_shape)
-        if type(self.environment) is Physics:  # A subclass may step otherwise.
+        if type(self.environment) is Physics:  # A subclass may step differently.
             return PhysicsVector(*arguments)
         return GymnaxVector(*arguments)
 
@@ -143,7 +143,7 @@ class Task:
     @cached_property
     def distribution(self) -> Distribution:
         """Return the distribution that the policy's outputs parametrise."""
-        # Often first needed inside a compiled function, where new arrays would be traced.
+        # Often first read inside a compiled function, which would trace new arrays.
         with jax.ensure_compile_time_eval():
             actions = self.environment.action_space(self.env_params)
         if isinstance(actions, Discrete):

@@ -44,7 +44,7 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
 
     @property
     def num_actions(self) -> int:
-        """Return the actions: left, stay, right."""
+        """Return 3: left, stay, right."""
         return 3
 
     def action_space(self, params: EnvParams | None = None) -> Discrete:

@@ -41,7 +41,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     ends the episode with probability `end`. Otherwise it reappears with probability `respawn`, in
     this and each later step. Its cell is drawn uniformly from all cells or from the free cells (see
     `GridWorldConfig.respawn`). Only objects terminate an episode, and only time truncates it; both
-    may happen at once. `time_limit` says what a truncation means to a learner.
+    may happen at once. `time_limit` says how a learner treats a truncation.
 
     The observation is one map per object and then one for the agent. Each covers the full grid with
     its walls, `[objects + 1, rows + 2, columns + 2]`: 1 at the object or agent, 0 elsewhere.
@@ -63,7 +63,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
     @property
     def num_actions(self) -> int:
-        """Return the actions: eight directions and staying."""
+        """Return 9: eight directions and staying."""
         return 9
 
     def action_space(self, params: EnvParams | None = None) -> Discrete:
@@ -103,12 +103,12 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
     @property
     def step_uniforms(self) -> int:
-        """Return one number for each object, which decides everything about it."""
+        """Return 1 for each object: one number decides everything about an object."""
         return len(self.config.objects)
 
     @property
     def reset_uniforms(self) -> int:
-        """Return one number for the agent's cell and one for each object's cell."""
+        """Return 1 for the agent's cell, plus 1 for each object's cell."""
         return len(self.config.objects) + 1
 
     def reset_from(self, uniforms: Float[Array, "numbers"]) -> GridWorldState:
@@ -121,7 +121,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     def step_from(
         self, uniforms: Float[Array, "objects"], state: GridWorldState, action: Int[Array, ""]
     ) -> tuple[GridWorldState, Float[Array, ""], Bool[Array, ""]]:
-        """Step; a number u decides an object's end, respawn and cell: if u < p, u / p is uniform."""
+        """Step; one number decides end, respawn and cell: given u < p, u / p is uniform again."""
         reward, end, respawn = np.asarray(self.config.objects, np.float32).reshape(-1, 3).T
         agent = self._move(state.agent, action)
         collected = state.objects == agent

@@ -70,7 +70,7 @@ class GridWorldConfig:
 
     @property
     def cells(self) -> int:
-        """Number of cells the agent can walk on."""
+        """Return the number of cells the agent can walk on."""
         return self.rows * self.columns
 
 
