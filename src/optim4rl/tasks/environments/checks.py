@@ -219,7 +219,7 @@ def _check_observation(name: str, observation: Any) -> None:
 
 
 def _check_step(name: str, before: tuple[Any, Any], after: tuple[Any, Any], **numbers: Any) -> None:
-    """Check that a step keeps the state's form, and that its reward and ends are one number."""
+    """Check that a step keeps the state's form, and that reward and ends are single numbers."""
     for part, old, new in zip(("observation", "state"), before, after, strict=True):
         _check_same(name, part, old, new)
     for part, number in numbers.items():
