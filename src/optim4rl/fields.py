@@ -1,8 +1,8 @@
 """Checks of settings: each field has its declared type, is finite, and lies in its range.
 
-Every settings class says in its `__post_init__` which of its fields have a range:
+Every settings class lists the fields with a range in its `__post_init__`:
 `check_fields(self, rollout=COUNT, gamma=SHARE)`. Annotations declare the types. A float must lie in
-its range in Python and in float32, in which devices compute: there 1e308 is infinite, 1e-50 is
+its range in Python and in float32, in which devices compute: in float32 1e308 is infinite, 1e-50 is
 zero, and 1 - 1e-12 is 1.
 """
 
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a field takes, and the same in words."""
+    """The numbers that a field takes, as a test and in words."""
 
     words: str
     holds: Callable[[float], bool]
@@ -33,9 +33,9 @@ SHARE = Range("a number in [0, 1]", lambda x: 0 <= x <= 1)
 DECAY = Range("a number in [0, 1)", lambda x: 0 <= x < 1)
 # Devices count in 32 bits.
 _LARGEST = 2**31 - 1
-# Float32 numbers nearer to zero than this one are zero on most devices.
+# Float32 numbers nearer to zero than this are zero on most devices.
 _SMALLEST_FLOAT32 = 2.0**-126
-# Characters of a value that a message shows.
+# Messages show this many characters of a value.
 _SHOWN = 100
 
 
@@ -43,22 +43,22 @@ def check_fields(settings: Any, **ranges: Range) -> None:
     """Refuse settings if a field has the wrong type or is out of its range.
 
     Args:
-        settings: a dataclass's instance.
-        ranges: by field. If a field has several numbers, each must be in the range; None has no
-            number.
+        settings: an instance of a dataclass.
+        ranges: ranges by field. If a field has several numbers, each must be in the range; None
+            has no number.
 
     Raises:
-        ValueError: the message names the field, its value, and what would be right.
+        ValueError: the message names the field, its value, and a right value.
     """
     values = {name: getattr(settings, name) for name in _declared(type(settings))}
     check_values(type(settings), values, **ranges)
 
 
 def check_values(cls: type[Any], values: Mapping[str, Any], **ranges: Range) -> None:
-    """Refuse values for the fields of a settings class, before an instance is made.
+    """Refuse wrong values for the fields of a settings class, before an instance is made.
 
     Raises:
-        ValueError: as `check_fields`.
+        ValueError: as in `check_fields`.
     """
     declared_fields = _declared(cls)
     for name, value in values.items():
@@ -91,10 +91,10 @@ def _holds_in_float32(number: int | float, wanted: Range | None) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it, cut to a length."""
+    """Return a value's repr for a message, cut to a length."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of thousands of digits.
+    except ValueError:  # Python does not write numbers with thousands of digits.
         return "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
 
@@ -111,7 +111,7 @@ def _numbers(value: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a value is of the declared type, and no number is infinite or NaN."""
+    """Return whether a value has the declared type, and no number is infinite or NaN."""
     origin, parts = typing.get_origin(declared), typing.get_args(declared)
     if declared is Any:
         return True
@@ -132,7 +132,7 @@ def _fits(value: Any, declared: Any) -> bool:
     if declared is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and _is_finite(value)
-    # A protocol says what a value can do; only a call shows whether it can.
+    # A protocol declares methods; only a call shows whether a value has them.
     if not isinstance(declared, type) or getattr(declared, "_is_protocol", False):
         return value is not None
     return isinstance(value, declared)
@@ -146,7 +146,7 @@ def _is_finite(number: int | float) -> bool:
 
 
 def _describe(declared: Any, wanted: Range | None) -> str:
-    """Say what would be right."""
+    """Describe the right values."""
     choices = [x for part in _alternatives(declared) for x in _choices(part)]
     if choices:
         return f"known values are {', '.join(map(str, choices))}"
@@ -195,7 +195,7 @@ def _kind(declared: Any, wanted: Range | None) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """Return settings as plain JSON values; the object of a dataclass has its class as "type"."""
+    """Return settings as plain JSON values; the "type" of a dataclass's object is its class."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, **{name: to_json(x) for name, x in fields.items()}}
@@ -205,10 +205,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(declared: Any, value: Any) -> Any:
-    """Return the value of a declared type from what `to_json` wrote.
+    """Return the value of a declared type from the JSON values of `to_json`.
 
     Raises:
-        ValueError: the value is of another type, has other fields, or a field is out of its range.
+        ValueError: the value has another type or other fields, or a field is out of its range.
     """
     found = _parse(declared, value)
     if not _fits(found, declared):
@@ -217,7 +217,7 @@ def from_json(declared: Any, value: Any) -> Any:
 
 
 def _parse(declared: Any, value: Any) -> Any:
-    """Turn objects into dataclasses and lists into tuples, as the declared type has them."""
+    """Turn objects into dataclasses and lists into tuples, following the declared type."""
     alternatives = _alternatives(declared)
     if isinstance(value, dict):
         classes = {

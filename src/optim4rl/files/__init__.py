@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, sealed with checksums, listed, and locked."""
+"""Files: atomic writes, seals and lists of checksums, locked folders."""

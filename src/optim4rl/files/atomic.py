@@ -1,4 +1,4 @@
-"""Atomic writes: a file is there whole or not at all."""
+"""Atomic writes: a file is complete or does not exist."""
 
 import errno
 import os
@@ -14,24 +14,24 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file. A reader, or a crash at any instant, finds the old file or all of the new."""
+    """Write a file, so that a reader or a crash finds the old file or the whole new one."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary path to write to. It replaces `path` when the block ends without an error.
+    """Yield a temporary path to write to; it replaces `path` if the block ends without an error.
 
     Args:
         path: the file.
         keep: where to move the old file; None: nowhere.
 
     Raises:
-        OSError: a folder, a pipe or a device has that name, or it cannot be written.
+        OSError: a folder, a pipe or a device has this name, or the file cannot be written.
     """
     if path.exists() and not path.is_file():
-        # A device would be replaced, and be one no more.
+        # A regular file would replace a device.
         what = "a folder" if path.is_dir() else "no regular file"
         raise OSError(errno.EEXIST, f"it is {what}, so no file is written there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def _keep(path: Path, keep: Path) -> None:
-    """Link the file to a second name; it keeps the first until another file takes it."""
+    """Move the file to `keep` by a link, so that `path` exists until the new file replaces it."""
     second = path.with_name(f".{keep.name}{UNFINISHED}")
     second.unlink(missing_ok=True)
     try:
@@ -68,9 +68,9 @@ def _keep(path: Path, keep: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the names in the folder, too."""
+    """Flush the folder's list of names to disk."""
     if os.name != "posix":
-        return  # Elsewhere a folder cannot be opened.
+        return  # Other systems cannot open a folder.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

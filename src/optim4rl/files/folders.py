@@ -1,4 +1,4 @@
-"""Output folders: one process at a time writes into each."""
+"""Output folders: one process at a time writes into a folder."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ from pathlib import Path
 from optim4rl.files.atomic import NO_ROOM, UNFINISHED
 
 LOCK = ".lock"
-# What a file system without locks says.
+# The errors of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -25,10 +25,10 @@ class FolderError(ValueError):
 def locked(folder: Path) -> Iterator[None]:
     """Make an output folder, and keep other processes from writing into it.
 
-    The operating system holds the lock, and releases it when the process ends, however it ends.
+    The operating system holds the lock, and releases it when the process ends in any way.
 
     Raises:
-        FolderError: another process is at work there, or the folder cannot be written to.
+        FolderError: another process writes into the folder, or it cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
         raise FolderError(f"out = {str(folder)!r}: the name of a folder is needed (it is a file)")
@@ -60,8 +60,8 @@ def _acquire(folder: Path) -> int:
                 os.ftruncate(handle, 0)
                 os.write(handle, json.dumps(mine).encode())
                 return handle
-            # The holder has removed the file meanwhile, so this lock keeps nobody out: lock the new
-            # file.
+            # The holder has removed the file meanwhile, so this lock does not exclude others: lock
+            # the new file.
             os.close(handle)
         except BlockingIOError as error:
             holder = _describe(os.read(handle, 4096))

@@ -1,7 +1,7 @@
-"""SHA256SUMS: the checksums of the files that a finished command leaves in its folder.
+"""SHA256SUMS: the checksums of a finished command's files.
 
-The format is that of `sha256sum`, so that `sha256sum --check SHA256SUMS` tells whether a copy is
-whole. Files that carry a checksum of their own in a subfolder are not listed.
+`sha256sum` has the same format, so `sha256sum --check SHA256SUMS` tells whether a copy is complete.
+Files in subfolders are not listed; they carry their own checksums.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ MANIFEST = "SHA256SUMS"
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the checksums of a folder's files, except those whose names start with a dot."""
+    """Write the checksums of a folder's files, except files whose names start with a dot."""
     paths = sorted(
         path
         for path in folder.iterdir()
@@ -27,12 +27,12 @@ def write_manifest(folder: Path) -> None:
 
 
 def remove_manifest(folder: Path) -> None:
-    """Remove the manifest before files change: it returns when the command has finished."""
+    """Remove the manifest before files change; the command writes it again at its end."""
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Check those of the files that exist; without a manifest, check nothing.
+    """Check the files that exist; without a manifest, check nothing.
 
     Raises:
         DamagedFileError: a file has changed since the command finished; the message names it.

@@ -1,4 +1,4 @@
-"""Reads regular files of a sane size, so that no read waits for ever or fills the memory."""
+"""Read regular files up to a limit, so that no read waits for ever or fills the memory."""
 
 import errno
 import os
@@ -9,24 +9,24 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
-# What text a command reads, at most, and what arrays: far beyond what any command writes.
+# The largest text and the largest arrays that a command reads, far larger than any it writes.
 LARGEST_TEXT: Final = 100_000_000  # bytes
 LARGEST: Final = 2_000_000_000  # bytes
 
 
 def why(error: Exception) -> str:
-    """What an error says, in words: of one of the system's neither its number nor its file."""
+    """Return an error's message; for a system error without its number and file name."""
     return str(getattr(error, "strerror", None) or error)
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[BufferedReader]:
-    """A regular file, open to be read.
+    """Open a regular file for reading.
 
     Raises:
-        OSError: there is none, or it is a folder, a pipe or a device; `strerror` says so.
+        OSError: the file is missing, or is a folder, a pipe or a device; `strerror` says so.
     """
-    # A pipe would wait here for whoever writes into it.
+    # Without O_NONBLOCK, a pipe would wait here for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         mode = os.fstat(handle).st_mode
@@ -41,10 +41,10 @@ def opened(path: str | Path) -> Iterator[BufferedReader]:
 
 
 def read_file(path: str | Path, largest: int = LARGEST) -> bytes:
-    """All bytes of a regular file of at most `largest` bytes.
+    """Read all bytes of a regular file of at most `largest` bytes.
 
     Raises:
-        OSError: as `opened`, or the file is longer; `strerror` says so.
+        OSError: as in `opened`, or the file is longer; `strerror` says so.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -58,10 +58,10 @@ def read_file(path: str | Path, largest: int = LARGEST) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a regular file in UTF-8, of at most `LARGEST_TEXT` bytes.
+    """Read the text of a regular UTF-8 file of at most `LARGEST_TEXT` bytes.
 
     Raises:
-        OSError: as `read_file`.
-        UnicodeDecodeError: it is no UTF-8.
+        OSError: as in `read_file`.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     return read_file(path, LARGEST_TEXT).decode()

@@ -1,7 +1,7 @@
 """Sealed files: named arrays and some text, with a checksum over every byte.
 
-A sealed file is a safetensors file (https://github.com/huggingface/safetensors#format). Its
-metadata hold, as `sha256`, the SHA-256 of the whole file, computed with zeros in place of the
+A sealed file is a safetensors file (https://github.com/huggingface/safetensors#format). The field
+`sha256` of its metadata is the SHA-256 of the whole file, computed with zeros in place of the
 checksum. So no bit can change unnoticed, and nothing in the file is ever executed.
 """
 
@@ -53,7 +53,7 @@ def write_sealed(
     pieces: Callable[[Any], Iterable[memoryview]] = _whole,
     keep: Path | None = None,
 ) -> None:
-    """Write a sealed file, atomically; the same contents give the same bytes.
+    """Write a sealed file atomically; the same contents give the same bytes.
 
     Args:
         path: the file.
@@ -90,7 +90,7 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def check_seal(path: Path) -> dict[str, str]:
-    """Read a sealed file whole, check it, and return its metadata.
+    """Read a whole sealed file, check it, and return its metadata.
 
     Raises:
         DamagedFileError: the file is damaged, or not a sealed file.
@@ -104,8 +104,8 @@ def read_header(path: Path) -> dict[str, str]:
     """Return the metadata of a sealed file, without checking its checksum.
 
     Raises:
-        DamagedFileError: it is not a sealed file.
-        OSError: it cannot be read.
+        DamagedFileError: the file is not a sealed file.
+        OSError: the file cannot be read.
     """
     with opened(path) as file:
         return _read_header(path, file)[1]
@@ -142,7 +142,7 @@ def _header(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
 
 
 def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[bytes, dict[str, str]]:
-    """The bytes before the first array, and the metadata."""
+    """Return the bytes before the first array, and the metadata."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     text = file.read(length) if length <= _LARGEST_HEADER else b""
@@ -150,7 +150,7 @@ def _read_header(path: Path, file: io.BufferedIOBase) -> tuple[bytes, dict[str, 
         metadata = json.loads(text)["__metadata__"]
         pairs = {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # Only now: the length that a good file starts with may look like either.
+        # Look only now: a good file starts with its length, which may look like a pickle or a zip.
         foreign = start.startswith((b"\x80", b"PK"))
         hint = " (it looks like a pickle or a zip)" if foreign else ""
         raise DamagedFileError(f"{path}: truncated, damaged or from elsewhere{hint}") from error

@@ -1,8 +1,8 @@
-"""How long jobs will take, by how long finished ones took.
+"""Predict how long jobs will take from the times of finished jobs.
 
-A job says its kind and how much work it is among its kind. The first job of a program compiles it:
-so its time is work and compilation, and that of the others is work alone. Jobs of a kind of which
-none is finished are taken to be as fast as the finished ones are on average.
+A job has a kind, and an amount of work that is comparable within its kind. The first job of a
+program compiles it, so its time is work and compilation. The time of the other jobs is only work.
+For a kind without finished jobs, we assume the average speed of the finished jobs.
 """
 
 from collections.abc import Hashable, Iterable
@@ -11,7 +11,7 @@ from optim4rl.jobs.job import Job
 
 
 def kinds_first(jobs: Iterable[Job]) -> list[Job]:
-    """Return the jobs with the first program of each kind in front, so that each is known early."""
+    """Return the jobs, the first program of each kind first, so that its speed is known early."""
     jobs = list(jobs)
     first: dict[str, Hashable] = {}
     for job in jobs:
@@ -20,22 +20,22 @@ def kinds_first(jobs: Iterable[Job]) -> list[Job]:
 
 
 class Forecast:
-    """The seconds that jobs still take.
+    """A prediction of the seconds that jobs still take.
 
     Args:
-        expected: all jobs that there will be.
+        expected: all jobs to come.
     """
 
     def __init__(self, expected: Iterable[Job] = ()) -> None:
         self._first: list[tuple[Job, float]] = []
-        # Of each kind, the work and the seconds of jobs whose program was there.
+        # For each kind, the work and the seconds of jobs whose program was compiled before.
         self._work: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
         self._known: set[object] = set()
         self.expect(expected)
 
     def expect(self, jobs: Iterable[Job]) -> None:
-        """Take these for all jobs that are still to come."""
+        """Set all jobs that are still to come."""
         self._left: dict[str, float] = {}
         self._programs = set()
         for job in jobs:
@@ -47,7 +47,7 @@ class Forecast:
         self._left[job.kind] = self._left.get(job.kind, 0.0) - job.work
 
     def note(self, job: Job, seconds: float) -> None:
-        """Note a job that a worker has finished in so many seconds."""
+        """Note a finished job and the seconds that its worker took."""
         self.skip(job)
         if job.program not in self._known:
             self._known.add(job.program)
@@ -57,11 +57,11 @@ class Forecast:
         self._seconds[job.kind] = self._seconds.get(job.kind, 0.0) + seconds
 
     def left(self) -> float | None:
-        """Seconds of one worker; None before any job is finished."""
+        """Return the seconds left for one worker; None before any job is finished."""
         if not self._first:
             return None
         each = {kind: self._seconds[kind] / max(work, 1e-9) for kind, work in self._work.items()}
-        # Until a program has run again, jobs are taken to be as much work as they say.
+        # Until a program has run again, we assume that a job takes its `work` in seconds.
         usual = sum(self._seconds.values()) / max(sum(self._work.values()), 1e-9) if each else 1.0
         spent = [took - job.work * each.get(job.kind, usual) for job, took in self._first]
         compiling = max(0.0, sum(spent) / len(spent))

@@ -1,8 +1,8 @@
-"""A job: the name of a function, and its arguments as JSON. Its address says where its result is.
+"""A job: the name of a function, and its arguments as JSON. Its result is kept at its address.
 
-The address is a hash of the function, the arguments, the code that the function can run and the
-version of every package that can change a number. So a finished job never runs twice, and a result
-of older code or of another package never passes for a new one.
+The address is a hash of the function, its arguments, the code that it can run and the version of
+every package that can change a number. So a finished job never runs twice, and a result of older
+code or of another package never passes for a new result.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ class Result:
     info: Mapping[str, Any]
 
 
-class Refusal(ValueError):  # noqa: N818 - what a job says, and no fault of its code
-    """A job that cannot be done; the message says why, for people, and needs no trace."""
+class Refusal(ValueError):  # noqa: N818 - a job's answer, not a fault of its code
+    """Error of a job that cannot be done; its message says why, without a traceback."""
 
 
 # Takes the folder of results and the arguments, and returns the result.
@@ -50,8 +50,8 @@ class Job:
         what: the job in a few words, for people.
         program: jobs with an equal program share compiled programs.
         files: the files that the function reads, as paths below the folder.
-        kind: jobs of a kind take as long as they have work (`forecast`).
-        work: how much that is: seconds on one core, as rough as they may be.
+        kind: jobs of one kind take time in proportion to their work (see `forecast`).
+        work: a rough guess of the seconds on one core.
     """
 
     function: str
@@ -69,19 +69,19 @@ class Job:
 
     @property
     def module(self) -> str:
-        """The function's module."""
+        """Return the function's module."""
         return self.function.partition(":")[0]
 
     @cached_property
     def address(self) -> str:
-        """Where the result lives."""
+        """Return the name under which the result is kept."""
         text = json.dumps(
             [self.question, code_hash(self.module), package_versions()], sort_keys=True
         )
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def run(self, folder: Path) -> Result:
-        """Do the work, in this process.
+        """Run the function in this process.
 
         Raises:
             ValueError: the function is not in this package.

@@ -25,27 +25,27 @@ WORKER_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 
 def worker_flags() -> str:
-    """Return XLA's switches for a worker: those of this process, and one thread."""
+    """Return XLA's flags for a worker: this process's flags, and one thread."""
     return f"{os.environ.get('XLA_FLAGS', '')} {WORKER_FLAGS}".strip()
 
 
 class JobError(RuntimeError):
-    """A job failed; the other jobs that had started are finished and kept."""
+    """Error of a failed job; the other jobs that had started are finished and kept."""
 
 
-# Called after every job with the number of jobs done and the last one; at first with None.
+# Called after every job with the number of jobs done and the last job; at first with None.
 OnJob = Callable[[int, Job | None], None]
 
 
 @runtime_checkable
 class Pool(AbstractContextManager["Pool"], Protocol):
-    """Workers that live as long as the pool, on any machine."""
+    """Workers on any machine, which live as long as the pool."""
 
     def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
-        """Have every job done; its results are then in the pool's folder.
+        """Run every job, and keep the results in the pool's folder.
 
         Raises:
-            JobError: one failed; what other workers had begun is finished and kept.
+            JobError: a job failed; jobs that other workers had begun are finished and kept.
         """
 
 
@@ -55,7 +55,7 @@ def run_jobs(
     """Run the jobs whose results are not in the folder yet; the others count as done.
 
     Raises:
-        JobError: a job failed; all that is finished is kept.
+        JobError: a job failed; finished results are kept.
     """
     wanted = list({job.address: job for job in jobs}.values())
     missing = [job for job in wanted if not has_result(folder, job)]
@@ -65,16 +65,16 @@ def run_jobs(
 
 
 class Stages:
-    """Runs jobs stage after stage, counts over all of them, and predicts the time left.
+    """A runner of jobs in stages, which counts jobs over all stages and predicts the time left.
 
     Jobs that were finished before count as done from the start, whatever their stage.
 
     Args:
         pool: runs the jobs.
         folder: where results are kept.
-        expected: all jobs, as far as they are known.
-        update: called with the finished jobs, all jobs, a description of the last job and, as
-            `left`, the seconds that are left.
+        expected: all jobs that are known so far.
+        update: called with the number of finished jobs, the number of all jobs, a description of
+            the last job and, as `left`, the seconds left.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Stages:
         """Run the jobs of a stage that are not done yet.
 
         Raises:
-            JobError: a job failed; all that is finished is kept.
+            JobError: a job failed; finished results are kept.
         """
         new = {job.address: job for job in jobs if job.address not in self._asked}
         self._asked.update(new)
@@ -121,18 +121,18 @@ class Stages:
         run_jobs(self._pool, self._folder, kinds_first(missing.values()), on_job)
 
     def _left(self, job: Job | None) -> float | None:
-        """Seconds that are left now that a job is done; None while nothing is known."""
+        """Return the seconds left after a finished job; None while nothing is known."""
         now = time.perf_counter()
         if job is not None:
             seconds = job_seconds(self._folder, job)
-            if self._started is None:  # Not when the workers began to start.
+            if self._started is None:  # The start of the first job, not of the workers.
                 self._started = now - seconds
             self._busy += seconds
             self._forecast.note(job, seconds)
         left = self._forecast.left()
         if left is None or self._started is None or not self._busy:
             return None
-        # As many at once as until now, with whatever else the machine has to do.
+        # Assume that as many jobs run at once as until now, beside the machine's other work.
         return left * (now - self._started) / self._busy
 
 
@@ -140,8 +140,8 @@ class JobQueue:
     """Waiting jobs, in the order in which workers get them.
 
     Prefer programs that this worker has compiled, then programs that nobody has: compiled programs
-    are used again, and new ones compile side by side. The cost of taking a job does not grow with
-    their number.
+    are used again, and new programs compile side by side. The cost of taking a job does not grow
+    with the number of jobs.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class JobQueue:
         return self._size
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Add jobs behind the waiting ones."""
+        """Add jobs behind the waiting jobs."""
         for job in jobs:
             self._waiting.setdefault(job.program, deque()).append(job)
         self._size += len(jobs)
@@ -168,7 +168,7 @@ class JobQueue:
         }
 
     def put_back(self, job: Job) -> None:
-        """Put back a job that was taken but not done, in front of the waiting ones."""
+        """Put back a job that was taken but not done, in front of the waiting jobs."""
         self._waiting.setdefault(job.program, deque()).appendleft(job)
         self._size += 1
 
@@ -205,7 +205,7 @@ class JobQueue:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A worker process, and the file that it prints into."""
+    """A worker process, and the file with its output."""
 
     process: subprocess.Popen[str]
     log: IO[str]
@@ -216,7 +216,7 @@ class LocalPool:
 
     Args:
         folder: where workers keep results.
-        workers: how many. A worker starts when there is a job for it.
+        workers: number of workers. A worker starts when there is a job for it.
     """
 
     def __init__(self, folder: Path, workers: int) -> None:
@@ -233,10 +233,10 @@ class LocalPool:
         self._open.close()
 
     def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
-        """Have every job done.
+        """Run every job.
 
         Raises:
-            JobError: one failed; what the other workers had begun is finished.
+            JobError: a job failed; jobs that the other workers had begun are finished.
         """
         waiting = self._queue
         waiting.put(jobs)
@@ -262,13 +262,13 @@ class LocalPool:
                         done += 1
                         on_job(done, job)
 
-        # Futures, because Python 3.11 believes a thread finished if a signal interrupts its join.
+        # Use futures: Python 3.11 takes a thread for finished if a signal interrupts its join.
         with ThreadPoolExecutor(max(len(self._workers), 1)) as threads:
             employed = [threads.submit(employ, *x) for x in enumerate(self._workers)]
             try:
                 wait(employed)
             except BaseException:
-                # Stopped by a signal: abandon the running jobs, which are short beside a study.
+                # A signal stopped us: abandon the running jobs, which are short beside a study.
                 waiting.clear()
                 for worker in self._workers:
                     worker.process.kill()
@@ -281,13 +281,13 @@ class LocalPool:
 
 
 def raise_failure(job: Job, error: str) -> NoReturn:
-    """Say which job failed, and how."""
+    """Raise a `JobError` that names the job and its error."""
     raise JobError(f"{job.what} failed; finished results are kept.\n{error}")
 
 
 @contextmanager
 def _start(command: Sequence[str]) -> Iterator[_Worker]:
-    """Start a worker. It prints into a file, because a pipe that nobody reads blocks when full."""
+    """Start a worker; it prints into a file, because a pipe without a reader blocks when full."""
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
@@ -297,7 +297,7 @@ def _start(command: Sequence[str]) -> Iterator[_Worker]:
             stderr=log,
             text=True,
             env={"OMP_NUM_THREADS": "1", **os.environ, "XLA_FLAGS": worker_flags()},
-            process_group=0,  # Ctrl-C must reach the command alone, which then stops its workers.
+            process_group=0,  # Ctrl-C must reach only the command, which then stops its workers.
         ) as process,
     ):
         yield _Worker(process, log)

@@ -49,7 +49,7 @@ class Workers:
 
 
 def in_words(workers: Workers) -> str:
-    """Return who does the jobs, for people: "2 workers"."""
+    """Return a short text about the workers, such as "2 workers"."""
     count = workers.jobs or (_local_workers() if workers.cluster == "local" else None)
     if count is None:
         return f"the cluster {workers.cluster}"
@@ -57,11 +57,11 @@ def in_words(workers: Workers) -> str:
 
 
 def open_pool(folder: Path, workers: Workers) -> Pool:
-    """Open the pool that the address names; use it in a `with` block.
+    """Open the pool of these workers; use it in a `with` block.
 
     Args:
         folder: where results go.
-        workers: who does the jobs.
+        workers: where jobs run, and on how many workers.
 
     Raises:
         ClusterError: there is no such cluster, or Ray is not installed.
@@ -73,7 +73,7 @@ def open_pool(folder: Path, workers: Workers) -> Pool:
 
 
 def _local_workers() -> int:
-    """Return one worker for each core, or a single one if there is a GPU."""
+    """Return the number of cores, or 1 if there is a GPU."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     if has_gpu and os.environ.get("JAX_PLATFORMS") != "cpu":
         return 1

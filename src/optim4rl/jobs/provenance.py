@@ -47,11 +47,11 @@ def provenance(module: str) -> dict[str, Any]:
 def code_hash(module: str) -> str:
     """Hash a module's source, all that it imports from this package, and native sources.
 
-    Imports are read from the sources, also inside functions, so there is no list of files to keep
-    up to date.
+    Imports are read from the sources, also inside functions. So no list of files must be kept up to
+    date.
 
     Args:
-        module: its name, "optim4rl.study.cells".
+        module: its name, such as "optim4rl.study.cells".
     """
     digest = hashlib.sha256()
     for name in sorted(_reachable(module)):

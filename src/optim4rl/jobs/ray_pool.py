@@ -1,10 +1,10 @@
 """Workers on the machines of a Ray cluster.
 
-No file system is shared. A job takes the files that it reads along; the files that it makes come
-back as bytes, and this process writes each of them once. Workers are actors, not tasks, and live as
-long as the pool, so that each uses its compiled programs again (`JobQueue`). A worker gets jobs
-only after it has started, so that no job waits for a machine that may never come. Only JSON values
-and bytes cross the network.
+No file system is shared. A job carries the files that it reads; the files that it makes come back
+as bytes, and this process writes each of them once. Workers are actors, not tasks, and live as long
+as the pool, so each worker uses its compiled programs again (`JobQueue`). A worker gets jobs only
+after it has started, so that no job waits for a machine that may never come. Only JSON values and
+bytes cross the network.
 """
 
 import importlib
@@ -30,7 +30,7 @@ from optim4rl.files.reading import read_file
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import JobError, JobQueue, OnJob, raise_failure, worker_flags
 
-# Losing a worker or machine costs the time of its job. A job that loses this many is at fault.
+# A lost worker or machine costs the time of its job. A job that loses this many is at fault.
 DEATHS = 5
 # Seconds between two counts of the workers that the cluster has room for.
 _LOOK_AROUND = 10.0
@@ -40,7 +40,7 @@ _CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 class ClusterError(ValueError):
-    """A cluster that cannot be used; the message says why."""
+    """Error of a cluster that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class RayPool:
     """Workers on a Ray cluster, as a `Pool`.
 
     Args:
-        folder: where results go, and where the files are that jobs read.
+        folder: where results go, and where jobs read files.
         address: "auto", or ray://HOST:PORT. An open connection of this process is used as it is.
-        workers: how many; None for as many as the cluster has room for at any time. A cluster that
-            grows on demand grows to a given number.
+        workers: number of workers; None for as many as the cluster has room for at any time. A
+            cluster that grows on demand grows to a given number.
         needs: cores and GPUs of each worker.
     """
 
@@ -78,7 +78,7 @@ class RayPool:
         self._open = ExitStack()
 
     def __enter__(self) -> "RayPool":
-        # Ray reports on its workers on standard output, which is for results.
+        # Ray prints reports about its workers to standard output, which is for results.
         self._open.enter_context(redirect_stdout(sys.stderr))
         try:
             if not self._ray.is_initialized():
@@ -153,7 +153,7 @@ class RayPool:
             self._busy[member.actor.do.remote(question, files)] = member, job
 
     def _await(self) -> Iterator[tuple[Job, Mapping[str, Any]]]:
-        """Return the jobs that are over; wait for one, or until it is time to check the room."""
+        """Yield the finished jobs; wait for a job, or until it is time to check the room."""
         ready, _ = self._ray.wait(
             [*self._busy, *self._starting], num_returns=1, timeout=_LOOK_AROUND
         )
@@ -180,7 +180,7 @@ class RayPool:
         """Give a new worker a job, if it has started.
 
         Raises:
-            JobError: it could not start, and no other worker did.
+            JobError: too many workers could not start, or a worker's start raised an error.
         """
         try:
             self._ray.get(reference)
@@ -226,7 +226,7 @@ class RayPool:
         """Return the machines, and count how many workers they have room for.
 
         Raises:
-            ClusterError: no machine has room for a worker, and no number was given.
+            ClusterError: no machine has room for a worker, and no number of workers was given.
         """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._room = sum(_room(node, self._needs) for node in nodes)
@@ -261,7 +261,7 @@ class _Actor:
         self._answer = importlib.import_module("optim4rl.jobs.worker").answer
 
     def do(self, question: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
-        """Run a job in a folder of its own, and return {"files": made} or {"error": text}."""
+        """Run a job in its own folder, and return {"files": made} or {"error": text}."""
         with tempfile.TemporaryDirectory(prefix="optim4rl-") as name:
             folder = Path(name)
             for path, data in files.items():
@@ -278,20 +278,20 @@ class _Actor:
 
 
 def worker_environment(needs: Needs) -> dict[str, str]:
-    """Return the environment that decides a worker's results, as it is here, and its device."""
+    """Return the variables that decide a worker's results, as in this process, and its device."""
     found = {name: x for name, x in os.environ.items() if name.startswith("JAX_")}
     found["XLA_FLAGS"] = worker_flags()
     # Otherwise JAX may find a GPU that was not given to this worker.
     here = found.get("JAX_PLATFORMS", "")
     found["JAX_PLATFORMS"] = "cpu" if not needs.gpus else "" if here == "cpu" else here
     if 0 < needs.gpus < 1:
-        # This worker's share of what JAX would take of a whole GPU's memory.
+        # This worker's share of the memory that JAX would take on a whole GPU.
         found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.75 * needs.gpus:.3f}"
     return found
 
 
 def _writable(cache: str | None) -> str | None:
-    """Return the folder of compiled programs, as where the pool is or in this user's cache."""
+    """Return a writable folder for compiled programs: `cache`, or one in this user's cache."""
     folders = [Path.home() / ".cache" / "optim4rl" / "xla"]
     if cache:
         folders.insert(0, Path(cache))
@@ -312,7 +312,7 @@ def _room(resources: Mapping[str, float], needs: Needs) -> int:
 
 
 def _inside(name: str) -> PurePosixPath:
-    """Return a path that leads into the folder; refuse any other."""
+    """Return the path if it leads into the folder; refuse any other path."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise JobError(f"a worker returned the file {name!r}, which is outside its folder")
@@ -342,7 +342,7 @@ def _connect(ray: Any, address: str) -> None:
         with _own_signals(), warnings.catch_warnings():
             # A warning that does not matter: each worker is told its device.
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
-            # Do not show what workers print: the command shows the progress.
+            # Do not show the workers' output: the command shows the progress.
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -353,10 +353,10 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Check that somebody answers: Ray itself would wait for minutes and ignore Ctrl-C.
+    """Check that the cluster answers: Ray itself would wait for minutes and ignore Ctrl-C.
 
     Raises:
-        OSError: nobody answers.
+        OSError: the cluster does not answer.
     """
     place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = place.removeprefix("ray://").rpartition(":")

@@ -1,4 +1,4 @@
-"""The store of finished jobs: one file each, written whole or not at all, at its address."""
+"""The store of finished jobs: one file for each, written atomically, at the job's address."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ FOLDER = "jobs"
 
 
 class StoreError(ValueError):
-    """A result cannot be read; the message names its file."""
+    """Error of a result that cannot be read; the message names its file."""
 
 
 def result_path(folder: Path, job: Job) -> Path:
@@ -27,20 +27,20 @@ def has_result(folder: Path, job: Job) -> bool:
 
 
 def has_results(folder: Path) -> bool:
-    """Whether any job is finished there."""
+    """Return whether the folder holds a finished job."""
     return any((folder / FOLDER).glob("*.safetensors"))
 
 
 def job_seconds(folder: Path, job: Job) -> float:
-    """Return what a worker took, by the header of the result alone; 0 where nothing says it."""
+    """Return a worker's seconds from the header of the result; 0 if they are not there."""
     try:
         return float(json.loads(read_header(result_path(folder, job))["info"])["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0.0  # It is for a guess; whoever reads the result says what is wrong with it.
+        return 0.0  # This is for a guess; `get_result` reports a damaged file.
 
 
 def put_result(folder: Path, job: Job, result: Result) -> None:
-    """Write a result atomically, with its question and the code that answered it."""
+    """Write a result atomically, with its question and its provenance."""
     metadata = {
         "job": json.dumps(job.question, sort_keys=True),
         "info": json.dumps(dict(result.info), sort_keys=True),
@@ -80,7 +80,7 @@ def get_result(folder: Path, job: Job) -> Result:
 
 
 def kept(folder: Path | None, job: Job, make: Callable[[], Result]) -> Result:
-    """Return a job's result: from the folder, or made now in this process and kept there.
+    """Return a job's result: read it from the folder, or make it in this process and keep it.
 
     Args:
         folder: where results are kept; None: nowhere.
@@ -101,7 +101,7 @@ def finished_jobs(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any], Mappi
     """Return path, question and info of every finished job, from the files' headers alone.
 
     Raises:
-        StoreError: one cannot be read.
+        StoreError: a result cannot be read.
     """
     for path in sorted((folder / FOLDER).glob("*.safetensors")):
         try:

@@ -1,4 +1,4 @@
-"""The worker: `python -m optim4rl.jobs.worker FOLDER` does one job after another.
+"""The worker: `python -m optim4rl.jobs.worker FOLDER` runs one job after another.
 
 It reads a line of JSON for each job: address, function and arguments. It answers each with a line,
 `{"done": true}` or `{"error": text}`, and writes the result into the folder.
@@ -17,7 +17,7 @@ from optim4rl.files.atomic import NO_ROOM
 from optim4rl.jobs.job import Job, Refusal
 from optim4rl.jobs.store import put_result
 
-# The answer of a worker whose code differs from the command's: its result would differ, too.
+# The answer of a worker whose code differs from the command's code: its result would differ, too.
 OTHER_CODE = (
     "the worker has another version of optim4rl or of a package that it computes with than this "
     "command (it was changed, or is another one on that machine); start the command again with one "
@@ -26,7 +26,7 @@ OTHER_CODE = (
 
 
 def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a job and keep its result; refuse if this code differs from the command's."""
+    """Run a job and keep its result; refuse if this code differs from the command's code."""
     job = Job(question["function"], question["arguments"])
     if job.address != question["address"]:
         return {"error": OTHER_CODE}
@@ -43,7 +43,7 @@ def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer every question until the input ends."""
     folder = Path(sys.argv[1])
-    # Libraries may print, but the stream of answers must hold nothing else.
+    # Libraries may print, but the stream of answers must hold only answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:

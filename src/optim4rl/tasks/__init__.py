@@ -26,7 +26,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: a name is imported when it is first asked for; settings and names need no JAX.
+    # PEP 562: import a name when it is first used; settings and names need no JAX.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Advantage actor-critic as the paper runs it: TD(lambda) errors as advantages, one loss.
+"""Advantage actor-critic as in the paper: TD(lambda) errors as advantages, one loss.
 
 `loss = policy gradient + 0.5 TD^2 - 0.01 entropy`, means over the rollout (Lan et al. 2024,
 appendix; Mnih et al. 2016, arXiv 1602.01783).
@@ -28,8 +28,7 @@ def lambda_returns(
     """Return the targets `G_t = r + gamma (1 - terminated) ((1 - lam_t) V(s') + lam_t G_{t+1})`.
 
     These are TD(lambda) targets (Sutton and Barto 2018, section 12.3). `lam_t` is 0 at the end of
-    an episode, so a truncated step bootstraps from the state that it led to, and nothing leaks over
-    a reset.
+    an episode. So a truncated step bootstraps from its next state, and nothing leaks over a reset.
     """
     discount = gamma * (1.0 - terminated.astype(jnp.float32))
     trace = lam * (1.0 - jnp.logical_or(terminated, truncated).astype(jnp.float32))
@@ -81,11 +80,11 @@ class A2C:
         return 1
 
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Rollout:
-        """All of it."""
+        """Return the rollout itself."""
         return rollout
 
     def loss(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> Float[Array, ""]:
-        """The loss on the whole rollout, at any parameters."""
+        """Return the loss on the whole rollout, at any parameters."""
         del index
         prepared = self.network.prepare(params, batch.live)
         outputs, value, _ = self.network.forward(prepared, batch.observation)
@@ -114,7 +113,7 @@ class A2C:
         return self.gradient(params, batch)
 
     def extras(self, params: Any, batch: Rollout, index: Int[Array, ""]) -> dict[str, Any]:
-        """Dormancy on the rollout, whose one epoch is the first."""
+        """Return the dormancy on the rollout, and 0 for its only epoch."""
         prepared = self.network.prepare(params, batch.live)
         return {
             "dormancy": self.network.dormancy(prepared, batch.observation),

@@ -43,13 +43,13 @@ class BatchNetwork(Protocol):
     def inputs(self) -> Inputs: ...
 
     def init(self, key: PRNGKeyArray) -> Any:
-        """Fresh parameters; `key` is the agent's."""
+        """Return fresh parameters; `key` is the agent's."""
 
     def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
-        """Return 1 for the units of this key's agent, else 0; None if all agents have the same."""
+        """Return 1 for the agent's units, else 0; None if all agents have the same width."""
 
     def prepare(self, params: Any, live: Float[Array, "width"] | None) -> Any:
-        """Return the first argument of both passes, which passes of the same parameters share."""
+        """Return the first argument of both passes; passes with the same parameters share it."""
 
     def forward(
         self, prepared: Any, observation: Num[Array, "..."]
@@ -67,10 +67,10 @@ class BatchNetwork(Protocol):
         """Return the gradient of the parameters, from the cotangents of outputs and values."""
 
     def dormancy(self, prepared: Any, observation: Num[Array, "..."]) -> Any:
-        """How active each unit is over a batch, 1 where as active as the mean of its layer.
+        """Return each unit's activity over a batch, relative to the mean of its layer.
 
-        A tree like the parameters, with one number for each unit, which are on a parameter's last
-        axis.
+        The result is a tree like the parameters, with one number for each unit: units are on a
+        parameter's last axis.
         """
 
 
@@ -79,10 +79,10 @@ class Prepared(NamedTuple):
 
     Attributes:
         network: the parameters.
-        kernel: of the policy's head and, as its last row, the value's.
-        bias: of both.
-        live: 1 for the agent's own units, 0 for units that only fill the arrays; None: all are its
-            own.
+        kernel: kernel of the policy head; its last row is the value head's kernel.
+        bias: biases of both heads.
+        live: 1 for the agent's own units, 0 for units that only fill the arrays; None: all units
+            are its own.
     """
 
     network: ActorCritic
@@ -109,7 +109,7 @@ class SharedTorso:
     widths: tuple[int, ...]
 
     def init(self, key: PRNGKeyArray) -> ActorCritic:
-        """Fresh parameters."""
+        """Return fresh parameters."""
         network = make_network(
             self.kind,
             self.inputs.shape,
@@ -120,7 +120,7 @@ class SharedTorso:
         )
         if len(self.widths) == 1:
             return network
-        # The heads' variance is 1 / fan-in, counting the agent's own units alone.
+        # The heads' variance is 1 / fan-in, where fan-in counts only the agent's own units.
         scale = jnp.sqrt(max(self.widths) / self._width(key).astype(jnp.float32))
         scaled: ActorCritic = eqx.tree_at(
             lambda tree: (tree.policy.kernel, tree.value.kernel),
@@ -144,7 +144,8 @@ class SharedTorso:
     def prepare(self, params: ActorCritic, live: Float[Array, "width"] | None) -> Prepared:
         """Join the heads.
 
-        The barrier lays them out with the units last, so that batches of one run twice as fast.
+        The barrier lays the heads out with the units last, so that batches of one run twice as
+        fast.
         """
         kernel = jnp.concatenate([params.policy.kernel, params.value.kernel], axis=1).T
         bias = jnp.concatenate([params.policy.bias, params.value.bias])
@@ -175,15 +176,15 @@ class SharedTorso:
         outputs: Float[Array, "batch outputs"],
         value: Float[Array, "batch"],
     ) -> ActorCritic:
-        """The transpose of `forward`."""
+        """Return the gradient: the transpose of `forward`."""
         network, hidden = prepared.network, cache
         outputs = jnp.concatenate([outputs, value[:, None]], axis=1)
-        # The barrier keeps XLA from folding the transposition into the product: 2 to 8 times as
-        # slow.
+        # The barrier keeps XLA from folding the transposition into the product, which would be 2 to
+        # 8 times as slow.
         head_kernel = jax.lax.optimization_barrier(jnp.einsum("bo,bw->ow", outputs, hidden)).T
         head_bias = jnp.sum(outputs, axis=0)
-        # Where a unit gave 0, ReLU or the mask stops the gradient. Unrolled over the few outputs,
-        # the product joins one loop and takes half the time.
+        # If a unit gave 0, ReLU or the mask stops the gradient. The product is unrolled over the
+        # few outputs, so it joins one loop and takes half the time.
         columns = [x[:, None] * k[None] for x, k in zip(outputs.T, prepared.kernel, strict=True)]
         hidden = jnp.where(hidden > 0, functools.reduce(jnp.add, columns), 0.0)
         if network.conv is None:
@@ -201,7 +202,7 @@ class SharedTorso:
         return gradient
 
     def dormancy(self, prepared: Prepared, observation: Num[Array, "..."]) -> ActorCritic:
-        """Of filters over all places; units that only fill the arrays do not count."""
+        """Return the dormancy, of filters over all positions; masked-out units do not count."""
         network = prepared.network
         outputs, value, hidden = self.forward(prepared, observation)
         layers = [activity(hidden, prepared.live), activity(outputs), activity(value[:, None])]
@@ -221,11 +222,11 @@ class SeparateTorsos:
 
     Attributes:
         inputs: how it reads observations.
-        outputs: what the policy's distribution is made from.
+        outputs: number of outputs for the policy's distribution.
         policy_layers: units of the policy's hidden layers.
-        value_layers: units of the value's.
-        activation: between the layers.
-        initialisation: of the kernels, see `networks.make_mlps`.
+        value_layers: units of the value's hidden layers.
+        activation: activation between the layers.
+        initialisation: initialisation of the kernels, see `networks.make_mlps`.
     """
 
     inputs: Inputs
@@ -236,7 +237,7 @@ class SeparateTorsos:
     initialisation: Initialisation = "lecun"
 
     def init(self, key: PRNGKeyArray) -> SeparateMLPs:
-        """Fresh parameters."""
+        """Return fresh parameters."""
         return make_mlps(
             math.prod(self.inputs.shape),
             self.outputs,
@@ -248,11 +249,11 @@ class SeparateTorsos:
         )
 
     def live(self, key: PRNGKeyArray) -> Float[Array, "width"] | None:
-        """None: all agents have the same units."""
+        """Return None: all agents have the same units."""
         return None
 
     def prepare(self, params: SeparateMLPs, live: Float[Array, "width"] | None) -> SeparateMLPs:
-        """The parameters as they are."""
+        """Return the parameters as they are."""
         return params
 
     def forward(
@@ -270,13 +271,13 @@ class SeparateTorsos:
         outputs: Float[Array, "batch outputs"],
         value: Float[Array, "batch"],
     ) -> SeparateMLPs:
-        """The transpose of `forward`."""
+        """Return the gradient: the transpose of `forward`."""
         _, transpose = jax.vjp(lambda params: self.forward(params, observation)[:2], prepared)
         gradient: SeparateMLPs = transpose((outputs, value))[0]
         return gradient
 
     def dormancy(self, prepared: SeparateMLPs, observation: Num[Array, "..."]) -> SeparateMLPs:
-        """Of hidden units after the activation, of the last layers as they are."""
+        """Return the dormancy: of hidden units after the activation, of outputs as they are."""
         run = functools.partial(_run, self.inputs, activation(self.activation), observation)
         units = [*run(prepared.policy), *run(prepared.value)]
         return _of_each_layer(prepared, [activity(x) for x in units])
@@ -288,7 +289,7 @@ def _run(
     observation: Num[Array, "..."],
     layers: tuple[Dense, ...],
 ) -> list[Float[Array, "batch _"]]:
-    """What each layer gives, one after the other; the last is not activated."""
+    """Return each layer's output, in order; the last layer has no activation."""
     units = [inputs.full(layers[0].kernel, observation) + layers[0].bias[None]]
     for layer in layers[1:]:
         units[-1] = activate(units[-1])
@@ -299,9 +300,9 @@ def _run(
 def activity(
     units: Float[Array, "batch units"], live: Float[Array, "units"] | None = None
 ) -> Float[Array, "units"]:
-    """Each unit's mean size over a batch, relative to the mean of the units that there are.
+    """Return each unit's mean size over a batch, relative to the mean of the live units.
 
-    Goldie et al. 2024 (arXiv 2407.07082), after Sokar et al. 2023 (arXiv 2302.12902).
+    Source: Goldie et al. 2024 (arXiv 2407.07082), after Sokar et al. 2023 (arXiv 2302.12902).
     """
     size = jnp.mean(jnp.abs(units), axis=0) + 1e-11
     count = size.size if live is None else jnp.sum(live)
@@ -309,7 +310,7 @@ def activity(
 
 
 def _of_each_layer(network: Network, layers: list[Float[Array, "_"]]) -> Network:
-    """A tree like the parameters, of one array for each layer's kernel and bias."""
+    """Return a tree like the parameters; a layer's kernel and bias get the same array."""
     leaves = [x for layer in layers for x in (layer, layer)]
     tree: Network = jax.tree.unflatten(jax.tree.structure(network), leaves)
     return tree

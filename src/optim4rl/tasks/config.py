@@ -50,7 +50,7 @@ class PPOConfig:
 
     Attributes:
         rollout: environment steps T of a rollout, in each environment.
-        epochs: times that the whole rollout is learned from.
+        epochs: passes over the whole rollout.
         minibatches: updates of an epoch; their number must divide the samples of a rollout.
         gamma: discount factor.
         lam: lambda of the generalised advantage estimates and of the values' targets.
@@ -59,8 +59,8 @@ class PPOConfig:
         entropy_weight: weight of the policy's entropy.
         normalise_advantages: whether advantages have mean 0 and deviation 1 in each minibatch.
         reward_scale: multiplies rewards before learning, but not the reported returns.
-        value_clip: limit of a value's change from what it was in the rollout, beyond which its
-            squared error does not fall; None: no limit.
+        value_clip: limit of a value's change since the rollout, beyond which its squared error does
+            not fall; None: no limit.
     """
 
     rollout: int = 32
@@ -102,8 +102,8 @@ class TaskConfig:
         torso: "dense": policy and value share a dense layer. "conv": they share a convolution and a
             dense layer. "mlp": each has its own layers.
         width: units of the shared dense layer. With several values every fresh agent draws one.
-            Arrays have the largest size, and units beyond an agent's own are masked out, so one
-            program serves all.
+            Arrays have the largest size, and units beyond the agent's width are masked out. So one
+            program serves all agents.
         maps: order of the observation's maps in a convolution; "rows" is the paper's release.
         learner: the inner learner's settings: A2C or PPO.
         normalise_rewards: each agent divides its rewards by a running scale of its returns;
@@ -112,12 +112,12 @@ class TaskConfig:
             statistics of its earlier rollouts.
         policy_layers: units of the policy's hidden layers in an "mlp"; the default is Brax's.
         value_layers: units of the value's hidden layers in an "mlp"; the default is the paper's.
-        activation: between the layers of an "mlp".
+        activation: activation between the layers of an "mlp".
         time_limit: the kind of state after a step that hits the time limit. "bootstrap": a state
             whose value counts. "terminal": a terminal state. None: the environment's own
             `time_limit`, or else "bootstrap".
-        initialisation: of an "mlp": "lecun", or "orthogonal" as in PPO's first implementation
-            (see `networks.make_mlps`).
+        initialisation: initialisation of an "mlp": "lecun", or "orthogonal" as in PPO's first
+            implementation (see `networks.make_mlps`).
         greedy_episodes: episodes that a finished agent plays, always with its most probable action;
             evaluation reports their mean return. 0: none.
     """
@@ -164,5 +164,5 @@ class TaskConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The widths that agents come in."""
+        """Return the possible widths of agents."""
         return self.width if isinstance(self.width, tuple) else (self.width,)

@@ -4,7 +4,7 @@ import dataclasses
 
 from optim4rl.tasks.config import PPOConfig, TaskConfig
 
-# Separate networks of two layers, the usual choice for observations of a few numbers.
+# Separate networks with two layers, the usual choice for observations of a few numbers.
 _SMALL = TaskConfig(
     torso="mlp",
     policy_layers=(64, 64),
@@ -28,8 +28,8 @@ _CONTINUOUS_NAMES = (
     "MountainCarContinuous-v0",
     "Reacher-misc",
 )
-# A swimmer that drifts far away makes the variance of positions so large that those near the goal
-# would all look the same.
+# A swimmer that drifts far away makes the variance of positions very large. Normalised positions
+# near the goal would then all look the same.
 _SWIMMER = dataclasses.replace(_CONTINUOUS, normalise_observations=False)
 
 # Brax's PPO as the paper runs it on Ant (Lan et al. 2024, appendix).
@@ -57,16 +57,16 @@ _CONTROL_SUITE = dataclasses.replace(
 def default_config(environment: str) -> TaskConfig:
     """Return a task config with settings that are known to work.
 
-    - Catch and the grid worlds: the paper's A2C, on a dense layer of 256 units in Catch and of 32
-      in the worlds, after a convolution in the big ones.
-    - MinAtar: PPO, on a dense layer of 128 units; with `torso="conv"` a convolution comes before
+    - Catch and the grid worlds: the paper's A2C. The dense layer has 256 units in Catch and 32 in
+      the worlds; big worlds have a convolution before it.
+    - MinAtar: PPO, on a dense layer of 128 units. With `torso="conv"` a convolution comes before
       it, which takes ten times as long on a CPU.
     - Brax: PPO with the paper's settings, rewards scaled by 10 (Humanoid: 0.1, ten steps, entropy
-      0.001). InvertedDoublePendulum has smaller ones, which solve it in 1.5 million steps.
+      0.001). InvertedDoublePendulum has smaller settings, which solve it in 1.5 million steps.
     - Playground's control suite: PPO with Playground's own settings.
-    - Other gymnax environments: PPO, two layers of 64 units each for policy and value; in
-      Pendulum, MountainCarContinuous and Reacher observations and rewards are normalised, in
-      Swimmer rewards alone.
+    - Other gymnax environments: PPO, two layers of 64 units each for policy and value. Pendulum,
+      MountainCarContinuous and Reacher have normalised observations and rewards, Swimmer has
+      normalised rewards.
 
     For A2C instead of PPO, `dataclasses.replace(config, learner=A2CConfig())`.
     """

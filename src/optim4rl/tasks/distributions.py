@@ -1,7 +1,7 @@
 """Policies' distributions over actions: categorical, and a Gaussian squashed into the bounds.
 
 A network's outputs `[..., outputs]` are the parameters of a distribution over `raw` actions. A raw
-action is the number of a discrete action, or a continuous action before it is squashed, so its
+action is the number of a discrete action, or a continuous action before it is squashed. So its
 probability is known even where the squashing saturates. `squash` turns it into the environment's
 action.
 """
@@ -28,7 +28,7 @@ class Distribution(Protocol):
     """A distribution over actions, for any number of environments at once.
 
     Attributes:
-        outputs: number of the network's outputs that parametrise it.
+        outputs: number of network outputs that parametrise it.
         uniforms: number of uniform numbers for one sample.
     """
 
@@ -43,7 +43,7 @@ class Distribution(Protocol):
         """Return raw actions, by inverting the distribution function."""
 
     def mode(self, outputs: Float[Array, "*batch E outputs"]) -> Num[Array, "..."]:
-        """The raw action that a greedy policy takes."""
+        """Return the raw action of a greedy policy."""
 
     def squash(self, raw: Num[Array, "..."]) -> Num[Array, "..."]:
         """Return the actions that the environment takes."""
@@ -67,13 +67,13 @@ class Categorical:
 
     @property
     def uniforms(self) -> int:
-        """One for each action; `jax.random.categorical` takes one for each logit."""
+        """Return 1 for each action; `jax.random.categorical` takes one for each logit."""
         return 1
 
     def sample(
         self, uniforms: Float[Array, "*batch 1 E"], outputs: Float[Array, "*batch E actions"]
     ) -> Int[Array, "*batch E"]:
-        """Actions. Sums are unrolled, so that they fuse into one loop over environments."""
+        """Return actions; unrolled sums fuse into one loop over environments."""
         odds = jnp.exp(outputs - jnp.max(outputs, axis=-1, keepdims=True))
         sums = list(itertools.accumulate(jnp.moveaxis(odds, -1, 0)))
         threshold = uniforms[..., 0, :] * sums[-1]
@@ -81,11 +81,11 @@ class Categorical:
         return functools.reduce(jnp.add, steps, jnp.zeros(threshold.shape, jnp.int32))
 
     def mode(self, outputs: Float[Array, "*batch E actions"]) -> Int[Array, "*batch E"]:
-        """The most probable action."""
+        """Return the most probable action."""
         return jnp.argmax(outputs, axis=-1).astype(jnp.int32)
 
     def squash(self, raw: Int[Array, "*batch E"]) -> Int[Array, "*batch E"]:
-        """Return the actions: environments take discrete ones as they are."""
+        """Return the actions unchanged: environments take discrete actions as they are."""
         return raw
 
     def log_prob(
@@ -105,7 +105,7 @@ class Categorical:
 
 
 def _log_softmax(outputs: Float[Array, "*batch actions"]) -> Float[Array, "actions *batch"]:
-    """Actions first: sums over a short last axis do not vectorize."""
+    """Return log-softmax, actions first: sums over a short last axis do not vectorize."""
     logits = jnp.moveaxis(outputs, -1, 0)
     return logits - jax.nn.logsumexp(logits, axis=0)[None]
 
@@ -116,11 +116,11 @@ class TanhNormal:
 
     As in Brax's PPO (brax/training/distribution.py): the first half of the outputs are the means,
     and softplus of the second half plus 0.001 the standard deviations. Probabilities and entropies
-    are those of the action in (-1, 1), before it is stretched.
+    refer to the action in (-1, 1), before it is stretched.
 
     Attributes:
         low: least value of each number of an action.
-        high: largest value of each.
+        high: largest value of each number.
         shape: shape of one action; its numbers are in C order.
     """
 
@@ -130,12 +130,12 @@ class TanhNormal:
 
     @property
     def outputs(self) -> int:
-        """A mean and a scale for each number of an action."""
+        """Return 2 for each number of an action: a mean and a scale."""
         return 2 * len(self.low)
 
     @property
     def uniforms(self) -> int:
-        """One for each number of an action."""
+        """Return 1 for each number of an action."""
         return len(self.low)
 
     def sample(
@@ -147,7 +147,7 @@ class TanhNormal:
         return mean + scale * math.sqrt(2.0) * jax.scipy.special.erfinv(2.0 * inside - 1.0)
 
     def mode(self, outputs: Float[Array, "*batch E outputs"]) -> Float[Array, "*batch E size"]:
-        """The Gaussian's mean, as in Brax."""
+        """Return the Gaussian's mean, as in Brax."""
         return _mean_and_scale(outputs)[0]
 
     def squash(self, raw: Float[Array, "*batch E size"]) -> Float[Array, "..."]:
@@ -161,7 +161,7 @@ class TanhNormal:
     def log_prob(
         self, outputs: Float[Array, "*batch E outputs"], raw: Float[Array, "*batch E size"]
     ) -> Float[Array, "*batch E"]:
-        """Return the Gaussian's log-density, minus the logarithm of the squashing's slope."""
+        """Return the Gaussian's log-density minus the logarithm of tanh's slope."""
         mean, scale = _mean_and_scale(outputs)
         normal = -0.5 * jnp.square((raw - mean) / scale) - jnp.log(scale)
         return jnp.sum(normal - 0.5 * math.log(2 * math.pi) - _log_slope(raw), axis=-1)
@@ -185,5 +185,5 @@ def _mean_and_scale(
 
 
 def _log_slope(raw: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Logarithm of the slope of tanh, `log(1 - tanh(x)^2)`, also where that rounds to 0."""
+    """Return the log of tanh's slope, `log(1 - tanh(x)^2)`, also where the slope rounds to 0."""
     return 2.0 * (math.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))

@@ -2,7 +2,7 @@
 
 `DenseInputs` multiplies arrays of floats. `SparseInputs` stores observations with few ones among
 zeros as the places of the ones, and looks up rows of the kernel. A place equal to the observation's
-size means that this one is absent. Each map comes with the gradient of its kernel:
+size stands for an absent one. Each map comes with the gradient of its kernel:
 
 - `full(kernel, x)`: the flattened observation times a kernel `[inputs, outputs]`;
 - `conv(kernel, x)`: the 2 x 2 convolution of `networks.Conv2x2` without its bias, the positions
@@ -51,7 +51,7 @@ class Inputs(Protocol):
     def full_gradient(
         self, x: Num[Array, "..."], cotangent: Float[Array, "batch outputs"]
     ) -> Float[Array, "inputs outputs"]:
-        """The gradient of that kernel."""
+        """Return the gradient of the kernel of `full`."""
 
     def conv(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch positions filters"]:
         """Return observations convolved with a kernel."""
@@ -59,7 +59,7 @@ class Inputs(Protocol):
     def conv_gradient(
         self, x: Num[Array, "..."], cotangent: Float[Array, "batch positions filters"]
     ) -> Float[Array, "2 2 channels filters"]:
-        """The gradient of that kernel."""
+        """Return the gradient of the kernel of `conv`."""
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,31 @@ class DenseInputs:
     maps: MapOrder
 
     def join(self, x: Float[Array, "steps batch *observation"]) -> Float[Array, "..."]:
-        """The batch is the first axis."""
+        """Join steps; the batch is the first axis."""
         return x.reshape(-1, *self.shape)
 
     def select(
         self, x: Float[Array, "steps batch *observation"], step: Int[Array, "some batch"]
     ) -> Float[Array, "some batch *observation"]:
-        """The batch is the first axis."""
+        """Select steps; the batch is the first axis."""
         return x[step, jnp.arange(x.shape[1])[None]]
 
     def take(
         self, x: Float[Array, "batch *observation"], members: Int[Array, "some"]
     ) -> Float[Array, "some *observation"]:
-        """The batch is the first axis."""
+        """Select members; the batch is the first axis."""
         return x[members]
 
     def full(
         self, kernel: Float[Array, "inputs outputs"], x: Float[Array, "batch *observation"]
     ) -> Float[Array, "batch outputs"]:
-        """A matrix product."""
+        """Return a matrix product."""
         return x.reshape(len(x), -1) @ kernel
 
     def full_gradient(
         self, x: Float[Array, "batch *observation"], cotangent: Float[Array, "batch outputs"]
     ) -> Float[Array, "inputs outputs"]:
-        """A matrix product."""
+        """Return a matrix product."""
         return x.reshape(len(x), -1).T @ cotangent
 
     def conv(
@@ -102,7 +102,7 @@ class DenseInputs:
         kernel: Float[Array, "2 2 channels filters"],
         x: Float[Array, "batch *observation"],
     ) -> Float[Array, "batch positions filters"]:
-        """A matrix product over the four shifted images."""
+        """Return a matrix product over the four shifted images."""
         return self._shifted(x) @ kernel.reshape(-1, kernel.shape[-1])
 
     def conv_gradient(
@@ -110,7 +110,7 @@ class DenseInputs:
         x: Float[Array, "batch *observation"],
         cotangent: Float[Array, "batch positions filters"],
     ) -> Float[Array, "2 2 channels filters"]:
-        """A matrix product over the four shifted images."""
+        """Return a matrix product over the four shifted images."""
         shifted = self._shifted(x)
         flat = shifted.reshape(-1, shifted.shape[-1]).T @ cotangent.reshape(-1, cotangent.shape[-1])
         return flat.reshape(2, 2, -1, cotangent.shape[-1])
@@ -138,31 +138,31 @@ class SparseInputs:
     maps: MapOrder
 
     def join(self, x: Int[Array, "steps ones batch"]) -> Int[Array, "ones joined"]:
-        """The batch is the last axis."""
+        """Join steps; the batch is the last axis."""
         return x.swapaxes(0, 1).reshape(x.shape[1], -1)
 
     def select(
         self, x: Int[Array, "steps ones batch"], step: Int[Array, "some batch"]
     ) -> Int[Array, "some ones batch"]:
-        """The batch is the last axis."""
+        """Select steps; the batch is the last axis."""
         return jnp.take_along_axis(x, step[:, None], axis=0)
 
     def take(
         self, x: Int[Array, "ones batch"], members: Int[Array, "some"]
     ) -> Int[Array, "ones some"]:
-        """The batch is the last axis."""
+        """Select members; the batch is the last axis."""
         return x[:, members]
 
     def full(
         self, kernel: Float[Array, "inputs outputs"], x: Int[Array, "ones batch"]
     ) -> Float[Array, "batch outputs"]:
-        """The sum of the rows of the ones."""
+        """Return the sum of the ones' rows of the kernel."""
         return functools.reduce(jnp.add, [_rows(kernel, place) for place in x])
 
     def full_gradient(
         self, x: Int[Array, "ones batch"], cotangent: Float[Array, "batch outputs"]
     ) -> Float[Array, "inputs outputs"]:
-        """Each one adds its observation's cotangent to its row."""
+        """Add to each one's row the cotangent of its observation."""
         kernel = jnp.zeros((math.prod(self.shape), cotangent.shape[-1]), jnp.float32)
         for place in x:
             kernel = kernel.at[place].add(cotangent, mode="drop")
@@ -171,7 +171,7 @@ class SparseInputs:
     def conv(
         self, kernel: Float[Array, "2 2 channels filters"], x: Int[Array, "ones batch"]
     ) -> Float[Array, "batch positions filters"]:
-        """Each one adds the four taps of its channel around its position."""
+        """Add, for each one, the four taps of its channel around its position."""
         position, tap = self._touched(x)
         rows = _rows(kernel.reshape(-1, kernel.shape[-1]), tap)
         height, width, _ = self._image_shape
@@ -181,7 +181,7 @@ class SparseInputs:
     def conv_gradient(
         self, x: Int[Array, "ones batch"], cotangent: Float[Array, "batch positions filters"]
     ) -> Float[Array, "2 2 channels filters"]:
-        """Each one adds the cotangents around its position to the taps of its channel."""
+        """Add, for each one, the cotangents around its position to the taps of its channel."""
         position, tap = self._touched(x)
         around = cotangent.at[jnp.arange(x.shape[1])[None], position].get(mode="clip")
         channels, filters = self._image_shape[2], cotangent.shape[-1]
@@ -199,7 +199,7 @@ class SparseInputs:
         """Return the positions that the ones reach, and the rows of the flattened kernel.
 
         Tap (i, j) of the kernel carries a one at (row, column) to position (row - i, column - j).
-        If that is outside, or the one is absent, both numbers are out of bounds.
+        If this position is outside, or the one is absent, both numbers are out of bounds.
         """
         height, width, channels = self._image_shape
         a, b, c = jnp.unravel_index(x, self.shape)
@@ -217,5 +217,5 @@ class SparseInputs:
 def _rows(
     kernel: Float[Array, "inputs outputs"], places: Int[Array, "*batch"]
 ) -> Float[Array, "*batch outputs"]:
-    """Rows of the kernel; zero out of bounds."""
+    """Return rows of the kernel; zero out of bounds."""
     return kernel.at[places].get(mode="fill", fill_value=0.0)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 @runtime_checkable
 class InnerTask(Protocol):
-    """An agent to start, its rollouts, and the gradient of the agent's loss on them.
+    """A task that starts an agent, plays rollouts, and takes the gradient of the agent's loss.
 
     `init_params` and `init_actor` get the SAME key, the agent's, because the two parts of an agent
     must agree, for example on its width. Each folds the key before it draws.
@@ -21,13 +21,13 @@ class InnerTask(Protocol):
         """Return fresh agent parameters, a pytree of float32 arrays."""
 
     def init_actor(self, key: PRNGKeyArray) -> Any:
-        """Return fresh environments, and all else that goes from rollout to rollout; a pytree."""
+        """Return a pytree of fresh environments and all other state that rollouts carry on."""
 
     @property
     def updates_per_rollout(self) -> int:
         """Return the inner updates for each rollout: 1 with A2C, epochs x minibatches with PPO.
 
-        With more than 1 the task is a `MinibatchTask`.
+        If there are more than 1, the task is a `MinibatchTask`.
         """
 
     @property
@@ -35,17 +35,17 @@ class InnerTask(Protocol):
         """Return the environment steps of one rollout."""
 
     def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
-        """One rollout: (batch, the actor after it, stats).
+        """Play one rollout, and return (batch, next actor, stats).
 
         The batch is a pytree of everything that the rollout's gradients depend on, besides the
         parameters. `stats` is a pytree of numbers to report.
         """
 
     def gradient(self, params: Any, batch: Any) -> Any:
-        """The gradient, like `params`, of the whole loss on a rollout made with these parameters.
+        """Return the gradient, like `params`, of the whole loss on a rollout of these parameters.
 
-        It is the gradient of the meta-objective and, where a rollout serves one update, that
-        update's.
+        It is the gradient of the meta-objective. If a rollout serves one update, it is also the
+        gradient of that update.
         """
 
 
@@ -54,11 +54,11 @@ class MinibatchTask(InnerTask, Protocol):
     """A task whose rollouts serve several inner updates."""
 
     def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
-        """The gradient, like `params`, of the rollout's inner update number `index`."""
+        """Return the gradient, like `params`, of the rollout's inner update number `index`."""
 
 
 def update_gradient(task: InnerTask, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
-    """The gradient of a rollout's inner update number `index`.
+    """Return the gradient of a rollout's inner update number `index`.
 
     Raises:
         ValueError: a rollout serves several updates, and the task has no gradient for each.
@@ -75,19 +75,19 @@ def update_gradient(task: InnerTask, params: Any, batch: Any, index: Int[Array, 
 
 @runtime_checkable
 class TellingTask(InnerTask, Protocol):
-    """A task that tells optimizers more of an update than its gradient."""
+    """A task that tells optimizers more about an update than its gradient."""
 
     def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
-        """Optax's extra arguments for the rollout's inner update number `index`.
+        """Return optax's extra arguments for the rollout's inner update number `index`.
 
-        Only some optimizers read them, and where none does, nothing of it is computed.
+        Only some optimizers read them. If none does, they are not computed.
         """
 
 
 def update_extras(
     task: InnerTask, params: Any, batch: Any, index: Int[Array, ""]
 ) -> dict[str, Any]:
-    """What a task tells of a rollout's inner update number `index`; nothing where it tells none."""
+    """Return a task's extra arguments for inner update number `index`; {} if it has none."""
     return task.extras(params, batch, index) if isinstance(task, TellingTask) else {}
 
 
@@ -96,15 +96,15 @@ class LossTask(InnerTask, Protocol):
     """A task that tells its loss, for optimizers that read it."""
 
     def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
-        """The loss of the rollout's inner update number `index`, at any parameters."""
+        """Return the loss of the rollout's inner update number `index`, at any parameters."""
 
 
 def loss_extras(
     task: InnerTask, params: Any, batch: Any, index: Int[Array, ""], gradient: Any
 ) -> dict[str, Any]:
-    """What optax calls `value`, `grad` and `value_fn`; nothing if the task does not tell its loss.
+    """Return optax's `value`, `grad` and `value_fn`; {} if the task does not tell its loss.
 
-    What no optimizer reads is not computed: compilers leave it out.
+    If no optimizer reads them, they are not computed: compilers leave them out.
     """
     if not isinstance(task, LossTask):
         return {}
@@ -117,15 +117,15 @@ def loss_extras(
 
 @runtime_checkable
 class Returns(Protocol):
-    """What stats say of the episodes that ended in a rollout."""
+    """Stats about the episodes that ended in a rollout."""
 
     @property
     def return_sum(self) -> Float[Array, ""]:
-        """The sum of their returns, undiscounted."""
+        """Return the sum of these episodes' undiscounted returns."""
 
     @property
     def episode_count(self) -> Int[Array, ""]:
-        """How many ended."""
+        """Return how many episodes ended."""
 
 
 @runtime_checkable
@@ -133,16 +133,16 @@ class EvaluationTask(InnerTask, Protocol):
     """A task whose stats hold returns."""
 
     def rollout(self, params: Any, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Returns]:
-        """One rollout: (batch, the actor after it, stats)."""
+        """Play one rollout, and return (batch, next actor, stats)."""
 
 
 @runtime_checkable
 class GreedyTask(EvaluationTask, Protocol):
-    """A task whose finished agents can be tried without chance in their actions."""
+    """A task whose finished agents can play with deterministic actions."""
 
     @property
     def greedy_episodes(self) -> int:
-        """Episodes that a finished agent plays; 0: none."""
+        """Return the number of episodes that a finished agent plays; 0: none."""
 
     def greedy_return(self, params: Any, actor: Any, key: PRNGKeyArray) -> Float[Array, ""]:
-        """Mean return of those episodes."""
+        """Return the mean return of these episodes."""

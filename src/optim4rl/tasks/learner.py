@@ -9,14 +9,14 @@ class Rollout(NamedTuple):
     """T steps in E environments as N = T x E samples: step by step, environments within.
 
     Attributes:
-        observation: what the agent saw, as its network reads batches.
+        observation: the agent's observations, in the form that its network reads.
         outputs: the policy's outputs.
         value: the critic's value of the observation.
-        cache: what the network's forward passes left for a backward pass.
+        cache: the network's cache from the forward passes, for a backward pass.
         action: the raw action that was sampled (see `distributions`).
         uniforms: the numbers that it was sampled with.
         target: the TD(lambda) target of the value.
-        live: which units the agent has (see `backprop.BatchNetwork`).
+        live: mask of the agent's units (see `backprop.BatchNetwork`).
     """
 
     observation: Num[Array, "..."]
@@ -35,23 +35,23 @@ class Learner(Protocol):
 
     @property
     def updates_per_rollout(self) -> int:
-        """Inner updates that one rollout serves."""
+        """Return the number of inner updates that one rollout serves."""
 
     def batch(self, rollout: Rollout, key: PRNGKeyArray) -> Any:
-        """Everything that the rollout's gradients depend on, besides the parameters."""
+        """Return everything that the rollout's gradients depend on, besides the parameters."""
 
     def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
-        """The loss of the rollout's update number `index`, at any parameters."""
+        """Return the loss of the rollout's update number `index`, at any parameters."""
 
     def gradient(self, params: Any, batch: Any) -> Any:
-        """The gradient of the whole loss, by the parameters that the rollout was made with."""
+        """Return the gradient of the whole loss, at the parameters that played the rollout."""
 
     def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
-        """The gradient of the rollout's update number `index`."""
+        """Return the gradient of the rollout's update number `index`."""
 
     def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
-        """What an optimizer may read of update number `index` beside its gradient.
+        """Return optax's extra arguments for update number `index`.
 
-        `dormancy` (`BatchNetwork.dormancy`) and `epoch_proportion`, 0 in a rollout's first epoch
-        and 1 in its last.
+        They are `dormancy` (`BatchNetwork.dormancy`) and `epoch_proportion`, 0 in a rollout's first
+        epoch and 1 in its last.
         """

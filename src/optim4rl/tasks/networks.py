@@ -1,4 +1,4 @@
-"""The agents' networks: policy and value on a shared torso, or each a network of its own."""
+"""The agents' networks: policy and value share a torso, or each has its own network."""
 
 import itertools
 import math
@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from optim4rl.tasks.config import Activation, Initialisation, MapOrder
 
-# As in flax, whose default the paper's networks use: variance 1 / fan-in, truncated at two
-# standard deviations; biases start at zero.
+# Flax's default, which the paper's networks use: variance 1 / fan-in, truncated at two standard
+# deviations; biases start at zero.
 _kernel_init = jax.nn.initializers.lecun_normal()
 # Filters of a convolution.
 FILTERS = 16
@@ -34,9 +34,9 @@ class Dense(eqx.Module):
 class Conv2x2(eqx.Module):
     """A 2 x 2 convolution, stride 1, same padding (a zero row below, a zero column to the right).
 
-    Written as one matrix product over the four shifted inputs, because agents train side by side,
-    each with its own kernel, and XLA turns a convolution with a batch of kernels into a grouped
-    one. Forward and backward on a 2-core CPU, 15 x 11 x 5 inputs: 4 to 4.5 times as fast as
+    It is one matrix product over the four shifted inputs. Agents train side by side, each with its
+    own kernel, and XLA turns a convolution with a batch of kernels into a grouped convolution.
+    Forward and backward on a 2-core CPU, 15 x 11 x 5 inputs: 4 to 4.5 times as fast as
     `equinox.nn.Conv2d` over 8 or 64 agents (forward alone 3 to 9 times), 2 times for one agent.
     """
 
@@ -50,9 +50,9 @@ class Conv2x2(eqx.Module):
 
 
 class ActorCritic(eqx.Module):
-    """Policy and value of one observation, from a torso they share.
+    """Policy and value of one observation, from a shared torso.
 
-    The torso is a dense layer on the flattened observation, or a convolution and then that layer,
+    The torso is a dense layer on the flattened observation, or a convolution and a dense layer,
     with ReLU after each. Every leaf is a float32 array.
     """
 
@@ -72,7 +72,7 @@ class SeparateMLPs(eqx.Module):
 
 
 def activation(name: Activation) -> Callable[[Array], Array]:
-    """The function of that name."""
+    """Return the activation function of this name."""
     return {"relu": jax.nn.relu, "swish": jax.nn.swish, "tanh": jnp.tanh}[name]
 
 
@@ -86,18 +86,18 @@ def make_mlps(
     *,
     key: PRNGKeyArray,
 ) -> SeparateMLPs:
-    """Build and initialise separate networks of the policy and the value.
+    """Build and initialise separate networks for the policy and the value.
 
     Args:
         inputs: Numbers in an observation.
         num_outputs: Number of parameters of the policy's distribution.
         policy_layers: Units of the policy's hidden layers.
         value_layers: Units of the value's hidden layers.
-        activation: Between the layers.
-        initialisation: Of the kernels: "lecun" has variance 1 / fan-in; "orthogonal" has
-            orthogonal columns or rows, times the root of 2 in hidden layers, 0.01 in the policy's
-            last layer and 1 in the value's (Huang et al. 2022, "The 37 implementation details of
-            PPO", number 2).
+        activation: Activation between the layers.
+        initialisation: Initialisation of the kernels. "lecun" has variance 1 / fan-in.
+            "orthogonal" has orthogonal columns or rows, times the root of 2 in hidden layers, 0.01
+            in the policy's last layer and 1 in the value's (Huang et al. 2022, "The 37
+            implementation details of PPO", number 2).
         key: Source of the initial kernels.
     """
 
@@ -130,8 +130,8 @@ def make_network(
         num_actions: Number of logits.
         width: Units of the dense layer.
         maps: Meaning of the axes in the convolution. "channels": (channel, row, column), as in the
-            grid worlds. "rows": (row, column, channel), as in MinAtar; on grid worlds this is the
-            order of the paper's release, which convolves over (map, row) with the columns as
+            grid worlds. "rows": (row, column, channel), as in MinAtar. On grid worlds "rows" is
+            the order of the paper's release, which convolves over (map, row) with the columns as
             channels.
         key: Source of the initial kernels.
 
@@ -172,7 +172,7 @@ def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
     leaves, structure = jax.tree.flatten(shapes)
     sizes = [leaf.size if leaf.ndim > 1 else 0 for leaf in leaves]
     ends = list(itertools.accumulate(sizes))
-    # What `_kernel_init` draws, before it is scaled to the fan-in.
+    # The draw of `_kernel_init`, before it is scaled to the fan-in.
     normal = _kernel_init(key, (1, ends[-1]), jnp.float32)[0]
     network: Network = jax.tree.unflatten(
         structure,
@@ -187,7 +187,7 @@ def _draw(shapes: Network, key: PRNGKeyArray) -> Network:
 
 
 def _draw_orthogonal(shapes: SeparateMLPs, key: PRNGKeyArray) -> SeparateMLPs:
-    """Fresh parameters of those shapes, kernels orthogonal; see `make_mlps`."""
+    """Return fresh parameters of these shapes with orthogonal kernels; see `make_mlps`."""
 
     def layers(drawn: tuple[Dense, ...], last_gain: float, key: PRNGKeyArray) -> tuple[Dense, ...]:
         gains = [math.sqrt(2.0)] * (len(drawn) - 1) + [last_gain]
@@ -208,16 +208,16 @@ def _draw_orthogonal(shapes: SeparateMLPs, key: PRNGKeyArray) -> SeparateMLPs:
 
 
 def _orthogonal(key: PRNGKeyArray, inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:
-    """What `jax.nn.initializers.orthogonal` draws, by Gram-Schmidt, twice for accuracy.
+    """Draw as `jax.nn.initializers.orthogonal`, but by Gram-Schmidt, twice for accuracy.
 
-    That takes LAPACK's QR, which in jaxlib 0.10 waits for its own threads: two of a batch of agents
-    at once stand still for ever on a machine of two cores.
+    JAX's initializer calls LAPACK's QR, which in jaxlib 0.10 waits for its own threads. Two calls
+    at once, for a batch of agents, deadlock on a machine with two cores.
     """
     tall = inputs >= outputs
     normal = jax.random.normal(key, (inputs, outputs) if tall else (outputs, inputs))
 
     def add(done: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
-        """One direction more, orthogonal to those before it; those to come are still zero."""
+        """Add a direction orthogonal to the earlier ones; the later columns are still zero."""
         index, rest = column
         for _ in range(2):
             rest = rest - done @ (done.T @ rest)

@@ -14,7 +14,7 @@ _EPSILON = 1e-8
 
 
 class Moments(NamedTuple):
-    """Number, mean and variance of everything seen so far, elementwise over `*shape`."""
+    """Number, mean and variance of all data so far, elementwise over `*shape`."""
 
     seen: Float[Array, ""]
     mean: Float[Array, "*shape"]
@@ -22,7 +22,7 @@ class Moments(NamedTuple):
 
 
 def init_moments(shape: tuple[int, ...]) -> Moments:
-    """Moments before anything is seen."""
+    """Return the moments before any data."""
     return Moments(jnp.float32(0.0), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
@@ -48,7 +48,7 @@ class RunningReturns(NamedTuple):
     Attributes:
         discounted: in each environment the discounted sum of the rewards so far,
             `R_t = gamma R_{t-1} + r_t`, which starts from 0 in each episode.
-        moments: of all of these sums.
+        moments: moments of all these sums.
     """
 
     discounted: Float[Array, "E"]
@@ -56,7 +56,7 @@ class RunningReturns(NamedTuple):
 
 
 def init_returns(num_envs: int) -> RunningReturns:
-    """Statistics before anything is seen."""
+    """Return the statistics before any data."""
     return RunningReturns(jnp.zeros(num_envs, jnp.float32), init_moments(()))
 
 
@@ -86,7 +86,7 @@ def scale_rewards(
 def normalise(moments: Moments, x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Normalise to mean 0 and variance 1 with the moments, and clip to `OBSERVATION_LIMIT`.
 
-    The last axes of `x` are those of the moments. Before anything is seen, only clip.
+    The last axes of `x` are the moments' axes. Before any data, only clip.
     """
     scale = jnp.where(moments.seen > 0, jax.lax.rsqrt(moments.variance + _EPSILON), 1.0)
     lead = (1,) * (x.ndim - scale.ndim)

@@ -1,10 +1,10 @@
 """Proximal policy optimization: several epochs of minibatches on each rollout.
 
-`loss = -min(r A, clip(r, 1 - c, 1 + c) A) + 0.5 TD^2 - 0.01 entropy`, means over a minibatch, with
-`r` the ratio of the new policy's probability of an action to the old one's and A the advantages by
+`loss = -min(r A, clip(r, 1 - c, 1 + c) A) + 0.5 TD^2 - 0.01 entropy`, means over a minibatch. Here
+r is the ratio of the new to the old policy's probability of an action, and A are the advantages by
 GAE (Schulman et al. 2017, arXiv 1707.06347; 2016, arXiv 1506.02438). With `value_clip` d the
-squared error is the larger of `(G - V)^2` and `(G - V0 - clip(V - V0, -d, d))^2`, with G the target
-and V0 the value when the rollout was played.
+squared error is the larger of `(G - V)^2` and `(G - V0 - clip(V - V0, -d, d))^2`. Here G is the
+target, and V0 is the value in the rollout.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Samples(NamedTuple):
     """The samples that the loss is computed from.
 
     Attributes:
-        observation: what the agent saw, as its network reads batches.
+        observation: the agent's observations, in the form that its network reads.
         action: the sampled raw action.
-        uniforms: the uniform numbers of that sample.
+        uniforms: the uniform numbers that it was sampled with.
         log_prob: its log-probability when it was sampled.
-        advantage: the target of the value minus the value at that time.
+        advantage: the target of the value minus the value in the rollout.
         target: the TD(lambda) target of the value.
     """
 
@@ -114,7 +114,7 @@ class PPO:
         return self._gradient(params, self._minibatch(batch, index), batch.live)
 
     def extras(self, params: Any, batch: PPOBatch, index: Int[Array, ""]) -> dict[str, Any]:
-        """Dormancy on the minibatch, and the proportion of epochs done."""
+        """Return the dormancy on the minibatch and the proportion of epochs done."""
         prepared = self.network.prepare(params, batch.live)
         samples = self._minibatch(batch, index)
         epoch = index // self.config.minibatches
@@ -124,7 +124,7 @@ class PPO:
         }
 
     def loss(self, params: Any, batch: PPOBatch, index: Int[Array, ""]) -> Float[Array, ""]:
-        """The loss whose gradient is `minibatch_gradient`."""
+        """Return the loss whose gradient is `minibatch_gradient`."""
         samples = self._minibatch(batch, index)
         prepared = self.network.prepare(params, batch.live)
         outputs, value, _ = self.network.forward(prepared, samples.observation)

@@ -52,7 +52,7 @@ class Actor(NamedTuple):
 
     Attributes:
         episodes: its environments.
-        live: 1 for the units of its dense layer and 0 for those that only fill the array; None if
+        live: 1 for the units of its dense layer and 0 for units that only fill the array; None if
             all agents have the same width.
         returns: statistics that scale its rewards; None if rewards are not normalised.
         seen: statistics that normalise its observations; None if they are not normalised.
@@ -67,7 +67,7 @@ class Actor(NamedTuple):
 class _Step(NamedTuple):
     """One step of E environments, with the network's outputs; a rollout stacks T of them.
 
-    The observations are the environment's; the network reads them normalised.
+    The observations are not normalised yet; the network reads them normalised.
     """
 
     observation: Num[Array, "..."]
@@ -81,7 +81,7 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """An agent's task: start one, play a rollout, and take the gradients of the learner's loss.
+    """A task that starts an agent, plays rollouts, and takes gradients of the learner's loss.
 
     Attributes:
         environment: a gymnax environment, or a wrapper with the same methods.
@@ -101,7 +101,7 @@ class Task:
 
     @cached_property
     def observation_shape(self) -> tuple[int, ...]:
-        """Shape of one observation."""
+        """Return the shape of one observation."""
         observation, _ = jax.eval_shape(
             lambda: self.environment.reset(jax.random.key(0), self.env_params)
         )
@@ -109,7 +109,7 @@ class Task:
 
     @property
     def time_limit(self) -> TimeLimit:
-        """What the last step of an episode that the time limit cuts leads to."""
+        """Return the kind of state after a step that hits the time limit (see `TaskConfig`)."""
         if self.config.time_limit is not None:
             return self.config.time_limit
         own = getattr(self.environment, "time_limit", None)
@@ -117,33 +117,33 @@ class Task:
 
     @property
     def _looks_up(self) -> bool:
-        """Whether observations are lists of the places of their ones; normalised ones are not."""
+        """Return whether observations list the places of their ones; normalised ones do not."""
         return is_sparse(self.environment) and not self.config.normalise_observations
 
     @cached_property
     def vector(self) -> Vectorized:
-        """The agent's environments."""
+        """Return the agent's environments."""
         return self.vector_of(self.config.num_envs)
 
     def vector_of(self, num_envs: int) -> Vectorized:
-        """So many of the agent's environments."""
+        """Return `num_envs` copies of the agent's environment."""
         arguments = (self.environment, self.env_params, num_envs)
         if self._looks_up:
             return SparseVector(*arguments, self.observation_shape)
-        if type(self.environment) is Physics:  # A subclass may step otherwise.
+        if type(self.environment) is Physics:  # A subclass may step differently.
             return PhysicsVector(*arguments)
         return GymnaxVector(*arguments)
 
     @cached_property
     def inputs(self) -> Inputs:
-        """How the network reads what `vector` writes."""
+        """Return the reader of `vector`'s observations for the network."""
         inputs = SparseInputs if self._looks_up else DenseInputs
         return inputs(self.observation_shape, self.config.maps)
 
     @cached_property
     def distribution(self) -> Distribution:
-        """The distribution that the policy's outputs stand for."""
-        # Often first needed inside a compiled function, where new arrays would be traced.
+        """Return the distribution that the policy's outputs parametrise."""
+        # Often first read inside a compiled function, which would trace new arrays.
         with jax.ensure_compile_time_eval():
             actions = self.environment.action_space(self.env_params)
         if isinstance(actions, Discrete):
@@ -153,7 +153,7 @@ class Task:
 
     @cached_property
     def network(self) -> BatchNetwork:
-        """The agent's network."""
+        """Return the agent's network."""
         config, outputs = self.config, self.distribution.outputs
         if config.torso == "mlp":
             layers = (config.policy_layers, config.value_layers)
@@ -164,27 +164,27 @@ class Task:
 
     @cached_property
     def learner(self) -> Learner:
-        """The inner learner."""
+        """Return the inner learner."""
         if isinstance(self.config.learner, PPOConfig):
             return PPO(self.config.learner, self.network, self.distribution)
         return A2C(self.config.learner, self.network, self.distribution)
 
     @property
     def updates_per_rollout(self) -> int:
-        """Inner updates that one rollout serves."""
+        """Return the number of inner updates that one rollout serves."""
         return self.learner.updates_per_rollout
 
     @property
     def env_steps_per_rollout(self) -> int:
-        """Environment steps that one rollout takes."""
+        """Return the number of environment steps in one rollout."""
         return self.config.num_envs * self.config.learner.rollout
 
     def init_params(self, key: PRNGKeyArray) -> Any:
-        """A fresh agent network; `key` is the agent's."""
+        """Return a fresh agent network; `key` is the agent's."""
         return self.network.init(key)
 
     def init_actor(self, key: PRNGKeyArray) -> Actor:
-        """Fresh environments; `key` is the agent's."""
+        """Return fresh environments; `key` is the agent's."""
         config = self.config
         return Actor(
             self.vector.reset(jax.random.fold_in(key, 1)),
@@ -196,7 +196,7 @@ class Task:
     def rollout(
         self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Any, Actor, RolloutStats]:
-        """Play one rollout, and return the learner's batch."""
+        """Play one rollout, and return (the learner's batch, next actor, stats)."""
         after, steps, reward = self._play(params, actor, key)
         config = self.config.learner
         target = lambda_returns(
@@ -224,31 +224,32 @@ class Task:
         return self.learner.batch(rollout, jax.random.fold_in(key, 1)), after, _stats(steps)
 
     def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
-        """The loss of the rollout's inner update number `index`, at any parameters."""
+        """Return the loss of the rollout's inner update number `index`, at any parameters."""
         return self.learner.loss(params, batch, index)
 
     def gradient(self, params: Any, batch: Any) -> Any:
-        """The gradient of the whole loss, by the parameters that the rollout was made with."""
+        """Return the gradient of the whole loss, at the parameters that played the rollout."""
         return self.learner.gradient(params, batch)
 
     def minibatch_gradient(self, params: Any, batch: Any, index: Int[Array, ""]) -> Any:
-        """The gradient of the rollout's update number `index`."""
+        """Return the gradient of the rollout's update number `index`."""
         return self.learner.minibatch_gradient(params, batch, index)
 
     def extras(self, params: Any, batch: Any, index: Int[Array, ""]) -> dict[str, Any]:
-        """What an optimizer may read of update number `index` beside its gradient."""
+        """Return optax's extra arguments for update number `index`."""
         return self.learner.extras(params, batch, index)
 
     @property
     def greedy_episodes(self) -> int:
-        """Episodes that a finished agent plays."""
+        """Return the number of episodes that a finished agent plays."""
         return self.config.greedy_episodes
 
     def greedy_return(self, params: Any, actor: Actor, key: PRNGKeyArray) -> Float[Array, ""]:
-        """Mean return of the first episode in each of `greedy_episodes` fresh environments.
+        """Return the mean return of the first episode in `greedy_episodes` fresh environments.
 
-        The agent takes its most probable action in every step, and sees as it did when it learned
-        last. An episode that the environment's limit of steps does not end counts with what it has.
+        The agent takes its most probable action in every step, and normalises observations as in
+        its last rollout. An episode without an end within the environment's limit of steps counts
+        with its rewards so far.
         """
         vector = self.vector_of(self.config.greedy_episodes)
         start = vector.reset(jax.random.fold_in(key, 0))
@@ -278,7 +279,7 @@ class Task:
     def _play(
         self, params: Any, actor: Actor, key: PRNGKeyArray
     ) -> tuple[Actor, _Step, Float[Array, "T E"]]:
-        """T steps in every environment, and the rewards as the learner takes them."""
+        """Play T steps in every environment; return also the rewards that the learner reads."""
         network, distribution = self.network, self.distribution
         prepared = network.prepare(params, actor.live)
 
@@ -306,12 +307,12 @@ class Task:
     def _next_values(
         self, params: Any, actor: Actor, after: Actor, steps: _Step
     ) -> Float[Array, "T E"]:
-        """The critic's values of the states that the steps led to, before any reset.
+        """Return the critic's values of the states after each step, before any reset.
 
-        If an episode goes on, this is the value of the next observation. If it is truncated, it is
-        the value of the final observation; of `spacing` consecutive steps at most one is truncated,
-        so one forward pass serves them all. If it is terminated, the value has no meaning and is
-        not used.
+        If an episode goes on, this is the value of the next observation. If it is truncated, this
+        is the value of the final observation. At most one of `spacing` consecutive steps is
+        truncated, so one forward pass serves them all. If it is terminated, the value has no
+        meaning and is not used.
         """
         prepared = self.network.prepare(params, actor.live)
 
@@ -345,7 +346,7 @@ def _stats(steps: _Step) -> RolloutStats:
 
 @lru_cache
 def make_task(config: TaskConfig) -> Task:
-    """Return the task that a config describes: the same object each time, so programs compile once.
+    """Return the task of a config: the same object each time, so that programs compile once.
 
     Raises:
         ValueError: the environment is unknown; the message names the known ones.
@@ -358,8 +359,8 @@ def task_from_environment(environment: Any, config: TaskConfig, env_params: Any 
     """Return a task on your own gymnax environment.
 
     Args:
-        environment: a gymnax 1.x `Environment`, or a wrapper with the same methods, whose actions
-            are discrete or have bounds, and whose observation is one array.
+        environment: a gymnax 1.x `Environment`, or a wrapper with the same methods. Its actions
+            are discrete or have bounds, and its observation is one array.
         config: network and learner; its `environment` is the label in results.
         env_params: the environment's parameters; None for its defaults.
 

@@ -29,8 +29,8 @@ def make_environment(name: str) -> tuple[Environment, EnvParams]:
             simulator, as in "brax:ant/generalized" (see `physics.make_brax`).
 
     Raises:
-        ValueError: If the name is unknown, its package is not installed, or the environment is one
-            that `check_environment` refuses.
+        ValueError: If the name is unknown, its package is not installed, or `check_environment`
+            refuses the environment.
     """
     package, _, rest = name.partition(":")
     if name == "catch":

@@ -1,4 +1,4 @@
-"""Catch, the smallest of bsuite's games, as a gymnax environment."""
+"""Catch, bsuite's smallest game, as a gymnax environment."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ class CatchState(NamedTuple):
 class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax is untyped
     """A ball falls one row a step; the paddle on the bottom row moves left, stays, or moves right.
 
-    The episode ends when the ball reaches the bottom row, `rows - 1` steps after the reset, with
-    reward +1 if the paddle is under it and -1 if not. The observation is the board, `[rows,
-    columns]`, 1 at the ball and at the paddle and 0 elsewhere.
+    The episode ends when the ball reaches the bottom row, `rows - 1` steps after the reset. Its
+    reward is +1 if the paddle is under the ball and -1 if not. The observation is the board,
+    `[rows, columns]`: 1 at the ball and at the paddle, 0 elsewhere.
 
     Instances with equal fields are equal, so that they share compiled functions.
 
@@ -39,20 +39,20 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
 
     @property
     def default_params(self) -> EnvParams:
-        """Gymnax's own time limit; every game ends before it."""
+        """Return gymnax's own time limit; every game ends before it."""
         return EnvParams(max_steps_in_episode=1000)
 
     @property
     def num_actions(self) -> int:
-        """Left, stay, right."""
+        """Return 3: left, stay, right."""
         return 3
 
     def action_space(self, params: EnvParams | None = None) -> Discrete:
-        """Left, stay, right."""
+        """Return the actions: left, stay, right."""
         return Discrete(self.num_actions)
 
     def observation_space(self, params: EnvParams | None = None) -> Box:
-        """The board."""
+        """Return the space of the board."""
         return Box(0.0, 1.0, (self.rows, self.columns), jnp.float32)
 
     def reset_env(
@@ -80,14 +80,14 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         return self.get_obs(state), state, reward, landed, {}
 
     def reset_from(self, uniforms: Float[Array, "1"]) -> CatchState:
-        """The ball's column is the number's share of the columns."""
+        """Start a game; the uniform number times the columns is the ball's column."""
         column = (uniforms[0] * self.columns).astype(jnp.int32)
         return CatchState(jnp.int32(0), column, jnp.int32(self.columns // 2))
 
     def step_from(
         self, uniforms: Float[Array, "0"], state: CatchState, action: Int[Array, ""] | int
     ) -> tuple[CatchState, Float[Array, ""], Bool[Array, ""]]:
-        """A step is deterministic."""
+        """Step once; a step is deterministic."""
         paddle = jnp.clip(state.paddle_column + action - 1, 0, self.columns - 1)
         state = CatchState(state.time + 1, state.ball_column, paddle)
         landed = state.time == self.rows - 1
@@ -96,14 +96,14 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         return state, reward, landed
 
     def ones(self, state: CatchState) -> Int[Array, "2"]:
-        """The ball, and the paddle unless the ball is on it."""
+        """Return the place of the ball, and of the paddle unless the ball is on it."""
         ball = state.time * self.columns + state.ball_column
         paddle = (self.rows - 1) * self.columns + state.paddle_column
         nowhere = self.rows * self.columns
         return jnp.stack([ball, jnp.where(paddle == ball, nowhere, paddle)])
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
-        """A game ends by itself unless the time limit is shorter."""
+        """Return the time limit if it is shorter than a game, else None."""
         limit = time_limit(params)
         return limit if limit is not None and limit < self.rows - 1 else None
 
@@ -111,8 +111,8 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         self, state: CatchState, params: EnvParams | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "rows columns"]:
         """Draw the board."""
-        # Comparing every cell's index vectorizes over a batch of games; writing two cells into
-        # zeros is a scatter, which does not.
+        # A comparison of every cell's index vectorizes over a batch of games. Writing two cells
+        # into zeros is a scatter, which does not vectorize.
         cell = jnp.arange(self.rows * self.columns, dtype=jnp.int32)
         board = jnp.any(cell[None] == self.ones(state)[:, None], axis=0)
         return board.astype(jnp.float32).reshape(self.rows, self.columns)

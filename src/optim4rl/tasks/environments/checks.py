@@ -29,21 +29,21 @@ _HINTS = {
 
 
 def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
-    """Return an environment if an agent can be trained on it; refuse any other.
+    """Return an environment if an agent can be trained on it, else raise an error.
 
     Args:
-        environment: A gymnax 1.x environment, or a wrapper that offers the same methods.
-        params: Its parameters; its default ones if None.
+        environment: A gymnax 1.x environment, or a wrapper with the same methods.
+        params: Its parameters; None for its defaults.
 
     Returns:
         The environment itself and its parameters.
 
     Raises:
         ValueError: The object is not a gymnax environment; its actions are neither discrete nor
-            numbers within finite bounds; its `reset` or `step` cannot be traced by JAX; its
-            observation is not one array of real numbers; its reward or an end is not one real
+            numbers within finite bounds; JAX cannot trace its `reset` or `step`; its observation is
+            not one array of real numbers; its reward, `terminated` or `truncated` is not one real
             number; or a step changes the shapes or types of the state or the observation. The
-            message names the fault, the value found, and what would be right.
+            message names the fault, the value found, and a right value.
     """
     _check_interface(environment, params)
     params = environment.default_params if params is None else params
@@ -59,7 +59,7 @@ def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
     observation, state = values("reset", ("observation", "state"), key)
     _check_observation(name, observation)
     if getattr(type(environment), "step", None) is Environment.step:
-        # Gymnax's own step fails if parts do not fit, and does not say which.
+        # Gymnax's own step fails if parts do not fit, and does not name the part.
         seen, after, reward, terminated, _ = values("step_env", _STEP_ENV, key, state, action)
         _check_step(name, (observation, state), (seen, after), reward=reward, terminated=terminated)
     seen, after, reward, *ends, info = values("step", _STEP, key, state, action)
@@ -75,7 +75,7 @@ def check_environment(environment: Any, params: Any = None) -> tuple[Any, Any]:
 
 
 def _check_interface(environment: Any, params: Any) -> None:
-    """Refuse an object that is not a gymnax environment, before calling anything of it."""
+    """Refuse an object that is not a gymnax environment, before calling its methods."""
     needed = ("reset", "step", "action_space")
     lacking = [f"{x}()" for x in needed if not callable(getattr(environment, x, None))]
     if params is None and not hasattr(environment, "default_params"):
@@ -97,7 +97,7 @@ def _check_interface(environment: Any, params: Any) -> None:
 
 
 def _name(environment: Any) -> str:
-    """Return the environment's own name; a wrapper passes on the inner name, so its type's."""
+    """Return the environment's name, or the type's: a wrapper would pass on the inner name."""
     own = hasattr(type(environment), "name")
     return str(environment.name) if own else type(environment).__name__
 
@@ -114,7 +114,7 @@ def _check_time_limit(name: str, params: Any) -> None:
 
 
 def _action(name: str, environment: Any, params: Any) -> jax.ShapeDtypeStruct:
-    """Return one action as agents give it.
+    """Return the shape and type of an agent's action.
 
     Raises:
         ValueError: Policies cannot choose from these actions.
@@ -171,7 +171,7 @@ def _bounds(space: Box) -> tuple[Any, Any] | None:
 def _shown_space(space: Any) -> str:
     try:
         return repr(space)
-    except Exception:  # It formats its bounds, whatever these are.
+    except Exception:  # Its repr formats the bounds, which may be anything.
         return f"a {type(space).__name__} with these fields: {vars(space)}"
 
 
@@ -196,7 +196,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _values(what: str, names: tuple[str, ...], returned: Any) -> tuple[Any, ...]:
-    """Check that there are as many values as in gymnax 1.x."""
+    """Check that a method returned as many values as in gymnax 1.x."""
     if not isinstance(returned, tuple) or len(returned) != len(names):
         came = f"{len(returned)} values" if isinstance(returned, tuple) else _described(returned)
         raise ValueError(
@@ -219,11 +219,11 @@ def _check_observation(name: str, observation: Any) -> None:
 
 
 def _check_step(name: str, before: tuple[Any, Any], after: tuple[Any, Any], **numbers: Any) -> None:
-    """Check that a step keeps the state's form, and that reward and ends are one number each."""
+    """Check that a step keeps the state's form, and that reward and ends are single numbers."""
     for part, old, new in zip(("observation", "state"), before, after, strict=True):
         _check_same(name, part, old, new)
     for part, number in numbers.items():
-        # Rewards of shape (1,) are common; gymnax's own step takes ends of shape () alone.
+        # Rewards of shape (1,) are common; gymnax's own step takes only ends of shape ().
         shapes = ((), (1,)) if part == "reward" else ((),)
         one = isinstance(number, jax.ShapeDtypeStruct) and number.shape in shapes
         if not one or not _is_real(number):
@@ -256,7 +256,7 @@ def _is_real(x: jax.ShapeDtypeStruct) -> bool:
 
 
 def _described(x: Any) -> str:
-    """Describe a traced value: float32[3] for an array, its parts for a tree."""
+    """Describe a traced value: an array as float32[3], a tree by its parts."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return f"{x.dtype}[{','.join(map(str, x.shape))}]"
     return shown(jax.tree.map(lambda leaf: _Text(_described(leaf)), x))

@@ -1,4 +1,4 @@
-"""Many copies of one environment, stepped together, with the results that a learner needs."""
+"""Many copies of one environment, stepped together, and the results that a learner needs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
     Attributes:
         reward: Reward of the step.
         terminated: Whether the episode ended in a terminal state.
-        truncated: Whether the time limit was reached. Both may hold at once.
+        truncated: Whether the time limit was reached. A step can be terminated and truncated.
         final_observation: The observation after the step and before any reset. Bootstrap from it if
             an episode was truncated.
         ended_return: Undiscounted return of the episode if it ended in this step, else 0.
@@ -53,12 +53,12 @@ class StepResult(NamedTuple):
 
     @property
     def return_sum(self) -> Float[Array, "*steps"]:
-        """Sum of the undiscounted returns of the episodes that ended in the step."""
+        """Return the sum of the undiscounted returns of the episodes that ended in the step."""
         return jnp.sum(self.ended_return, axis=-1)
 
     @property
     def episode_count(self) -> Int[Array, "*steps"]:
-        """How many episodes ended in the step."""
+        """Return how many episodes ended in the step."""
         return jnp.sum(self.terminated | self.truncated, axis=-1, dtype=jnp.int32)
 
 
@@ -86,26 +86,26 @@ class Vectorized(Protocol):
     def step(
         self, chance: Any, state: VectorState, actions: Num[Array, "env ..."]
     ) -> tuple[VectorState, StepResult]:
-        """Step every environment once; those whose episode ended start the next one.
+        """Step every environment once; start a new episode wherever one ended.
 
-        The observation after a reset is in the new state, the one before it in the result.
+        The new state holds the observation after a reset, the result holds the observation before.
         """
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """The least number of steps between two truncations; None if nothing is truncated."""
+        """Return the least number of steps between two truncations; None if there are none."""
 
 
 @contextlib.contextmanager
 def numpys_rules() -> Iterator[None]:
-    """Let types and ranks mix as in NumPy, as code of other packages expects."""
+    """Let types and ranks mix as in NumPy; code of other packages expects it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 @dataclass(frozen=True)
 class GymnaxVector:
-    """Any gymnax environment, through its own `step`; observations are its own, as floats."""
+    """Copies of any gymnax environment, by its own `step`; observations become floats."""
 
     environment: Any
     params: Any
@@ -128,7 +128,7 @@ class GymnaxVector:
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], Key[Array, "steps env"]]:
-        """Environments take one key for each step."""
+        """Draw the actions' numbers, and for each environment one key per step."""
         key_actions, key_steps = jax.random.split(key)
         actions = jax.random.uniform(key_actions, (steps, numbers, self.num_envs))
         return actions, jax.random.split(key_steps, (steps, self.num_envs))
@@ -158,9 +158,9 @@ class GymnaxVector:
 
 @dataclass(frozen=True)
 class SparseVector:
-    """A `SparseEnvironment`. The last axis is the environments'; observations are `[ones, env]`.
+    """Copies of a `SparseEnvironment`; the last axis is over them: observations `[ones, env]`.
 
-    So operations over the few things in a world run along contiguous memory.
+    So operations over the few objects in a world run along contiguous memory.
     """
 
     environment: SparseEnvironment
@@ -170,7 +170,7 @@ class SparseVector:
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """The environment tells."""
+        """Return the environment's own number."""
         return self.environment.steps_between_truncations(self.params)
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
@@ -182,7 +182,7 @@ class SparseVector:
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], Float[Array, "steps chance env"]]:
-        """Environments take the uniform numbers of a step and, after them, of a reset."""
+        """Draw uniform numbers for the actions, and for environments' steps and then resets."""
         total = numbers + self.environment.step_uniforms + self.environment.reset_uniforms
         drawn = uniforms(key, (steps, total, self.num_envs))
         return drawn[:, :numbers], drawn[:, numbers:]
@@ -190,7 +190,7 @@ class SparseVector:
     def step(
         self, chance: Float[Array, "numbers env"], state: VectorState, actions: Int[Array, "env"]
     ) -> tuple[VectorState, StepResult]:
-        """Step all, and reset where an episode ended."""
+        """Step every environment, and reset where an episode ended."""
         inner, after, reward, terminated, truncated = jax.vmap(self._step_one, -1, -1)(
             chance, state.environment, actions
         )
@@ -201,7 +201,7 @@ class SparseVector:
     def _step_one(
         self, numbers: Float[Array, "numbers"], state: Any, action: Int[Array, ""]
     ) -> tuple[Any, Any, Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
-        """The next state, the one before any reset, the reward, terminated, truncated."""
+        """Return (next state, state before any reset, reward, terminated, truncated)."""
         environment = self.environment
         for_step, for_reset = jnp.split(numbers, [environment.step_uniforms])
         after, reward, terminated = environment.step_from(for_step, state, action)
@@ -221,6 +221,6 @@ class SparseVector:
 def running_returns(
     state: VectorState, reward: Float[Array, "env"], done: Bool[Array, "env"]
 ) -> tuple[Float[Array, "env"], Float[Array, "env"]]:
-    """Return the returns of episodes that go on, and of those that ended; 0 elsewhere."""
+    """Return the returns of running episodes, and the returns of ended ones; 0 elsewhere."""
     total = state.episode_return + reward
     return jnp.where(done, 0.0, total), jnp.where(done, total, 0.0)

@@ -23,8 +23,8 @@ from optim4rl.tasks.environments.worlds import GridWorldConfig
 class GridWorldState(NamedTuple):
     """An episode in progress.
 
-    Cells are counted row by row over the inner grid; `rows * columns` stands for "nowhere", which
-    is where a collected object is.
+    Cells are counted row by row over the inner grid. The number `rows * columns` stands for
+    "nowhere", the place of a collected object.
     """
 
     time: Int[Array, ""]
@@ -36,15 +36,15 @@ class GridWorldState(NamedTuple):
 class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  # gymnax is untyped
     """An agent walks on a walled grid and collects objects.
 
-    Actions are the nine cells around the agent and its own, row by row: 0 is up left, 4 stays, 8 is
-    down right. A step into a wall leaves the agent where it is. A collected object gives its
-    reward, ends the episode with its probability, and otherwise reappears, in this and each later
-    step, with its probability on a cell drawn uniformly from all cells or from the free ones (see
+    Actions are the 3 x 3 cells around the agent, row by row: 0 is up left, 4 stays, 8 is down
+    right. A step into a wall leaves the agent where it is. A collected object gives its reward and
+    ends the episode with probability `end`. Otherwise it reappears with probability `respawn`, in
+    this and each later step. Its cell is drawn uniformly from all cells or from the free cells (see
     `GridWorldConfig.respawn`). Only objects terminate an episode, and only time truncates it; both
-    may happen at once. `time_limit` says what a truncation means to a learner.
+    may happen at once. `time_limit` says how a learner treats a truncation.
 
-    The observation is one map per object and a last one for the agent, each over the full grid with
-    its walls, `[objects + 1, rows + 2, columns + 2]`: 1 where the thing is, 0 elsewhere.
+    The observation is one map per object and then one for the agent. Each covers the full grid with
+    its walls, `[objects + 1, rows + 2, columns + 2]`: 1 at the object or agent, 0 elsewhere.
 
     Instances with equal configs are equal, so that they share compiled functions.
     """
@@ -53,25 +53,25 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
     @property
     def time_limit(self) -> TimeLimit:
-        """What tasks read; the config's."""
+        """Return the config's `time_limit`, which tasks read."""
         return self.config.time_limit
 
     @property
     def default_params(self) -> EnvParams:
-        """The time limit of the config."""
+        """Return the time limit of the config."""
         return EnvParams(max_steps_in_episode=self.config.max_steps)
 
     @property
     def num_actions(self) -> int:
-        """Eight directions and staying."""
+        """Return 9: eight directions and staying."""
         return 9
 
     def action_space(self, params: EnvParams | None = None) -> Discrete:
-        """Eight directions and staying."""
+        """Return the actions: eight directions and staying."""
         return Discrete(self.num_actions)
 
     def observation_space(self, params: EnvParams | None = None) -> Box:
-        """The maps."""
+        """Return the space of the maps."""
         config = self.config
         shape = (len(config.objects) + 1, config.rows + 2, config.columns + 2)
         return Box(0.0, 1.0, shape, jnp.float32)
@@ -103,16 +103,16 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
 
     @property
     def step_uniforms(self) -> int:
-        """One number decides everything about an object."""
+        """Return 1 for each object: one number decides everything about an object."""
         return len(self.config.objects)
 
     @property
     def reset_uniforms(self) -> int:
-        """One for the agent's cell and one for each object's."""
+        """Return 1 for the agent's cell, plus 1 for each object's cell."""
         return len(self.config.objects) + 1
 
     def reset_from(self, uniforms: Float[Array, "numbers"]) -> GridWorldState:
-        """The agent and the objects, one after the other, take a cell that is still free."""
+        """Place the agent and then each object on a cell that is still free."""
         placed: list[Int[Array, ""]] = []
         for uniform in uniforms:
             placed.append(_free_cell(uniform, placed, self.config.cells))
@@ -121,7 +121,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     def step_from(
         self, uniforms: Float[Array, "objects"], state: GridWorldState, action: Int[Array, ""]
     ) -> tuple[GridWorldState, Float[Array, ""], Bool[Array, ""]]:
-        """One number decides end, return and cell: given u < p, u / p is uniform again."""
+        """Step; one number decides end, respawn and cell: given u < p, u / p is uniform again."""
         reward, end, respawn = np.asarray(self.config.objects, np.float32).reshape(-1, 3).T
         agent = self._move(state.agent, action)
         collected = state.objects == agent
@@ -136,7 +136,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         return GridWorldState(state.time + 1, agent, objects), total, jnp.any(ended)
 
     def ones(self, state: GridWorldState) -> Int[Array, "ones"]:
-        """One for each object that is there, and the agent."""
+        """Return one place for each object on the grid, and one for the agent."""
         config = self.config
         cell = jnp.append(state.objects, state.agent)
         row, column = cell // config.columns + 1, cell % config.columns + 1
@@ -147,7 +147,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         return jnp.where(cell < config.cells, where, len(maps) * size)
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
-        """The time limit."""
+        """Return the time limit."""
         return time_limit(params)
 
     def get_obs(
@@ -158,8 +158,8 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     ) -> Float[Array, "maps height width"]:
         """Draw one map per object, then the agent's."""
         config = self.config
-        # Looking a map up copies a row of memory: five times as fast, on a CPU, as comparing all
-        # cells' indices, and as fast in float32 as in bool. The last map, "nowhere", is empty.
+        # A look-up of a map copies a row of memory. On a CPU it is five times as fast as comparing
+        # all cells' indices, and as fast in float32 as in bool. The last map, "nowhere", is empty.
         one_hot = np.eye(config.cells + 1, config.cells, dtype=np.float32)
         inner = one_hot.reshape(-1, config.rows, config.columns)
         maps = jnp.asarray(np.pad(inner, ((0, 0), (1, 1), (1, 1))))
@@ -179,7 +179,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         reappears: Bool[Array, "objects"],
         uniforms: Float[Array, "objects"],
     ) -> Int[Array, "objects"]:
-        """Put the objects that reappear on cells; "free": one after the other, on free ones."""
+        """Put the reappearing objects on cells; "free": one after the other, on free cells."""
         if self.config.respawn == "any":
             new = _nth(uniforms, self.config.cells)
             return jnp.where(reappears, new, objects)
@@ -190,7 +190,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         return _stack(cells)
 
 
-_TINY = np.float32(1e-30)  # stands in for a probability of zero in a quotient that is not used
+_TINY = np.float32(1e-30)  # replaces a probability of zero in a quotient that is not used
 
 
 def _nth(uniform: Float[Array, "*n"], count: int | Int[Array, ""]) -> Int[Array, "*n"]:
@@ -204,8 +204,8 @@ def _free_cell(
     """Map a uniform number to a cell that is not `taken`; entries equal to `cells` take none.
 
     A taken cell comes before free cell number `index` exactly if at most `index` free cells come
-    before the taken cell. So this needs no permutation of all cells and no sorting, and a list of
-    scalars is enough, which become whole vectors over a batch of worlds. Both matter on a CPU: a
+    before the taken cell. So this needs no permutation of all cells and no sorting. A list of
+    scalars is enough; over a batch of worlds they become whole vectors. Both matter on a CPU: a
     sorted list made the step eight times as slow, an array with a short last axis twice.
     """
     index = _nth(uniform, cells - sum((cell < cells).astype(jnp.int32) for cell in taken))

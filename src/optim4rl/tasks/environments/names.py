@@ -1,10 +1,10 @@
-"""The names of environments; nothing here needs JAX, or the packages that they are from."""
+"""The names of environments; nothing here needs JAX or the environments' packages."""
 
 import sys
 
 from optim4rl.tasks.environments.worlds import GRID_WORLDS
 
-# The bodies of the paper and of its field's benchmarks, all in Brax itself.
+# The bodies of the paper and of common benchmarks, all in Brax itself.
 BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_double_pendulum", "walker2d")
 
 # MuJoCo Playground's version of the DeepMind control suite, which needs no download.
@@ -16,7 +16,7 @@ PLAYGROUND = (
     *("ReacherEasy", "ReacherHard", "SwimmerSwimmer6", "WalkerRun", "WalkerStand", "WalkerWalk"),
 )
 
-# gymnax's own. Once it is imported, it is asked itself: users register more.
+# gymnax's own. Once gymnax is imported, its registry replaces this list: users register more.
 GYMNAX = (
     "CartPole-v1",
     "Pendulum-v1",
@@ -48,7 +48,7 @@ GYMNAX = (
 
 
 def environment_names() -> tuple[str, ...]:
-    """List the built-in environments; `make_environment` takes names of other packages besides."""
+    """List the built-in environments; `make_environment` also takes names of other packages."""
     return ("catch", *GRID_WORLDS)
 
 

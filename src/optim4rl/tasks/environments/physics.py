@@ -56,26 +56,26 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
 
     @property
     def name(self) -> str:
-        """The name that users write."""
+        """Return the name that users write."""
         return self.label
 
     @property
     def default_params(self) -> EnvParams:
-        """A thousand steps."""
+        """Return a time limit of a thousand steps."""
         return EnvParams(max_steps_in_episode=EPISODE_LENGTH)
 
     def action_space(self, params: EnvParams | None = None) -> Box:
-        """One number for each actuator."""
+        """Return the actions: one number for each actuator."""
         return Box(-1.0, 1.0, (self.simulator.action_size,), jnp.float32)
 
     def observation_space(self, params: EnvParams | None = None) -> Box:
-        """Positions and velocities."""
+        """Return the observations: positions and velocities."""
         return Box(-jnp.inf, jnp.inf, (self.simulator.observation_size,), jnp.float32)
 
     def reset_env(
         self, key: PRNGKeyArray, params: EnvParams
     ) -> tuple[Float[Array, "size"], PhysicsState]:
-        """The body at rest, with the simulator's own noise."""
+        """Start with the body at rest, plus the simulator's own noise."""
         with _permissive():
             state = self.simulator.reset(key)
         return state.obs, PhysicsState(state, jnp.int32(0))
@@ -89,7 +89,7 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
     ) -> tuple[
         Float[Array, "size"], PhysicsState, Float[Array, ""], Bool[Array, ""], dict[str, Any]
     ]:
-        """One step of the simulation, which is deterministic."""
+        """Simulate one step, which is deterministic."""
         with _permissive():
             after = self.simulator.step(state.simulator, action)
         following = PhysicsState(after, state.time + 1)
@@ -98,7 +98,7 @@ class Physics(Environment[PhysicsState, EnvParams]):  # type: ignore[misc]  # gy
 
 
 class Replayed(NamedTuple):
-    """Episodes that start from a stored state: the current states, and those first states."""
+    """Episodes that start from a stored state: the current states and the first states."""
 
     state: PhysicsState
     first: PhysicsState
@@ -107,7 +107,7 @@ class Replayed(NamedTuple):
 
 @dataclass(frozen=True)
 class PhysicsVector:
-    """Simulated bodies. Each starts all its episodes from its own first state.
+    """Simulated bodies; each starts all its episodes from its own first state.
 
     A reset is then a copy, as in Brax's own training.
     """
@@ -118,7 +118,7 @@ class PhysicsVector:
 
     @property
     def steps_between_truncations(self) -> int | None:
-        """The time limit."""
+        """Return the time limit."""
         return time_limit(self.params)
 
     def reset(self, key: PRNGKeyArray) -> VectorState:
@@ -131,15 +131,15 @@ class PhysicsVector:
     def draw(
         self, key: PRNGKeyArray, steps: int, numbers: int
     ) -> tuple[Float[Array, "steps numbers env"], None]:
-        """Simulators take no random numbers."""
+        """Draw only the actions' numbers: simulators take no random numbers."""
         return jax.random.uniform(key, (steps, numbers, self.num_envs)), None
 
     def step(
         self, chance: None, state: VectorState, actions: Float[Array, "env actuators"]
     ) -> tuple[VectorState, StepResult]:
-        """Step all. Where an episode ended, go back to its first state."""
+        """Step every body; where an episode ended, go back to its first state."""
         episodes: Replayed = state.environment
-        key = jax.random.key(0)  # Gymnax wants one; nothing is drawn from it.
+        key = jax.random.key(0)  # Gymnax needs a key; nothing is drawn from it.
         observation, after, reward, terminated, _ = jax.vmap(
             self.environment.step_env, (None, 0, 0, None)
         )(key, episodes.state, actions, self.params)
@@ -165,10 +165,10 @@ def _permissive() -> Iterator[None]:
 
 @lru_cache
 def make_brax(name: str) -> Physics:
-    """Return a body of Brax: "ant", or with a simulator of Brax "ant/generalized".
+    """Return a body of Brax: "ant", or "ant/generalized" to choose Brax's simulator.
 
     The spring simulator is the default here; Brax's own default is the generalized one. Thousands
-    of steps a second of 64 environments, two cores of a CPU:
+    of steps per second, 64 environments on two CPU cores:
 
     | | spring | generalized | positional | mjx |
     |---|---|---|---|---|

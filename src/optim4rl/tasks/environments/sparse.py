@@ -1,4 +1,4 @@
-"""An optional interface beyond gymnax's, with which agents learn faster."""
+"""An optional interface beside gymnax's: with it, agents learn faster."""
 
 import math
 from typing import Any, Protocol, runtime_checkable
@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 @runtime_checkable
 class SparseEnvironment(Protocol):
-    """An environment with few ones among zeros in its observations, which takes uniform numbers.
+    """An environment that takes uniform numbers; its observations are few ones among zeros.
 
-    The numbers of a whole rollout are drawn at once, and networks look up the ones instead of
-    multiplying by zeros. The gymnax methods must give the same: `step_env` and `reset_env` are
-    `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All methods are for
-    ONE environment; vmap over many.
+    The numbers of a whole rollout are drawn at once. Networks look up the ones instead of
+    multiplying by zeros. The gymnax methods must give the same results: `step_env` and `reset_env`
+    are `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All methods are
+    for ONE environment; vmap over many.
 
     Attributes:
         step_uniforms: how many numbers a step takes.
@@ -29,33 +29,34 @@ class SparseEnvironment(Protocol):
     def reset_uniforms(self) -> int: ...
 
     def reset_from(self, uniforms: Float[Array, "reset_uniforms"]) -> Any:
-        """The first state of an episode."""
+        """Return the first state of an episode."""
 
     def step_from(
         self, uniforms: Float[Array, "step_uniforms"], state: Any, action: Int[Array, ""]
     ) -> tuple[Any, Float[Array, ""], Bool[Array, ""]]:
-        """One step without a reset: the next state, the reward, and whether the episode ended."""
+        """Step without a reset; return (next state, reward, whether the episode ended)."""
 
     def is_truncated(self, state: Any, params: EnvParams) -> Bool[Array, "..."]:
-        """Gymnax's: whether the time limit is reached, of one state or elementwise of many."""
+        """Return whether the time limit is reached (gymnax's method), elementwise over states."""
 
     def ones(self, state: Any) -> Int[Array, "ones"]:
-        """Return the places where the flattened observation is 1; its size stands for "nowhere"."""
+        """Return the places of the flattened observation's ones; its size stands for "nowhere"."""
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
-        """The least number of steps between two truncations; None if nothing is truncated."""
+        """Return the least number of steps between two truncations; None if there are none."""
 
 
 def is_sparse(environment: object) -> bool:
     """Return whether the environment's own class offers the interface.
 
-    A subclass may change gymnax's methods and inherit these, so it must define `ones` again.
+    A subclass may change gymnax's methods and inherit the sparse methods. So it must define `ones`
+    again.
     """
     return isinstance(environment, SparseEnvironment) and "ones" in vars(type(environment))
 
 
 def time_limit(params: EnvParams) -> int | None:
-    """Steps after which an episode is cut; None if it never is."""
+    """Return the steps after which an episode is cut; None if it is never cut."""
     limit = params.max_steps_in_episode
     return None if math.isinf(limit) else int(limit)
 

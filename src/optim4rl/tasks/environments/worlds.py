@@ -1,4 +1,4 @@
-"""The grid worlds' sizes and contents, and the names of all environments; nothing needs JAX.
+"""The grid worlds' sizes, contents and names; nothing here needs JAX.
 
 Source: Oh et al., "Discovering Reinforcement Learning Algorithms" (arXiv 2007.08794), in the eight
 variants of Lan et al., "Learning to Optimize for Reinforcement Learning" (arXiv 2302.01470).
@@ -35,8 +35,8 @@ class GridWorldConfig:
         columns: Columns the agent can walk on, without the walls.
         objects: One entry per object.
         max_steps: Steps after which an episode is cut.
-        respawn: Where a collected object reappears. "any": on any cell, even an occupied one, as in
-            the paper's release. "free": on free cells only.
+        respawn: Cells where a collected object can reappear. "any": any cell, even an occupied one,
+            as in the paper's release. "free": free cells only.
         time_limit: The kind of state after the last step of a cut episode. "terminal": a terminal
             state, as in the paper's release. "bootstrap": a state whose value counts.
 
@@ -70,12 +70,12 @@ class GridWorldConfig:
 
     @property
     def cells(self) -> int:
-        """Number of cells the agent can walk on."""
+        """Return the number of cells the agent can walk on."""
         return self.rows * self.columns
 
 
 def _objects(respawn: float, pairs: int) -> tuple[GridObject, ...]:
-    """The paper's objects: `pairs` good ones, then as many bad ones."""
+    """Return the paper's objects: `pairs` good ones, then as many bad ones."""
     return (GridObject(1.0, 0.0, respawn),) * pairs + (GridObject(-1.0, 0.5, respawn),) * pairs
 
 

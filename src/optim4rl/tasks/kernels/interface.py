@@ -8,7 +8,7 @@ from optim4rl.tasks.networks import Conv2x2
 
 
 class ConvGradient(NamedTuple):
-    """The gradients of both layers' parameters."""
+    """Gradients of both layers' parameters."""
 
     conv_kernel: Float[Array, "2 2 channels filters"]
     conv_bias: Float[Array, "filters"]

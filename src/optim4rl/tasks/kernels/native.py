@@ -1,7 +1,7 @@
 """The convolutional torso in C++ for CPUs: `conv.cc` through XLA's foreign function interface.
 
-An observation with few ones leaves most of the image at relu(bias). That part is computed once for
-all observations; for each observation only the positions that its ones touch are computed. XLA's
+An observation with few ones leaves most of the image at relu(bias). We compute that part once for
+all observations; for each observation we compute only the positions that its ones touch. XLA's
 own threads share the agents (`jax.vmap`) and chunks of the work; results do not depend on the
 number of threads. `optim4rl.cpp.library` loads the library for this machine.
 """
@@ -26,7 +26,7 @@ LIBRARY = Library(Path(__file__).with_name("conv.so"), (_FORWARD, _BACKWARD))
 
 @dataclass(frozen=True)
 class NativeConvLayers:
-    """Compute the layers only at positions that the observations' ones touch."""
+    """Layers computed only at positions that the observations' ones touch."""
 
     inputs: SparseInputs
 

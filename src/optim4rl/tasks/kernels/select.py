@@ -1,4 +1,4 @@
-"""Chooses the implementation of the convolutional torso: the fastest that can run it."""
+"""Choose the implementation of the convolutional torso: the fastest that can run it."""
 
 from optim4rl.tasks.inputs import Inputs, SparseInputs
 from optim4rl.tasks.kernels import native

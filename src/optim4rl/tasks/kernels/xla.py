@@ -13,7 +13,7 @@ from optim4rl.tasks.networks import Conv2x2
 
 @dataclass(frozen=True)
 class XlaConvLayers:
-    """Compute the layers on whole images, for any observations."""
+    """Layers computed on whole images, for any observations."""
 
     inputs: Inputs
 
