@@ -21,7 +21,7 @@ from optim4rl.evaluation.returns import final_return
 
 ALPHA = 0.05
 # Changes slower than ten cycles a run are trend, faster changes are noise. On the paper's curves of
-# about 2,000 points this is the cutoff of the paper's source, 0.01 of the Nyquist frequency.
+# about 2,000 points this is the cutoff of the metrics' source, 0.01 of the Nyquist frequency.
 CYCLES_PER_RUN = 10
 FILTER_ORDER = 8
 
