@@ -77,7 +77,7 @@ class Maker:
 
     @property
     def file(self) -> Path | None:
-        """Return the path of the file it needs, relative to the folder of results."""
+        """Return the path of the file that it needs, relative to the folder of results."""
         if self.weights is not None:
             return Path("weights") / f"{self.weights}.safetensors"
         if self.source is not None:
@@ -90,7 +90,7 @@ class Maker:
         """Return the optimizer as a function of its rate, and its meta-parameters if any.
 
         Args:
-            folder: folder that holds its file.
+            folder: folder that holds the optimizer's file.
             updates: inner updates of a whole run.
             of_rollout: inner updates per rollout.
 
@@ -291,7 +291,7 @@ def load_groups(groups: Sequence[str]) -> dict[str, list[LearnedOptimizer]]:
             raise ValueError(f"weights = {group!r}: the members of a group must share their spec")
         if len(set(map(weights_address, members))) < len(members):
             raise ValueError(f"weights = {group!r}: the same weights twice are one meta-seed")
-        # With zero heads an untrained rule is the same whatever its seed.
+        # With zero heads an untrained rule is the same for every seed.
         controls = members[:1] if members[0].spec.zero_head else members
         found[group] = members
         found[f"{group}{CONTROL}"] = [_untrained(member) for member in controls]
@@ -379,7 +379,7 @@ def function_contender(make: Callable[..., Any], rates: Sequence[float], folder:
         folder: folder where workers look for the file.
 
     Raises:
-        ValueError: it is not such a function, or it cannot be used.
+        ValueError: `make` is not such a function, or it cannot be used.
     """
     name = getattr(make, "__qualname__", repr(make))
     try:

@@ -44,7 +44,7 @@ class FromFile:
 
 
 class GivenError(ValueError):
-    """Say why an optimizer from a file cannot be used; the message names file and function."""
+    """An optimizer from a file cannot be used; the message names file and function."""
 
 
 def check_given(path: Path, function: str) -> tuple[float, ...] | None:

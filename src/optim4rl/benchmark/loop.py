@@ -1,9 +1,9 @@
 """The loop behind every comparison: tune each contender, choose its setting, report it.
 
-There are two readings: in one each task has its own setting, in the other all tasks share one
-setting. Settings are chosen on tuning seeds and reported on other seeds. Each meta-seed of a
-contender is tuned separately, with as many values and seeds as a classical optimizer. If the best
-value of a grid is at its edge, the grid is extended, by one rule for all contenders.
+There are two readings: each task has its own setting, or all tasks share one setting. Settings are
+chosen on tuning seeds and reported on other seeds. Each meta-seed of a contender is tuned
+separately, with as many values and seeds as a classical optimizer. If the best value of a grid is
+at its edge, the grid is extended, by one rule for all contenders.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
 
 # The best of these, tuned for the task, is 1 on the task's scale. If none of them is run, the best
-# of all baselines is.
+# of all baselines is 1.
 CEILINGS = ("adam", "adam_ppo", "rmsprop", "adam_raw_rewards")
 
 Reading = Literal["tuned", "one"]
@@ -101,7 +101,7 @@ class Benchmark:
 
     @property
     def ceilings(self) -> tuple[str, ...]:
-        """Name the contenders of which the best, tuned for the task, is 1 on its scale."""
+        """Name the contenders whose best, tuned for the task, is 1 on the task's scale."""
         names = tuple(x.name for x in self.baselines)
         return tuple(x for x in names if x in CEILINGS) or names
 

@@ -1,4 +1,4 @@
-"""Rebuild a benchmark from its table of runs: `runs.parquet` has all that its page says.
+"""Rebuild a benchmark from its table of runs: `runs.parquet` has everything that its page says.
 
 A table does not have the inputs of the runs (weights, users' files, task settings). So a rebuilt
 benchmark can be read, judged and shown, but not run again.

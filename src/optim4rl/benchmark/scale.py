@@ -28,7 +28,7 @@ from optim4rl.evaluation.returns import (
 from optim4rl.evaluation.significance import interquartile_means
 
 RESAMPLES = 2_000
-# With fewer meta-trainings than this, nothing can be said about a recipe.
+# With fewer meta-trainings than this, we can say nothing about a recipe.
 MIN_META_SEEDS = 3
 PROFILE_POINTS = np.linspace(0.0, 1.5, 61)
 
@@ -308,7 +308,7 @@ def choose_for_all(
         grids: the settings on each task; settings that all tasks share are compared.
         found: AUC of the tuning runs at each setting.
         low: the untrained policy's AUC on the tuning seeds.
-        high: the best baseline's, tuned for the task. Tasks whose baseline does not beat the
+        high: the best baseline's AUC, tuned for the task. Tasks whose baseline does not beat the
             untrained policy are ignored; if none does, plain AUC is compared.
     """
     shared = sorted(set(grids[0]).intersection(*grids))

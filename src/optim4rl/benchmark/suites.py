@@ -292,7 +292,7 @@ _ALL = (
     ),
 )
 SUITES = {suite.name: suite for suite in _ALL}
-# Published scores for a suite's own table, and whose they are: DiscoBench's Adam at its best rate.
+# Published scores for a suite's own table, and their source: DiscoBench's Adam at its best rate.
 PUBLISHED: dict[str, tuple[str, dict[str, float]]] = {
     "discobench": (
         "Adam, as DiscoBench has it",

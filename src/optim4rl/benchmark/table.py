@@ -65,7 +65,7 @@ UNTRAINED = "untrained policy"
 
 
 class TableError(ValueError):
-    """Say why a table of runs cannot be read; the message names the file."""
+    """A table of runs cannot be read; the message names the file."""
 
 
 def run_rows(

@@ -28,7 +28,7 @@ class Tuning:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best value is the grid's first or last: the optimum may lie outside."""
+        """Return whether the best value is at the grid's edge: the optimum may lie outside."""
         return is_edge(self.rate, self.rates)
 
     @property
@@ -46,7 +46,7 @@ class Tuning:
 
 
 def is_edge(value: float | None, grid: Sequence[float]) -> bool:
-    """Whether a value is the first or last of a grid with several values."""
+    """Return whether a value is the first or last of a grid with several values."""
     return len(grid) > 1 and value in (grid[0], grid[-1])
 
 
@@ -59,7 +59,7 @@ def half_decade(value: float, *, up: bool) -> float:
 
 
 def is_coarse(grid: Sequence[float]) -> bool:
-    """Whether neighbours are further apart than half a decade (1 and 3, or 3 and 10)."""
+    """Return whether neighbours are more than half a decade apart (1 and 3, or 3 and 10)."""
     return any(high / low > 3.4 for low, high in itertools.pairwise(grid))
 
 

@@ -1,9 +1,9 @@
 """The rule for when a difference is clear, for studies and for suites.
 
 A difference of interquartile means is clear if two conditions hold. Its bootstrap interval excludes
-zero. And its test, with meta-seeds and seeds as random factors, has p <= 0.05 after Holm's
-correction for all comparisons made together (Holm 1979, "A simple sequentially rejective multiple
-test procedure"). If a difference is not clear, we report the smallest effect that these seeds and
+zero. Its test, with meta-seeds and seeds as random factors, has p <= 0.05 after Holm's correction
+for all comparisons made together (Holm 1979, "A simple sequentially rejective multiple test
+procedure"). If a difference is not clear, we report the smallest effect that these seeds and
 meta-seeds would find four times in five.
 """
 
@@ -48,7 +48,7 @@ class Claim:
 
     @property
     def is_higher(self) -> bool:
-        """Whether the first side is ahead; meaningful where the verdict is not "not clear"."""
+        """Return whether the first side is ahead; meaningful if the verdict is "clear"."""
         null = 0.5 if any(self.comparison.diverged) else 0.0
         return self.interval.value > null
 

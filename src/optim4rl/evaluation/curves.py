@@ -52,7 +52,7 @@ class Curves:
         diverged_at: Int[np.ndarray, " run"],
         env_steps: Int[np.ndarray, " time"],
     ) -> Curves:
-        """Makes curves from the episodes that ended in each update.
+        """Make curves from the episodes that ended in each update.
 
         The return at an update is the mean return of the episodes that ended in it. If none
         ended, the previous value is repeated. Before the first episode ends, the first value is
@@ -65,7 +65,7 @@ class Curves:
             env_steps: As in `Curves`.
 
         Raises:
-            ValueError: A healthy run finished no episode, so that it has no return.
+            ValueError: A healthy run finished no episode, so it has no return.
         """
         time = np.arange(return_sum.shape[1])
         alive = (diverged_at[:, None] == HEALTHY) | (time < diverged_at[:, None])
@@ -100,7 +100,7 @@ class Curves:
         )
 
     def thin(self, points: int) -> Curves:
-        """Averages the curves over at most `points` bins of nearly equal width, for plotting.
+        """Average the curves over at most `points` bins of nearly equal width, for plotting.
 
         A bin that holds a diverged update is NaN, and ``diverged_at`` then counts bins.
         """
@@ -120,7 +120,7 @@ class Curves:
         )
 
     def to_table(self, **labels: str | int | float) -> pl.DataFrame:
-        """Returns a long table, one row per run and update.
+        """Return a long table, one row per run and update.
 
         Columns: the given labels, then run, update, env_steps, return (NaN once the run diverged)
         and diverged.
@@ -143,7 +143,7 @@ class Curves:
 
 
 def stack(parts: Sequence[Curves]) -> Curves:
-    """Concatenates the runs of several curves with the same environment steps.
+    """Concatenate the runs of several curves with the same environment steps.
 
     Raises:
         ValueError: Nothing to stack, or the environment steps differ.

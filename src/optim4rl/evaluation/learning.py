@@ -57,7 +57,7 @@ class Classical:
 
 @dataclass(frozen=True)
 class Still:
-    """Leave agents as they are: their gradients are not computed."""
+    """Leave agents unchanged; their gradients are not computed."""
 
     def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         del parameters, rate
@@ -181,7 +181,7 @@ def train_runs(
 
 
 def _is_greedy(task: EvaluationTask) -> TypeGuard[GreedyTask]:
-    """Whether finished agents play greedy episodes."""
+    """Return whether finished agents play greedy episodes."""
     return isinstance(task, GreedyTask) and task.greedy_episodes > 0
 
 
@@ -299,8 +299,8 @@ def _learn(
 ) -> tuple[Any, Any]:
     """Make all updates on a rollout; return the parameters and the optimizer's state.
 
-    Extra arguments of an update are the task's, and `told`, which is the same for all updates of
-    the rollout. Each update has its own noise key and its own `updates_done`.
+    Each update gets the task's extra arguments and `told`, which is the same for all updates of the
+    rollout. Each update has its own noise key and its own `updates_done`.
     """
 
     def learn_once(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:

@@ -2,8 +2,8 @@
 
 Every optimizer sees the same streams of gradients, and we record its step: `d` if a parameter moves
 by `-learning_rate * d`. Sign-SGD's step is always 1 or -1, Adam's is 1 under a constant gradient. A
-rule that reads statistics of a whole tensor sees each stream in its own tensor, in which all else
-is constant (`surroundings`).
+rule that reads statistics of a whole tensor sees each stream in its own tensor, in which everything
+else is constant (`surroundings`).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from optim4rl.optimizers.weights import LearnedOptimizer
 LIFE = 512
 # Sizes of constant gradients, half a decade apart.
 SIZES: Float[np.ndarray, " size"] = 10.0 ** np.linspace(-10.0, 2.0, 25)
-# The size of gradients in all other streams: agents' gradients are often of that order.
+# The size of gradients in all other streams: agents' gradients are often of this order.
 TYPICAL = 1e-3
 # Updates after which a gradient vanishes.
 VANISHES_AT = 128
@@ -52,8 +52,8 @@ class Streams(NamedTuple):
         constant: constant gradients of each of `SIZES`, positive and negative.
         alternating: of size `TYPICAL`, with a sign that changes at each update.
         vanishing: `TYPICAL` for `VANISHES_AT` updates, then exactly zero.
-        noisy: normal, with standard deviation `TYPICAL` around `SIGNAL_TO_NOISE` times that. The
-            second half of the streams is the first half with opposite signs.
+        noisy: normal, with standard deviation `TYPICAL` around `SIGNAL_TO_NOISE` times `TYPICAL`.
+            The second half of the streams is the first half with opposite signs.
     """
 
     constant: Float[np.ndarray, "age sizes"]
@@ -64,7 +64,7 @@ class Streams(NamedTuple):
 
 @dataclass(frozen=True)
 class Response:
-    """The steps of an optimizer, in learning rates; positive ones go along the gradient.
+    """The steps of an optimizer, in learning rates; positive steps go along the gradient.
 
     Attributes:
         constant: under a constant gradient, positive or negative, by age and size (`SIZES`).
@@ -89,7 +89,7 @@ class Response:
 
     @property
     def drift(self) -> Float[np.ndarray, " window"]:
-        """Return the mean step that is the same for both signs of noisy gradients; 0 if odd."""
+        """Return the mean step that is the same for both signs of noise; 0 for an odd rule."""
         up, down = np.split(self.noisy, 2, axis=1)
         return 0.5 * (up - down).reshape(-1, up.shape[1] * WINDOW).mean(axis=1)
 
@@ -189,7 +189,7 @@ def _steps(
 
 
 def _kernel(steps: Float[np.ndarray, "age stream"]) -> Float[np.ndarray, "window lag"]:
-    """Least squares of each window's steps on the noise of the same and of earlier updates."""
+    """Fit each window's steps by least squares to the noise of the same and earlier updates."""
     centred = (steps - steps.mean(axis=1, keepdims=True)).reshape(-1, WINDOW * NOISY_STREAMS)
     noise = _lagged_noise()
     products = np.einsum("wln,wn->wl", noise, centred)
@@ -210,7 +210,7 @@ def _lagged_noise() -> Float[np.ndarray, "window lag sample"]:
 class TimeScales:
     """Time constants of a learned rule's state, in updates: how fast it forgets.
 
-    The state's update is linearised at the state to which a constant gradient leads. A deviation
+    We linearise the state's update at the state that a constant gradient leads to. A deviation
     along an eigenvector shrinks to 1/e in `-1 / ln|eigenvalue|` updates: 0 if at once, infinite if
     never, NaN if the state is not finite.
 

@@ -3,7 +3,7 @@
 Scores are arrays ``[task, meta_seed, seed]``: the same meta-seed is the same learned optimizer on
 every task, the same evaluation seed is used for every meta-seed, and a classical optimizer has one
 meta-seed. Higher is better. NaN is the score of a diverged run: it counts as worse than any number
-and is never dropped or replaced by one.
+and is never dropped or replaced by a number.
 
 Sources: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 Precipice" (arXiv 2108.13264), for the interquartile mean, the stratified bootstrap and the
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there is an interval."""
+        """Return whether there is an interval."""
         return not (math.isnan(self.low) and math.isnan(self.high))
 
 
@@ -60,11 +60,11 @@ class Estimate:
 
 
 def final_return(curves: Curves, last: int = 20) -> Float[np.ndarray, " run"]:
-    """Returns each run's mean return over its last updates, NaN for a diverged run.
+    """Return each run's mean return over its last updates, NaN for a diverged run.
 
     Args:
         curves: Learning curves.
-        last: Number of updates; a run shorter than that is averaged whole.
+        last: Number of updates; a shorter run is averaged whole.
     """
     if last < 1:
         raise ValueError(f"last: {last} must be at least 1")
@@ -73,7 +73,7 @@ def final_return(curves: Curves, last: int = 20) -> Float[np.ndarray, " run"]:
 
 
 def area_under_curve(curves: Curves) -> Float[np.ndarray, " run"]:
-    """Returns each run's mean return over all updates, NaN for a diverged run."""
+    """Return each run's mean return over all updates, NaN for a diverged run."""
     area: Float[np.ndarray, " run"] = curves.returns.mean(axis=1, dtype=np.float64)
     return area
 
@@ -81,7 +81,7 @@ def area_under_curve(curves: Curves) -> Float[np.ndarray, " run"]:
 def normalise(
     scores: Float[np.ndarray, "*shape"], floor: float, ceiling: float
 ) -> Float[np.ndarray, "*shape"]:
-    """Rescales the scores of one task so that `floor` becomes 0 and `ceiling` 1.
+    """Rescale the scores of one task so that `floor` becomes 0 and `ceiling` 1.
 
     Raises:
         ValueError: The ceiling is not a finite number above the floor.
@@ -95,12 +95,12 @@ def normalise(
 
 
 def failure_rate(curves: Curves) -> Estimate:
-    """Returns the share of diverged runs with its Wilson interval."""
+    """Return the share of diverged runs with its Wilson interval."""
     return _rate(int(curves.diverged.sum()), curves.diverged.size)
 
 
 def stuck_rate(curves: Curves, floor: float, ceiling: float, threshold: float = 0.9) -> Estimate:
-    """Returns the share of runs that are stuck, with its Wilson interval.
+    """Return the share of runs that are stuck, with its Wilson interval.
 
     A run is stuck when its normalised final return is below `threshold`; a diverged run is stuck.
 
@@ -115,7 +115,7 @@ def stuck_rate(curves: Curves, floor: float, ceiling: float, threshold: float = 
 
 
 def _rate(hits: int, count: int) -> Estimate:
-    """Returns a share and its interval as `scipy.stats.binomtest` has it (Wilson 1927).
+    """Return a share and its Wilson interval (1927), as `scipy.stats.binomtest` computes it.
 
     `scipy.stats` itself takes half a second to import.
     """
@@ -147,18 +147,19 @@ def bootstrap_interval(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Estimate:
-    """Returns a statistic over all scores with its 95 % percentile bootstrap interval.
+    """Return a statistic over all scores with its 95 % percentile bootstrap interval.
 
-    Tasks are strata: they are never resampled. Meta-seeds and evaluation seeds are crossed, every
-    learned optimizer being judged on the same seeds, so they are resampled as crossed factors
+    Tasks are strata: they are never resampled. Meta-seeds and evaluation seeds are crossed, because
+    every learned optimizer is judged on the same seeds. So they are resampled as crossed factors
     (Owen 2007): one draw of meta-seeds for all tasks, and one draw of seeds per task for all
     meta-seeds. Drawing seeds afresh within each meta-seed would treat the luck of a seed as
-    independent between meta-seeds and make the interval too narrow. With one meta-seed the
-    interval speaks of that one optimizer and says nothing about repeating its meta-training.
-    With a handful of meta-seeds any percentile bootstrap is too narrow (on normal scores with 4
-    meta-seeds and 6 seeds this one covers the truth about 90 % of the time, one that draws seeds
-    afresh 64 to 86 %), which is why `compare` asks for a test as well. One run on each task has no
-    interval.
+    independent between meta-seeds and make the interval too narrow.
+
+    With one meta-seed the interval is about that one optimizer and says nothing about repeating its
+    meta-training. With a handful of meta-seeds any percentile bootstrap is too narrow, so `compare`
+    needs a test as well. On normal scores with 4 meta-seeds and 6 seeds this bootstrap covers the
+    truth about 90 % of the time; a bootstrap that draws seeds afresh covers it 64 to 86 %. One run
+    on each task has no interval.
 
     Args:
         scores: Normalised if there are several tasks; NaN for a diverged run.
@@ -185,13 +186,13 @@ def probability_of_improvement(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Estimate:
-    """Returns how likely a run of X beats a run of Y, with its 95 % bootstrap interval.
+    """Return the probability that a run of X beats a run of Y, with a 95 % bootstrap interval.
 
-    The mean over tasks of P(X > Y) + P(X = Y) / 2 over all pairs of runs (Agarwal et al. 2021,
-    section 4.3); a diverged run loses against any number and draws against a diverged run.
+    It is the mean over tasks of P(X > Y) + P(X = Y) / 2 over all pairs of runs (Agarwal et al.
+    2021, section 4.3); a diverged run loses against any number and draws against a diverged run.
     Runs are resampled as in `bootstrap_interval`. If X and Y have equally many evaluation seeds,
-    these are drawn jointly, which is right if the two share their seeds and does no harm if they do
-    not. If X or Y has one run on each task, there is no interval.
+    these are drawn jointly. This is right if they share their seeds, and harmless if not. If X or Y
+    has one run on each task, there is no interval.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
@@ -236,7 +237,7 @@ class Comparison:
 
     @property
     def favours_x(self) -> bool:
-        """Whether X is ahead; meaningful where the verdict is not "not clear"."""
+        """Return whether X is ahead; meaningful if the verdict is "clear"."""
         if any(self.diverged):
             return self.improvement.value > 0.5
         return (self.difference.value > 0) != self.lower_is_better
@@ -256,24 +257,26 @@ def compare(
 ) -> Comparison:
     """Say whether X and Y differ, how sure that is, and why.
 
-    The difference of interquartile means, the quantity of tables, has a bootstrap interval and a
-    test (`significance.welch_test`), both with meta-seeds and evaluation seeds as luck. A side
-    whose meta-seeds all score the same (an untrained rule whose heads start at zero) has one. If
-    both sides have one meta-seed, the verdict is about these two optimizers only. The rule:
+    Tables show the difference of interquartile means. It has a bootstrap interval and a test
+    (`significance.welch_test`), both with meta-seeds and evaluation seeds as random factors. A side
+    whose meta-seeds all score the same (an untrained rule whose heads start at zero) counts as one
+    meta-seed. If both sides have one meta-seed, the verdict is about these two optimizers only. The
+    rule:
 
     - "clear": the interval excludes 0 and p <= 0.05;
-    - "not clear": anything else. One run on a side has no spread, so no interval; nothing is clear.
+    - "not clear": anything else. One run on a side has no spread, so no interval: nothing is clear.
 
-    If a run diverged, ranks take the place of scores: the interval is that of the probability of
-    improvement and must exclude 0.5, and the test compares mean mid-ranks among all runs of a task,
-    the same quantity in other units.
+    If a run diverged, ranks replace scores. The interval is the probability of improvement's and
+    must exclude 0.5. The test compares mean mid-ranks among all runs of a task, the same quantity
+    in other units.
 
     Args:
         x, y: Scores on the same tasks; normalised if there are several.
-        name_x, name_y, metric: What the sentence calls X, Y and the score.
-        unit: What seeds are: "evaluation seeds" of an optimizer, or "seeds" of whole runs.
+        name_x, name_y, metric: Names of X, Y and the score in the sentence.
+        unit: Name of the seeds: "evaluation seeds" of an optimizer, or "seeds" of whole runs.
         lower_is_better: Whether a smaller score is the better one.
-        resamples, seed: Of the bootstrap; the same seed gives the same result.
+        resamples, seed: Number of bootstrap resamples, and their seed; the same seed gives the same
+            result.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
@@ -333,7 +336,7 @@ def difference_of_iqm(
     resamples: int = 2_000,
     seed: int = 0,
 ) -> Estimate:
-    """Returns X's interquartile mean minus Y's, with its 95 % bootstrap interval.
+    """Return X's interquartile mean minus Y's, with its 95 % bootstrap interval.
 
     Runs are resampled as in `probability_of_improvement`. All values are NaN if a run diverged.
     """
@@ -361,12 +364,12 @@ def _counted_iqm(
 
 
 def _fewest_runs(x: np.ndarray, y: np.ndarray) -> int:
-    """Return the number of runs on a task, of the side that has fewer."""
+    """Return the number of runs on a task, for the side with fewer."""
     return min(x[0].size, y[0].size)
 
 
 def _mid_ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks all runs of X and Y within each task, diverged runs lowest."""
+    """Rank all runs of X and Y within each task, diverged runs lowest."""
     tasks = x.shape[0]
     pooled = worst_first(np.concatenate([x.reshape(tasks, -1), y.reshape(tasks, -1)], axis=1))
     ranks = scipy.stats.rankdata(pooled, axis=1)
@@ -416,7 +419,7 @@ def _reasons(interval: Estimate, null: float, test: WelchTest, *meta_seeds: int)
 def _pair_counts(
     x_shape: tuple[int, ...], y_shape: tuple[int, ...], resamples: int, seed: int
 ) -> tuple[Float[np.ndarray, "task resample x_run"], Float[np.ndarray, "task resample y_run"]]:
-    """Returns how often each run occurs in each resample.
+    """Return how often each run occurs in each resample.
 
     Meta-seeds of X and Y are drawn independently, evaluation seeds jointly if equally many.
     """
@@ -433,7 +436,7 @@ def _pair_counts(
 def draw_meta_seeds(
     scores: Float[np.ndarray, "task meta_seed seed"], resamples: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "resample meta_seed"]:
-    """Returns one draw of meta-seeds for each resample, the same for all tasks."""
+    """Return one draw of meta-seeds for each resample, the same for all tasks."""
     return rng.integers(scores.shape[1], size=(resamples, scores.shape[1]))
 
 
@@ -442,32 +445,32 @@ def draw_runs(
     meta_draw: Int[np.ndarray, "resample meta_seed"],
     seed_draw: Int[np.ndarray, "resample task seed"],
 ) -> Float[np.ndarray, "resample task meta_seed seed"]:
-    """Returns the scores of crossed draws of meta-seeds and seeds."""
+    """Return the scores of crossed draws of meta-seeds and seeds."""
     tasks = np.arange(scores.shape[0])[None, :, None, None]
     drawn: np.ndarray = scores[tasks, meta_draw[:, None, :, None], seed_draw[:, :, None, :]]
     return drawn
 
 
 def draw_counts(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
-    """Returns how often each of `size` items occurs in `size` draws with replacement."""
+    """Return how often each of `size` items occurs in `size` draws with replacement."""
     return rng.multinomial(size, np.full(size, 1 / size), size=shape).astype(np.float64)
 
 
 def crossed(meta: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """Returns the counts of runs, ``[..., meta_seed * seed]``, of crossed draws of both."""
+    """Return the counts of runs, ``[..., meta_seed * seed]``, from crossed draws of both."""
     counts: np.ndarray = meta[..., :, None] * seeds[..., None, :]
     return counts.reshape(*seeds.shape[:2], -1)
 
 
 def percentile_estimate(value: Any, resampled: np.ndarray, *, runs: int) -> Estimate:
-    """Returns the value with the 95 % percentile interval of its resamples.
+    """Return the value with the 95 % percentile interval of its resamples.
 
     Order statistics are taken without interpolation, since -inf cannot be interpolated.
 
     Args:
         value: The estimate itself.
         resampled: The estimate of each resample.
-        runs: Number of runs on each task, of the side that has fewest. One run shows no spread, so
+        runs: Number of runs on each task, for the side with fewest. One run shows no spread, so
             there is no interval.
     """
     if runs < 2:

@@ -1,11 +1,11 @@
-"""The test of a difference: Welch's, of interquartile means, over meta-seeds and seeds.
+"""Welch's test of a difference of interquartile means, over meta-seeds and seeds.
 
-Tables show interquartile means, so we test these. A quarter of the runs is cut from either end, so
+Tables show interquartile means, so we test them. A quarter of the runs is cut from either end, so
 how badly one run failed changes neither the estimate nor its error. Scores vary with meta-trainings
 and with evaluation seeds. We estimate both variances by the jackknife (Tukey 1958; Arvesen 1969,
 "Jackknifing U-statistics", for t-tests with it): it computes the statistic without each meta-seed,
 and without each seed, in turn. For means the jackknife gives the usual variance, so the test is
-Welch's of 1947 (Biometrika 34), `scipy.stats.ttest_ind(x, y, equal_var=False)` of two samples.
+Welch's (1947, Biometrika 34), `scipy.stats.ttest_ind(x, y, equal_var=False)` of two samples.
 """
 
 import math
@@ -52,7 +52,7 @@ class WelchTest:
 
 
 def interquartile_mean(values: Float[np.ndarray, "*shape"]) -> float:
-    """Returns the mean of the middle half of all values (Agarwal et al. 2021, section 4.3).
+    """Return the mean of the middle half of all values (Agarwal et al. 2021, section 4.3).
 
     A quarter of the values, rounded down, is cut from either end, as `scipy.stats.trim_mean` does.
     NaN sorts below every number, so the result is NaN exactly if a diverged run is left in the
@@ -101,7 +101,7 @@ def difference_error(
 
 
 def _without_each(scores: np.ndarray, axis: int, score: Score) -> np.ndarray:
-    """Compute the score without each meta-seed (axis 1) or seed (axis 2); one zero if only one."""
+    """Compute the score without each meta-seed (axis 1) or seed (axis 2); [0] if there is one."""
     count = scores.shape[axis]
     if count == 1:
         return np.zeros(1)
@@ -113,10 +113,10 @@ def welch_test(
     y: Float[np.ndarray, "task y_meta_seed y_seed"],
     score: Score = interquartile_mean,
 ) -> WelchTest:
-    """Tests whether two scores differ.
+    """Test whether two scores differ.
 
-    Two meta-seeds may lie close together by chance, so a side of exactly two gives no test (p = 1),
-    and neither do two single runs.
+    Two meta-seeds may lie close together by chance, so a side of exactly two gives no test (p = 1).
+    Two single runs give no test, either.
 
     Args:
         x: scores, finite numbers.
@@ -135,6 +135,6 @@ def welch_test(
 
 
 def worst_first(values: np.ndarray) -> np.ndarray:
-    """Returns the values with -inf, which sorts below every number, in place of NaN and inf."""
+    """Return the values with -inf, which sorts below every number, in place of NaN and inf."""
     ordered: np.ndarray = np.where(np.isfinite(values), values, -np.inf)
     return ordered

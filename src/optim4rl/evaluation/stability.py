@@ -1,8 +1,8 @@
 """Training stability: five metrics of learning curves after Chan et al. 2020 (arXiv 1912.05663).
 
 Every metric is divided by a reference scale of the task that all variants share, for example tuned
-Adam's final return minus the untrained policy's. A curve's own range would not do: it turns the
-sign of a deteriorating run and is zero for a flat one. Metrics that need whole curves leave
+Adam's final return minus the untrained policy's. A curve's own range is no substitute: it turns the
+sign of a deteriorating run and is zero for a flat run. Metrics that need whole curves leave
 diverged runs out, and report their number.
 """
 
@@ -20,8 +20,8 @@ from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import final_return
 
 ALPHA = 0.05
-# Slower than ten cycles a run is trend, faster is noise. On the paper's curves of about 2,000
-# points this is the cutoff of its source, 0.01 of the Nyquist frequency.
+# Changes slower than ten cycles a run are trend, faster changes are noise. On the paper's curves of
+# about 2,000 points this is the cutoff of the metrics' source, 0.01 of the Nyquist frequency.
 CYCLES_PER_RUN = 10
 FILTER_ORDER = 8
 
@@ -88,7 +88,7 @@ class Stability:
         dispersion_across_runs: Over healthy runs; lower is better. NaN with fewer than two.
         risk_across_runs: Over all runs; higher is better. NaN if a diverged run is in the tail.
         runs: Number of runs.
-        diverged: Number of runs that diverged; always to be shown beside the metrics.
+        diverged: Number of runs that diverged; always show it beside the metrics.
         caveats: Limits of the figures, one sentence each.
     """
 
@@ -103,7 +103,7 @@ class Stability:
 
 
 def stability(curves: Curves, scale: float, *, window: int = 20) -> Stability:
-    """Measures the stability of the runs of one optimizer on one task.
+    """Measure the stability of the runs of one optimizer on one task.
 
     Args:
         curves: At least two updates long.
@@ -135,13 +135,13 @@ def stability(curves: Curves, scale: float, *, window: int = 20) -> Stability:
 
 
 def drawdown(returns: Float[np.ndarray, "run time"]) -> Float[np.ndarray, "run time"]:
-    """Returns how far each value lies below the highest one so far; never negative."""
+    """Return how far each value lies below the highest one so far; never negative."""
     fall: Float[np.ndarray, "run time"] = np.maximum.accumulate(returns, axis=1) - returns
     return fall
 
 
 def lower_cvar(values: Float[np.ndarray, "run sample"]) -> Float[np.ndarray, " run"]:
-    """Returns the mean of the lowest 5 % of each row, the conditional value at risk.
+    """Return the mean of the lowest 5 % of each row, the conditional value at risk.
 
     The tail holds 5 % of the samples, rounded up: with 20 or fewer it is the minimum. NaN counts
     as lowest, so that a row with a NaN gives NaN.
@@ -152,22 +152,22 @@ def lower_cvar(values: Float[np.ndarray, "run sample"]) -> Float[np.ndarray, " r
 
 
 def upper_cvar(values: Float[np.ndarray, "run sample"]) -> Float[np.ndarray, " run"]:
-    """Returns the mean of the highest 5 % of each row; see `lower_cvar`."""
+    """Return the mean of the highest 5 % of each row; see `lower_cvar`."""
     return -lower_cvar(-values)
 
 
 def smooth(returns: Float[np.ndarray, "run time"]) -> Float[np.ndarray, "run time"]:
-    """Removes what is faster than ten cycles a run: a Butterworth filter, forward and backward.
+    """Remove changes faster than ten cycles a run by a Butterworth filter, forward and backward.
 
-    In second-order sections, since the transfer-function form of an 8th-order filter loses its
-    digits at low cutoffs. A curve of 20 updates or fewer holds nothing faster and is returned as
-    it is.
+    The filter has second-order sections, because the transfer-function form of an 8th-order filter
+    loses its digits at low cutoffs. A curve of 20 updates or fewer has no faster changes and is
+    returned unchanged.
     """
     time = returns.shape[1]
     if time <= 2 * CYCLES_PER_RUN:
         return returns
     sections = scipy.signal.butter(FILTER_ORDER, 2 * CYCLES_PER_RUN / time, output="sos")
-    # Mirrored ends: the default, an odd extension, would hang each end on a single noisy value.
+    # Mirror the ends: the default, an odd extension, would tie each end to a single noisy value.
     smoothed: Float[np.ndarray, "run time"] = scipy.signal.sosfiltfilt(
         sections, returns, axis=1, padtype="even", padlen=time - 1
     )

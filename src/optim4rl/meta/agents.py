@@ -76,7 +76,7 @@ def layout_of(task: InnerTask) -> Layout:
 def play(
     task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
 ) -> tuple[Any, Any, Any]:
-    """Play rollout number `index` of every agent; returns batches, actors and stats."""
+    """Play rollout number `index` of every agent; return batches, actors and stats."""
     _, unravel = _parameters(task)
 
     def one(params: Array, actor: Any, key: PRNGKeyArray) -> tuple[Any, Any, Any]:
@@ -102,7 +102,7 @@ def gradients_of(
 def extras_of(
     spec: OptimizerSpec, layout: Layout, agents: Agents, keys: Key[Array, " M"]
 ) -> Extras:
-    """Return every agent's further inputs: what the structure reads beside gradients."""
+    """Return every agent's extras: the inputs that the structure reads beside gradients."""
     reads = spec.structure.reads
     if not reads:
         return NO_EXTRAS
@@ -117,7 +117,7 @@ def extras_of(
 def with_progress(
     extras: Extras, task: InnerTask, agents: Agents, batches: Any, index: Array, life: int
 ) -> Extras:
-    """Add how far each agent is in its life of this many rollouts, and in the rollout's epochs."""
+    """Add each agent's progress in its life of `life` rollouts, and in the rollout's epochs."""
     if extras is NO_EXTRAS:
         return extras
     _, unravel = _parameters(task)

@@ -63,7 +63,7 @@ def augment(task: InnerTask, augmentation: Augmentation) -> InnerTask:
 
 @dataclass(frozen=True)
 class Augmented:
-    """A task at random scales; itself a task."""
+    """A task at random scales, which is a task itself."""
 
     task: InnerTask
     augmentation: Augmentation
@@ -131,7 +131,7 @@ class Augmented:
     def minibatch_gradient(
         self, params: Any, batch: tuple[Any, Scales], index: Int[Array, ""]
     ) -> Any:
-        """Return the same for one update."""
+        """Return one update's gradient times the scales."""
         batch, scales = batch
         gradient = update_gradient(self.task, _scaled(params, scales), batch, index)
         return _rescaled(gradient, scales)

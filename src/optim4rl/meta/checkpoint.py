@@ -46,7 +46,7 @@ class Resumed(NamedTuple):
     Attributes:
         state: the state of meta-training.
         notes: the notes that were saved with it.
-        damage: what is wrong with the newest checkpoint, if this is the one before it; else "".
+        damage: the fault of the newest checkpoint if the previous one was read; else "".
     """
 
     state: MetaState
@@ -130,7 +130,7 @@ def load_checkpoint(
     config: Mapping[str, Any],
     execution: Execution = Execution(),
 ) -> Resumed:
-    """Read what `save_checkpoint` wrote.
+    """Read a checkpoint that `save_checkpoint` wrote.
 
     Args:
         path: the file.

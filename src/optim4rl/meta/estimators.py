@@ -32,8 +32,8 @@ class MetaTask:
         task: the task.
         learning_rate: alpha, the rule's inner learning rate on this task.
         window: K of this task; None: the config's. A window sees only its rollouts, so a learner
-            with many updates for each rollout wants a longer one.
-        estimator: of this task's meta-gradient; None: the config's.
+            with many updates for each rollout needs a longer window.
+        estimator: estimator of this task's meta-gradient; None: the config's.
         agents: M of this task; None: the config's.
     """
 
@@ -52,7 +52,7 @@ class MetaTask:
         With "es" all agents live for `reset_interval`; lives of mixed length apply to other tasks.
 
         Raises:
-            ValueError: its estimator cannot work with this number of agents.
+            ValueError: the task's estimator cannot work with this number of agents.
         """
         estimator = self.estimator or config.estimator
         return dataclasses.replace(
@@ -116,7 +116,10 @@ class GradientEstimator(Protocol):
 
 @dataclass(frozen=True)
 class TruncatedMetaGradient:
-    """The exact gradient through K inner updates (`meta_gradient`); earlier ones are constants."""
+    """The exact gradient through K inner updates (`meta_gradient`).
+
+    Earlier updates are constants.
+    """
 
     spec: OptimizerSpec
     meta_task: MetaTask

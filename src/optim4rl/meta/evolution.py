@@ -75,7 +75,8 @@ def live(
         The agents afterwards; their losses; and the task's stats, summed over rollouts and agents.
         A loss is minus the mean return over rollouts, mixed with the last tenth's mean
         (`final_share`). The return of a rollout is the mean over the episodes that ended in it; if
-        none did, that of the last rollout with one. The loss is NaN if a parameter is not finite.
+        none ended, it is the return of the last rollout in which one did. The loss is NaN if a
+        parameter is not finite.
     """
     updates = task.updates_per_rollout
     layout = layout_of(task)
@@ -108,7 +109,7 @@ def live(
 
 @dataclass(frozen=True)
 class _Evolution:
-    """What both strategies have; the task must report returns."""
+    """Shared part of both strategies; the task must report returns."""
 
     spec: OptimizerSpec
     meta_task: MetaTask
@@ -138,7 +139,7 @@ class EvolutionStrategies(_Evolution):
         return each * self.config.reset_interval
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
-        """Return no agents: none is carried on."""
+        """Return a state without agents, because no agent lives on."""
         del meta_parameters, key
         never = jnp.full((self.config.agents,), -1, jnp.int32)
         return EstimatorState((), never, jnp.zeros((), jnp.int32))
@@ -162,7 +163,7 @@ class EvolutionStrategies(_Evolution):
         )
         if self.config.fitness == "ranks":
             losses = rank_pairs(losses)
-        # As float32 has rounded them in the rules.
+        # Perturbations as float32 has rounded them in the rules.
         perturbations = (rules - mean[None]) / config.sigma
         gradient = unravel(losses @ perturbations / (config.agents * config.sigma))
         return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats)
@@ -284,11 +285,11 @@ class PersistentEvolutionStrategies(_Evolution):
 
 
 def rank_pairs(losses: Float[Array, " M"]) -> Float[Array, " M"]:
-    """Replace the losses of agents i and i + M/2 by their ranks: -0.5 for the better, 0.5, or 0.
+    """Rank agents i and i + M/2: -0.5 for the smaller loss, 0.5 for the other, 0 for both if equal.
 
-    A lost life, whose loss is NaN, is worse than any other. Only the order within a pair counts,
-    whose agents share all random numbers, so neither a task's scale nor one extreme life decides.
-    OPEN does so, too (Goldie et al. 2024, arXiv 2407.07082).
+    A diverged life, whose loss is NaN, is worse than any other. Only the order within a pair
+    counts, and the agents of a pair share all random numbers. So neither a task's scale nor one
+    extreme life decides. OPEN does the same (Goldie et al. 2024, arXiv 2407.07082).
     """
     first, second = jnp.split(jnp.where(jnp.isnan(losses), jnp.inf, losses), 2)
     rank = 0.5 * ((first > second).astype(jnp.float32) - (first < second).astype(jnp.float32))

@@ -65,7 +65,7 @@ def truncated_meta_gradient(
     """Make K inner updates of every agent, play a validation rollout, and return the meta-gradient.
 
     Args:
-        keys: one key for each agent; its rollouts depend on no other.
+        keys: one key for each agent; its rollouts depend on no other key.
         learning_rate: the inner learning rate alpha of the task.
         inner_updates: K.
         validation: "last" is the paper's meta-objective, the loss after all K updates. "dense" is
@@ -105,9 +105,9 @@ class _Life(NamedTuple):
     Attributes:
         agents: the agents afterwards.
         gradients: the gradients that made the updates.
-        extras: what the structure read beside gradients.
-        wholes: every rollout's gradient of the whole loss, also of the last rollout.
-        stats: of every rollout.
+        extras: the structure's inputs beside gradients.
+        wholes: every rollout's gradient of the whole loss, including the last rollout's.
+        stats: the task's stats of every rollout.
     """
 
     agents: Agents

@@ -1,9 +1,9 @@
 """A population of agents, sharded over devices and advanced in chunks that fit into memory.
 
 A meta-gradient is a mean over agents, which share only the rule. So every device advances its share
-of the agents, a chunk at a time, and adds up their meta-gradients; one collective adds those of the
-devices. This changes nothing in the result: an agent's random numbers depend on neither chunk nor
-device.
+of the agents, a chunk at a time, and adds up their meta-gradients; one collective adds up the sums
+of the devices. This changes nothing in the result: an agent's random numbers depend on neither
+chunk nor device.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Sums = TypeVar("Sums")
 
 @dataclass(frozen=True)
 class Execution:
-    """How meta-training runs. The results are the same, to float tolerance.
+    """The devices, chunks and kernel of a run. Results do not depend on them, to float tolerance.
 
     Attributes:
         mesh: devices that the agents are sharded over, along one axis; None is the first device.
@@ -99,9 +99,9 @@ def share_out(
 
     Args:
         work: `(shared, units, given) -> (sums, units)` of some agents.
-        shared: what all of them read.
-        units: the agents, or one of something for each agent; every array has a leading axis for
-            them. What the work returns replaces them.
+        shared: values that the work reads for all agents.
+        units: the agents, or values with one entry for each agent; every array has a leading axis
+            for them. The work's results replace them.
         given: further arrays with one entry for each agent; they are only read.
         execution: devices and chunks.
 
@@ -114,7 +114,7 @@ def share_out(
     chunk = execution.chunk(_count(units))
 
     def work_share(shared: Shared, units: Units, given: Given) -> tuple[Sums, Units]:
-        """Advance one device's agents; each is written back where it was read."""
+        """Advance one device's agents, and write each back to its place."""
 
         def add(index: Array, total: tuple[Sums, Units]) -> tuple[Sums, Units]:
             def read(x: Array) -> Array:
@@ -138,7 +138,7 @@ def share_out(
         mesh=execution.devices,
         in_specs=(REPLICATED, SHARDED, SHARDED),
         out_specs=(REPLICATED, SHARDED),
-        # The kernels are opaque to the check of what varies over devices.
+        # The check of values that vary over devices cannot see into kernels.
         check_vma=False,
     )(shared, units, given)
 

@@ -1,4 +1,4 @@
-"""A recipe: what is meta-trained, on which tasks, and how. Only building one needs JAX."""
+"""A recipe: the rule to meta-train, its tasks and settings. Only building a recipe needs JAX."""
 
 import dataclasses
 import json
@@ -144,7 +144,7 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, "tuple[MetaTask, ...]"]:
 def _task_config(
     recipe: Recipe, usual: TaskConfig, reward: float, its: dict[str, Any]
 ) -> TaskConfig:
-    """Return a task's usual config with the recipe's settings and its own.
+    """Return a task's usual config with the recipe's settings and the task's own.
 
     Raises:
         ValueError: a setting does not fit the task; the message names it.
@@ -180,7 +180,7 @@ def _layers(text: str) -> tuple[int, ...]:
     """Read hidden layers, such as "64-64".
 
     Raises:
-        ValueError: the text is another.
+        ValueError: the text has another form.
     """
     sizes = text.split("-")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
@@ -191,7 +191,7 @@ def _layers(text: str) -> tuple[int, ...]:
 def _learner(
     learner: A2CConfig | PPOConfig, its: dict[str, Any], value_weight: float | None
 ) -> A2CConfig | PPOConfig:
-    """Return a task's usual learner, or the named one if its kind differs, with its settings.
+    """Return a task's usual learner, or the named learner if its kind differs, with its settings.
 
     Raises:
         ValueError: minibatches or epochs are given for A2C.
@@ -240,8 +240,8 @@ def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> "MetaParameters | N
     """Return the meta-parameters that `--start` names.
 
     Raises:
-        ValueError: there are no such weights, or they have another rule; the message says what
-            differs.
+        ValueError: there are no such weights, or they have another rule; the message names the
+            differences.
     """
     from optim4rl.optimizers.weights import load_weights
 
@@ -263,7 +263,10 @@ _LATER = {"epochs", "layers", "activations", "fitness", "final_share"}
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """Return all settings that decide the result, as JSON values; later ones unless as default."""
+    """Return all settings that decide the result, as JSON values.
+
+    Fields that version 0.1.0 lacks are left out if they have their defaults.
+    """
 
     def told(values: dict[str, Any], default: Any) -> dict[str, Any]:
         return {x: v for x, v in values.items() if x not in _LATER or v != getattr(default, x)}

@@ -1,11 +1,11 @@
-"""Recipes by name: those of the shipped weights ("zoo/..."), and the paper's experiments."""
+"""Recipes by name: for the shipped weights ("zoo/...") and the paper's experiments."""
 
 from dataclasses import replace
 
 from optim4rl.meta.config import MetaConfig
 from optim4rl.meta.recipe import Recipe
 
-# The paper's settings: one environment for each agent, K + 1 rollouts of 20 steps to an iteration.
+# The paper's settings: one environment for each agent, K + 1 rollouts of 20 steps in an iteration.
 _PAPER = MetaConfig(
     agents=512,
     reset_interval=72,

@@ -19,7 +19,7 @@ def reset_intervals(
     """Return the reset interval I_i of each agent, evenly spread in logarithm between the two.
 
     Neighbours have lives of different lengths, so that staggered agents of every age have lives of
-    all lengths. None: all have the longest.
+    all lengths. With `shortest` None, all have the longest.
     """
     if shortest is None or num_agents == 1:
         return np.full(num_agents, longest, np.int32)

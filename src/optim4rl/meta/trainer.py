@@ -46,8 +46,8 @@ class MetaState(NamedTuple):
         squared_norms: each task's running mean of its meta-gradient's squared norm; it starts at 0.
         key: the random key from which every iteration folds its keys.
         iteration: meta-iterations done.
-        stopped: whether a number was not finite. Then the rule, its optimizer and the iteration are
-            those of the last good iteration, and the estimators those of the next one.
+        stopped: whether a number was not finite. Then the rule, the meta-optimizer and the
+            iteration are from the last good iteration, and the estimators from the next iteration.
     """
 
     meta_parameters: MetaParameters
@@ -86,7 +86,7 @@ class MetaDivergenceError(RuntimeError):
 
 
 def _not_finite(state: MetaState, progress: Progress) -> Iterator[str]:
-    """Say what is not finite after the last iteration, task by task."""
+    """Yield the numbers that are not finite after the last iteration, in words, task by task."""
     for index, (estimator, stats) in enumerate(zip(state.estimators, progress.stats, strict=True)):
         found = [name for name, _ in _broken_leaves(jax.tree.map(lambda x: x[-1], stats))]
         if not np.isfinite(progress.task_norms[-1, index]):
@@ -132,7 +132,7 @@ def combine_meta_gradients(
 ) -> tuple[MetaParameters, Float[Array, " tasks"]]:
     """Return the mean over tasks of comparable meta-gradients, and the running mean of their norms.
 
-    "running" corrects that mean for its start at zero as Adam does (Kingma & Ba 2015, section 3).
+    "running" corrects this mean for its start at zero as Adam does (Kingma & Ba 2015, section 3).
     """
     found = jnp.stack([optax.tree.norm(gradient, squared=True) for gradient in gradients])
     squared_norms = RUNNING_DECAY * squared_norms + (1 - RUNNING_DECAY) * found
@@ -184,7 +184,7 @@ def init(
 
 
 def _program(config: MetaConfig) -> MetaConfig:
-    """Return the config as a key of compiled programs, without what the state holds."""
+    """Return the config as a key of compiled programs, without settings that the state holds."""
     return dataclasses.replace(config, seed=0, resets="staggered")
 
 
@@ -219,7 +219,7 @@ def _init(
 
 
 def state_shardings(state: MetaState, execution: Execution) -> MetaState:
-    """Return the sharding of each leaf: agents over the devices, all else on each device."""
+    """Return the sharding of each leaf: agents over the devices, everything else on each device."""
     replicated = execution.sharding(REPLICATED)
     sharded = execution.sharding(SHARDED)
     return jax.tree.map(lambda _: replicated, state)._replace(
@@ -307,8 +307,8 @@ def train(
         state: the state to go on from; None: a fresh one. The run updates its arrays in place, so
             keep a copy (`jax.tree.map(jnp.copy, state)`) if you need it again.
         chunk: iterations between two reports.
-        size: called before every chunk, for the iterations that it has, 1 to `chunk`; None: always
-            `chunk`.
+        size: called before every chunk; returns its number of iterations, 1 to `chunk`. None:
+            always `chunk`.
         report: called after every chunk with the state, which is valid until `report` returns, and
             the chunk's progress. Then no progress is kept here, because a run may take days.
         execution: devices, chunks of agents, kernel.

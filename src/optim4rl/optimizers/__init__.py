@@ -52,7 +52,7 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 
 def __getattr__(name: str) -> Any:
     # PEP 562: a name is imported when it is first asked for. The modules that need no JAX
-    # (`tensors`, `weight_files`) bring none in.
+    # (`tensors`, `weight_files`) do not import it.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -4,14 +4,14 @@ import math
 import sys
 import warnings
 
-# A rate this many times below that of the weights was meant for Adam.
+# A rate this many times below the weights' own was meant for Adam.
 _FAR_BELOW = 10.0
 # A warning names the line that called these modules.
 _OURS = ("optim4rl.", "torch.", "optax.", "jaxtyping.")
 
 
 def of_low_rate(name: str, rate: float, step_scale: float, own: float, remedy: str) -> str | None:
-    """Return a warning if a rate is far below that of the weights, else None.
+    """Return a warning if a rate is far below the weights' own, else None.
 
     Args:
         name: name of the option.

@@ -1,8 +1,8 @@
 """Array functions for the formulae of a rule, with the same names for JAX and PyTorch.
 
 `xp = namespace(x)` is `jax.numpy` or `torch`. The formulae use functions that have the same name
-and behaviour in both; the few others are here. JAX is imported only for its own arrays. torch is
-never imported: if there is a tensor, it has been imported already.
+and behaviour in both; this module has the few others. JAX is imported only for its own arrays.
+torch is never imported: if there is a tensor, it has been imported already.
 """
 
 import sys
@@ -51,7 +51,7 @@ def stop_gradient(x: Array) -> Array:
 
 
 def rsqrt(x: Array) -> Array:
-    """`1 / sqrt(x)`."""
+    """Return `1 / sqrt(x)`."""
     if is_tensor(x):
         return x.rsqrt()
     from jax import lax
@@ -60,7 +60,7 @@ def rsqrt(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function."""
+    """Return the logistic function."""
     if is_tensor(x):
         return x.sigmoid()
     # The tanh form vectorises on CPUs where a division does not, and saturates without overflow.
@@ -68,7 +68,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def relu(x: Array) -> Array:
-    """`max(x, 0)`."""
+    """Return `max(x, 0)`."""
     if is_tensor(x):
         return x.relu()
     import jax
@@ -77,7 +77,7 @@ def relu(x: Array) -> Array:
 
 
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
-    """Return means over some axes, kept with length 1; without axes, the array itself."""
+    """Return means over some axes, which keep length 1; without axes, return the array itself."""
     if is_tensor(x) and not axes:
         return x
     return namespace(x).mean(x, axis=axes, keepdims=True)
@@ -95,7 +95,7 @@ def linear(kernel: Array, x: Array) -> Array:
     import jax
     import jax.numpy as jnp
 
-    # Float32 for real: a GPU's default precision would round the products to TF32.
+    # Full float32: a GPU's default precision would round the products to TF32.
     return jnp.tensordot(kernel, x, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 

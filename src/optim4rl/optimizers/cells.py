@@ -35,7 +35,7 @@ Rows = tuple[Float[Array, "hidden *shape"], ...]
 GATES: Mapping[CellKind, int] = {"gru": 3, "lstm": 4, "none": 0}
 CARRIES: Mapping[CellKind, int] = {"gru": 1, "lstm": 2, "none": 0}
 
-# Flax's, which OPEN's weights were trained with.
+# Flax's epsilon, with which OPEN's weights were trained.
 _NORM_EPSILON = 1e-6
 
 
@@ -88,10 +88,10 @@ def forward(
     carry: Carry,
     kernel: Float[Array, "rows reads"] | None = None,
 ) -> Pass:
-    """One step of the cell, then the head on the new hidden state.
+    """Make one step of the cell, then apply the head to the new hidden state.
 
     Args:
-        weights: of the network.
+        weights: the network's weights.
         cell: its cell.
         inputs: the features.
         carry: the carry of the last step.
@@ -114,37 +114,41 @@ def forward(
 
 
 def num_layers(weights: Weights) -> int:
-    """Layers of the head, the last one included."""
+    """Return the number of layers of the head, including the last."""
     return sum(name.startswith("head") and not name.endswith("bias") for name in weights)
 
 
 def head_layer(
     weights: Weights, layer: int, x: Float[Array, "inputs *shape"]
 ) -> Float[Array, "outputs *shape"]:
-    """A layer of the head, before anything else is done to it."""
+    """Apply a layer of the head, before its normalisation or ReLU."""
     return linear(weights[f"head{layer}"], x) + _column(weights[f"head{layer}_bias"], x)
 
 
 def layer_norm(
     x: Float[Array, "units *shape"], scale: Float[Array, " units"], bias: Float[Array, " units"]
 ) -> Float[Array, "units *shape"]:
-    """Units at mean 0 and variance 1, at each coordinate (Ba et al. 2016, arXiv 1607.06450)."""
+    """Normalise units to mean 0 and variance 1 at each coordinate.
+
+    Source: Ba et al. 2016 (arXiv 1607.06450).
+    """
     centred = x - mean(x, (0,))
     size = rsqrt(mean(centred * centred, (0,)) + _NORM_EPSILON)
     return centred * size * _column(scale, x) + _column(bias, x)
 
 
 def _column(values: Float[Array, " units"], like: Array) -> Float[Array, "units *ones"]:
-    """A number for each unit, to go with `[units, *shape]`."""
+    """Reshape a number for each unit to broadcast with `[units, *shape]`."""
     return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def cell_kernel(weights: Weights, cell: CellKind) -> Float[Array, "rows reads"]:
-    """The cell's products as one matrix, which reads `[h, inputs, 1]`.
+    """Return the cell's products as one matrix, which reads `[h, inputs, 1]`.
 
     A GRU's rows are reset, update, memory (of h) and new (of the inputs), an LSTM's input, forget,
-    new and output gates. One product for all, biases included, and one for the gradient of all: on
-    a CPU each small product costs more in its call than in the zeros that this one multiplies.
+    new and output gates. One product computes all, biases included, and one computes the gradient
+    of all. On a CPU the call of a small product costs more than the zeros that this product
+    multiplies.
     """
     xp = namespace(weights["hidden"])
     hidden, inputs, bias = weights["hidden"], weights["input"], weights["bias"][:, None]
@@ -161,15 +165,16 @@ def cell_kernel(weights: Weights, cell: CellKind) -> Float[Array, "rows reads"]:
 
 
 def cell_forward(cell: CellKind, products: Rows, carry: Carry) -> tuple[Carry, Rows]:
-    """The new carry, and the activations that `cell_backward` reads, of the cell's four products.
+    """Return the new carry, and `cell_backward`'s activations, from the cell's four products.
 
-    The rows of `cell_kernel` come as four arrays `[hidden, *shape]`: all is elementwise here.
+    The products are four arrays `[hidden, *shape]`, from the rows of `cell_kernel`. Everything here
+    is elementwise.
     """
     return (_gru if cell == "gru" else _lstm)(products, carry)
 
 
 def _gru(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
-    """Cho et al. 2014 in cuDNN's form: the reset gate acts after the recurrent product."""
+    """Compute a GRU (Cho et al. 2014) as cuDNN: the reset gate acts after the recurrent product."""
     (reset_in, update_in, memory, new_in), (h,) = products, carry
     reset, update = sigmoid(reset_in), sigmoid(update_in)
     new = namespace(h).tanh(new_in + reset * memory)
@@ -177,7 +182,7 @@ def _gru(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
 
 
 def _lstm(products: Rows, carry: Carry) -> tuple[Carry, Rows]:
-    """Hochreiter and Schmidhuber 1997 with forget gates."""
+    """Compute an LSTM (Hochreiter and Schmidhuber 1997) with forget gates."""
     (write_in, forget_in, new_in, output_in), (_, c) = products, carry
     write, forget, output = sigmoid(write_in), sigmoid(forget_in), sigmoid(output_in)
     tanh = namespace(c).tanh

@@ -32,7 +32,7 @@ def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "r
 
 
 def draw_noise(layout: Layout, key: PRNGKeyArray) -> list[Float[Array, "..."]]:
-    """Standard normal noise for each tensor of the actor; zeros for the others."""
+    """Draw standard normal noise for each tensor of the actor; the others get zeros."""
     return [
         jax.random.normal(jax.random.fold_in(key, index), tensor.shape)
         if tensor.actor
@@ -44,7 +44,7 @@ def draw_noise(layout: Layout, key: PRNGKeyArray) -> list[Float[Array, "..."]]:
 def flat_extras(
     reads: tuple[ExtraName, ...], layout: Layout, params: Float[Array, " n"], key: PRNGKeyArray
 ) -> Extras:
-    """The extras of flattened parameters: only those that the structure reads."""
+    """Return the extras that the structure reads, for flattened parameters."""
     noise = None
     if "noise" in reads:
         noise = jnp.concatenate([x.ravel() for x in draw_noise(layout, key)])
@@ -65,10 +65,10 @@ class Segments(NamedTuple):
 
 @lru_cache(maxsize=256)
 def segments(names: tuple[InputName, ...], layout: Layout, n: int) -> Segments:
-    """The inputs of `n` coordinates, those of the layout's tensors one after the other.
+    """Return the inputs of `n` coordinates: the layout's tensors, one after the other.
 
     Raises:
-        ValueError: there are inputs, and the layout is that of another number of coordinates.
+        ValueError: there are inputs, and the layout has another number of coordinates.
     """
     if not names:
         return Segments(np.array([n], np.int64), np.zeros((1, 0), np.float32))
@@ -87,7 +87,7 @@ def segments(names: tuple[InputName, ...], layout: Layout, n: int) -> Segments:
 
 
 def rows_at(runs: Segments, coordinates: Int[Array, " c"]) -> Float[Array, "rows c"]:
-    """The inputs of those coordinates."""
+    """Return the inputs of these coordinates."""
     rows = runs.values.shape[1]
     if len(runs.ends) <= 1:
         return jnp.broadcast_to(runs.values.reshape(rows, -1), (rows, *coordinates.shape))

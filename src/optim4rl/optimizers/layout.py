@@ -31,7 +31,7 @@ def infer_layout(params: Any, kinds: Kinds = None) -> Layout:
     """Return the layout of any tree of parameters or gradients, arrays or their shapes.
 
     Kinds are inferred from names (`tensors.layout_of`). Pass `kinds` if the names do not tell the
-    kinds, as flax's `Dense_3`.
+    kinds, such as flax's `Dense_3`.
 
     Args:
         params: the tree; its leaves need only a shape.

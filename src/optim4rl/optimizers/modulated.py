@@ -21,8 +21,8 @@ from optim4rl.optimizers.structure import (
     given,
 )
 
-# The root mean square of a step before its gain: about the one of Adam's steps ("Muon is Scalable
-# for LLM Training", arXiv 2502.16982), so that one learning rate suits both.
+# The root mean square of a step before its gain: about Adam's ("Muon is Scalable for LLM Training",
+# arXiv 2502.16982), so that one learning rate suits both.
 STEP_RMS = 0.2
 # A gain lies between exp(-4) and exp(4).
 _GAIN_LIMIT = 4.0
@@ -38,22 +38,23 @@ class Modulated:
     vectors from Adam's step, as in Muon. Use it with `normalise="orthogonal"`, which makes kernels
     orthogonal and keeps their size. With zero heads the rule starts as Muon with steps of RMS 0.2.
 
-    The network runs once for a tensor, not for each coordinate, so it costs next to nothing. What
-    it reads are numbers of the tensor and of the update that a constant step cannot know. Each
-    field below is one part that can be left out, for ablations. `OptimizerSpec.inputs` adds what
-    the tensor is for. An extension of this project, not a structure of the paper.
+    The network runs once for a tensor, not for each coordinate, so it costs next to nothing. It
+    reads numbers of the tensor and of the update that a constant step cannot know. Each field below
+    is a part that ablations can leave out. `OptimizerSpec.inputs` adds the tensor's use. An
+    extension of this project, not a structure of the paper.
 
     Attributes:
         beta1, beta2, beta_slow: decay rates of the momentum, of the squares and of a slower
             momentum.
         epsilon: added to the root of the second moment.
-        training: read the share of training that is done. Who does not tell it gets the gains of
-            the first rollout for the whole run.
-        epochs: read the share of the rollout's epochs that is done (PPO). Not told: the first.
+        training: read the share of training that is done. If the agent does not tell it, the rule
+            keeps the first rollout's gains for the whole run.
+        epochs: read the share of the rollout's epochs that is done (PPO). If the agent does not
+            tell it, the rule assumes the first epoch.
         age: read the logarithm of the number of updates.
         noise: read signal against noise: the size of both momenta against the root of the second
             moment, and whether the new gradient agrees with the slow momentum.
-        size: read the size of the tensor's parameters, because a step is large or small against
+        size: read the size of the tensor's parameters, because a step is large or small relative to
             them.
         directions: learn the direction, too. Three more outputs mix the slow momentum and the fresh
             gradient into `u`, and decide how much it is divided by the root of the second moment.
@@ -131,7 +132,7 @@ class Modulated:
         xp, gradient, output = namespace(reading.gradient), reading.gradient, outputs[0]
         m, v, slow = self._corrected(reading)
         step = self.beta1 * m + (1.0 - self.beta1) * gradient
-        # How much of Adam's division: nothing in kernels, all of it in vectors.
+        # The share of Adam's division: none in kernels, all in vectors.
         power: Array | float = 0.0 if gradient.ndim > 1 else 1.0
         if self.directions:
             step = step + 0.3 * output[1] * slow + 0.1 * output[2] * gradient

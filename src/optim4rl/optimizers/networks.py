@@ -35,11 +35,11 @@ def init_network(
     zero_head: bool,
     head_norm: bool = False,
 ) -> Weights:
-    """Weights of one cell with its head.
+    """Return fresh weights of one cell with its head.
 
-    Initialised as the paper's release does: input and head kernels LeCun-normal, recurrent kernels
-    orthogonal, biases zero. With `zero_head` the last layer starts at zero, so that every output
-    starts at exactly zero. With `head_norm` the scales of the layer normalisation start at 1.
+    They start as in the paper's release: input and head kernels LeCun-normal, recurrent kernels
+    orthogonal, biases zero. With `zero_head` the last layer, and so every output, starts at exactly
+    zero. With `head_norm` the scales of the layer normalisation start at 1.
     """
     key_input, key_hidden, *key_head = jax.random.split(key, 3 + len(head_sizes))
     lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -92,7 +92,7 @@ def _init_cell(
 
 
 def init_carry(cell: CellKind, hidden_size: int, shape: tuple[int, ...]) -> Carry:
-    """A zero carry for coordinates of the given shape."""
+    """Return a zero carry for coordinates of the given shape."""
     return tuple(jnp.zeros((hidden_size, *shape), jnp.float32) for _ in range(CARRIES[cell]))
 
 
@@ -100,15 +100,15 @@ def init_carry(cell: CellKind, hidden_size: int, shape: tuple[int, ...]) -> Carr
 def apply_network(
     weights: Weights, cell: CellKind, inputs: Float[Array, "features *shape"], carry: Carry
 ) -> tuple[Float[Array, "outputs *shape"], Carry]:
-    """One step of the cell, then the head on the new hidden state.
+    """Make one step of the cell, then apply the head to the new hidden state.
 
-    Its reverse-mode derivative is written by hand below; forward mode is not offered.
+    The reverse-mode derivative is written by hand below; there is no forward mode.
     """
     return forward(weights, cell, inputs, carry)[:2]
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass reads of the forward pass (`cells.Pass`)."""
+    """The part of the forward pass (`cells.Pass`) that the backward pass reads."""
 
     weights: Weights
     carry: Carry
@@ -161,7 +161,7 @@ apply_network.defvjp(_forward, _backward)
 def _linear_transpose(
     kernel: Float[Array, "outputs inputs"], delta: Float[Array, "outputs *shape"]
 ) -> Float[Array, "inputs *shape"]:
-    # Behind the barrier the transpose is a matrix of its own, made once: XLA's CPU backend would
+    # The barrier makes the transpose a matrix of its own, computed once. XLA's CPU backend would
     # fold it into each product, which takes 1.5 times as long.
     return linear(jax.lax.optimization_barrier(kernel.T), delta)
 
@@ -169,7 +169,7 @@ def _linear_transpose(
 def _outer(
     delta: Float[Array, "outputs *shape"], x: Float[Array, "inputs *shape"]
 ) -> Float[Array, "outputs inputs"]:
-    """The gradient of a kernel: the sum over coordinates of `delta x^T`."""
+    """Return the gradient of a kernel: the sum over coordinates of `delta x^T`."""
     axes = tuple(range(1, delta.ndim))
     return jnp.tensordot(delta, x, axes=(axes, axes), precision=jax.lax.Precision.HIGHEST)
 
@@ -179,7 +179,7 @@ def _total(delta: Float[Array, "outputs *shape"]) -> Float[Array, " outputs"]:
 
 
 def cell_weights(kernel: Float[Array, "rows reads"], cell: CellKind, size: int) -> Weights:
-    """The entries of `cell_kernel` as weights again."""
+    """Return the entries of a `cell_kernel` matrix as weights."""
     if cell == "lstm":
         return {"hidden": kernel[:, :size], "input": kernel[:, size:-1], "bias": kernel[:, -1]}
     of_input = jnp.concatenate([kernel[: 2 * size], kernel[3 * size :]])
@@ -194,7 +194,7 @@ def cell_weights(kernel: Float[Array, "rows reads"], cell: CellKind, size: int) 
 def cell_backward(
     cell: CellKind, carry: Carry, activations: Rows, cotangents: Carry
 ) -> tuple[Rows, Carry]:
-    """The derivatives by the four products, and those by the carry that pass them by."""
+    """Return derivatives by the four products, and by the carry with the products held fixed."""
     backward = _gru_backward if cell == "gru" else _lstm_backward
     return backward(carry, activations, cotangents)
 

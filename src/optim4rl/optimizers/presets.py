@@ -1,4 +1,4 @@
-"""Named optimizers: the paper's, ours, and the classical ones they are measured against.
+"""Named optimizers: the paper's, ours, and classical ones to compare with.
 
 Names and specs need no JAX; only `classical` imports optax.
 """
@@ -26,11 +26,11 @@ from optim4rl.optimizers.structures import (
 if TYPE_CHECKING:
     import optax
 
-# The floor of 1e-8 on |g| puts a zero gradient at log = -18.4; shifted and scaled, [1e-8, 1] reads
-# as about [-0.9, 0.9].
+# The floor of 1e-8 on |g| puts a zero gradient at log = -18.4. Shift and scale map [1e-8, 1] to
+# about [-0.9, 0.9].
 CENTRED_SIGN_LOG = SignLog(epsilon=1e-8, shift=9.2, scale=0.1)
 
-# Odd, and anchored at RMSProp: no momentum, a short memory of sizes.
+# An odd rule, anchored at RMSProp: no momentum, and a short memory of sizes.
 _MIRRORED = OptimizerSpec(
     processing=CENTRED_SIGN_LOG,
     structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9),
@@ -40,7 +40,7 @@ _MIRRORED = OptimizerSpec(
 )
 
 LEARNED: dict[str, OptimizerSpec] = {
-    # Version A (arXiv version 2), the one the ablation plan speaks of.
+    # Version A (arXiv version 2), the version of the ablation plan.
     "optim4rl": OptimizerSpec(),
     # Version B, the RLC release.
     "optim4rl-rlc": OptimizerSpec(
@@ -51,7 +51,7 @@ LEARNED: dict[str, OptimizerSpec] = {
     "anchored": OptimizerSpec(
         processing=CENTRED_SIGN_LOG, structure=Anchored(), head_sizes=(), zero_head=True
     ),
-    # Anchored, and told what each parameter is for: one rule for many tasks.
+    # Anchored; it also reads what each parameter is for: one rule for many tasks.
     "generalist": OptimizerSpec(
         processing=CENTRED_SIGN_LOG,
         structure=Anchored(),
@@ -60,11 +60,11 @@ LEARNED: dict[str, OptimizerSpec] = {
         inputs=("kind",),
     ),
     "mirrored": _MIRRORED,
-    # Its steps are centred in wide layers, and smaller in heads on them and in networks that see
-    # images, so that one step size serves more networks.
+    # Mirrored, with steps that are centred in wide layers. Steps are smaller in heads on wide
+    # layers and in networks that see images, so that one step size serves more networks.
     "scaled": dataclasses.replace(_MIRRORED, normalise="layers"),
-    # Around Adam, whose long memory suits the noise of small minibatches, its steps in kernels made
-    # orthogonal. Without memory of its own it has few enough weights for evolution strategies.
+    # Mirrored around Adam, whose long memory suits the noise of small minibatches. Steps in kernels
+    # are orthogonal. Without a cell the rule has few enough weights for evolution strategies.
     "orthogonal": dataclasses.replace(
         _MIRRORED, structure=Mirrored(), cell="none", normalise="orthogonal"
     ),
@@ -104,7 +104,7 @@ LEARNED: dict[str, OptimizerSpec] = {
     ),
 }
 
-# A learning rate: a number, an array of one, or a function of the update count.
+# A learning rate: a number, an array of one number, or a function of the update count.
 ScalarOrSchedule: TypeAlias = Any
 
 
@@ -130,10 +130,10 @@ CLASSICAL = {
     "sgd": Classical("sgd", 0, has_epsilon=False),
     "sign_sgd": Classical("sign_sgd", 0, has_epsilon=False),
     "muon": Classical("contrib.muon", 1),
-    # Its updates as large as Adam's, so that one rate suits both ("Muon is Scalable for LLM
-    # Training", arXiv 2502.16982), and the shorter memory of RL.
+    # Updates are as large as Adam's, so that one rate suits both ("Muon is Scalable for LLM
+    # Training", arXiv 2502.16982). The memory is shorter, for RL.
     "muon_rms": Classical("contrib.muon", 1, settings={"beta": 0.9, "consistent_rms": 0.2}),
-    # Made for noisy gradients.
+    # Optimizers for noisy gradients.
     "schedule_free": Classical("contrib.schedule_free_adamw", 2),
     "ademamix": Classical("contrib.ademamix", 3),
     "adopt": Classical("contrib.adopt", 2),
@@ -141,12 +141,12 @@ CLASSICAL = {
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """Every optimizer that has a name."""
+    """Return the names of all named optimizers."""
     return (*LEARNED, *CLASSICAL)
 
 
 def learned_spec(name: str) -> OptimizerSpec:
-    """The spec of a learned preset.
+    """Return the spec of a learned preset.
 
     Raises:
         ValueError: the name is unknown.
@@ -159,7 +159,7 @@ def learned_spec(name: str) -> OptimizerSpec:
 def classical(
     name: str, learning_rate: ScalarOrSchedule, epsilon: float | None = None
 ) -> "optax.GradientTransformationExtraArgs":
-    """A classical optimizer with optax's own defaults.
+    """Return a classical optimizer with optax's own defaults.
 
     Args:
         name: one of `CLASSICAL`.

@@ -93,7 +93,7 @@ class SignLog(_SignedMagnitude):
 
 @dataclass(frozen=True)
 class Raw:
-    """No transformation: `g` in, the first moment linear out."""
+    """No transformation: networks read `g` and write the first moment itself."""
 
     name: ClassVar[str] = "raw"
     first_features: ClassVar[int] = 1
@@ -166,7 +166,7 @@ class Andrychowicz(_SignedMagnitude):
         magnitude = abs(gradient)
         large = magnitude >= threshold
         log_magnitude = xp.log(xp.maximum(magnitude, threshold)) / self.p
-        # The small branch is computed from a clipped gradient: exp(p) g would overflow the other.
+        # Clip the gradient of the small branch: exp(p) g overflows if the gradient is large.
         small = xp.clip(gradient, -threshold, threshold) * xp.exp(constant(self.p, gradient))
         return xp.stack(
             [xp.where(large, log_magnitude, -1.0), xp.where(large, xp.sign(gradient), small)]

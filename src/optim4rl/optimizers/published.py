@@ -178,8 +178,8 @@ class Star(_Adafactor):
     reads the gradient, the parameter, the moments and Adafactor's, each scaled to unit root mean
     square over the tensor, and the age as `tanh(age / scale - 1)` of eleven time scales.
 
-    In Harrison et al. 2022 (arXiv 2209.11208), too, both terms are preconditioned by `1/sqrt(v)`,
-    and the rule with zero heads is the nominal one. Their decay rates are learned; ours are fixed.
+    Harrison et al. 2022 (arXiv 2209.11208) also precondition both terms by `1/sqrt(v)`, and their
+    rule with zero heads is the nominal term. Their decay rates are learned; ours are fixed.
     """
 
     beta2: float = 0.999
@@ -270,7 +270,7 @@ class Open:
 
     def _proportions(self, reading: Reading) -> list[Float[Array, ""]]:
         """Return the proportions of training and of epochs."""
-        updates = reading.age // self.minibatches  # in whole numbers: a quotient may round
+        updates = reading.age // self.minibatches  # in whole numbers, because a quotient may round
         counted = (
             (updates // self.epochs, self.rollouts, reading.extras.training_proportion),
             (updates % self.epochs, self.epochs, reading.extras.epoch_proportion),
@@ -294,5 +294,5 @@ def _log_size(x: Array) -> Array:
 
 
 def _constant_rows(values: Float[Array, " rows"], like: Array) -> Float[Array, "rows *shape"]:
-    # Zeros made from an array keep its sharding, as a broadcast would not.
+    # Zeros made from an array keep its sharding; a broadcast would not.
     return values.reshape(-1, *(1,) * (like.ndim - 1)) + namespace(like).zeros_like(like[:1])

@@ -20,7 +20,7 @@ from optim4rl.optimizers.weights import LearnedOptimizer, WeightsError
 
 # Hidden units and head of the optimizers that OPEN's authors publish: for one task, for several.
 _OPEN_SIZES = ((8, (16, 16)), (16, (32, 32)))
-# OPEN reads the layer's proportion before that of epochs and dormancy, this project last.
+# OPEN reads the layer's proportion before the epochs' proportion and dormancy; this project last.
 _OPEN_INPUTS = (*range(16), 17, 18, 16)
 _NPY = b"\x93NUMPY"
 
@@ -75,7 +75,7 @@ def _read_vector(path: Path) -> tuple[Float[np.ndarray, " n"], str]:
     try:
         # Mapped, so that a header cannot ask for more memory than the file has.
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy does not say what a damaged header may raise.
+    except Exception as error:  # NumPy does not document the errors of a damaged header.
         raise WeightsError(f"{path}: not a readable .npy file: {error}") from error
     if found.ndim != 1 or found.dtype.kind != "f":
         raise WeightsError(
@@ -94,7 +94,7 @@ def _num_weights(spec: OptimizerSpec) -> int:
 
 
 def _open_tensors(spec: OptimizerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the order of the vector; flax's kernels are (inputs, outputs)."""
+    """Yield names and shapes in the order of the vector; flax's kernels are (inputs, outputs)."""
     ((inputs, outputs),), hidden = spec.networks, spec.hidden_size
     yield from (("hn_bias", (hidden,)), ("hn", (hidden, hidden)))
     yield from (("hr", (hidden, hidden)), ("hz", (hidden, hidden)))
@@ -107,7 +107,7 @@ def _open_tensors(spec: OptimizerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _open_weights(spec: OptimizerSpec, vector: Float[np.ndarray, " n"]) -> MetaParameters:
-    """The vector as weights of this project, whose kernels are (outputs, inputs)."""
+    """Return the vector as weights of this project, whose kernels are (outputs, inputs)."""
     read, start = {}, 0
     for name, shape in _open_tensors(spec):
         end = start + int(np.prod(shape))

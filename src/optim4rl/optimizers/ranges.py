@@ -5,7 +5,7 @@ from typing import Any
 
 from optim4rl.fields import COUNT, DECAY, POSITIVE, check_values
 
-# Those of the rule itself, of its processing and of its structure.
+# Ranges of the rule's own settings, and of its processing's and structure's.
 RANGES = {
     "hidden_size": COUNT,
     "head_sizes": COUNT,

@@ -29,13 +29,13 @@ class ResettingState(NamedTuple):
 def resetting(
     optimizer: optax.GradientTransformation, every: int, what: Reset = "time"
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer whose state starts anew every so many updates.
+    """Return an optimizer whose state starts anew after every `every` updates.
 
     Args:
-        optimizer: any; its schedules start anew with its time, so leave these outside.
+        optimizer: any optimizer; its schedules start anew with its time, so keep schedules outside.
         every: updates of a rollout.
-        what: "time": its counters, which are the whole numbers of its state that stand alone;
-            "moments": all of its state.
+        what: "time": its counters, which are the scalar integers of its state; "moments": all of
+            its state.
 
     Raises:
         ValueError: `every` is not positive.
@@ -53,7 +53,7 @@ def resetting(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, ResettingState]:
-        # Moments start at zero, whatever the parameters: gradients do for their shapes.
+        # Moments start at zero for all parameters, so gradients serve for their shapes.
         fresh = inner.init(updates if params is None else params)
         anew = state.update % every == 0
 

@@ -177,7 +177,7 @@ class Anchored:
         return namespace(gradient).stack([m, v, slow])
 
     def _ratios(self, reading: Reading) -> tuple[Array, Array, Array]:
-        """`m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
+        """Return `m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
         gradient, moments, age, _ = reading
         steps = to_float32(age + 1)
         m = moments[0] / (1.0 - self.beta1**steps)
@@ -236,7 +236,7 @@ class Mirrored(Anchored):
         adam, fresh, slow = (ratios[i] for i in range(3))  # iteration would lose its sharding
         sizes = [abs(adam), abs(fresh), abs(slow)]
         even = xp.stack([log_age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
-        # A processing's second features are those of the squared gradient: twice the logarithm.
+        # A processing's second features read the squared gradient: twice the logarithm.
         return (xp.concatenate([0.5 * processing.second(abs(reading.gradient)), even]),)
 
 

@@ -249,7 +249,7 @@ def orthogonalise(tensor: Tensor, direction: Any) -> Any:
     Args:
         tensor: the tensor of the direction.
         direction: an array of any framework, in the tensor's shape; several may be stacked along
-            axes before the tensor's own.
+            axes before the tensor's axes.
     """
     if tensor.matrix is None:
         return direction
@@ -263,8 +263,8 @@ def orthogonalise(tensor: Tensor, direction: Any) -> Any:
 def orthogonal(matrix: Any) -> Any:
     """Return a matrix of the same norm with all singular values nearly equal.
 
-    Newton and Schulz's iteration in the polynomial `x (a + b x^2 + c x^4)` of singular values x. It
-    brings singular values above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
+    It is Newton and Schulz's iteration with the polynomial `x (a + b x^2 + c x^4)` of singular
+    values x. It brings singular values above 0.01 of the norm to between 0.7 and 1.2 (Jordan 2024,
     https://kellerjordan.github.io/posts/muon). With `y = c^(1/4) x` it is `y ((y^2 + h)^2 + r)`, so
     that only products are as large as the matrix. Rows and columns of zeros stay.
 

@@ -59,14 +59,15 @@ def scale_by_learned_rule(
         spec, meta_parameters: the rule and its weights; the state holds no copy of them.
         kernel: the implementation of the rule, by name (`kernels.select`). None, like "plain", is
             plain JAX, which keeps the sharding of each leaf. "auto" is the fastest that runs the
-            rule here, or None if there are several devices to shard over. You can differentiate all
-            of them in reverse mode; the derivative is the one of plain JAX.
+            rule here, or None if there are several devices to shard over. You can differentiate
+            every kernel in reverse mode; the derivative is plain JAX's.
         kinds: what each parameter is for: a tree of kinds, or a function of path and leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
         state_dtype: dtype of the state: float32, or bfloat16 at half the memory. bfloat16 rounds
-            stochastically: rounded to the nearest, a moment that decays by 0.999 would never move.
-        total_updates: length of the run in updates, for rules that read how much of it is done;
-            None: unknown. The extra argument `training_proportion` goes before it.
+            stochastically. With rounding to the nearest, a moment that decays by 0.999 would never
+            move.
+        total_updates: length of the run in updates, for rules that read the share of training done;
+            None: unknown. The extra argument `training_proportion` takes precedence.
 
     Raises:
         ValueError: the kernel cannot run the rule, the dtype or the number of updates is wrong, or
@@ -74,9 +75,10 @@ def scale_by_learned_rule(
 
     A structure may read more (`structure.Extras`): `params`, and extra arguments of `update`. These
     are `dormancy`, a tree of arrays that broadcast to the updates; `training_proportion` and
-    `epoch_proportion`, numbers; and `noise_key` for its noise, which without a key is drawn from
-    the number of the update. All arithmetic is float32; updates come in each gradient's own dtype.
-    A NaN stays in its own coordinate, for good; `optax.apply_if_finite` skips such steps instead.
+    `epoch_proportion`, numbers; and `noise_key`, the random key of its noise. Without a key, the
+    noise is drawn from the number of the update. All arithmetic is float32; each update has its
+    gradient's dtype. A NaN stays in its own coordinate for good; `optax.apply_if_finite` skips such
+    steps instead.
     """
     step, kept = _step(spec, kernel), _state_dtype(state_dtype)
     if total_updates is not None and total_updates < 1:
@@ -119,7 +121,7 @@ def _share_done(count: Int[Array, ""], total_updates: int) -> Float[Array, ""]:
 
 
 def _clipped(spec: OptimizerSpec, layout: Layout, given: Sequence[Array]) -> list[Array]:
-    """Gradients in float32, their global norms clipped where the rule asks for it."""
+    """Return gradients in float32, with clipped global norms if the rule asks for it."""
     gradients = [x.astype(jnp.float32) for x in given]
     if spec.clip_norm is None:
         return gradients
@@ -129,13 +131,13 @@ def _clipped(spec: OptimizerSpec, layout: Layout, given: Sequence[Array]) -> lis
 def _finished(
     spec: OptimizerSpec, directions: Sequence[Array], given: Sequence[Array]
 ) -> list[Array]:
-    """Directions in the dtypes of the gradients, less their mean where the rule asks for it."""
+    """Return directions in the gradients' dtypes, minus their mean if the rule asks for it."""
     whole = without_mean(directions) if spec.zero_mean else directions
     return [x.astype(like.dtype) for x, like in zip(whole, given, strict=True)]
 
 
 def _leaves(like: Any, tree: Any) -> list[Array]:
-    """Return the leaves of a tree, which must have the structure of the other tree."""
+    """Return the leaves of a tree, which must have the structure of `like`."""
     return jax.tree.leaves(jax.tree.map(lambda _, x: x, like, tree))
 
 
@@ -155,7 +157,7 @@ def _state_dtype(dtype: DTypeLike) -> Any:
 def _rule_state(
     spec: OptimizerSpec, rows: Sequence[Array], count: Int[Array, ""], shape: tuple[int, ...]
 ) -> RuleState:
-    """The rule's state of a leaf, made from the leaf's rows in `LearnedRuleState.memory`."""
+    """Return the rule's state of a leaf, made from its rows in `LearnedRuleState.memory`."""
     remaining = iter(rows)
 
     def stack(like: Any) -> Array:
@@ -168,8 +170,8 @@ def _rule_state(
 
 
 def _memory(state: RuleState, kept: Any, index: int) -> list[Array]:
-    """The rows of leaf number `index`. In bfloat16 the rows share their random numbers."""
-    # Not by iteration: outside `jit` it would lose an explicit sharding.
+    """Return the rows of leaf number `index`. In bfloat16 the rows share their random numbers."""
+    # Iteration would lose an explicit sharding outside `jit`.
     arrays = (*jax.tree.leaves(state.carries), state.moments)
     rows = [row for array in arrays for row in jnp.unstack(array)]
     rows = jax.lax.optimization_barrier(rows)
@@ -184,12 +186,13 @@ def _memory(state: RuleState, kept: Any, index: int) -> list[Array]:
 def stochastic_round(
     x: Float[Array, "*shape"], dither: UInt32[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """`x` in bfloat16, rounded up as often as it is close to the larger of its neighbours.
+    """Round `x` to a bfloat16 neighbour at random, with a probability in proportion to closeness.
 
-    Zamirai et al. 2020, "Revisiting BFloat16 Training" (arXiv 2010.06192). Its derivative is 1.
+    Source: Zamirai et al. 2020, "Revisiting BFloat16 Training" (arXiv 2010.06192). The derivative
+    is 1.
 
     Args:
-        x: the numbers. Infinities and NaN stay what they are.
+        x: the numbers. Infinities and NaN do not change.
         dither: random numbers from 0 to 65,535.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + dither
@@ -232,7 +235,7 @@ def _extras(
 
 
 def _dormancy(x: Array | None, tensor: Tensor) -> Array | None:
-    """Return the dormancy of a tensor's coordinates, of an array that broadcasts to them."""
+    """Return the dormancy of a tensor's coordinates, from an array that broadcasts to them."""
     if x is None or x.shape == tensor.shape:
         return x
     try:
@@ -251,7 +254,7 @@ def _number(name: str, x: Any) -> Array | None:
 
 
 def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:
-    """The rule's step on a leaf of any shape, `(weights, gradient, state, extras, *, tensor)`."""
+    """Return the step on a leaf of any shape, `(weights, gradient, state, extras, *, tensor)`."""
     step_plain = partial(plain.step_tensor, spec)
     if kernel is None or (kernel == "auto" and jax.device_count() > 1):
         return step_plain
@@ -274,7 +277,7 @@ def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:
             weights, gradient, state = jax.tree.map(jnp.asarray, given)
             return step_plain(weights, gradient, state, extras, tensor=tensor)
 
-        # Kernels have no derivative by gradients and states.
+        # Kernels have no derivative with respect to gradients and states.
         fused.defvjp(
             lambda *given: (fused(*given), given),
             lambda given, cotangents: jax.vjp(oracle, *given)[1](cotangents),
@@ -292,15 +295,15 @@ def _step_flat(
     gradient: Float[Array, "*shape"],
     state: RuleState,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
-    """A kernel's step on a leaf of any shape."""
+    """Make a kernel's step on a leaf of any shape."""
     if gradient.size == 0:
         return gradient, state._replace(age=state.age + 1)
     rows = jax.tree.map(
         lambda x: x.reshape(*x.shape[: x.ndim - gradient.ndim], gradient.size) if x.ndim else x,
         state,
     )
-    # The barriers keep stacking and unstacking rows plain copies, fused with nothing: half the time
-    # to compile, and less to run.
+    # The barriers keep XLA from fusing the stacking and unstacking of rows. This halves the time to
+    # compile and shortens the run.
     rows = jax.lax.optimization_barrier(rows)
     found = kernel.step(spec, meta_parameters, gradient.reshape(-1), rows, layout=(tensor,))
     found = jax.lax.optimization_barrier(found)
@@ -320,8 +323,8 @@ def learned_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Return the rule as an optimizer: `scale_by_learned_rule`, then `-learning_rate * step_scale`.
 
-    Both may be schedules, and both are numbers to `optax.inject_hyperparams`. For the other
-    arguments see `scale_by_learned_rule`.
+    Rate and scale may be schedules; `optax.inject_hyperparams` treats both as numbers. For the
+    other arguments see `scale_by_learned_rule`.
 
     Raises:
         ValueError: as in `scale_by_learned_rule`, or the step scale is not positive.

@@ -1,7 +1,7 @@
 """The format of weights files, for every framework; nothing here needs JAX.
 
 A weights file is a safetensors file: the meta-parameters as float32 tensors and, in its metadata,
-the card: a readable JSON text with the spec, where the weights come from and what they achieved. A
+the card: a readable JSON text with the spec, the origin of the weights and their results. A
 checksum covers both. Nothing in a file is ever executed.
 """
 
@@ -87,7 +87,7 @@ def weights_as_bytes(
         "spec": spec,
     }
     said = json.loads(json.dumps(said))  # as readers will see it: lists for tuples, text for keys
-    # In C order: safetensors writes an array's memory as it lies.
+    # Use C order: safetensors writes an array's memory unchanged.
     tensors = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     said["sha256"] = _digest(said, tensors)
     return save(tensors, metadata={"card": json.dumps(said, indent=1, sort_keys=True)})
@@ -145,7 +145,7 @@ def _parse(path: str, data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray
         (length,) = struct.unpack("<Q", data[:8])
         header = json.loads(data[8 : 8 + length])
     except (SafetensorError, ValueError, struct.error, KeyError, TypeError) as error:
-        # Only now: the header length that a good file starts with may look like either.
+        # Check this only now: a good file's header length may look like a pickle or a zip.
         foreign = data.startswith((b"\x80", b"PK"))
         hint = " (it looks like a pickle or a zip)" if foreign else ""
         raise WeightsError(f"{path}: not a readable {SUFFIX} file{hint}: {error}") from error
@@ -166,7 +166,7 @@ def _parse(path: str, data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray
 def _digest(card: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of card and tensors.
 
-    A flipped bit is still a valid float; only this finds it.
+    A flipped bit is still a valid float; only a checksum finds it.
     """
     said = {key: value for key, value in card.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

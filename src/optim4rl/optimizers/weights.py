@@ -44,7 +44,7 @@ class LearnedOptimizer:
         spec: the rule.
         meta_parameters: its weights.
         learning_rate: the inner learning rate that the weights were trained with.
-        card: where they come from: task, seeds, settings, results, package versions (JSON values).
+        card: origin of the weights: task, seeds, settings, results, package versions (JSON values).
     """
 
     spec: OptimizerSpec
@@ -138,7 +138,7 @@ def load(
             inferred from names and shapes (`layout.infer_layout`).
         state_dtype: "bfloat16" keeps the optimizer's state in half the memory of "float32".
         total_updates: length of your run in updates, if you know it. Weights that read how much of
-            training is done profit from it; others take no notice.
+            training is done profit from it; others ignore it.
 
     Raises:
         WeightsError: there are no such weights, or the file cannot be used.
@@ -175,7 +175,7 @@ def flatten(meta_parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def unflatten(arrays: Mapping[str, Any]) -> MetaParameters:
-    """Return meta-parameters from what `flatten` returned."""
+    """Return the meta-parameters of arrays from `flatten`."""
     found: MetaParameters = {}
     for flat, x in arrays.items():
         network, _, name = flat.partition(".")
