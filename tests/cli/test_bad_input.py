@@ -63,7 +63,7 @@ ANY_SIGN = {"seed"}
 ZERO = {
     *("gamma", "lam", "cosine_to", "value_weight", "entropy_weight", "job_gpus", "rounds"),
     *("adam_epsilon", "recording_learning_rate", "learning_rates", "price"),
-    *("devices", "agents_per_chunk", "memory", "greedy_episodes", "extensions"),
+    *("devices", "agents_per_chunk", "memory", "greedy_episodes", "extensions", "final_share"),
 }
 
 

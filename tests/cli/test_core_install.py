@@ -14,6 +14,7 @@ import pytest
 import optim4rl
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import HELP
+from optim4rl.meta.recipes import RECIPES
 from optim4rl.optimizers.presets import optimizer_names
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))[
@@ -30,7 +31,7 @@ COMMANDS = (
     "import",
     "inspect",
 )
-LISTS = ("recipes", "kernels")
+LISTS = ("kernels",)
 # Runs command lines where packages are missing, and tells what each printed and exited with.
 PROGRAM = """
 import contextlib, io, json, sys
@@ -71,7 +72,8 @@ def told() -> dict[str, tuple[int, str, str]]:
     missing = sorted(extras - core)
     assert {"tyro", "rich", "polars", "torch"} <= set(missing)
     lists = [
-        f"list {what}" for what in (*LISTS, "weights", "weights --json", "optimizers", "tasks")
+        f"list {what}"
+        for what in (*LISTS, "weights", "weights --json", "optimizers", "recipes", "tasks")
     ]
     helps = [f"{command} --help" for command in COMMANDS]
     others = ["--help", "--version", "list", "list --help", "burn"]
@@ -108,6 +110,8 @@ def test_optimizers_are_listed(told: dict[str, tuple[int, str, str]]) -> None:
     code, out, _ = told["list optimizers"]
     assert code == 0
     assert names(out) == list(optimizer_names())
+    code, out, _ = told["list recipes"]
+    assert (code, names(out)) == (0, list(RECIPES))
     code, out, _ = told["list tasks"]
     assert code == 0
     assert {"catch", "gymnax:CartPole-v1"} <= set(names(out))

@@ -172,7 +172,7 @@ def test_who_belongs_to_the_run(options, environment, expected):
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [
-        ({"distributed": True}, {}, "^distributed = True: neither Slurm's"),
+        ({"distributed": True}, {}, "^distributed = True: no variables of Slurm"),
         ({"num_processes": 2, "process_id": 1}, {}, "^coordinator = '': HOST:PORT"),
         (
             {"coordinator": "a:1", "num_processes": 2, "process_id": 2},

@@ -75,22 +75,35 @@ def test_jobs_can_be_forgotten():
 
 def test_a_stop_waits_for_the_threads_before_it_closes_their_files(monkeypatch, tmp_path):
     """A thread that is slow to notice that its worker was killed still finds the worker's log."""
-    found = []
+    found, asked = [], threading.Event()
 
     def ask(worker, job):
+        asked.set()
         worker.process.wait()
         time.sleep(0.3)
         found.append(worker.log.seek(0))
         return "killed"
 
-    def stopped():
+    def stop(number, frame):
+        raise InterruptedError("stopped")
+
+    def run():
         with LocalPool(tmp_path, 1) as pool:
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             pool.run(jobs_of("a"))
 
+    def signal_when_asked():
+        asked.wait()
+        time.sleep(0.1)  # Then the main thread waits for the others.
+        os.kill(os.getpid(), signal.SIGUSR1)
+
     monkeypatch.setattr("optim4rl.jobs.pool._ask", ask)
-    with pytest.raises(KeyboardInterrupt):
-        stopped()
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        threading.Thread(target=signal_when_asked).start()
+        with pytest.raises(InterruptedError, match="stopped"):
+            run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
     assert found == [0]
 
 

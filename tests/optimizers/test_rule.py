@@ -327,8 +327,8 @@ def test_the_only_rollout_and_epoch_are_the_first():
 
 @pytest.mark.parametrize("field", ["rollouts", "epochs", "minibatches"])
 def test_opens_proportions_are_of_something(field):
-    with pytest.raises(ValueError, match=rf"Open\.{field} = 0: at least 1 is needed"):
-        Open(**{field: 0})
+    with pytest.raises(ValueError, match=rf"structure\.{field} = 0: a whole number of at least 1"):
+        dataclasses.replace(LEARNED["open"], structure=Open(**{field: 0}))
 
 
 def test_the_derivative_through_layer_normalisation_is_jaxs_own():
@@ -547,7 +547,7 @@ def test_the_papers_rule_keeps_sixteen_floats_a_parameter():
         ({"normalise": "max"}, "normalise = 'max': known values are none, rms, layers, orthogonal"),
         ({"inputs": "kind"}, "inputs = 'kind'"),
         ({"inputs": ["weather"]}, r"inputs = .'weather'.*kind, layer"),
-        ({"inputs": ["kind", "kind"]}, r"inputs = .*at most once"),
+        ({"inputs": ["kind", "kind"]}, r"inputs = .*give each input once"),
     ],
 )
 def test_a_bad_spec_names_the_field_and_the_value(change, message):
