@@ -88,7 +88,6 @@ class _Adafactor:
 
     num_moments: ClassVar[int] = len(MOMENTUM_BETAS) + 1 + len(FACTORED_BETAS)
     tensorwise: ClassVar[bool] = True
-    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
@@ -246,7 +245,6 @@ class Open:
     name: ClassVar[str] = "open"
     num_moments: ClassVar[int] = len(OPEN_BETAS)
     tensorwise: ClassVar[bool] = True
-    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ("params", "noise")
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:

@@ -108,7 +108,7 @@ def read(
         gradient = jnp.clip(gradient, -spec.clip, spec.clip)
     reading = Reading(gradient, spec.structure.accumulate(gradient, moments), age, extras)
     features = spec.structure.features(spec.processing, reading)
-    if spec.structure.per_tensor and spec.cell != "none":  # A carry has the tensor's shape.
+    if spec.per_tensor and spec.cell != "none":  # A carry has the tensor's shape.
         features = tuple(x + jnp.zeros_like(gradient)[None] for x in features)
     if rows is not None:
         # Zeros made from the features give the rows their shape and their sharding.

@@ -83,6 +83,11 @@ class OptimizerSpec:
         return self.structure.tensorwise or self.normalise in WHOLE_TENSOR or self.networkwise
 
     @property
+    def per_tensor(self) -> bool:
+        """Return whether the networks run once for a tensor (`structure.Structure`)."""
+        return getattr(self.structure, "per_tensor", False)
+
+    @property
     def networkwise(self) -> bool:
         """Return whether a tensor's step depends on the other tensors."""
         return self.zero_mean or self.clip_norm is not None

@@ -69,20 +69,20 @@ class Reading(NamedTuple):
 class Structure(Protocol):
     """An update formula around one or two networks, coordinate by coordinate.
 
+    A structure that also sets `per_tensor = True` runs its networks once for a tensor, not for each
+    coordinate. Its features and outputs have axes of length 1 in place of the tensor's.
+
     Attributes:
         name: its name in files and options.
         num_moments: number of its running moments.
         tensorwise: whether its features hold statistics of the whole tensor. Then `features` needs
             all of a tensor, in its shape. Everything else is coordinate-wise.
-        per_tensor: whether the networks run once for a tensor, not for each coordinate. Then
-            features and outputs have axes of length 1 in place of the tensor's.
         reads: names of the extras that it needs.
     """
 
     name: ClassVar[str]
     num_moments: ClassVar[int]
     tensorwise: ClassVar[bool]
-    per_tensor: ClassVar[bool]
     reads: ClassVar[tuple[ExtraName, ...]]
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
@@ -118,7 +118,6 @@ class WithoutMoments:
 
     num_moments: ClassVar[int] = 0
     tensorwise: ClassVar[bool] = False
-    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def accumulate(

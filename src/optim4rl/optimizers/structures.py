@@ -164,7 +164,6 @@ class Anchored:
     name: ClassVar[str] = "anchored"
     num_moments: ClassVar[int] = 3
     tensorwise: ClassVar[bool] = False
-    per_tensor: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:

@@ -204,7 +204,7 @@ class Rule:
     ) -> Float[Tensor, " n"]:
         """Return the structure's direction; with outputs for each tensor, tensor by tensor."""
         structure, processing = self.spec.structure, self.spec.processing
-        if not structure.per_tensor:
+        if not self.spec.per_tensor:
             return structure.direction(processing, reading, tuple(outputs))
         parts = []
         for index, (tensor, where) in enumerate(pieces(layout, reading.gradient.numel())):
@@ -236,7 +236,7 @@ class Rule:
             )
         if not spec.inputs:
             return features
-        per_tensor = spec.structure.per_tensor and not self._keeps_carries
+        per_tensor = spec.per_tensor and not self._keeps_carries
         layout = given.layout
         if per_tensor:
             layout = tuple(tensor for tensor, _ in pieces(layout, given.gradient.numel()))
