@@ -1,7 +1,7 @@
 """Commands as processes of their own, and what they come to when nothing happens to them."""
 
 import pytest
-from fault_runs import ABLATE, PLAN, TRAIN, Command, environment
+from fault_runs import ABLATE, EVALUATE, PLAN, TRAIN, Command, environment
 
 
 @pytest.fixture(scope="session")
@@ -44,5 +44,14 @@ def studied(tmp_path_factory, run, ablate):
     """A study that nothing has happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "study"
     code, err = run([*ablate, "--out", out])
+    assert code == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory, run):
+    """An evaluation that nothing has happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "evaluation"
+    code, err = run([*EVALUATE, "--out", out])
     assert code == 0, err
     return out

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from optim4rl.benchmark.table import read_runs
 from optim4rl.files.folders import LOCK
 
 # Long enough for anything here; what takes longer hangs.
@@ -32,6 +33,11 @@ TRAIN = shlex.split(
     "--optimizer optim4rl-rlc --devices 1 --chunk 1 --iterations 60"
 )
 ABLATE = shlex.split("--scale smoke --meta-seeds 1 --seeds 1 --jobs 2 --json")
+EVALUATE = shlex.split(
+    "evaluate anchored-catch --baselines adam --rollouts 5 --num-envs 2 --width 8 --seeds 2 "
+    "--tuning-seeds 1 --rates 1e-3 1e-2 --step-scales 1 3 --extensions 0 --stress-scales 1 "
+    "--stress-seeds 2 --stress-rollouts 4 --jobs 2 --json"
+)
 
 
 def environment(programs):
@@ -147,15 +153,18 @@ def same_training(one, other):
 
 
 def same_arrays(one, other):
+    """Whether two files hold the same arrays; how long a run took is not the same twice."""
     one, other = load_file(one), load_file(other)
     return one.keys() == other.keys() and all(
-        np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes() for name in one
+        np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes()
+        for name in one.keys() - {"seconds"}
     )
 
 
-def same_study(one, other):
-    """Whether two studies have the same jobs and the same table, bit for bit."""
-    if (one / "runs.parquet").read_bytes() != (other / "runs.parquet").read_bytes():
+def same_runs(one, other):
+    """Whether two studies, or two evaluations, have the same jobs and the same table."""
+    tables = [read_runs(folder / "runs.parquet").drop("seconds") for folder in (one, other)]
+    if not tables[0].equals(tables[1]):
         return False
     jobs = [sorted((folder / "jobs").glob("*.safetensors")) for folder in (one, other)]
     names = [[path.name for path in found] for found in jobs]

@@ -8,13 +8,21 @@ from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from fault_runs import TRAIN, holds, judge_result, same_study, same_training, wait_for
+from fault_runs import (
+    EVALUATE,
+    TRAIN,
+    holds,
+    judge_result,
+    same_runs,
+    same_training,
+    wait_for,
+)
 
 from optim4rl.files.atomic import UNFINISHED
 
 pytestmark = pytest.mark.slow
 
-TRAIN_KILLS, ABLATE_KILLS, WORKER_KILLS = 40, 14, 6
+TRAIN_KILLS, EVALUATE_KILLS, ABLATE_KILLS, WORKER_KILLS = 50, 50, 50, 6
 CHAIN = 5  # kills of a run before it is left alone, so that it ends on a slow machine, too
 
 
@@ -61,13 +69,21 @@ def test_training_is_resumed_bit_for_bit(tally, start, trained, tmp_path):
     kill_and_go_on(row, start, words, out, same, kills=TRAIN_KILLS, most=4.0)
 
 
+def test_an_evaluation_goes_on_bit_for_bit(tally, start, evaluated, tmp_path):
+    row = tally("commands killed", "kill -9 of evaluate and its workers, then the same command")
+    out = tmp_path / "evaluation"
+    same = partial(same_runs, out, evaluated)
+    words = [*EVALUATE, "--out", out]
+    kill_and_go_on(row, start, words, out, same, kills=EVALUATE_KILLS, most=8.0)
+
+
 @pytest.mark.parametrize("everyone", [True, False], ids=["machine", "command"])
 def test_a_study_goes_on_bit_for_bit(everyone, tally, start, ablate, studied, tmp_path):
     """When the machine goes down, and when the command dies and its workers do not at once."""
     whom = "ablate and its workers" if everyone else "ablate alone"
     row = tally("commands killed", f"kill -9 of {whom}, then the same command")
     out = tmp_path / "study"
-    same = partial(same_study, out, studied)
+    same = partial(same_runs, out, studied)
     options = {"kills": ABLATE_KILLS / 2, "most": 15.0, "everyone": everyone}
     kill_and_go_on(row, start, [*ablate, "--out", out], out, same, **options)
 
@@ -88,5 +104,5 @@ def test_a_killed_worker_is_named_and_the_same_command_goes_on(
         assert "its worker died with exit code -9" in err
         assert "Traceback" not in err
     code, err = run(words)
-    judge_result(row, code, err, partial(same_study, out, studied), WORKER_KILLS)
+    judge_result(row, code, err, partial(same_runs, out, studied), WORKER_KILLS)
     row.check(WORKER_KILLS)

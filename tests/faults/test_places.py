@@ -13,7 +13,7 @@ from fault_runs import (
     holds,
     judge_error,
     judge_result,
-    same_study,
+    same_runs,
     same_training,
     wait_for,
 )
@@ -65,7 +65,7 @@ def test_training_on_a_full_disk_stops_and_goes_on(tally, run, trained, tmp_path
 
 def test_a_study_on_a_full_disk_stops_and_goes_on(tally, run, ablate, studied, tmp_path):
     row = tally(KIND, "full disk (tmpfs) under ablate, then room again")
-    fill_and_go_on(row, run, ablate, studied, same_study, tmp_path / "d", (0.1, 0.4, 0.8))
+    fill_and_go_on(row, run, ablate, studied, same_runs, tmp_path / "d", (0.1, 0.4, 0.8))
 
 
 def test_a_read_only_folder_is_named(tally, run, ablate, studied, trained, tmp_path):
@@ -93,7 +93,7 @@ def test_two_commands_do_not_share_a_folder(tally, start, run, ablate, studied, 
     """The second one is told who is there; the first one does not notice."""
     row = tally(KIND, "two commands on one folder")
     train = [*TRAIN, "--resume"]
-    for words, same, whole in ((train, same_training, trained), (ablate, same_study, studied)):
+    for words, same, whole in ((train, same_training, trained), (ablate, same_runs, studied)):
         out = tmp_path / whole.name
         with start([*words, "--out", out]) as first:
             assert wait_for(partial(holds, first, out))
