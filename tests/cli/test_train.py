@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
@@ -271,6 +272,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     assert said.out == ""
     assert "\nstopped: meta-training ran out of finite numbers at iteration 1: " in "\n" + said.err
     assert not (out / "weights.safetensors").exists()
+    assert f"last good rule: {out / 'last-good.safetensors'}; train --start" in said.err
     rows = progress(out)
     assert [row["iteration"] for row in rows] == ["1", "2"]
     norms = [float(row["meta_gradient_norm"]) for row in rows]
@@ -287,6 +289,8 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path, capsy
     assert int(state.iteration) == 1
     for network in state.meta_parameters.values():
         assert all(np.isfinite(tensor).all() for tensor in network.values())
+    kept = load_weights(out / "last-good.safetensors").meta_parameters
+    jax.tree.map(np.testing.assert_array_equal, kept, state.meta_parameters)
 
 
 def meta_config(settings):

@@ -41,6 +41,7 @@ from optim4rl.meta.memory import MemoryPlan, available_bytes, choose_chunk
 from optim4rl.meta.population import Execution, agents_mesh
 from optim4rl.meta.recipe import Recipe, build, settings_of, starting_weights
 from optim4rl.meta.trainer import (
+    MetaDivergenceError,
     MetaState,
     MetaTask,
     Progress,
@@ -52,6 +53,9 @@ from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights
 from optim4rl.pages.plots import plot_training
+
+# The weights before a run diverged.
+LAST_GOOD = "last-good.safetensors"
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,18 @@ def run(options: TrainOptions) -> None:
         keeping(lambda: has_checkpoint(checkpoint)),
     ):
         resumed = _resumed(options, spec, tasks, settings, start, execution)
-        state, figures = _meta_train(options, spec, tasks, settings, resumed, execution, compiling)
+        started = time.perf_counter()
+        try:
+            state, figures = _meta_train(
+                options, spec, tasks, settings, resumed, execution, compiling
+            )
+        except MetaDivergenceError as error:
+            if first_process:
+                seconds = time.perf_counter() - started
+                _keep_last_good(
+                    options.out, _learned(options, spec, tasks, error.state, settings, seconds)
+                )
+            raise
         if not first_process:
             return
         weights = options.out / "weights.safetensors"
@@ -157,6 +172,15 @@ def run(options: TrainOptions) -> None:
         print_table("meta-training", ["", "value"], [[k, str(v)] for k, v in summary.items()])
         words = ["optim4rl", "evaluate", str(weights), "--task", options.recipe.tasks[0]]
         print(f"next: {shlex.join(words)}")
+
+
+def _keep_last_good(folder: Path, optimizer: LearnedOptimizer) -> None:
+    """Save the rule as it was before a run diverged, and say where it is."""
+    kept = folder / LAST_GOOD
+    save_weights(kept, optimizer)
+    print(
+        f"last good rule: {kept}; train --start begins with it, in another folder", file=sys.stderr
+    )
 
 
 def _resumed(
