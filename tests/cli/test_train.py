@@ -480,10 +480,10 @@ def test_settings_that_came_later_are_recorded_only_if_set():
     later = {"epochs": (4,), "layers": ("8",), "activations": ("relu",)}
     plain = settings_of(Recipe())
     assert not {*later, "fitness", "final_share"} & {*plain, *plain["meta"]}
-    meta = MetaConfig(fitness="ranks", final_share=0.5)
+    meta = MetaConfig(estimator="es", fitness="ranks", final_share=0.5)
     found = settings_of(Recipe(**later, meta=meta))
     assert found == plain | {x: list(v) for x, v in later.items()} | {
-        "meta": plain["meta"] | {"fitness": "ranks", "final_share": 0.5}
+        "meta": plain["meta"] | {"estimator": "es", "fitness": "ranks", "final_share": 0.5}
     }
 
 
@@ -491,6 +491,17 @@ def test_settings_that_came_later_are_recorded_only_if_set():
 def test_layers_are_whole_numbers(text):
     with pytest.raises(ValueError, match=f"layers = {text!r}: give the units of each layer"):
         build(Recipe(tasks=("gymnax:CartPole-v1",), layers=(text,)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("layers", "64-64"), ("activations", "tanh")])
+def test_settings_of_separate_networks_need_a_task_that_has_them(name, value):
+    with pytest.raises(ValueError, match=rf"{name} = .*: no task has separate networks"):
+        build(Recipe(tasks=("catch",), **{name: (value,)}))
+
+
+def test_ranks_are_for_evolution_strategies():
+    with pytest.raises(ValueError, match="fitness = 'ranks': the estimator es is needed, not pes"):
+        MetaConfig(estimator="pes", fitness="ranks")
 
 
 @pytest.mark.parametrize(

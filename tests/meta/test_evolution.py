@@ -13,9 +13,12 @@ from test_meta_gradient import Quadratic, factor_rule, quick_jit
 from test_population import assert_close
 
 from optim4rl.meta import evolution
-from optim4rl.meta.agents import extras_of, init_agents, layout_of, play, with_progress
+from optim4rl.meta.agents import extras_of, init_agents, play
+from optim4rl.meta.augmentation import augment
 from optim4rl.meta.checkpoint import load_checkpoint, save_checkpoint
+from optim4rl.meta.config import Augmentation
 from optim4rl.meta.population import Execution, agents_mesh
+from optim4rl.meta.resets import reset_intervals
 from optim4rl.meta.trainer import MetaConfig, MetaTask, init, make_estimator, train
 from optim4rl.optimizers import rule
 from optim4rl.optimizers.kernels.select import KERNELS, choose
@@ -246,8 +249,8 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
         rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
         learners = evolution.Learners(init_agents(SPEC, task, keys), jnp.array([0.0, -1.0]))
         kernel = vars(evolution)["choose"](SPEC, "auto")
-        settings: Any = {"learning_rate": ALPHA, "rollouts": 7, "life": 7, "final_share": 0.0}
-        settings["kernel"] = kernel
+        settings: Any = {"learning_rate": ALPHA, "rollouts": 7, "final_share": 0.0}
+        settings |= {"kernel": kernel, "lives": jnp.full(2, 7)}
         return learners, evolution.live(SPEC, rules, task, learners, keys, **settings)
 
     before, (after, losses, stats) = run()
@@ -314,12 +317,42 @@ def test_rules_are_told_how_far_an_agent_is():
     ages = jnp.array([0, 16 * 5 + 3, 16 * 40], jnp.int32)
     agents = agents._replace(rule=agents.rule._replace(age=ages))
     batches, _, _ = play(task, agents, keys, jnp.int32(0))
-    extras = extras_of(spec, layout_of(task), agents, keys)
-    assert extras.training_proportion is None
-    told = with_progress(extras, task, agents, batches, jnp.int32(9), life=11)
+    lives = jnp.array([11, 11, 11])
+    told = extras_of(spec, task, agents, keys, batches, jnp.int32(9), lives)
     np.testing.assert_allclose(told.training_proportion, [0.0, 0.5, 1.0])
     np.testing.assert_allclose(told.epoch_proportion, [2 / 3] * 3, rtol=1e-6)
-    assert told.params is extras.params
+    np.testing.assert_array_equal(told.params, agents.params)
+
+
+def test_rules_are_told_the_epoch_of_a_rescaled_task():
+    task = make_task(dataclasses.replace(default_config("gymnax:CartPole-v1"), num_envs=4))
+    rescaled = augment(task, Augmentation(rescale_parameters=3.0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    agents = init_agents(LEARNED["modulated"], rescaled, keys)
+    batches, _, _ = play(rescaled, agents, keys, jnp.int32(0))
+    lives = jnp.array([11, 11])
+    told = extras_of(LEARNED["modulated"], rescaled, agents, keys, batches, jnp.int32(13), lives)
+    np.testing.assert_allclose(told.epoch_proportion, [1.0, 1.0])
+
+
+def test_lives_of_mixed_length_are_told_their_own_share(monkeypatch):
+    """Pairs of pes have intervals from 1 to 4; each is told the share of its own."""
+
+    class ToldError(Exception):
+        pass
+
+    def share_out(work, shared, units, given, execution):
+        raise ToldError(given[-1])
+
+    monkeypatch.setattr(evolution, "share_out", share_out)
+    config = dataclasses.replace(CONFIG, estimator="pes", agents=6, reset_interval=4)
+    config = dataclasses.replace(config, shortest_interval=1)
+    pes = make_estimator(SPEC, MetaTask(OneParameter((CURVATURE,)), ALPHA), config, Execution())
+    with pytest.raises(ToldError) as told:
+        pes.estimate(FACTOR, pes.init(FACTOR, jax.random.key(0)), jax.random.key(0))
+    np.testing.assert_array_equal(
+        told.value.args[0], pes.rollouts * np.tile(reset_intervals(3, 4, 1), 2)
+    )
 
 
 @pytest.mark.parametrize("name", ["pes", pytest.param("es", marks=pytest.mark.slow)])

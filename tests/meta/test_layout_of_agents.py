@@ -15,6 +15,7 @@ from optim4rl.optimizers.kernels.select import choose
 from optim4rl.tasks.networks import make_mlps, make_network
 
 ALPHA = 0.01
+LIFE = 4  # rollouts
 WEIGHTS = {"dense": (2, 3), "policy": (3, 2), "value": (3, 1)}
 
 
@@ -75,6 +76,8 @@ def test_the_inferred_kinds_of_separate_networks_are_theirs():
     [
         ("generalist", "auto", 2),
         ("star", "auto", 1),
+        ("modulated", "auto", 1),
+        ("optim4rl-rlc", "plain", 1),
         # Each of these takes as long to compile.
         pytest.param("generalist", "xla", 1, marks=pytest.mark.slow),
         pytest.param("celo2", "auto", 1, marks=pytest.mark.slow),
@@ -98,8 +101,13 @@ def test_the_meta_gradient_is_that_of_the_optax_form(preset, kernel, updates):
         for age in range(K):
             now = jax.lax.stop_gradient(params)
             noise_key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
+            done = jnp.float32(age // updates / (LIFE - 1))
             direction, state = tx.update(
-                task.gradient(now, target), state, now, noise_key=noise_key
+                task.gradient(now, target),
+                state,
+                now,
+                noise_key=noise_key,
+                training_proportion=done,
             )
             params = jax.tree.map(lambda p, d: p - ALPHA * d, params, direction)
         error = ravel_pytree(jax.tree.map(jnp.subtract, params, target))[0]
@@ -116,6 +124,7 @@ def test_the_meta_gradient_is_that_of_the_optax_form(preset, kernel, updates):
             keys,
             learning_rate=ALPHA,
             inner_updates=K,
+            lives=jnp.full(num_agents, LIFE),
             validation="last",
             kernel=choose(spec, kernel),
         )

@@ -105,9 +105,8 @@ def live_weights(spec):
 def meta_gradient(spec, weights, task, agents, key, **settings):
     """`truncated_meta_gradient` by the oracle, every agent with a key split off the one given."""
     keys = jax.random.split(key, agents.params.shape[0])
-    return truncated_meta_gradient(
-        spec, weights, task, agents, keys, kernel=choose(spec, "xla"), **settings
-    )
+    settings |= {"lives": jnp.full(len(keys), 100), "kernel": choose(spec, "xla")}
+    return truncated_meta_gradient(spec, weights, task, agents, keys, **settings)
 
 
 def meta_loss(spec, weights, task, agents, key, inner_updates, validation):

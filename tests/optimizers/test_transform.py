@@ -546,6 +546,8 @@ def test_a_slow_moment_moves_in_bfloat16():
 
 
 def test_a_state_of_another_dtype_is_refused():
+    with pytest.raises(ValueError, match=r"^state_dtype = 'bf16': float32 or bfloat16"):
+        optimizer("anchored", state_dtype="bf16")
     with pytest.raises(ValueError, match=r"^state_dtype = 'float16': float32 or bfloat16"):
         optimizer("anchored", state_dtype=jnp.float16)
 

@@ -474,6 +474,26 @@ def test_the_length_of_the_run_tells_how_much_is_done(files, met):
     told = run(lambda t: {"training_proportion": min(t / 2, 1.0)})
     torch.testing.assert_close(counted, told, rtol=0, atol=0)
     assert not torch.equal(counted, run(lambda t: {}))
+
+
+def test_a_parameter_that_was_frozen_is_told_the_share_of_the_whole_run(files):
+    """As in JAX, whichever parameter comes first."""
+    leaves = parameters(
+        {"frozen": np.ones((2, 3), np.float32), "free": np.ones((3, 2), np.float32)}
+    )
+    weights = {}
+    for name, thawed in (("counted", {}), ("told", {"training_proportion": 1.0})):
+        mine = {key: p.detach().clone().requires_grad_() for key, p in leaves.items()}
+        optimizer = Optim4RL(mine.items(), files["modulated"], total_updates=3)
+        for step in range(3):
+            mine["free"].grad = torch.ones(3, 2)
+            mine["frozen"].grad = torch.ones(2, 3) if step == 2 else None
+            optimizer.step(**(thawed if step == 2 else {}))
+        weights[name] = mine["frozen"].detach()
+    torch.testing.assert_close(weights["counted"], weights["told"], rtol=0, atol=0)
+
+
+def test_the_length_of_a_run_is_a_count():
     with pytest.raises(ValueError, match="total_updates = 0: a number of at least 1"):
         Optim4RL([torch.zeros(2)], total_updates=0)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from optim4rl.optimizers.inputs import flat_extras
 from optim4rl.optimizers.kernels.interface import Met
@@ -100,35 +100,34 @@ def gradients_of(
 
 
 def extras_of(
-    spec: OptimizerSpec, layout: Layout, agents: Agents, keys: Key[Array, " M"]
+    spec: OptimizerSpec,
+    task: InnerTask,
+    agents: Agents,
+    keys: Key[Array, " M"],
+    batches: Any,
+    index: Int[Array, ""],
+    lives: Int[Array, " M"],
 ) -> Extras:
-    """Return every agent's extras: the inputs that the structure reads beside gradients."""
+    """Return every agent's extras: the inputs that the structure reads beside gradients.
+
+    Among them are the share of its life that is done, `lives` rollouts in all, and the share of the
+    rollout's epochs at inner update number `index`.
+    """
     reads = spec.structure.reads
     if not reads:
         return NO_EXTRAS
+    layout, unravel = _parameters(task)
 
-    def one(params: Array, age: Array, key: PRNGKeyArray) -> Extras:
+    def one(params: Array, age: Array, key: PRNGKeyArray, batch: Any, life: Array) -> Extras:
         key = jax.random.fold_in(jax.random.fold_in(key, NOISE), age)
-        return flat_extras(reads, layout, params, key)
-
-    return jax.vmap(one)(agents.params, agents.rule.age, keys)
-
-
-def with_progress(
-    extras: Extras, task: InnerTask, agents: Agents, batches: Any, index: Array, life: int
-) -> Extras:
-    """Add each agent's progress in its life of `life` rollouts, and in the rollout's epochs."""
-    if extras is NO_EXTRAS:
-        return extras
-    _, unravel = _parameters(task)
-
-    def one(params: Array, age: Array, batch: Any) -> tuple[Array, Array | None]:
-        done = (age // task.updates_per_rollout).astype(jnp.float32)
+        done = age // task.updates_per_rollout / jnp.maximum(life - 1, 1)
         told = update_extras(task, unravel(params), batch, index)
-        return jnp.minimum(done / max(life - 1, 1), 1.0), told.get("epoch_proportion")
+        return flat_extras(reads, layout, params, key)._replace(
+            training_proportion=jnp.minimum(done, 1.0),
+            epoch_proportion=told.get("epoch_proportion"),
+        )
 
-    training, epochs = jax.vmap(one)(agents.params, agents.rule.age, batches)
-    return extras._replace(training_proportion=training, epoch_proportion=epochs)
+    return jax.vmap(one)(agents.params, agents.rule.age, keys, batches, lives)
 
 
 def met(gradients: Array, extras: Extras) -> Array | Met:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from optim4rl.meta.config import Augmentation
-from optim4rl.tasks.interface import InnerTask, update_gradient
+from optim4rl.tasks.interface import InnerTask, update_extras, update_gradient
 
 # Folded into an agent's key to draw its scales. The task itself folds in small numbers.
 _STREAM = 2**31 - 1
@@ -135,6 +135,13 @@ class Augmented:
         batch, scales = batch
         gradient = update_gradient(self.task, _scaled(params, scales), batch, index)
         return _rescaled(gradient, scales)
+
+    def extras(
+        self, params: Any, batch: tuple[Any, Scales], index: Int[Array, ""]
+    ) -> dict[str, Any]:
+        """Return what the task tells optimizers about an update."""
+        batch, scales = batch
+        return update_extras(self.task, _scaled(params, scales), batch, index)
 
 
 def _scaled(params: Any, scales: Scales) -> Any:

@@ -1,6 +1,6 @@
 """Checkpoints: the whole state of meta-training in one file, to continue a stopped run.
 
-A checkpoint is a sealed file (`optimizers.sealed`): every leaf of the state under its path in the
+A checkpoint is a sealed file (`files.sealed`): every leaf of the state under its path in the
 tree, random keys as their key data, and in the metadata the run's config and its notes. The last
 two checkpoints are kept. A continued run equals the uninterrupted one: bit for bit on the same
 number of devices, to float tolerance on another.

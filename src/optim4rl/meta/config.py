@@ -55,8 +55,8 @@ class MetaConfig:
         sigma: standard deviation of the perturbations of "es" and "pes".
         fitness: what "es" compares: "returns", or within each pair only their order, "ranks". With
             "ranks" a diverged life is the worse of its pair; with "returns" it ends the training.
-        final_share: weight of the last tenth of a life in the returns of "es" and "pes"; the rest
-            is the weight of the whole life.
+        final_share: weight of the last tenth of a life ("es") or window ("pes") in its return; the
+            rest is the weight of the whole of it.
         resets: reset schedule; "staggered" is pipeline training.
         reset_interval: I, in meta-iterations: one life is I * K inner updates.
         shortest_interval: gives lives of mixed length. Each agent has its own interval, from this
@@ -116,6 +116,8 @@ class MetaConfig:
                 f"shortest_interval = {shortest!r}: lives of mixed length need the estimator "
                 "truncated or pes; with es all agents live reset_interval"
             )
+        if self.estimator != "es" and self.fitness == "ranks":
+            raise ValueError(f"fitness = 'ranks': the estimator es is needed, not {self.estimator}")
         if self.estimator != "truncated" and self.agents % 2:
             raise ValueError(
                 f"agents = {self.agents!r}: {self.estimator} has antithetic pairs of agents, so an "

@@ -61,6 +61,7 @@ class MetaTask:
             estimator=estimator,
             agents=self.agents or config.agents,
             shortest_interval=None if estimator == "es" else config.shortest_interval,
+            fitness=config.fitness if estimator == "es" else "returns",
         )
 
 
@@ -145,8 +146,10 @@ class TruncatedMetaGradient:
         """Return the mean of all agents' truncated meta-gradients."""
         fresh = reset_mask(state.iteration, state.offsets, self._intervals)
         keys = jax.random.split(key, self.config.agents)
+        lives = num_rollouts(self.meta_task.task, self.config.inner_updates) * self._intervals
+        given = (fresh, keys, jnp.asarray(lives))
         (gradient, stats), agents = share_out(
-            self._window, meta_parameters, state.agents, (fresh, keys), self.execution
+            self._window, meta_parameters, state.agents, given, self.execution
         )
         after = EstimatorState(agents, state.offsets, state.iteration + 1)
         return Estimate(gradient, after, stats)
@@ -160,10 +163,10 @@ class TruncatedMetaGradient:
         self,
         meta_parameters: MetaParameters,
         agents: Agents,
-        given: tuple[Bool[Array, " chunk"], Key[Array, " chunk"]],
+        given: tuple[Bool[Array, " chunk"], Key[Array, " chunk"], Int[Array, " chunk"]],
     ) -> tuple[tuple[MetaParameters, Any], Agents]:
         """Return the contribution of a chunk of agents to the mean meta-gradient and the stats."""
-        fresh, keys = given
+        fresh, keys, lives = given
         key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
         agents = reset_agents(self.spec, self.meta_task.task, agents, fresh, key_init)
         result = truncated_meta_gradient(
@@ -174,6 +177,7 @@ class TruncatedMetaGradient:
             key_rollouts,
             learning_rate=self.meta_task.learning_rate,
             inner_updates=self.config.inner_updates,
+            lives=lives,
             validation=self.config.validation,
             kernel=choose(self.spec, self.execution.kernel),
         )

@@ -25,7 +25,6 @@ from optim4rl.meta.agents import (
     met,
     num_rollouts,
     play,
-    with_progress,
 )
 from optim4rl.meta.config import MetaConfig
 from optim4rl.meta.estimators import Estimate, EstimatorState, MetaTask
@@ -58,7 +57,7 @@ def live(
     *,
     learning_rate: float,
     rollouts: int,
-    life: int,
+    lives: Int[Array, " M"],
     final_share: float,
     kernel: Kernel,
 ) -> tuple[Learners, Float[Array, " M"], Any]:
@@ -68,7 +67,7 @@ def live(
         rules: the meta-parameters of each agent, every array with a leading axis of size M.
         keys: one key for each agent; its rollouts depend on no other.
         rollouts: rollouts to play and learn from.
-        life: length of a whole life, in rollouts; the rule is told how much of it is done.
+        lives: each agent's whole life in rollouts; its rule is told how much of it is done.
         final_share: weight of the last tenth of the rollouts in the loss, beside all of them.
 
     Returns:
@@ -84,8 +83,7 @@ def live(
 
     def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
         gradients = gradients_of(task, agents.params, batch, index)
-        extras = extras_of(spec, layout, agents, keys)
-        extras = with_progress(extras, task, agents, batch, index, life)
+        extras = extras_of(spec, task, agents, keys, batch, index, lives)
         directions, rule = step(rules, met(gradients, extras), agents.rule)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), None
@@ -187,7 +185,7 @@ class EvolutionStrategies(_Evolution):
             key_rollouts,
             learning_rate=self.meta_task.learning_rate,
             rollouts=self.rollouts,
-            life=self.rollouts,
+            lives=jnp.full(losses.shape, self.rollouts),
             final_share=self.config.final_share,
             kernel=choose(self.spec, self.execution.kernel),
         )
@@ -237,8 +235,9 @@ class PersistentEvolutionStrategies(_Evolution):
         fresh = reset_mask(state.iteration, state.offsets, np.tile(self._intervals, 2))
         keys = _paired(jax.random.split(key, self._intervals.size))
         signs = jnp.repeat(jnp.array([1.0, -1.0]), self._intervals.size)
+        lives = self.rollouts * jnp.tile(jnp.asarray(self._intervals), 2)
         (gradient, stats), population = share_out(
-            self._window, meta_parameters, state.agents, (fresh, signs, keys), self.execution
+            self._window, meta_parameters, state.agents, (fresh, signs, keys, lives), self.execution
         )
         after = EstimatorState(population, state.offsets, state.iteration + 1)
         return Estimate(gradient, after, stats)
@@ -252,10 +251,10 @@ class PersistentEvolutionStrategies(_Evolution):
         self,
         meta_parameters: MetaParameters,
         population: Persistent,
-        given: tuple[Bool[Array, " chunk"], Float[Array, " chunk"], Key[Array, " chunk"]],
+        given: tuple[Bool[Array, " M"], Float[Array, " M"], Key[Array, " M"], Int[Array, " M"]],
     ) -> tuple[tuple[MetaParameters, Any], Persistent]:
         """Return the contribution of a chunk of agents to the estimate and the stats."""
-        fresh, signs, keys = given
+        fresh, signs, keys, lives = given
         task, sigma = self.meta_task.task, self.config.sigma
         key_init, key_rollouts, key_draw = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(
             keys
@@ -275,7 +274,7 @@ class PersistentEvolutionStrategies(_Evolution):
             key_rollouts,
             learning_rate=self.meta_task.learning_rate,
             rollouts=self.rollouts,
-            life=self.rollouts * self.config.reset_interval,
+            lives=lives,
             final_share=self.config.final_share,
             kernel=choose(self.spec, self.execution.kernel),
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from optim4rl.meta.agents import (
     Agents,
@@ -59,6 +59,7 @@ def truncated_meta_gradient(
     *,
     learning_rate: float,
     inner_updates: int,
+    lives: Int[Array, " M"],
     validation: Validation,
     kernel: Kernel,
 ) -> MetaGradient:
@@ -68,6 +69,7 @@ def truncated_meta_gradient(
         keys: one key for each agent; its rollouts depend on no other key.
         learning_rate: the inner learning rate alpha of the task.
         inner_updates: K.
+        lives: each agent's whole life in rollouts; the rule is told how much of it is done.
         validation: "last" is the paper's meta-objective, the loss after all K updates. "dense" is
             the mean of the losses after each rollout's updates. The gradient of every later rollout
             serves as the validation gradient of the updates before it, so with one update for each
@@ -80,8 +82,8 @@ def truncated_meta_gradient(
     before, layout = agents.rule, layout_of(task)
     step = jax.vmap(partial(kernel.step, spec, layout=layout), in_axes=(None, 0, 0))
 
-    def update(agents: Agents, gradients: Array) -> tuple[Agents, Extras]:
-        extras = extras_of(spec, layout, agents, keys)
+    def update(agents: Agents, gradients: Array, batch: Any, index: Array) -> tuple[Agents, Extras]:
+        extras = extras_of(spec, task, agents, keys, batch, index, lives)
         directions, rule = step(meta_parameters, met(gradients, extras), agents.rule)
         params = agents.params - learning_rate * directions
         return agents._replace(params=params, rule=rule), extras
@@ -118,7 +120,7 @@ class _Life(NamedTuple):
 
 
 def _live(
-    update: Callable[[Agents, Array], tuple[Agents, Extras]],
+    update: Callable[[Agents, Array, Any, Array], tuple[Agents, Extras]],
     task: InnerTask,
     agents: Agents,
     keys: Key[Array, " M"],
@@ -133,20 +135,20 @@ def _live(
     def learn(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Kept]:
         """Make all updates that a rollout serves."""
         if updates == 1:
-            agents, extras = update(agents, whole)
+            agents, extras = update(agents, whole, batch, jnp.int32(0))
             return agents, (None, jax.tree.map(lambda x: x[None], extras))
 
         def learn_once(agents: Agents, index: Array) -> tuple[Agents, _Kept]:
             gradients = gradients_of(task, agents.params, batch, index)
-            agents, extras = update(agents, gradients)
+            agents, extras = update(agents, gradients, batch, index)
             return agents, (gradients, extras)
 
         return jax.lax.scan(learn_once, agents, jnp.arange(updates))
 
     def look(agents: Agents, batch: Any, whole: Array) -> tuple[Agents, _Kept]:
         """Make no update."""
-        del batch
-        kept = (None if updates == 1 else whole, jax.eval_shape(update, agents, whole)[1])
+        told = jax.eval_shape(update, agents, whole, batch, jnp.int32(0))[1]
+        kept = (None if updates == 1 else whole, told)
         return agents, jax.tree.map(lambda x: jnp.zeros((updates, *x.shape), x.dtype), kept)
 
     def play_and_learn(agents: Agents, index: Array) -> tuple[Agents, tuple[Any, Array, Any]]:
@@ -162,7 +164,7 @@ def _live(
     )
     gradients = wholes[:, None] if updates == 1 else gradients
     gradients, extras = jax.tree.map(
-        lambda x: x[:-1].reshape(rollouts * updates, *wholes.shape[1:]), (gradients, extras)
+        lambda x: x[:-1].reshape(rollouts * updates, *x.shape[2:]), (gradients, extras)
     )
     return _Life(agents, gradients, extras, wholes, stats)
 

@@ -130,6 +130,10 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, "tuple[MetaTask, ...]"]:
     scales = per_task("step_scale", recipe.step_scale, recipe.tasks)
     rewards = per_task("reward_scale", recipe.reward_scale, recipe.tasks)
     own_settings = _own_settings(recipe)
+    if not any(default_config(name).torso == "mlp" for name in recipe.tasks):
+        for field in ("layers", "activations"):
+            if given := getattr(recipe, field):
+                raise ValueError(f"{field} = {given!r}: no task has separate networks (mlp)")
     tasks = []
     for name, rate, scale, reward, its in zip(
         recipe.tasks, rates, scales, rewards, own_settings, strict=True

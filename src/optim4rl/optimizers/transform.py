@@ -148,9 +148,13 @@ def _real(gradient: Any) -> Array:
 
 
 def _state_dtype(dtype: DTypeLike) -> Any:
-    kept = jnp.dtype(dtype)
+    try:
+        kept = jnp.dtype(dtype)
+    except TypeError:
+        kept = None
     if kept not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"state_dtype = {kept.name!r}: float32 or bfloat16 is needed")
+        name = dtype if kept is None else kept.name
+        raise ValueError(f"state_dtype = {name!r}: float32 or bfloat16 is needed")
     return kept
 
 
@@ -177,7 +181,8 @@ def _memory(state: RuleState, kept: Any, index: int) -> list[Array]:
     rows = jax.lax.optimization_barrier(rows)
     if kept == jnp.float32 or not rows:
         return rows
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), state.age - 1), index)
+    # Not the key of the rule's own noise.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), state.age - 1), index)
     dither = jax.random.bits(key, rows[0].shape, jnp.uint32) >> 16
     return [stochastic_round(row, dither) for row in rows]
 

@@ -247,8 +247,8 @@ class Task:
     def greedy_return(self, params: Any, actor: Actor, key: PRNGKeyArray) -> Float[Array, ""]:
         """Return the mean return of the first episode in `greedy_episodes` fresh environments.
 
-        The agent takes its most probable action in every step, and normalises observations as in
-        its last rollout. An episode without an end within the environment's limit of steps counts
+        The agent takes its most probable action in every step, and normalises observations by all
+        that it has seen. An episode without an end within the environment's limit of steps counts
         with its rewards so far.
         """
         vector = self.vector_of(self.config.greedy_episodes)
@@ -265,7 +265,7 @@ class Task:
             return (episodes, ended | result.terminated | result.truncated, total), None
 
         limit = getattr(self.env_params, "max_steps_in_episode", None)
-        if limit is None:
+        if limit is None or limit == float("inf"):
             raise ValueError(
                 f"greedy_episodes = {self.config.greedy_episodes}: an environment with a limit of "
                 "steps, max_steps_in_episode in its parameters, is needed"

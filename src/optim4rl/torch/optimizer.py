@@ -184,7 +184,8 @@ class Optim4RL(torch.optim.Optimizer):
                 active = None if dormancy is None else self._dormancy(index, dormancy)
                 training = training_proportion
                 if training is None and self._total_updates is not None:
-                    training = (steps[0] / max(self._total_updates - 1, 1)).clamp(max=1.0)
+                    done = torch.stack(steps).max()  # Frozen parameters count fewer.
+                    training = (done / max(self._total_updates - 1, 1)).clamp(max=1.0)
                 told = _Told((training, epoch_proportion), active)
                 self._update(group, found, params, gradients, memories, steps, told)
         return loss

@@ -3,6 +3,7 @@
 Only this kernel runs rules that read whole tensors, parameters or noise.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -55,16 +56,18 @@ def step(
         def shaped(x: Array, where: slice = where, tensor: Tensor = tensor) -> Array:
             return x[..., where].reshape(*x.shape[:-1], *tensor.shape) if x.ndim else x
 
+        def flat(
+            x: Array, axes: int = len(tensor.shape), size: int = math.prod(tensor.shape)
+        ) -> Array:
+            return x.reshape(*x.shape[: x.ndim - axes], size)  # Not -1: there may be no rows.
+
         (own, extras), before = jax.tree.map(shaped, (met, state))
-        found = step_tensor(spec, meta_parameters, own, before, extras, tensor=tensor)
-        axes = len(tensor.shape)
-        parts.append(
-            jax.tree.map(lambda x, axes=axes: x.reshape(*x.shape[: x.ndim - axes], -1), found)
-        )
-    direction, after = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
+        found, after = step_tensor(spec, meta_parameters, own, before, extras, tensor=tensor)
+        parts.append(jax.tree.map(flat, (found, after.carries, after.moments)))
+    direction, carries, moments = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *parts)
     if spec.zero_mean:
         (direction,) = without_mean([direction])
-    return direction, after._replace(age=state.age + 1)
+    return direction, RuleState(carries, moments, state.age + 1)
 
 
 def replay_vjp(
