@@ -21,6 +21,7 @@ from optim4rl.optimizers.cells import (
     head_layer,
     layer_norm,
     num_layers as num_layers,
+    weight_shapes,
 )
 
 
@@ -43,51 +44,19 @@ def init_network(
     """
     key_input, key_hidden, *key_head = jax.random.split(key, 3 + len(head_sizes))
     lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-    weights: Weights = {}
-    if cell != "none":
-        weights = _init_cell(key_input, key_hidden, cell, num_inputs, hidden_size)
-    sizes = (num_inputs if cell == "none" else hidden_size, *head_sizes, num_outputs)
-    for layer, k in enumerate(key_head):
-        shape = (sizes[layer + 1], sizes[layer])
-        last = layer == len(head_sizes)
-        kernel = (
-            jnp.zeros(shape, jnp.float32) if zero_head and last else lecun(k, shape, jnp.float32)
-        )
-        weights[f"head{layer}"] = kernel
-        weights[f"head{layer}_bias"] = jnp.zeros((shape[0],), jnp.float32)
-        if head_norm and not last:
-            weights[f"norm{layer}"] = jnp.ones((shape[0],), jnp.float32)
-            weights[f"norm{layer}_bias"] = jnp.zeros((shape[0],), jnp.float32)
-    return weights
-
-
-def _init_cell(
-    key_input: PRNGKeyArray,
-    key_hidden: PRNGKeyArray,
-    cell: CellKind,
-    num_inputs: int,
-    hidden_size: int,
-) -> Weights:
-    lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
     orthogonal = jax.nn.initializers.orthogonal()
-    gates = GATES[cell]
-    weights: Weights = {
-        "input": jnp.concatenate(
-            [
-                lecun(k, (hidden_size, num_inputs), jnp.float32)
-                for k in jax.random.split(key_input, gates)
-            ]
-        ),
-        "hidden": jnp.concatenate(
-            [
-                orthogonal(k, (hidden_size, hidden_size), jnp.float32)
-                for k in jax.random.split(key_hidden, gates)
-            ]
-        ),
-        "bias": jnp.zeros((gates * hidden_size,), jnp.float32),
-    }
-    if cell == "gru":
-        weights["bias_new"] = jnp.zeros((hidden_size,), jnp.float32)
+    shapes = weight_shapes(cell, num_inputs, hidden_size, head_sizes, num_outputs, head_norm)
+    weights = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
+    if cell != "none":
+        for name, draw, k in (("input", lecun, key_input), ("hidden", orthogonal, key_hidden)):
+            gates, shape = jax.random.split(k, GATES[cell]), (hidden_size, shapes[name][1])
+            weights[name] = jnp.concatenate([draw(gate, shape, jnp.float32) for gate in gates])
+    for layer, k in enumerate(key_head):
+        last = layer == len(head_sizes)
+        if not (zero_head and last):
+            weights[f"head{layer}"] = lecun(k, shapes[f"head{layer}"], jnp.float32)
+        if head_norm and not last:
+            weights[f"norm{layer}"] = jnp.ones_like(weights[f"norm{layer}"])
     return weights
 
 

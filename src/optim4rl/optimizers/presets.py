@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CENTRED_SIGN_LOG = SignLog(epsilon=1e-8, shift=9.2, scale=0.1)
 
 # An odd rule, anchored at RMSProp: no momentum, and a short memory of sizes.
+_ANCHORED = OptimizerSpec(
+    processing=CENTRED_SIGN_LOG, structure=Anchored(), head_sizes=(), zero_head=True
+)
 _MIRRORED = OptimizerSpec(
     processing=CENTRED_SIGN_LOG,
     structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9),
@@ -48,17 +51,9 @@ LEARNED: dict[str, OptimizerSpec] = {
     ),
     "linear": OptimizerSpec(structure=Linear()),
     "l2lgd2": OptimizerSpec(processing=Andrychowicz(), structure=L2L()),
-    "anchored": OptimizerSpec(
-        processing=CENTRED_SIGN_LOG, structure=Anchored(), head_sizes=(), zero_head=True
-    ),
+    "anchored": _ANCHORED,
     # Anchored; it also reads what each parameter is for: one rule for many tasks.
-    "generalist": OptimizerSpec(
-        processing=CENTRED_SIGN_LOG,
-        structure=Anchored(),
-        head_sizes=(),
-        zero_head=True,
-        inputs=("kind",),
-    ),
+    "generalist": dataclasses.replace(_ANCHORED, inputs=("kind",)),
     "mirrored": _MIRRORED,
     # Mirrored, with steps that are centred in wide layers. Steps are smaller in heads on wide
     # layers and in networks that see images, so that one step size serves more networks.

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def import_open(
     check_values(Open, settings, **dict.fromkeys(settings, COUNT))
     vector, digest = _read_vector(Path(path))
     specs = {
-        _num_weights(spec): spec
+        sum(map(math.prod, spec.weight_shapes.values())): spec
         for spec in (
             dataclasses.replace(learned_spec("open"), hidden_size=hidden, head_sizes=head)
             for hidden, head in _OPEN_SIZES
@@ -86,11 +87,6 @@ def _read_vector(path: Path) -> tuple[Float[np.ndarray, " n"], str]:
     if not np.isfinite(vector).all():
         raise WeightsError(f"{path}: holds numbers that are not finite")
     return vector, hashlib.sha256(data).hexdigest()
-
-
-def _num_weights(spec: OptimizerSpec) -> int:
-    shapes = (shape for network in spec.weight_shapes for shape in network.values())
-    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 def _open_tensors(spec: OptimizerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.fields import check_fields, check_values, shown
+from optim4rl.fields import COUNT, DECAY, POSITIVE, check_fields, check_values, shown
 from optim4rl.optimizers.cells import CARRIES, CellKind, weight_shapes
 from optim4rl.optimizers.processing import PROCESSINGS, Processing, SignLog
-from optim4rl.optimizers.ranges import RANGES, check_choice
 from optim4rl.optimizers.structures import STRUCTURES, Adaptive, NetworkShape, Structure
 from optim4rl.optimizers.tensors import (
     WHOLE_TENSOR,
@@ -16,6 +15,24 @@ from optim4rl.optimizers.tensors import (
     Normalisation,
     num_rows,
 )
+
+# Ranges of the rule's own settings, and of its processing's and structure's.
+RANGES = {
+    "hidden_size": COUNT,
+    "head_sizes": COUNT,
+    "clip": POSITIVE,
+    "clip_norm": POSITIVE,
+    "step_scale": POSITIVE,
+    "epsilon": POSITIVE,
+    "beta1": DECAY,
+    "beta2": DECAY,
+    "beta_slow": DECAY,
+    "c": POSITIVE,
+    "p": POSITIVE,
+    "rollouts": COUNT,
+    "epochs": COUNT,
+    "minibatches": COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,7 @@ class OptimizerSpec:
             norm; None: do not clip.
         clip: clip gradients elementwise to [-clip, clip]; None: do not clip.
         step_scale: multiplies every update.
-        inputs: further inputs of every network beside the structure's features, by name (`inputs`).
+        inputs: names of further inputs of every network (`tensors`).
         normalise: "rms" scales each tensor's direction to a root mean square of 1, before
             `step_scale`, so that a step size means the same everywhere (`normalise`); "layers"
             makes the steps of heads on wide layers, and of networks that see images, smaller
@@ -99,19 +116,14 @@ class OptimizerSpec:
         return carries + self.structure.num_moments
 
     @property
-    def weight_shapes(self) -> list[dict[str, tuple[int, ...]]]:
-        """Return the names and shapes of each network's weights."""
-        return [
-            weight_shapes(
-                self.cell,
-                shape.inputs,
-                self.hidden_size,
-                self.head_sizes,
-                shape.outputs,
-                self.head_norm,
-            )
-            for shape in self.networks
-        ]
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of all weights, as in files: `network0.input`."""
+        cell, hidden, heads, norm = self.cell, self.hidden_size, self.head_sizes, self.head_norm
+        return {
+            f"network{index}.{name}": shape
+            for index, (inputs, outputs) in enumerate(self.networks)
+            for name, shape in weight_shapes(cell, inputs, hidden, heads, outputs, norm).items()
+        }
 
 
 def spec_to_dict(spec: OptimizerSpec) -> dict[str, Any]:
@@ -159,3 +171,15 @@ def _build(field: str, registry: Mapping[str, type[Any]], values: Any) -> Any:
         raise ValueError(f"{field} = {shown(values)}: known names are {', '.join(registry)}")
     check_choice(field, registry[name], settings)
     return registry[name](**settings)
+
+
+def check_choice(field: str, cls: type[Any], settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a processing or a structure that have the wrong type or range.
+
+    Raises:
+        ValueError: the message names the setting as `structure.beta1`, and what would be right.
+    """
+    try:
+        check_values(cls, settings, **RANGES)
+    except ValueError as error:
+        raise ValueError(f"{field}.{error}") from error

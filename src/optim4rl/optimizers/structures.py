@@ -2,9 +2,8 @@
 
 A structure defines its number of networks, the features that each network reads, its running
 moments beside the hidden states, and the formula of the update. It returns the step *direction*
-`d`; the parameter moves by `-alpha * d`. The last three compute their own features and use no
-processing.
-JAX and PyTorch share these formulae (`arrays`).
+`d`; the parameter moves by `-alpha * d`. The last four compute their own features and use no
+processing. JAX and PyTorch share these formulae (`arrays`).
 
 | name | direction d | source |
 |---|---|---|
@@ -13,6 +12,7 @@ JAX and PyTorch share these formulae (`arrays`).
 | linear | `exp(o1) g + exp(o2) o3` | LinearOptim, Lan et al. 2024 |
 | l2l | `exp(o) g` | L2LGD2, Andrychowicz et al. 2016 |
 | anchored | `exp(o1) adam + 0.1 o2 g/sqrt(v_hat) + 0.3 o3 slow` | starts as exactly Adam; ours |
+| mirrored | the same, and odd: its network cannot tell a gradient from its negative | ours |
 | modulated | `0.2 exp(o1) u`: Muon's step, its gain learned for each tensor | ours |
 | celo2 | `o` of a tensor's Adafactor features | Moudgil et al. 2026 (Celo2-base) |
 | star | `exp(o3) adam + 1e-3 o1 exp(o2) / sqrt(v) + decay p` | Harrison et al. 2022 |

@@ -1,7 +1,7 @@
 """A learned rule as an optax gradient transformation.
 
-`scale_by_learned_rule` is the rule itself, without a learning rate; `learned_optimizer` chains it
-with `optax.scale_by_learning_rate`, as optax's own aliases do.
+`scale_by_learned_rule` is the rule itself, without a learning rate; `learned_optimizer` multiplies
+its steps by minus a rate or a schedule, as optax's own aliases do.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -27,7 +26,6 @@ from optim4rl.optimizers.rule import (
 from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.optimizers.weight_files import (
     DEFAULT_WEIGHTS,
-    WeightFile,
     WeightsError as WeightsError,
     read_weights,
     require_tensors,
@@ -108,8 +106,8 @@ def load_weights(weights: str | Path) -> LearnedOptimizer:
         spec = spec_from_dict(file.spec)
     except ValueError as error:
         raise WeightsError(f"{file.path}: {error}") from error
-    meta_parameters = _read_parameters(file, spec)
-    return LearnedOptimizer(spec, meta_parameters, file.learning_rate, file.card)
+    require_tensors(file, spec.weight_shapes)
+    return LearnedOptimizer(spec, unflatten(file.tensors), file.learning_rate, file.card)
 
 
 def load(
@@ -181,14 +179,3 @@ def unflatten(arrays: Mapping[str, Any]) -> MetaParameters:
         network, _, name = flat.partition(".")
         found.setdefault(network, {})[name] = jnp.asarray(x)
     return found
-
-
-def _read_parameters(file: WeightFile, spec: OptimizerSpec) -> MetaParameters:
-    try:
-        expected = jax.eval_shape(lambda: init_meta_parameters(spec, jax.random.key(0)))
-    except (OverflowError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{file.path}: no network has the sizes of this spec: {error}"
-        ) from error
-    require_tensors(file, {name: leaf.shape for name, leaf in flatten(expected).items()})
-    return unflatten({name: file.tensors[name] for name in flatten(expected)})

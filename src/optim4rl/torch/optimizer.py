@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -186,8 +186,13 @@ class Optim4RL(torch.optim.Optimizer):
                 if training is None and self._total_updates is not None:
                     done = torch.stack(steps).max()  # Frozen parameters count fewer.
                     training = (done / max(self._total_updates - 1, 1)).clamp(max=1.0)
-                told = _Told((training, epoch_proportion), active)
-                self._update(group, found, params, gradients, memories, steps, told)
+                device = params[0].device
+                proportions = [
+                    None if x is None else torch.as_tensor(x, dtype=torch.float32, device=device)
+                    for x in (training, epoch_proportion)
+                ]
+                told = active, proportions
+                self._update(group, found, params, gradients, memories, steps, *told)
         return loss
 
     def _dormancy(self, index: int, dormancy: Mapping[str, Tensor]) -> list[Tensor]:
@@ -245,7 +250,8 @@ class Optim4RL(torch.optim.Optimizer):
         gradients: list[Tensor],
         memories: list[Tensor],
         steps: list[Tensor],
-        told: "_Told",
+        dormancy: list[Tensor] | None,
+        proportions: Sequence[Tensor | None],
     ) -> None:
         """Move parameters and state, all of a group's tensors at once."""
         rule = self._rule_on(params[0].device)
@@ -254,7 +260,8 @@ class Optim4RL(torch.optim.Optimizer):
                 direction = rule.native.directions(gradients, memories, steps, layout)
                 rule.finish(direction, layout)
             else:
-                direction = _step(rule, layout, params, gradients, memories, steps, told)
+                own = layout, params, gradients, memories, steps
+                direction = _step(rule, *own, dormancy, proportions)
         direction *= group["lr"] * group["step_scale"]
         moves = torch.split(direction, [p.numel() for p in params])
         torch._foreach_sub_(
@@ -403,26 +410,6 @@ class _Groups(NamedTuple):
         return same and self._replace(params=[]) == other._replace(params=[])
 
 
-class _Told(NamedTuple):
-    """Hold a step's optional inputs.
-
-    Attributes:
-        proportions: the proportions of training and of epochs.
-        dormancy: the dormancy of each parameter with a gradient.
-    """
-
-    proportions: tuple[float | Tensor | None, float | Tensor | None]
-    dormancy: list[Tensor] | None
-
-    def on(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Return the proportions as tensors."""
-        training, epoch = (
-            None if x is None else torch.as_tensor(x, dtype=torch.float32, device=device)
-            for x in self.proportions
-        )
-        return training, epoch
-
-
 def _step(
     rule: Rule,
     layout: Layout,
@@ -430,7 +417,8 @@ def _step(
     gradients: list[Tensor],
     memories: list[Tensor],
     steps: list[Tensor],
-    told: _Told,
+    dormancy: list[Tensor] | None,
+    proportions: Sequence[Tensor | None],
 ) -> Tensor:
     """Return the directions of all tensors in a row, by the formulae; update the state."""
     given = Given(
@@ -439,8 +427,8 @@ def _step(
         torch.stack(steps),
         _flat(params) if "params" in rule.spec.structure.reads else None,
         layout,
-        None if told.dormancy is None else _flat(told.dormancy),
-        told.on(params[0].device),
+        None if dormancy is None else _flat(dormancy),
+        proportions,
     )
     direction, memory = rule.step(given)
     sizes = [p.numel() for p in params]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class Given(NamedTuple):
     params: Float[Tensor, " n"] | None
     layout: Layout
     dormancy: Float[Tensor, " n"] | None = None
-    proportions: tuple[Float[Tensor, ""] | None, Float[Tensor, ""] | None] = (None, None)
+    proportions: Sequence[Float[Tensor, ""] | None] = (None, None)
 
     def spread(self, values: Float[Tensor, "*rows tensors"]) -> Float[Tensor, "*rows n"]:
         """Repeat each tensor's value for each of its coordinates."""
@@ -268,11 +268,7 @@ def load_rule(weights: str | Path) -> Rule:
     file = read_weights(weights)
     try:
         spec = spec_from_dict(file.spec)
-        shapes = {
-            f"network{index}.{name}": size
-            for index, network in enumerate(spec.weight_shapes)
-            for name, size in network.items()
-        }
+        shapes = spec.weight_shapes
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{file.path}: {error}") from error
     require_tensors(file, shapes)

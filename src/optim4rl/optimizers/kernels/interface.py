@@ -38,8 +38,8 @@ class Kernel:
     On CPUs it streams over coordinates in constant memory. On a GPU, a replay keeps the activations
     of K steps. The functions take one agent; `jax.vmap` over agents is efficient. Gradients, state
     and cotangents are constants: `replay_vjp` gives the only derivative. `layout` maps coordinates
-    to tensors. A rule needs no layout if it reads single coordinates, has no further inputs and is
-    not normalised.
+    to tensors. Only `plain` always needs one; the others need none for a rule that reads single
+    coordinates, has no further inputs and is not normalised.
 
     Attributes:
         name: its name as an option.

@@ -38,12 +38,6 @@ def normalise(
     return spec.step_scale * _NORMALISE[spec.normalise](tensor, direction)
 
 
-def centre(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Subtract from each output of a kernel's direction the mean over its inputs."""
-    inputs = tuple(axis - len(tensor.shape) for axis in tensor.inputs)
-    return direction - direction.mean(inputs, keepdims=True)
-
-
 def scale_to_unit_rms(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Scale one tensor's direction to a root mean square of 1."""
     axes = tuple(range(direction.ndim - len(tensor.shape), direction.ndim))
@@ -52,7 +46,10 @@ def scale_to_unit_rms(tensor: Tensor, direction: Float[Array, "*shape"]) -> Floa
 
 
 def _as_its_layer(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return layer_scale(tensor) * (centre(tensor, direction) if is_centred(tensor) else direction)
+    if is_centred(tensor):
+        inputs = tuple(axis - len(tensor.shape) for axis in tensor.inputs)
+        direction = direction - direction.mean(inputs, keepdims=True)
+    return layer_scale(tensor) * direction
 
 
 def _orthogonal(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
