@@ -47,6 +47,13 @@ def reads_all(rate):
         return jax.tree.map(lambda g: scale * g, ahead), state
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
+def falling(rate, updates):
+    schedule = optax.linear_schedule(rate, 0.0, updates)
+    def update(g, state, params=None, *, updates_done, **extra):
+        step = -jnp.square(schedule(state)) * updates_done
+        return jax.tree.map(lambda x: step * x, g), state + 1
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), jnp.int32), update)
+
 def returning(updates):
     def make(rate):
         return optax.GradientTransformation(lambda params: (), lambda g, s, p=None: updates(g, s))
@@ -134,6 +141,26 @@ def test_companions_turn_plain_adam_into_adam_with_companions(file, tmp_path):
     np.testing.assert_allclose(found["w"], wanted["w"], rtol=2e-4)  # but for epsilon
     assert contender.name == f"mine:plain{ACCOMPANIED}"
     assert contender.grid == (3e-3,)
+
+
+@pytest.mark.parametrize(
+    ("parts", "own"), [("decay", [0, 1, 2, 3]), ("decay+reset_time", [0, 1, 0, 1])]
+)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_falling_rate_falls_around_a_function_that_gets_a_number(
+    file, tmp_path, parts, own, rate
+):
+    """Its own schedule begins anew with a rollout of two updates only where that is asked for."""
+    maker = given_contender(f"{file}:falling", (3e-3,), tmp_path).members[0].accompanied(parts)
+    family, _ = maker.family(tmp_path, 4, 2)
+    optimizer, found = family(None, rate), []
+    state = optimizer.init(jnp.ones(1))
+    for index in range(4):
+        updates, state = optimizer.update(jnp.ones(1), state, jnp.ones(1), updates_done=index)
+        found.append(float(updates[0]))
+    shares = 1 - np.arange(4) / 4
+    expected = -np.square(rate * shares[own]) * np.arange(4) * shares
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["schedule_free", "reads_the_parameters", "momo", "reads_all"])
