@@ -70,12 +70,16 @@ def after_the_end(response: Response) -> str:
 
 
 def forgets(constant: float) -> str:
-    """Say how soon a state with this time constant forgets."""
+    """Say how soon a state with this time constant forgets; NaN if that is not clear."""
+    if math.isnan(constant):
+        return "forgets in a time that is not clear"
     return f"forgets in {brief(constant)} updates" if constant < 1e4 else "does not forget"
 
 
 def brief(constant: float) -> str:
     """Format a time constant."""
+    if math.isnan(constant):
+        return "not clear"
     if constant >= 1e4:
         return "never"
     return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"

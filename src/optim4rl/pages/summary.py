@@ -122,13 +122,12 @@ JSON_NAMES = {"AUC": "auc", "final return": "final"}
 
 def _table_row(entry: RowSummary) -> dict[str, Any]:
     row, curves = entry.row, entry.curves
-    return {
+    found = {
         "key": row.key,
         "label": row.label,
         "kind": row.kind,
         "change": row.change,
         "ablation": row.ablation,
-        **{JSON_NAMES.get(x.name, x.name): _score_as_dict(x) for x in entry.scores},
         "runs": entry.meta_seeds * entry.seeds,
         "meta_seeds": entry.meta_seeds,
         "failed_meta_seeds": {str(key): message for key, message in row.failures.items()},
@@ -137,6 +136,12 @@ def _table_row(entry: RowSummary) -> dict[str, Any]:
         "stuck_rate": {f"{step:g}": estimate_json(rate) for step, rate in entry.stuck.items()},
         "seconds": row.seconds,
     }
+    names = {x.name: JSON_NAMES.get(x.name, x.name) for x in entry.scores}
+    scores = {
+        f"metric {names[x.name]}" if names[x.name] in found else names[x.name]: _score_as_dict(x)
+        for x in entry.scores
+    }
+    return found | scores
 
 
 def _score_as_dict(score: Score) -> dict[str, Any]:
