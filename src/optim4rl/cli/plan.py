@@ -184,6 +184,11 @@ def _method(options: ProposeOptions) -> Method:
         raise PlannerError(
             "method: give a file with a method's description, or --of optim4rl or FILE.py:NAME"
         )
+    if options.of is not None and options.experiment != OWN:
+        raise PlannerError(
+            f"of = {options.of!r}, experiment = {options.experiment!r}: give one of them; the plan "
+            "is for the experiment that describes itself"
+        )
     if options.of is not None:
         return method_of(catalogue_of(options.of))
     assert options.method is not None
