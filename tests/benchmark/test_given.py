@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_contender import made_of
 
 from optim4rl import benchmark
 from optim4rl.benchmark.contender import ACCOMPANIED, baseline_maker, given_contender
@@ -126,7 +127,7 @@ def test_a_chain_by_hand_is_adam_as_ppo_users_run_it(file, tmp_path):
     contender = given_contender(f"{file}:by_hand", (3e-3,), tmp_path)
     family, _ = baseline_maker("adam_ppo").family(tmp_path, 5)
     wanted = steps(lambda rate, updates: family(None, rate))
-    found = steps(lambda rate, updates: contender.make(rate, updates, folder=tmp_path))
+    found = steps(lambda rate, updates: made_of(contender, rate, updates, folder=tmp_path))
     np.testing.assert_array_equal(found["w"], wanted["w"])
     assert contender.grid == (1e-3, 1e-2)
     assert (contender.name, contender.role) == ("mine:by_hand", "given")
@@ -136,7 +137,7 @@ def test_companions_turn_plain_adam_into_adam_with_companions(file, tmp_path):
     contender = given_contender(f"{file}:plain", (3e-3,), tmp_path).accompanied()
     maker = baseline_maker("adam_ppo")
     family, _ = maker.family(tmp_path, 5)
-    found = steps(lambda rate, updates: contender.make(rate, updates, folder=tmp_path))
+    found = steps(lambda rate, updates: made_of(contender, rate, updates, folder=tmp_path))
     wanted = steps(lambda rate, updates: family(None, rate))
     np.testing.assert_allclose(found["w"], wanted["w"], rtol=2e-4)  # but for epsilon
     assert contender.name == f"mine:plain{ACCOMPANIED}"
@@ -166,7 +167,7 @@ def test_a_falling_rate_falls_around_a_function_that_gets_a_number(
 @pytest.mark.parametrize("name", ["schedule_free", "reads_the_parameters", "momo", "reads_all"])
 def test_optimizers_that_read_parameters_get_them(file, tmp_path, name):
     contender = given_contender(f"{file}:{name}", (3e-3,), tmp_path)
-    found = steps(lambda rate, updates: contender.make(rate, updates, folder=tmp_path))
+    found = steps(lambda rate, updates: made_of(contender, rate, updates, folder=tmp_path))
     assert np.isfinite(found["w"]).all()
     assert (found["w"] != np.arange(1.0, 7.0).reshape(2, 3)).all()
 

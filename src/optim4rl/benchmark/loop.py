@@ -446,7 +446,7 @@ def read(runs: Runs) -> Results:
     b = runs.benchmark
     areas, finals = (
         {
-            reading: {name: _score(x, score) for name, x in found.items()}
+            reading: {name: scores_of(x, score) for name, x in found.items()}
             for reading, found in runs.curves.items()
         }
         for score in (area_under_curve, final_return)
@@ -481,9 +481,10 @@ def read(runs: Runs) -> Results:
     return Results(runs, auc_scale, final_scale, standings, stuck)
 
 
-def _score(
+def scores_of(
     curves: Sequence[Sequence[Curves]], score: Callable[[Curves], Float[np.ndarray, " run"]]
 ) -> Scores:
+    """Return the score of every run, from the curves of each task and member."""
     return np.stack([[score(member) for member in task] for task in curves])
 
 

@@ -37,7 +37,7 @@ from optim4rl.pages.claims import (
 from optim4rl.pages.costs import Table, cost_values, task_cost_tables, time_table
 from optim4rl.pages.plots import plot_profiles, plot_suite
 from optim4rl.pages.sensitivity import sensitivities, sensitivity_json, sensitivity_tables
-from optim4rl.pages.words import estimate_json, finite, with_interval
+from optim4rl.pages.words import estimate_json, finite, markdown_table, with_interval
 
 
 def write_report(results: Results, command: str) -> None:
@@ -335,10 +335,7 @@ def _extension(limit: int) -> str:
 
 
 def _section(title: str, table: Table) -> list[str]:
-    header, rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    text = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines]
-    return ["", f"## {title}", "", *text]
+    return ["", f"## {title}", "", *markdown_table(*table)]
 
 
 # For programs

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optim4rl.benchmark.contender import Contender
-from optim4rl.benchmark.loop import Reading, Results
+from optim4rl.benchmark.loop import Reading, Results, scores_of
 from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing
 from optim4rl.benchmark.tuning import is_coarse
 from optim4rl.evaluation.claims import Claim, judge, smallest_effect
@@ -91,8 +91,7 @@ def lead_claims(results: Results) -> list[LeadClaim]:
 
 def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
     """Compute normalised AUC of a contender's runs on the tasks that have a scale."""
-    curves = results.runs.curves[reading][name]
-    areas = np.stack([[area_under_curve(member) for member in task] for task in curves])
+    areas = scores_of(results.runs.curves[reading][name], area_under_curve)
     return results.auc_scale.apply(areas)[results.auc_scale.resolved]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optim4rl.benchmark.contender import BASELINES, split_parts
-from optim4rl.benchmark.loop import CEILINGS, Reading
+from optim4rl.benchmark.loop import CEILINGS, Reading, scores_of
 from optim4rl.benchmark.scale import Scale, Standing, make_scale, stand
 from optim4rl.benchmark.scores import greedy_return
 from optim4rl.benchmark.suites import PUBLISHED, SUITES
@@ -24,7 +24,7 @@ from optim4rl.benchmark.table import UNTRAINED, curves_of, read_runs
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
 from optim4rl.pages.costs import TimeStanding, time_standings
-from optim4rl.pages.words import estimate_json, finite, with_interval
+from optim4rl.pages.words import estimate_json, finite, markdown_table, with_interval
 from optim4rl.tasks import PPOConfig, default_config
 
 if TYPE_CHECKING:
@@ -190,10 +190,7 @@ def rank(board: Board, reading: Reading) -> Ranking:
     auc_scale, final_scale = board.scales
     found = board.curves[reading]
     areas, finals = (
-        {
-            name: np.stack([[score(member) for member in task] for task in tasks])
-            for name, tasks in found.items()
-        }
+        {name: scores_of(tasks, score) for name, tasks in found.items()}
         for score in (area_under_curve, final_return)
     )
     reference = _reference(areas, auc_scale)
@@ -361,7 +358,9 @@ def _overview(
         for name in names
     }
     yield from ("AUC, one setting for all tasks of a suite:", "")
-    yield from _lines(["contender", *(x.suite for x in boards)], [[x, *cells[x]] for x in names])
+    yield from markdown_table(
+        ["contender", *(x.suite for x in boards)], [[x, *cells[x]] for x in names]
+    )
 
 
 def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path) -> Iterator[str]:
@@ -389,7 +388,7 @@ def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path)
         f"Tasks and environment steps of a run: {tasks}. {len(board.untrained[0].returns)} seeds."
     )
     yield from ("", f"## {board.suite}", "", f"{about} {_remark(board, first.reference)}", "")
-    yield from _lines([*header, "table"], rows)
+    yield from markdown_table([*header, "table"], rows)
     yield from _greedy_lines(board, names)
 
 
@@ -412,18 +411,18 @@ def _standing_cells(ranking: Ranking, name: str) -> list[str]:
     count = 3 + (ranking.reference is not None)
     if name not in ranking.standings:
         return ["-"] * count
-    standing = ranking.standings[name]
+    standing, lead = ranking.standings[name], ranking.standings[name].lead
     scores = (standing.auc.mean, standing.auc.iqm, standing.final.mean)
-    return [*map(with_interval, scores), _improvement(standing.lead)][:count]
+    return [*map(with_interval, scores), with_interval(lead and lead.mean_improvement)][:count]
 
 
 def _time_cells(time: TimeStanding) -> list[str]:
     seconds = np.mean([cost.seconds for cost in time.costs])
-    return [f"{seconds:.3g}", f"{time.ratio:.2f}", _improvement(time.lead)]
-
-
-def _improvement(lead: object) -> str:
-    return with_interval(getattr(lead, "mean_improvement", None))
+    return [
+        f"{seconds:.3g}",
+        f"{time.ratio:.2f}",
+        with_interval(time.lead and time.lead.mean_improvement),
+    ]
 
 
 def _rank(ranking: Ranking, name: str) -> float:
@@ -447,9 +446,4 @@ def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
     if published and set(board.lengths.items()) <= _lengths(board.suite):
         rows.append([title, *(f"{published[task]:g}" for task in board.tasks)])
     yield from ("", "Mean return of greedy episodes after training, tuned for each task:", "")
-    yield from _lines(["contender", *board.tasks], rows)
-
-
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines]
+    yield from markdown_table(["contender", *board.tasks], rows)

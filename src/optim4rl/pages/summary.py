@@ -18,7 +18,6 @@ from optim4rl.pages.scores import (
     adam_of,
     decimals_for,
     judge_rows,
-    magnitudes,
     score_kinds,
     summarise_row,
 )
@@ -87,8 +86,8 @@ def summarise(results: StudyResults) -> Summary:
     adam = adam_of(rows)
     control = next((entry for entry in rows if entry.row.kind == "control"), None)
     places = tuple(
-        decimals_for(usable or max(magnitudes(rows, index), default=1.0))
-        for index in range(len(kinds))
+        decimals_for(usable or max((size for size in sizes if size > 0), default=1.0))
+        for sizes in zip(*([abs(x.iqm.value) for x in row.scores] for row in rows), strict=True)
     )
     decimals = places[0]
     return Summary(
