@@ -595,6 +595,21 @@ def test_a_metric_named_like_a_column_does_not_replace_it(small: StudyResults) -
     assert found[0]["metric runs"]["mean"]["value"] == pytest.approx(mean)
 
 
+def test_where_lower_is_better_a_rise_is_no_gain(small: StudyResults) -> None:
+    """Stability is that of the negated metric, for which higher is better."""
+    plain = replace(small, rows=small.rows[:1], floor=None, ceiling=None)
+    row = plain.rows[0]
+    negated = tuple(replace(each, returns=-each.returns) for each in row.curves)
+    found = [
+        summarise(replace(plain, rows=(replace(row, curves=curves),), metrics=(metric,)))
+        for curves, metric in (
+            (row.curves, Metric("loss", "loss", better="lower")),
+            (negated, Metric("gain", "gain")),
+        )
+    ]
+    assert found[0].rows[0].stability == found[1].rows[0].stability
+
+
 def test_another_baseline_that_wins_is_named(small: StudyResults) -> None:
     finding = summarise(with_aucs(small, "sign_sgd", (0.96,))).findings[1]
     assert "Sign-SGD clearly beats the reference" in finding.detail

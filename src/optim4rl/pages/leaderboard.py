@@ -115,7 +115,7 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
         ValueError: a table has no runs of the untrained policy, so it has no scale.
         OSError: a file cannot be read.
     """
-    grouped: dict[tuple[Any, ...], list[tuple[Path, pl.DataFrame]]] = {}
+    grouped: dict[tuple[str, Any, Any], list[tuple[Path, pl.DataFrame]]] = {}
     for path in paths:
         table = read_runs(path).filter(step_multiple=1.0).sort("task", "meta_seed", "seed")
         table = table.filter(table["purpose"].is_in(_READINGS))
@@ -413,7 +413,9 @@ def _standing_cells(ranking: Ranking, name: str) -> list[str]:
         return ["-"] * count
     standing, lead = ranking.standings[name], ranking.standings[name].lead
     scores = (standing.auc.mean, standing.auc.iqm, standing.final.mean)
-    return [*map(with_interval, scores), with_interval(lead and lead.mean_improvement)][:count]
+    return [*map(with_interval, scores), with_interval(lead.mean_improvement if lead else None)][
+        :count
+    ]
 
 
 def _time_cells(time: TimeStanding) -> list[str]:
@@ -421,7 +423,7 @@ def _time_cells(time: TimeStanding) -> list[str]:
     return [
         f"{seconds:.3g}",
         f"{time.ratio:.2f}",
-        with_interval(time.lead and time.lead.mean_improvement),
+        with_interval(time.lead.mean_improvement if time.lead else None),
     ]
 
 
