@@ -1,6 +1,7 @@
 """Contenders: values from which workers make an optimizer, and weights under their content."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,12 @@ from optim4rl.optimizers.weights import load_weights, save_weights, untrained
 
 PARAMS = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
 GRADIENTS = {"w": jnp.array([3.0, -4.0]), "b": jnp.array([0.1])}
+
+
+def made_of(contender, rate, updates, *, folder=Path(), meta_seed=0, of_rollout=1):
+    """The optimizer of a member at a rate, as a worker makes it."""
+    family, parameters = contender.members[meta_seed].family(folder, updates, of_rollout)
+    return family(parameters, rate)
 
 
 def steps(optimizer, count=4):
@@ -64,7 +71,7 @@ def test_what_no_optimizer_can_be_made_of_is_refused(fields, message):
 
 def test_adam_as_ppo_users_run_it():
     """Clipped to a norm of 0.5, epsilon 1e-5, and a rate that falls to zero over the run."""
-    made = baseline("adam_ppo", (0.1, 0.2)).make(0.1, updates=4)
+    made = made_of(baseline("adam_ppo", (0.1, 0.2)), 0.1, updates=4)
     schedule = optax.linear_schedule(0.1, 0.0, 4)
     usual = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(schedule, eps=1e-5))
     np.testing.assert_allclose(steps(made, 5), steps(usual, 5), rtol=1e-6)
@@ -100,7 +107,7 @@ TWO_ROLLOUTS = (1.0, -0.5, 2.0, 0.3, -1.0, 0.7)
 def test_adam_rel_counts_its_time_from_each_rollout(what):
     """The rate falls on all the while."""
     contender = baseline(f"adam+decay+reset_{what}", (0.1, 0.2))
-    made = contender.make(0.1, updates=6, of_rollout=3)
+    made = made_of(contender, 0.1, updates=6, of_rollout=3)
     params = jnp.zeros(1)
     state, found = made.init(params), []
     for gradient in TWO_ROLLOUTS:
@@ -114,13 +121,13 @@ def test_plain_baselines_are_optaxs_own():
     for name, usual in (("adam", optax.adam), ("sgd", optax.sgd), ("rmsprop", optax.rmsprop)):
         contender = baseline(name, (0.1, 0.2))
         assert (contender.role, contender.grid, contender.unit) == ("baseline", (0.1, 0.2), 1.0)
-        np.testing.assert_allclose(steps(contender.make(0.2, 9)), steps(usual(0.2)), rtol=1e-5)
-    assert not steps(Contender("", "baseline", (UNTRAINED,), (1.0,)).make(0.0, 9)).any()
+        np.testing.assert_allclose(steps(made_of(contender, 0.2, 9)), steps(usual(0.2)), rtol=1e-5)
+    assert not steps(made_of(Contender("", "baseline", (UNTRAINED,), (1.0,)), 0.0, 9)).any()
 
 
 def test_every_baseline_can_be_made():
     for name in BASELINES:
-        found = steps(baseline(name, (0.1,)).make(0.1, updates=9), 2)
+        found = steps(made_of(baseline(name, (0.1,)), 0.1, updates=9), 2)
         assert np.isfinite(found).all()
         assert found.any(), name
 
@@ -129,7 +136,7 @@ def test_a_learned_optimizer_is_that_of_its_weights(rules, tmp_path):
     members = tuple(Maker(None, keep_weights(tmp_path, rule)) for rule in rules)
     contender = Contender("rule", "learned", members, (1.0, 2.0), 3e-3)
     for meta_seed, rule in enumerate(rules):
-        made = contender.make(6e-3, 9, folder=tmp_path, meta_seed=meta_seed)
+        made = made_of(contender, 6e-3, 9, folder=tmp_path, meta_seed=meta_seed)
         np.testing.assert_allclose(steps(made), steps(rule.transformation(6e-3)), rtol=1e-5)
 
 

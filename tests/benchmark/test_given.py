@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_contender import made_of
 
 from optim4rl import benchmark
 from optim4rl.benchmark.contender import ACCOMPANIED, baseline_maker, given_contender
@@ -46,6 +47,13 @@ def reads_all(rate):
         scale = -rate / (1.0 + updates_done) * value / value
         return jax.tree.map(lambda g: scale * g, ahead), state
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+def falling(rate, updates):
+    schedule = optax.linear_schedule(rate, 0.0, updates)
+    def update(g, state, params=None, *, updates_done, **extra):
+        step = -jnp.square(schedule(state)) * updates_done
+        return jax.tree.map(lambda x: step * x, g), state + 1
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), jnp.int32), update)
 
 def returning(updates):
     def make(rate):
@@ -119,7 +127,7 @@ def test_a_chain_by_hand_is_adam_as_ppo_users_run_it(file, tmp_path):
     contender = given_contender(f"{file}:by_hand", (3e-3,), tmp_path)
     family, _ = baseline_maker("adam_ppo").family(tmp_path, 5)
     wanted = steps(lambda rate, updates: family(None, rate))
-    found = steps(lambda rate, updates: contender.make(rate, updates, folder=tmp_path))
+    found = steps(lambda rate, updates: made_of(contender, rate, updates, folder=tmp_path))
     np.testing.assert_array_equal(found["w"], wanted["w"])
     assert contender.grid == (1e-3, 1e-2)
     assert (contender.name, contender.role) == ("mine:by_hand", "given")
@@ -129,17 +137,37 @@ def test_companions_turn_plain_adam_into_adam_with_companions(file, tmp_path):
     contender = given_contender(f"{file}:plain", (3e-3,), tmp_path).accompanied()
     maker = baseline_maker("adam_ppo")
     family, _ = maker.family(tmp_path, 5)
-    found = steps(lambda rate, updates: contender.make(rate, updates, folder=tmp_path))
+    found = steps(lambda rate, updates: made_of(contender, rate, updates, folder=tmp_path))
     wanted = steps(lambda rate, updates: family(None, rate))
     np.testing.assert_allclose(found["w"], wanted["w"], rtol=2e-4)  # but for epsilon
     assert contender.name == f"mine:plain{ACCOMPANIED}"
     assert contender.grid == (3e-3,)
 
 
+@pytest.mark.parametrize(
+    ("parts", "own"), [("decay", [0, 1, 2, 3]), ("decay+reset_time", [0, 1, 0, 1])]
+)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_falling_rate_falls_around_a_function_that_gets_a_number(
+    file, tmp_path, parts, own, rate
+):
+    """Its own schedule begins anew with a rollout of two updates only where that is asked for."""
+    maker = given_contender(f"{file}:falling", (3e-3,), tmp_path).members[0].accompanied(parts)
+    family, _ = maker.family(tmp_path, 4, 2)
+    optimizer, found = family(None, rate), []
+    state = optimizer.init(jnp.ones(1))
+    for index in range(4):
+        updates, state = optimizer.update(jnp.ones(1), state, jnp.ones(1), updates_done=index)
+        found.append(float(updates[0]))
+    shares = 1 - np.arange(4) / 4
+    expected = -np.square(rate * shares[own]) * np.arange(4) * shares
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["schedule_free", "reads_the_parameters", "momo", "reads_all"])
 def test_optimizers_that_read_parameters_get_them(file, tmp_path, name):
     contender = given_contender(f"{file}:{name}", (3e-3,), tmp_path)
-    found = steps(lambda rate, updates: contender.make(rate, updates, folder=tmp_path))
+    found = steps(lambda rate, updates: made_of(contender, rate, updates, folder=tmp_path))
     assert np.isfinite(found["w"]).all()
     assert (found["w"] != np.arange(1.0, 7.0).reshape(2, 3)).all()
 

@@ -1,5 +1,6 @@
 """The loop on toys: read as they were made, settings from tuning seeds, nothing run twice."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_toys_are_read_as_they_were_made(weights, tmp_path):
     for name, found in choices.items():
         best = 1.0 if name.startswith("rule") else 0.01
         assert [x.rate for c in found for x in (*c.each, c.one)] == [best] * 3 * len(found)
+
+
+def test_two_contenders_of_one_name_are_refused(tmp_path):
+    found = benchmark(tmp_path, baselines=("adam", "rmsprop"))
+    twice = (*found.contenders, found.contenders[0])
+    with pytest.raises(ValueError, match=r"contenders = \['adam', 'rmsprop', 'adam'\]: each name"):
+        dataclasses.replace(found, contenders=twice)
 
 
 def test_every_seed_has_one_use_and_no_run_is_made_twice(played):

@@ -36,6 +36,19 @@ def test_a_table_tells_what_its_benchmark_told(changes, tmp_path):
     assert found == expected
 
 
+def test_an_arm_with_a_tuned_step_has_its_control(tmp_path):
+    results = run_toys(tmp_path / "out", save_rules(tmp_path, 1), baselines=("adam",))
+    write_runs(table_rows(results.runs), tmp_path / "runs.parquet")
+    table = read_runs(tmp_path / "runs.parquet")
+    names = {"rule-0": "A, step tuned", "rule-0 untrained": "A untrained, step tuned"}
+    told = retell(table.with_columns(table["optimizer"].replace(names)), tmp_path)
+    assert {x.name: x.control for x in told.benchmark.contenders} == {
+        "A, step tuned": "A untrained, step tuned",
+        "A untrained, step tuned": None,
+        "adam": None,
+    }
+
+
 @pytest.mark.parametrize(
     ("file", "name", "expected"),
     [

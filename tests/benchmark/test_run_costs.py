@@ -85,3 +85,10 @@ def test_a_run_that_diverges_later_is_healthy_in_its_first_part():
     assert part.returns.shape == (2, 30)
     np.testing.assert_array_equal(part.diverged_at, [-1, -1])
     np.testing.assert_array_equal(first_part(lost, 0.31).diverged_at, [-1, 30])
+
+
+def test_a_run_that_diverges_later_but_before_an_episode_ended_stays_diverged():
+    curves = ramp([1.0, 1.0])
+    curves.returns[1] = np.nan
+    lost = dataclasses.replace(curves, diverged_at=np.array([-1, 40]))
+    np.testing.assert_array_equal(first_part(lost, 0.3).diverged_at, [-1, 29])

@@ -11,11 +11,11 @@ from optim4rl.benchmark.contender import UNTRAINED, Maker
 from optim4rl.benchmark.runs import Batch, job, read_batches, split, train_batch
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.evaluation.learning import BATCH, Classical, train_runs
-from optim4rl.jobs.job import Result
+from optim4rl.jobs.job import Refusal, Result
 from optim4rl.jobs.store import StoreError, get_result, has_result, put_result, result_path
 from optim4rl.jobs.worker import answer
 from optim4rl.optimizers.weight_files import WeightsError
-from optim4rl.tasks import TaskConfig, default_config, make_task
+from optim4rl.tasks import PPOConfig, TaskConfig, default_config, make_task
 from pretended import curves
 
 TASK = TaskConfig("catch", num_envs=2, width=4, normalise_rewards=True)
@@ -44,8 +44,11 @@ def test_batches_are_full_but_for_the_last(rates, seeds):
     )
 
 
-def test_only_a_decay_has_a_schedule_longer_than_its_run():
-    (short,) = split(TASK, Maker("adam", decay=True), [0.1], [0], 5, schedule=40)
+@pytest.mark.parametrize(
+    "maker", [Maker("adam", decay=True), Maker(weights="a"), Maker(source="a:f")]
+)
+def test_what_looks_at_the_whole_run_has_a_schedule_longer_than_a_stress_run(maker):
+    (short,) = split(TASK, maker, [0.1], [0], 5, schedule=40)
     assert (short.rollouts, short.schedule) == (5, 40)
     (plain,) = split(TASK, ADAM, [0.1], [0], 5, schedule=40)
     assert plain.schedule == 5
@@ -164,6 +167,15 @@ def test_a_worker_makes_a_batch(tmp_path):
     assert answer(tmp_path, question) == {"done": True}
     assert has_result(tmp_path, asked)
     assert get_result(tmp_path, asked).info["seconds"] > 0
+
+
+def test_a_run_too_short_for_an_episode_is_refused_with_advice(tmp_path):
+    """An episode of CartPole never ends in its first four steps."""
+    learner = PPOConfig(rollout=4, epochs=1, minibatches=1)
+    short = TaskConfig("gymnax:CartPole-v1", num_envs=2, width=4, learner=learner)
+    (batch,) = split(short, UNTRAINED, [0.0], [3], 1)
+    with pytest.raises(Refusal, match=r"no episode ended in the 1 rollouts.*--stress-rollouts"):
+        train_batch(tmp_path, job(batch).arguments)
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):

@@ -12,9 +12,11 @@ from optim4rl.benchmark.protocol import Protocol
 from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.suites import Suite, SuiteTask
 from optim4rl.benchmark.table import (
+    COLUMNS,
     TableError,
     curves_of,
     read_runs,
+    run_rows,
     write_runs,
 )
 from optim4rl.evaluation.curves import Curves
@@ -168,6 +170,13 @@ def test_an_evaluation_of_0_1_0_is_refused_in_a_sentence(tmp_path):
     message = r"runs.parquet: not a table of runs: it has no column .*`evaluate` of version 0.1.0"
     with pytest.raises(TableError, match=message):
         read_runs(tmp_path / "runs.parquet")
+
+
+def test_a_metric_named_like_a_column_stands_beside_it():
+    curves, more = (Curves(np.full((1, 2), x), np.array([-1]), np.arange(2)) for x in (1.0, 7.0))
+    labels = dict.fromkeys(COLUMNS, "")
+    (row,) = run_rows(labels, curves, [3], extra={"auc": more, "loss": more})
+    assert (row["auc"], row["metric auc"], row["loss"]) == (1.0, [7.0, 7.0], [7.0, 7.0])
 
 
 def test_what_is_no_table_is_named(tmp_path):

@@ -65,3 +65,5 @@ def test_every_shell_knows_every_command(scripts):
             assert command.rpartition(" ")[2] in script
     assert scripts["zsh"].endswith(scripts["bash"])
     assert scripts["fish"].count("complete -c optim4rl") > 100
+    plans = " ".join(cli.PLAN_COMMANDS)
+    assert f"and not __fish_seen_subcommand_from {plans}' -x" in scripts["fish"]

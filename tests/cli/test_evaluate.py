@@ -272,6 +272,15 @@ def test_a_task_has_its_defaults_and_takes_other_sizes():
     assert make_suite(EvaluateOptions(("w",), stress_rollouts=6)).tasks[0].stress_rollouts == 6
 
 
+@pytest.mark.parametrize(
+    ("task", "rollouts", "stress"),
+    [("brax:halfcheetah", None, 200), ("brax:humanoid", None, 100), ("brax:ant", 150, 150)],
+)
+def test_an_episode_of_1000_steps_ends_in_a_stress_run(task, rollouts, stress):
+    (found,) = make_suite(EvaluateOptions(("w",), task=task, rollouts=rollouts)).tasks
+    assert found.stress_rollouts == stress
+
+
 # What it refuses
 
 
@@ -289,6 +298,7 @@ def test_a_task_has_its_defaults_and_takes_other_sizes():
         ("--suite grid --width 8", ["width = 8", "--task"]),
         ("--suite grid --stress-rollouts 8", ["stress_rollouts = 8", "--task"]),
         ("--task catch --rollouts 0", ["rollouts = 0"]),
+        ("--stress-rollouts 9 --rollouts 8", ["stress_rollouts = 9", "at most the 8 rollouts"]),
         ("--baselines adam adam", ["baselines = ('adam', 'adam')", "once"]),
         ("--baselines adam_decay adam+decay", ["once"]),
         ("--baselines lion", ["'lion' is none of adam, rmsprop", "companions follow as parts"]),

@@ -38,6 +38,14 @@ def written(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_result_is_not_written_over_by_its_own_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    with pytest.raises(SystemExit) as exit:
+        main(["identity", "--scale=smoke", "--out", str(tmp_path / "x.parquet")])
+    assert exit.value.code == 2
+    assert "x.parquet': the name of a JSON file is needed" in capsys.readouterr().err
+
+
 def test_the_curves_are_a_table_and_in_tensorboard(written):
     table = pl.read_parquet(written / "identity.parquet")
     assert table.columns == columns("identity")

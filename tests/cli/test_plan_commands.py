@@ -100,6 +100,10 @@ def test_lint_exits_with_1_where_something_is_wrong(capsys):
         ("plan propose --out p.md", ["method", "--of optim4rl"]),
         ("plan propose x.md --of optim4rl --out p.md", ["method", "--of optim4rl"]),
         ("plan propose x.md --out p.md", ["x.md", "cannot be read"]),
+        (
+            "plan propose --of optim4rl --experiment x.py:e --out p.md",
+            ["of = 'optim4rl', experiment = 'x.py:e': give one"],
+        ),
         ("plan propose --of adam --out p.md", ["'adam'", "optim4rl"]),
         ("plan propose --of optim4rl --out p.md --rounds -1", ["rounds = -1"]),
         ("plan score x.md --against y.md", ["y.md", "cannot be read"]),

@@ -8,6 +8,7 @@ import pytest
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
 from optim4rl.evaluation.curves import HEALTHY, Curves
+from optim4rl.files.manifest import write_manifest
 from toys import write_benchmark
 
 
@@ -45,6 +46,19 @@ def test_the_numbers_come_as_json_and_the_page_where_it_is_wanted(tmp_path, caps
 def test_a_single_run_has_its_page_in_its_folder(tmp_path):
     main(["report", evaluation(tmp_path / "a", 0.1)])
     assert (tmp_path / "a" / "report.html").is_file()
+
+
+def test_a_damaged_study_gets_no_new_checksums(tmp_path, capsys):
+    for name in ("study.json", "runs.parquet"):
+        (tmp_path / name).write_text("{}")
+    write_manifest(tmp_path)
+    before = (tmp_path / "SHA256SUMS").read_text()
+    (tmp_path / "runs.parquet").write_text("[]")
+    with pytest.raises(SystemExit) as exit:
+        main(["report", str(tmp_path)])
+    assert exit.value.code == 2
+    assert "runs.parquet: damaged or changed" in capsys.readouterr().err
+    assert (tmp_path / "SHA256SUMS").read_text() == before
 
 
 @pytest.mark.parametrize("words", [[], ["nowhere"], ["a", "nowhere"], ["a", "./a"]])

@@ -1,7 +1,10 @@
 """What a terminal shows fits it, whole words at a time."""
 
+import re
+
 import pytest
 
+from optim4rl.cli.runtime import progress_bar
 from optim4rl.cli.terminal import columns, did_you_mean, duration, print_table
 
 NAMES = ("name", "what it is", "number")
@@ -51,6 +54,17 @@ def test_a_table_is_as_wide_as_it_needs_to_be(shown):
 def test_words_from_outside_do_not_steer_the_terminal(shown):
     said = "\n".join(shown(80, ("name", "x"), [("a\x1b[2Jb\N{RIGHT-TO-LEFT OVERRIDE}c", "y\x07")]))
     assert not {"\x1b", "\x07", "\N{RIGHT-TO-LEFT OVERRIDE}"} & set(said)
+
+
+def test_words_of_jobs_do_not_style_the_progress(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress_bar("study [/x]", "jobs [bold]") as update:
+        update(0, 4, "a [/b] c")
+        update(1, 4, "a [/b] c", left=60.0)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    for words in ("study [/x]: about 60 s for 3 of 4 jobs [bold]", "a [/b] c"):
+        assert words in said
 
 
 def test_an_empty_table_has_its_head(shown):

@@ -32,6 +32,7 @@ from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaConfig, Progress, init
 from optim4rl.optimizers.presets import learned_spec
 from optim4rl.optimizers.weights import load_weights
+from optim4rl.pages.comparison import read_run
 from optim4rl.tasks import PPOConfig, default_config
 from optim4rl.tasks.task import RolloutStats as Stats
 
@@ -143,6 +144,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
     run(tmp_path / "run", "--iterations=4", "--chunk=2", "--resume")
     assert same_weights(tmp_path / "run", whole)
     assert progress(tmp_path / "run") == progress(whole)
+    # The time of both sessions together is not known.
+    cards = [load_weights(x / "weights.safetensors").card for x in (whole, tmp_path / "run")]
+    assert cards[0]["training_seconds"] > 0
+    assert cards[1]["training_seconds"] is None
+    assert "seconds" not in read_run(tmp_path / "run").numbers
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_chunk(whole, tmp_path):

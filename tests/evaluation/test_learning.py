@@ -181,6 +181,23 @@ def test_finished_agents_play_greedily_where_the_task_asks_for_it() -> None:
     assert train_runs(silent, SGD, None, [(0.1, 1)], 8).greedy is None
 
 
+@dataclasses.dataclass(frozen=True)
+class Finished(Descent):
+    """Its greedy return is minus the finished agent's loss."""
+
+    greedy_episodes: int = 1
+
+    def greedy_return(self, params: Any, actor: Any, key: Any) -> Any:
+        """Of the parameters that it gets."""
+        return -0.5 * jnp.sum(jnp.square(params["x"]))
+
+
+def test_greedy_episodes_are_those_of_the_last_update_whatever_the_chunk() -> None:
+    """After five updates at a rate of 0.1 the loss is 0.9^10 of the first."""
+    found = train_runs(Finished(noise=0.0), SGD, None, [(0.1, 0), (0.1, 1)], 5)
+    np.testing.assert_allclose(found.greedy, found.returns[:, 0] * 0.9**10, rtol=1e-5)
+
+
 def test_a_run_s_seconds_are_without_compilation() -> None:
     """Compiling takes most of a short run's time, and is no part of them."""
     task = make_task(TaskConfig("catch", num_envs=3, width=5))
@@ -242,6 +259,14 @@ def test_optimizers_are_told_how_much_of_training_is_done() -> None:
     """From 0 in the first rollout to 1 in the last, over more rollouts than a chunk has."""
     found = moves(TASK, "training_proportion", CHUNK + 11)
     np.testing.assert_allclose(found[0], np.arange(CHUNK + 10) / (CHUNK + 10), atol=2e-2)
+
+
+def test_the_first_part_of_a_run_is_told_its_share_of_the_whole() -> None:
+    """The first steps of 101 rollouts, at a rate of 1: 0, 0.01 and 0.02."""
+    found = train_runs(TASK, Told("training_proportion"), None, [(1.0, 0), (0.0, 0)], 4, 101)
+    x, y = np.asarray(TASK.init_params(jax.random.fold_in(jax.random.key(0), 0))["x"], np.float64)
+    expected = [-((x + s) ** 2 + (y + s) ** 2) / 2 for s in (0.0, 0.0, 0.01, 0.03)]
+    np.testing.assert_allclose(found.returns[0], expected, rtol=1e-5)
 
 
 def test_optimizers_are_told_what_the_task_tells() -> None:

@@ -1,5 +1,6 @@
 """A benchmark's page: verdicts by one rule, honest words, tables that agree, all files."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEE
 from optim4rl.benchmark.table import read_runs
 from optim4rl.evaluation.claims import holm
 from optim4rl.optimizers.weights import load_weights
+from optim4rl.pages import plots
 from optim4rl.pages.benchmark import (
     claims,
     lead_claims,
@@ -168,6 +170,9 @@ def test_where_a_run_diverged_the_ranks_decide_and_no_size_is_told(weights, tmp_
     assert rows[-1][0] == "rule-0"  # Diverged ones last.
     assert rows[-1][header.index("normalised AUC")] == "diverged"
     assert rows[-1][header.index("diverged")] == "2 of 20"
+    header, rows = raw_table(results, "tuned", 0)
+    (rule,) = (dict(zip(header, row, strict=True)) for row in rows if row[0] == "rule-0")
+    assert (rule["mean"], rule["worst run"]) == ("diverged", "diverged")
 
 
 def test_a_recipe_with_three_meta_seeds_has_a_claim(recipe):
@@ -203,6 +208,37 @@ def test_where_the_rule_stands_against_the_best_baseline_is_said(written):
     (said,) = (x for x in claims(written[1]) if "tuned for each task: normalised AUC" in x)
     assert "1.200 (" in said
     assert "below 1 on no task, and above 1 on catch, small_dense_short/free" in said
+    assert "1 is the best of adam, rmsprop, adam_raw_rewards on each task" in said
+
+
+def test_without_a_baseline_nothing_is_compared_with_one(weights, tmp_path):
+    results = run_toys(tmp_path, weights[:1], baselines=())
+    header, rows = summary_table(results, "tuned")
+    assert header[4:] == ["normalised final return", "diverged"]
+    assert {len(row) for row in rows} == {len(header)}
+    assert "By AUC, no baseline clearly beats" in "".join(claims(results))
+
+
+def test_the_page_names_every_grid_and_the_score_that_chose(tmp_path):
+    path = tmp_path / "mine.py"
+    text = "import optax\ndef {0}(rate):\n    return optax.adam(rate)\n{0}_rates = ({1},)\n"
+    path.write_text(text.format("fixed", "0.01") + text.format("other", "0.01, 0.03"))
+    asked = benchmark(tmp_path, [f"{path}:fixed", f"{path}:other"], baselines=("adam",), seeds=2)
+    asked = dataclasses.replace(asked, suite=dataclasses.replace(asked.suite, score="final_return"))
+    with playing():
+        text = to_markdown(loop.run(asked), RECORD)
+    assert (
+        "Every optimizer with several values is tuned with 2 seeds on every task (1 learning rate: "
+        "0.01; 2 learning rates: 0.01, 0.03; 3 learning rates: 0.001, 0.01, 0.1)"
+    ) in text
+    assert "has the best mean normalised final return on the tuning seeds." in text
+
+
+def test_an_untrained_rule_is_drawn_as_a_control_whatever_follows():
+    names = ("x", "x untrained", "x+decay", "x untrained+decay", "x untrained, step tuned")
+    looks = {name: line for (name, _), (line, _) in plots._with_looks(dict.fromkeys(names), ())}
+    assert [line["ls"] for line in looks.values()] == ["-", "--", "-", "--", "--"]
+    assert looks["x untrained+decay"]["color"] == looks["x+decay"]["color"]
 
 
 def test_the_page_says_how_settings_were_chosen(written, tmp_path):
@@ -237,7 +273,7 @@ def test_a_task_that_no_baseline_learns_is_named_and_left_out(weights, tmp_path)
 
     make_run = lambda batch: toy_run(batch, hopeless)  # noqa: E731
     results = run_toys(tmp_path, weights[:1], make_run, baselines=("adam",))
-    said = "By AUC, no baseline clearly beats the untrained policy on catch."
+    said = "By AUC, none of adam clearly beats the untrained policy on catch."
     assert any(said in x for x in claims(results))
     write_report(results, "command")
     assert json.loads((tmp_path / "results.json").read_text())["comparisons"]

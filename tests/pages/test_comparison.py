@@ -152,7 +152,12 @@ def test_runs_of_different_kinds_differ_in_what_both_have(tmp_path):
     assert differing_settings(runs) == {"learning_rate": [[0.01], None, [0.02]]}
     page = render_comparison(runs[:2])
     assert "0 of 1 settings differ" in page
-    assert "Settings that no other run has: a" in page
+    assert "Settings that not all runs have: a" in page
+    # Nor does it vanish where another run has it, too.
+    (tmp_path / "c").mkdir()
+    runs[2] = read_run(write_training(tmp_path / "c" / "a", rate=0.01))
+    page = render_comparison(runs)
+    assert page.count("<code>learning_rate</code>") == 2
 
 
 def test_the_same_optimizer_is_drawn_in_one_picture(tmp_path):

@@ -19,6 +19,7 @@ from optim4rl.pages.inspection import (
     surface_figure,
     to_json,
 )
+from optim4rl.pages.inspection_words import forgets
 
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x.png onerror=alert(1)>"
 SCALES = TimeScales((1e-3,), np.array([[0.0, 3.0, np.inf]]), np.array([[9.5]]))
@@ -86,6 +87,18 @@ def test_numbers_come_as_json(inspection):
     assert values["state_floats"] == 11
     assert values["responses"][SIGN_SGD]["settled_step"] == [1.0] * len(values["sizes"])
     assert values["time_constants"] == {"0.001": {"hidden": [0.0, 3.0, None], "moments": [9.5]}}
+
+
+@pytest.mark.parametrize(
+    ("constant", "said"),
+    [
+        (9.5, "forgets in 9.5 updates"),
+        (np.inf, "does not forget"),
+        (np.nan, "forgets in a time that is not clear"),
+    ],
+)
+def test_how_soon_a_state_forgets_is_said(constant, said):
+    assert forgets(constant) == said
 
 
 def test_a_rule_that_diverges_is_drawn_as_such(inspection):

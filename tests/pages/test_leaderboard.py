@@ -14,7 +14,7 @@ from optim4rl.benchmark.suites import PUBLISHED
 from optim4rl.benchmark.table import read_runs, write_runs
 from optim4rl.cli import main as cli
 from optim4rl.evaluation.curves import Curves
-from optim4rl.pages.leaderboard import Board, leaderboard_page, load_boards, rank
+from optim4rl.pages.leaderboard import Board, leaderboard_page, load_boards, rank, to_json
 from toys import TASKS, run_toys, save_rules
 
 ROOT = Path(__file__).parents[2]
@@ -79,12 +79,31 @@ def test_tables_of_one_suite_are_one_board_and_the_first_counts(tables):
     }
 
 
-def test_other_seeds_are_another_board(tables, tmp_path):
+@pytest.mark.parametrize("ending", ["", " untrained", "+clip0.5+decay"])
+def test_weights_have_the_name_of_their_folder_with_what_follows(
+    ending, tables, tmp_path, monkeypatch
+):
+    table = read_runs(tables[0][1])
+    paths = [tmp_path / name / "runs.parquet" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        named = table["optimizer"].replace("rule-0", f"weights{ending}")
+        table.with_columns(named).write_parquet(path)
+    monkeypatch.chdir(tmp_path / "two")
+    (board,) = load_boards([paths[0], Path("runs.parquet")])
+    assert {f"one{ending}", f"two{ending}"} < set(board.sources)
+
+
+def test_other_seeds_are_another_board(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
     _, path = tables[0]
     table = read_runs(path)
     other = tmp_path / "runs.parquet"
     table.with_columns(table["seed"] + 1).write_parquet(other)
-    assert [board.suite for board in load_boards([path, other])] == ["grid", "grid"]
+    found = to_json(load_boards([path, other]))
+    assert [each["suite"] for each in found] == ["grid", "grid"]
+    assert [each["seeds"][0] for each in found] == [1000, 1001]
+    assert [each["one"]["reference"] for each in found] == ["adam", "adam"]
 
 
 def test_a_table_without_the_untrained_policy_is_refused(tables, tmp_path):
@@ -153,6 +172,40 @@ def test_a_claim_never_takes_bare_adam_for_the_adam_of_ppo_users(suite, monkeypa
     )
 
 
+def page_of(names, suite="one", tasks=("catch",), table="runs.parquet"):
+    """The board of contenders at levels of 1, 2, ..., and its page."""
+    found = {
+        name: tuple((made_up(float(level), 1.0, 1.0),) for _ in tasks)
+        for level, name in enumerate(names, 1)
+    }
+    still = tuple(made_up(0.0, 1.0, 1.0) for _ in tasks)
+    board = Board(suite, tasks, {"tuned": found}, still, dict.fromkeys(found, Path(table)))
+    return board, leaderboard_page([board], [Path(table)], Path("page.md"))
+
+
+def test_without_the_usual_baselines_the_others_define_the_scale(monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    board, text = page_of(["sign_sgd", "mine", "sign_sgd+clip0.5"], table="a b/runs.parquet")
+    assert board.ceilings == ("sign_sgd", "sign_sgd+clip0.5")
+    assert board.scales[0].best == ("sign_sgd+clip0.5",)
+    assert page_of(["sign_sgd", "adam"])[0].ceilings == ("adam",)
+    # Without a reference nothing is compared with it.
+    assert "None" not in text
+    assert "| contender | AUC, tuned | IQM of AUC, tuned | final return, tuned | table |" in text
+    assert "    optim4rl leaderboard 'a b/runs.parquet' --out page.md" in text
+
+
+def test_a_single_task_has_the_learner_of_its_defaults_and_only_who_ran_is_named(monkeypatch):
+    monkeypatch.setattr(scale, "RESAMPLES", 200)
+    task = "gymnax:CartPole-v1"
+    assert "The reference is bare **adam**" in page_of(["adam"], task, (task,))[1]
+    assert "The reference is **adam**. " in page_of(["adam"])[1].replace("\n", " ")
+    assert (
+        "The reference is **rmsprop**, the best of adam and rmsprop here."
+        in page_of(["adam", "rmsprop"])[1]
+    )
+
+
 def test_who_was_not_timed_has_no_time_and_takes_nobody_else_s(monkeypatch):
     monkeypatch.setattr(scale, "RESAMPLES", 200)
     old = dataclasses.replace(made_up(3.0, 1.0, 1.0), seconds=None)
@@ -178,7 +231,10 @@ def test_the_command_writes_the_page_and_names_what_it_cannot_read(
     out = tmp_path / "leaderboard.md"
     cli.main(["leaderboard", str(tables[0][1]), "--out", str(out), "--json"])
     assert "## grid" in out.read_text()
-    found = json.loads(capsys.readouterr().out)["grid"]["one"]
+    (board,) = json.loads(capsys.readouterr().out)
+    assert (board["suite"], board["seeds"]) == ("grid", list(range(1000, 1010)))
+    assert list(board["tasks"]) == sorted(TASKS)
+    found = board["one"]
     assert found["reference"] == "adam"
     assert found["contenders"]["rule-0"]["improvement"]["value"] == 1.0
     assert found["contenders"]["adam"]["improvement"] is None

@@ -565,6 +565,51 @@ def test_by_a_score_on_which_the_reference_diverged_nothing_is_sure(
     )
 
 
+def test_by_a_score_with_a_clear_verdict_it_is_told_though_the_reference_diverged(
+    small: StudyResults,
+) -> None:
+    results = with_loss(small, 1)
+    first, other = results.rows
+    worse = tuple(replace(x, returns=x.returns + 100) for x in other.more["loss"])
+    rows = (first, replace(other, more={"loss": worse}))
+    summary = summarise(replace(results, rows=rows))
+    assert summary.rows[1].scores[2].outcome == "worse"
+    assert "nothing is sure" not in summary.by_other_scores
+    assert "by final loss, " in summary.by_other_scores
+
+
+def test_a_metric_named_like_a_column_does_not_replace_it(small: StudyResults) -> None:
+    results = with_loss(small, 0)
+    numbers = {
+        row.key: tuple(
+            replace(x, returns=x.returns[:, :1], env_steps=x.env_steps[:1])
+            for x in row.more["loss"]
+        )
+        for row in results.rows
+    }
+    rows = tuple(replace(row, more={"runs": numbers[row.key]}) for row in results.rows)
+    found = summary_table(replace(results, rows=rows, metrics=(METRICS[0], Metric("runs", "runs"))))
+    runs = sum(len(x.returns) for x in numbers[rows[0].key])
+    mean = np.concatenate([x.returns for x in numbers[rows[0].key]]).mean()
+    assert found[0]["runs"] == runs
+    assert found[0]["metric runs"]["mean"]["value"] == pytest.approx(mean)
+
+
+def test_where_lower_is_better_a_rise_is_no_gain(small: StudyResults) -> None:
+    """Stability is that of the negated metric, for which higher is better."""
+    plain = replace(small, rows=small.rows[:1], floor=None, ceiling=None)
+    row = plain.rows[0]
+    negated = tuple(replace(each, returns=-each.returns) for each in row.curves)
+    found = [
+        summarise(replace(plain, rows=(replace(row, curves=curves),), metrics=(metric,)))
+        for curves, metric in (
+            (row.curves, Metric("loss", "loss", better="lower")),
+            (negated, Metric("gain", "gain")),
+        )
+    ]
+    assert found[0].rows[0].stability == found[1].rows[0].stability
+
+
 def test_another_baseline_that_wins_is_named(small: StudyResults) -> None:
     finding = summarise(with_aucs(small, "sign_sgd", (0.96,))).findings[1]
     assert "Sign-SGD clearly beats the reference" in finding.detail

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import optax
 
 from optim4rl.benchmark.given import FromFile, check_given, source_address
 from optim4rl.benchmark.protocol import require_grid
@@ -25,7 +24,7 @@ from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
 from optim4rl.jobs.store import StoreError
-from optim4rl.optimizers.presets import CLASSICAL, ScalarOrSchedule
+from optim4rl.optimizers.presets import CLASSICAL
 from optim4rl.optimizers.resetting import Reset
 from optim4rl.optimizers.rule import (
     MetaParameters,
@@ -184,28 +183,6 @@ class Contender:
 
     def __post_init__(self) -> None:
         require_grid("grid", self.grid)
-
-    def make(
-        self,
-        rate: ScalarOrSchedule,
-        updates: int,
-        *,
-        folder: Path = Path(),
-        meta_seed: int = 0,
-        of_rollout: int = 1,
-    ) -> optax.GradientTransformation:
-        """Make the optimizer at a learning rate.
-
-        Args:
-            rate: a number, which may be traced; for a learned optimizer its own rate times a step
-                scale.
-            updates: inner updates of the whole run.
-            folder: folder with weights and users' files.
-            meta_seed: index of the member.
-            of_rollout: inner updates per rollout.
-        """
-        family, parameters = self.members[meta_seed].family(folder, updates, of_rollout)
-        return family(parameters, rate)
 
     def accompanied(self, parts: str = "clip0.5+decay", suffix: str = ACCOMPANIED) -> "Contender":
         """Return a copy with companions: by default a norm clip of 0.5 and a falling rate.

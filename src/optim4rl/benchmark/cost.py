@@ -85,10 +85,11 @@ def area_in_time(members: Sequence[Curves], seconds: float) -> Float[np.ndarray,
 def first_part(curves: Curves, share: float) -> Curves:
     """Return the first `share` of every run's updates, at least one update."""
     time = max(1, int(share * curves.env_steps.size + 1e-9))
-    alive = curves.diverged_at >= time
+    # The row of a run that diverged before its first episode ended has no number at all.
+    alive = (curves.diverged_at >= time) & ~np.isnan(curves.returns[:, 0])
     return replace(
         curves,
         returns=curves.returns[:, :time],
-        diverged_at=np.where(alive, HEALTHY, curves.diverged_at),
+        diverged_at=np.where(alive, HEALTHY, np.minimum(curves.diverged_at, time - 1)),
         env_steps=curves.env_steps[:time],
     )

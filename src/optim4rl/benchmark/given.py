@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from optim4rl.evaluation.learning import follow
 from optim4rl.optimizers.presets import ScalarOrSchedule
 
 
 @dataclass(frozen=True)
 class FromFile:
-    """Make an optimizer with a function in a file.
+    """Make an optimizer with a function in a file; the function always gets a number as its rate.
 
     Attributes:
         path: the file.
@@ -40,7 +41,7 @@ class FromFile:
 
     def __call__(self, parameters: Any, rate: ScalarOrSchedule) -> optax.GradientTransformation:
         del parameters
-        return _make(self.path, self.function, rate, self.updates)
+        return follow(partial(_make, self.path, self.function, updates=self.updates), rate)
 
 
 class GivenError(ValueError):

@@ -17,14 +17,7 @@ from jaxtyping import Float
 from optim4rl.benchmark.contender import UNTRAINED, Contender
 from optim4rl.benchmark.protocol import Protocol
 from optim4rl.benchmark.runs import Batch, job, read_batches, split
-from optim4rl.benchmark.scale import (
-    Scale,
-    Scores,
-    Standing,
-    choose_for_all,
-    make_scale,
-    stand,
-)
+from optim4rl.benchmark.scale import Scale, Scores, Standing, choose_for_all, make_scale, stand
 from optim4rl.benchmark.scores import SCORES
 from optim4rl.benchmark.suites import Suite, SuiteTask
 from optim4rl.benchmark.tuning import Tuning, best_of_grid, extend
@@ -83,6 +76,13 @@ class Benchmark:
     folder: Path
     protocol: Protocol
     claim: str = ""
+
+    def __post_init__(self) -> None:
+        names = [x.name for x in self.contenders]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"contenders = {names!r}: each name must occur once; rename a file or a function"
+            )
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -446,7 +446,7 @@ def read(runs: Runs) -> Results:
     b = runs.benchmark
     areas, finals = (
         {
-            reading: {name: _score(x, score) for name, x in found.items()}
+            reading: {name: scores_of(x, score) for name, x in found.items()}
             for reading, found in runs.curves.items()
         }
         for score in (area_under_curve, final_return)
@@ -481,9 +481,10 @@ def read(runs: Runs) -> Results:
     return Results(runs, auc_scale, final_scale, standings, stuck)
 
 
-def _score(
+def scores_of(
     curves: Sequence[Sequence[Curves]], score: Callable[[Curves], Float[np.ndarray, " run"]]
 ) -> Scores:
+    """Return the score of every run, from the curves of each task and member."""
     return np.stack([[score(member) for member in task] for task in curves])
 
 

@@ -76,10 +76,11 @@ def _contender(name: str, rows: "pl.DataFrame", names: list[str]) -> Contender:
     role: Role = rows["role"][0] or _role(name)
     grid = sorted(rows.filter(purpose="tuning")["setting"].unique()) or [1.0]
     members = tuple(Maker("sgd") for _ in range(rows["meta_seed"].n_unique()))
-    base, parts = split_parts(name.removesuffix(ACCOMPANIED))
+    base, _ = split_parts(name.removesuffix(ACCOMPANIED))
     suffix = name.removeprefix(base)
-    control = f"{base}{CONTROL}{suffix}" if parts or suffix else f"{name}{CONTROL}"
-    known = control if control in names and role == "learned" else None
+    # As `evaluate` and as `replicate` name them: "Version A untrained, step tuned".
+    controls = {f"{base}{CONTROL}{suffix}", name.replace(",", f"{CONTROL},", 1)} - {name}
+    known = next((x for x in names if x in controls), None) if role == "learned" else None
     return Contender(name, role, members, tuple(grid), control=known)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from optim4rl.benchmark.contender import Maker
-from optim4rl.evaluation.curves import Curves, stack
+from optim4rl.evaluation.curves import Curves, NoEpisodeError, stack
 from optim4rl.evaluation.learning import BATCH, Still, train_runs
 from optim4rl.fields import from_json, to_json
-from optim4rl.jobs.job import Job, Result
+from optim4rl.jobs.job import Job, Refusal, Result
 from optim4rl.jobs.store import get_result
 from optim4rl.tasks import TaskConfig, default_config, make_task
 
@@ -29,7 +29,8 @@ class Batch:
         maker: makes the optimizer.
         runs: a learning rate and a seed for each run, at most `BATCH` runs.
         rollouts: length of each run.
-        schedule: rollouts over which a decaying rate falls to zero.
+        schedule: rollouts of the whole run, of which a stress run makes the first: a falling rate
+            is 0 after them, and optimizers are told which share of them is done.
     """
 
     config: TaskConfig
@@ -52,8 +53,9 @@ def split(
         usual = default_config(config.environment).learner.reward_scale
         learner = dataclasses.replace(config.learner, reward_scale=usual)
         config = dataclasses.replace(config, normalise_rewards=False, learner=learner)
-    # Optimizers that do not decay share their runs, whatever the schedule.
-    schedule = (schedule or rollouts) if maker.decay else rollouts
+    # Classical optimizers at a constant rate share their runs, whatever the schedule.
+    if schedule is None or (maker.optimizer is not None and not maker.decay):
+        schedule = rollouts
     runs = [(float(rate), seed) for rate in rates for seed in seeds]
     return [
         Batch(config, maker, tuple(runs[start : start + BATCH]), rollouts, schedule)
@@ -85,7 +87,14 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
     family, parameters = batch.maker.family(folder, updates, task.updates_per_rollout)
     if not any(rate for rate, _ in batch.runs):
         family, parameters = Still(), None
-    curves = train_runs(task, family, parameters, batch.runs, batch.rollouts)
+    try:
+        curves = train_runs(task, family, parameters, batch.runs, batch.rollouts, batch.schedule)
+    except NoEpisodeError as error:
+        raise Refusal(
+            f"task = {batch.config.environment!r}: no episode ended in the {batch.rollouts} "
+            "rollouts of a run; give more with --stress-rollouts for the stress test, or with "
+            "--rollouts for all runs"
+        ) from error
     arrays = {
         "returns": curves.returns,
         "diverged_at": curves.diverged_at,

@@ -21,7 +21,8 @@
 | returns | list of float | mean return of episodes that ended in each update; empty in tuning |
 
 In a study of another method these columns hold the first metric that its runs report. Each further
-metric has a column of lists. A metric that is one number is a list of one.
+metric has a column of lists: "metric NAME" if NAME is one of these columns. A metric that is one
+number is a list of one.
 """
 
 import io
@@ -100,7 +101,10 @@ def run_rows(
             "env_steps": curves.env_steps.tolist() if with_curves else [],
             "returns": curves.returns[run].astype(np.float32).tolist() if with_curves else [],
         }
-        further = {name: x.returns[run].tolist() for name, x in extra.items()}
+        further = {
+            f"metric {name}" if name in COLUMNS else name: x.returns[run].tolist()
+            for name, x in extra.items()
+        }
         yield {name: row[name] for name in COLUMNS} | further
 
 

@@ -217,6 +217,11 @@ def identity(options: IdentityOptions) -> None:
     folder = None
     if options.out is not None:
         require_file_name("out", options.out)
+        if options.out.suffix == ".parquet":
+            raise ValueError(
+                f"out = {str(options.out)!r}: the name of a JSON file is needed; the curves go to "
+                "the Parquet file of the same name"
+            )
         folder = options.out.parent
     require_tracker(options.tracker, folder)
     from optim4rl.study.identity import (

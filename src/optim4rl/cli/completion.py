@@ -53,7 +53,9 @@ def _words() -> dict[str, dict[str, tuple[str, ...]]]:
     tasks = environment_names()  # None has a colon, which would end the word in bash.
     for command, (module, name, _) in COMMANDS.items():
         options = getattr(importlib.import_module(f"optim4rl.cli.{module}"), name)
-        own = dict(_options(options))
+        own: dict[str, tuple[str, ...]] = {}
+        for option, known in _options(options):
+            own[option] = own.get(option, ()) + known
         for option in ("--task", "--tasks"):
             own |= {option: tasks} if option in own else {}
         found[command] = {**own, "--help": ()}
@@ -138,13 +140,14 @@ def _zsh(words: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:
 
 def _fish(words: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:
     lines = []
+    plans = " ".join(words["plan"][""])
     for command, options in words.items():
         first, _, second = command.partition(" ")
         when = f"__fish_seen_subcommand_from {first}" if first else "__fish_use_subcommand"
         if second:
             when += f"; and __fish_seen_subcommand_from {second}"
         if command == "plan":
-            when += "; and not __fish_seen_subcommand_from show propose score lint"
+            when += f"; and not __fish_seen_subcommand_from {plans}"
         for option, known in options.items():
             line = f"complete -c optim4rl -n '{when}'"
             line += f" -l {option[2:]}" if option else ""

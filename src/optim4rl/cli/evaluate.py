@@ -44,7 +44,7 @@ from optim4rl.pages.benchmark import (
     to_json,
     write_report,
 )
-from optim4rl.tasks import PPOConfig
+from optim4rl.tasks import PPOConfig, default_config
 
 A2C_BASELINES = ("adam", "rmsprop", "sign_sgd", "muon", "adam_decay")
 PPO_BASELINES = ("adam_ppo", "muon_ppo", "adam", "rmsprop", "muon")
@@ -98,7 +98,7 @@ class EvaluateOptions:
         rollouts: length of a run in rollouts. On a task exactly this many, 390 by default; on a
             suite at most this many.
         stress_rollouts: rollouts of a stress run on a single task, at most those of a run. Default:
-            60.
+            60, or as many as an episode of 1,000 steps takes in Brax and Playground.
         num_envs: environments of each agent. Default: the task's own.
         width: units of the agents' dense layer on a single task. Default: the task's own.
         workers: where jobs run.
@@ -212,6 +212,12 @@ def _refuse_contradictions(options: EvaluateOptions) -> None:
             raise ValueError(
                 f"{name} = {getattr(options, name)!r}: this is for --task; a suite has its own"
             )
+    rollouts = options.rollouts or TASK_ROLLOUTS
+    if (options.stress_rollouts or 0) > rollouts:
+        raise ValueError(
+            f"stress_rollouts = {options.stress_rollouts!r}: at most the {rollouts} rollouts of a "
+            "run are needed"
+        )
     if len(set(options.weights)) < len(options.weights):
         raise ValueError(f"weights = {options.weights!r}: give each optimizer once")
     if not options.weights and options.baselines == ():
@@ -242,10 +248,11 @@ def make_suite(options: EvaluateOptions) -> Suite:
     """
     if options.suite is None:
         rollouts = options.rollouts or TASK_ROLLOUTS
+        task = options.task or "catch"
         suite = task_suite(
-            options.task or "catch",
+            task,
             rollouts=rollouts,
-            stress_rollouts=options.stress_rollouts or min(STRESS_ROLLOUTS, rollouts),
+            stress_rollouts=options.stress_rollouts or min(_stress_rollouts(task), rollouts),
             width=options.width,
             num_envs=options.num_envs,
         )
@@ -261,6 +268,15 @@ def make_suite(options: EvaluateOptions) -> Suite:
         rates=options.rates or suite.rates,
         step_scales=options.step_scales or suite.step_scales,
     )
+
+
+def _stress_rollouts(task: str) -> int:
+    """Return the usual rollouts of a stress run: an episode must end in it."""
+    if not task.startswith(("brax:", "playground:")):
+        return STRESS_ROLLOUTS
+    from optim4rl.tasks.environments.physics import EPISODE_LENGTH
+
+    return max(STRESS_ROLLOUTS, -(-EPISODE_LENGTH // default_config(task).learner.rollout))
 
 
 def lay_out(options: EvaluateOptions, suite: Suite, folder: Path) -> Benchmark:

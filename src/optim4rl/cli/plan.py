@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -44,27 +44,6 @@ def catalogue_of(experiment: str) -> Catalogue:
     from optim4rl.study.source import load_experiment, split_name
 
     return load_experiment(*split_name(experiment)).catalogue
-
-
-@runtime_checkable
-class ChatOptions(Protocol):
-    """Options of a command that asks a chat model."""
-
-    @property
-    def model(self) -> str | None:
-        """Return the model's name."""
-
-    @property
-    def timeout(self) -> float:
-        """Return the seconds for one response."""
-
-    @property
-    def retries(self) -> int:
-        """Return how often a request is tried again."""
-
-    @property
-    def answer_tokens(self) -> int:
-        """Return the tokens of one answer."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +163,11 @@ def _method(options: ProposeOptions) -> Method:
         raise PlannerError(
             "method: give a file with a method's description, or --of optim4rl or FILE.py:NAME"
         )
+    if options.of is not None and options.experiment != OWN:
+        raise PlannerError(
+            f"of = {options.of!r}, experiment = {options.experiment!r}: give one of them; the plan "
+            "is for the experiment that describes itself"
+        )
     if options.of is not None:
         return method_of(catalogue_of(options.of))
     assert options.method is not None
@@ -192,8 +176,8 @@ def _method(options: ProposeOptions) -> Method:
     return read_method(options.method, catalogue_of(options.experiment))
 
 
-def open_chat(options: ChatOptions, **further: Any) -> Chat:
-    """Open the chat model that the options name."""
+def open_chat(options: Any, **further: Any) -> Chat:
+    """Open the chat model that a command's options name: model, timeout, retries, answer_tokens."""
     assert options.model is not None
     try:
         from optim4rl.plans.planner.chat import ChatModel

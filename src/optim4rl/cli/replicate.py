@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -91,16 +91,21 @@ def lay_out(options: ReplicateOptions) -> Replication:
     for name in options.arms:
         if name not in names:
             raise ValueError(f"arms: {name!r} is not one of {', '.join(map(repr, names))}")
+
+    def given(name: str, own: Any) -> Any:
+        value = getattr(options, name)
+        return own if value is None else value
+
     arms = tuple(
-        dataclasses.replace(arm, meta_seeds=options.meta_seeds or arm.meta_seeds)
+        dataclasses.replace(arm, meta_seeds=given("meta_seeds", arm.meta_seeds))
         for arm in own.arms
         if not options.arms or arm.name in options.arms
     )
-    protocol = dataclasses.replace(own.protocol, seeds=options.seeds or own.protocol.seeds)
+    protocol = dataclasses.replace(own.protocol, seeds=given("seeds", own.protocol.seeds))
     return dataclasses.replace(
         own,
         arms=arms,
         protocol=protocol,
-        meta_learning_rates=options.meta_learning_rates or own.meta_learning_rates,
-        reset_intervals=options.reset_intervals or own.reset_intervals,
+        meta_learning_rates=given("meta_learning_rates", own.meta_learning_rates),
+        reset_intervals=given("reset_intervals", own.reset_intervals),
     )

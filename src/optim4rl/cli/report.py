@@ -14,7 +14,9 @@ from optim4rl.cli.runtime import require_file_name
 from optim4rl.cli.terminal import columns, print_table
 from optim4rl.evaluation.returns import Estimate
 from optim4rl.files.folders import locked
+from optim4rl.files.manifest import check_files
 from optim4rl.pages.comparison import (
+    FILES,
     differing_settings,
     numbers_by_name,
     read_run,
@@ -58,6 +60,7 @@ def report(options: ReportOptions) -> None:
             from optim4rl.study.collecting import collect
             from optim4rl.study.layout import load_study
 
+            check_files(first, FILES)
             results = collect(load_study(first), first)
             finish(results, first, as_json=options.json, page=options.out)
         return

@@ -105,12 +105,17 @@ def progress_bar(
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[left]}"),
-        TextColumn("[dim]{task.fields[note]}", table_column=Column(ratio=2, no_wrap=True)),
+        TextColumn(
+            "{task.fields[note]}",
+            style="dim",
+            markup=False,
+            table_column=Column(ratio=2, no_wrap=True),
+        ),
     )
     log = not console.is_terminal  # A log has no bar.
     with Progress(*columns, console=console, disable=log, expand=True) as progress:
@@ -132,11 +137,12 @@ def progress_bar(
             if left is not None and not told and done < total:
                 told = True
                 pieces = f"{total - done} of {total} {unit}{' on ' * bool(on)}{on}"
-                console.print(f"{label}: about {duration(left)} for {pieces}", soft_wrap=True)
+                said = f"{label}: about {duration(left)} for {pieces}"
+                console.print(said, soft_wrap=True, markup=False)
             if log and note:
                 # One line for each step instead of a bar.
-                said = (f"{label}: {done}/{total} {note}", rate, shown)
-                print(", ".join(filter(None, said)), file=sys.stderr, flush=True)
+                parts = (f"{label}: {done}/{total} {note}", rate, shown)
+                print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
         yield update
 

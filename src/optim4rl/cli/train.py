@@ -137,6 +137,8 @@ def run(options: TrainOptions) -> None:
         keeping(lambda: has_checkpoint(checkpoint)),
     ):
         resumed = _resumed(options, spec, tasks, settings, start, execution)
+        # The time of earlier sessions is not known.
+        timed = int(resumed.state.iteration) == 0
         started = time.perf_counter()
         try:
             state, figures = _meta_train(
@@ -144,7 +146,7 @@ def run(options: TrainOptions) -> None:
             )
         except MetaDivergenceError as error:
             if first_process:
-                seconds = time.perf_counter() - started
+                seconds = time.perf_counter() - started if timed else None
                 _keep_last_good(
                     options.out, _learned(options, spec, tasks, error.state, settings, seconds)
                 )
@@ -152,7 +154,8 @@ def run(options: TrainOptions) -> None:
         if not first_process:
             return
         weights = options.out / "weights.safetensors"
-        save_weights(weights, _learned(options, spec, tasks, state, settings, figures["seconds"]))
+        seconds = figures["seconds"] if timed else None
+        save_weights(weights, _learned(options, spec, tasks, state, settings, seconds))
         log = options.out / "progress.csv"
         plot_training(log, options.out / "progress.svg")
         _write_table(log, options.out / "progress.parquet")
@@ -406,14 +409,14 @@ def _learned(
     tasks: tuple[MetaTask, ...],
     state: MetaState,
     settings: dict[str, Any],
-    seconds: float,
+    seconds: float | None,
 ) -> LearnedOptimizer:
     card = {
         "tasks": list(options.recipe.tasks),
         "seed": options.recipe.meta.seed,
         "settings": settings,
         **provenance("optim4rl.meta.recipe"),
-        "training_seconds": round(seconds, 1),
+        "training_seconds": None if seconds is None else round(seconds, 1),
         "results": {},
     }
     return LearnedOptimizer(spec, state.meta_parameters, tasks[0].learning_rate, card)

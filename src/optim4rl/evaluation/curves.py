@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 HEALTHY = -1
 
 
+class NoEpisodeError(ValueError):
+    """A healthy run finished no episode, so it has no return."""
+
+
 @dataclass(frozen=True, eq=False)
 class Curves:
     """Hold learning curves of several runs of one optimizer on one task.
@@ -65,14 +69,14 @@ class Curves:
             env_steps: As in `Curves`.
 
         Raises:
-            ValueError: A healthy run finished no episode, so it has no return.
+            NoEpisodeError: A healthy run finished no episode, so it has no return.
         """
         time = np.arange(return_sum.shape[1])
         alive = (diverged_at[:, None] == HEALTHY) | (time < diverged_at[:, None])
         ended = (episode_count > 0) & alive
         silent = np.flatnonzero(~ended.any(axis=1) & (diverged_at == HEALTHY))
         if silent.size:
-            raise ValueError(
+            raise NoEpisodeError(
                 f"episode_count: runs {silent.tolist()} finished no episode in {time.size} "
                 "updates, so they have no return; train longer or shorten the episodes"
             )

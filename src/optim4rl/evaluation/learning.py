@@ -1,7 +1,7 @@
 """Learning curves: train agents with an optimizer, many seeds and rates in one program."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
@@ -64,6 +64,22 @@ class Still:
         return optax.set_to_zero()
 
 
+def follow(
+    make: Callable[[Any], optax.GradientTransformation], rate: ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """Make an optimizer that takes a number as its rate, and let its steps follow a schedule.
+
+    Args:
+        make: makes the optimizer from a number; for a schedule it gets the first rate.
+        rate: a number or a schedule.
+    """
+    if not callable(rate):
+        return make(rate)
+    first = rate(0)
+    unit = jnp.where(first == 0, 1.0, first)  # With a rate of 0 all steps are 0 already.
+    return optax.chain(make(first), optax.scale_by_schedule(lambda count: rate(count) / unit))
+
+
 @dataclass(frozen=True)
 class Accompanied:
     """Add the usual companions to an optimizer.
@@ -88,8 +104,8 @@ class Accompanied:
         if self.reset is None:
             optimizer = self.family(parameters, rate)
         else:  # A reset does not restart the falling rate.
-            started = resetting(self.family(parameters, 1.0), self.reset_every, self.reset)
-            optimizer = optax.chain(started, optax.scale_by_learning_rate(rate, flip_sign=False))
+            every, what = self.reset_every, self.reset
+            optimizer = follow(lambda x: resetting(self.family(parameters, x), every, what), rate)
         if self.clip is None:
             return optimizer
         return optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
@@ -162,15 +178,20 @@ def train_runs(
     parameters: MetaParameters | None,
     runs: Sequence[tuple[float, int]],
     updates: int,
+    whole: int | None = None,
 ) -> Curves:
     """Train an agent for every pair of a rate and a seed; see `learning_curves`.
+
+    Optimizers are told which share of `whole` rollouts is done; None: of `updates`.
 
     A run's seconds are the seconds of its batch divided by the number of agents in it. On CPUs we
     measure CPU time of this process, which other processes change little. A worker of `jobs` has
     one thread, so there it is time of one core. On other devices we measure wall-clock time.
     """
     batches = [
-        _train_batch(task, family, parameters, runs[start : start + BATCH], updates)
+        _train_batch(
+            task, family, parameters, runs[start : start + BATCH], updates, whole or updates
+        )
         for start in range(0, len(runs), BATCH)
     ]
     sums, counts, finite, greedy, seconds = (np.concatenate(x) for x in zip(*batches, strict=True))
@@ -199,6 +220,7 @@ def _train_batch(
     parameters: MetaParameters | None,
     runs: Sequence[tuple[float, int]],
     updates: int,
+    whole: int,
 ) -> tuple[np.ndarray, ...]:
     """Train a batch of (rate, seed) pairs, filled up to `BATCH`."""
     filled = [*runs, *[runs[0]] * (BATCH - len(runs))]
@@ -206,21 +228,22 @@ def _train_batch(
     keys = jnp.stack([jax.random.key(seed) for _, seed in filled])
     agents = _start(task, family, parameters, rates, keys)
     # Compiled before the clock starts; the calls below find the program.
-    _advance.lower(task, family, parameters, rates, keys, agents, 0, updates).compile()
+    counts = updates, whole
+    _advance.lower(task, family, parameters, rates, keys, agents, 0, *counts).compile()
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     started = clock()
     outcomes = []
     for first in range(0, updates, CHUNK):
-        agents, outcome = _advance(task, family, parameters, rates, keys, agents, first, updates)
+        agents, outcome = _advance(task, family, parameters, rates, keys, agents, first, *counts)
         outcomes.append(jax.tree.map(np.asarray, outcome))
     done = CHUNK * len(outcomes)
     seconds = (clock() - started) * updates / done / BATCH
-    whole = (np.concatenate(x, axis=1) for x in zip(*outcomes, strict=True))
+    found = (np.concatenate(x, axis=1) for x in zip(*outcomes, strict=True))
     greedy = np.full(BATCH, np.nan)
     if _is_greedy(task):
         greedy = np.asarray(_play_greedily(task, keys, agents), np.float64)
     count = len(runs)
-    return *(x[:count, :updates] for x in whole), greedy[:count], np.full(count, seconds)
+    return *(x[:count, :updates] for x in found), greedy[:count], np.full(count, seconds)
 
 
 @partial(jax.jit, static_argnames=("task", "family"))
@@ -261,10 +284,15 @@ def _advance(
     agents: _Agent,
     first: int | Int[Array, ""],
     updates: int | Int[Array, ""],
+    whole: int | Int[Array, ""],
 ) -> tuple[
     _Agent, tuple[Float[Array, "run time"], Int[Array, "run time"], Bool[Array, "run time"]]
 ]:
-    """Train for one chunk; return episode returns, counts, and whether all is finite."""
+    """Train for one chunk; return episode returns, counts, and whether all is finite.
+
+    The last chunk may go beyond `updates`. Agents that play greedy episodes afterwards stay as they
+    were after `updates`.
+    """
 
     def advance(rate: Float[Array, ""], key: PRNGKeyArray, agent: _Agent) -> Any:
         optimizer = optax.with_extra_args_support(family(parameters, rate))
@@ -275,13 +303,15 @@ def _advance(
             batch, actor, stats = task.rollout(agent.params, agent.actor, key)
             told = {
                 "noise_key": jax.random.fold_in(noise, index),
-                "training_proportion": index / jnp.maximum(updates - 1, 1),
+                "training_proportion": index / jnp.maximum(whole - 1, 1),
                 "updates_done": index * task.updates_per_rollout,
             }
             params, state = _learn(task, optimizer, batch, agent.params, agent.optimizer, told)
             numbers = jax.tree.leaves((params, stats.return_sum))
             finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in numbers]).all()
             after = _Agent(params, state, actor)
+            if _is_greedy(task):
+                after = jax.tree.map(partial(jnp.where, index < updates), after, agent)
             return after, (stats.return_sum, stats.episode_count, finite)
 
         return jax.lax.scan(update, agent, first + jnp.arange(CHUNK))

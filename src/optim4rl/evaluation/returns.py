@@ -130,10 +130,6 @@ def _rate(hits: int, count: int) -> Estimate:
 # Aggregates
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())
-
-
 _STATISTICS: dict[Statistic, Callable[[np.ndarray], Any]] = {
     "iqm": interquartile_means,
     "mean": lambda values: values.mean(axis=-1),
@@ -320,7 +316,7 @@ def _describe_lost(
 def _test(x: np.ndarray, y: np.ndarray, *, on_ranks: bool) -> tuple[WelchTest, str]:
     """Test the difference; return the test and its units in words."""
     x, y = (side[:, :1] if (side == side[:, :1]).all() else side for side in (x, y))
-    test = welch_test(*_mid_ranks(x, y), _mean) if on_ranks else welch_test(x, y)
+    test = welch_test(*_mid_ranks(x, y), np.mean) if on_ranks else welch_test(x, y)
     counts = [count for count in (x.shape[1], y.shape[1]) if count > 1]
     seeds = f"{x.shape[2]} evaluation seeds"
     if x.shape[2] != y.shape[2]:
@@ -475,9 +471,9 @@ def percentile_estimate(value: Any, resampled: np.ndarray, *, runs: int) -> Esti
     """
     if runs < 2:
         return Estimate(float(value), float("nan"), float("nan"))
-    ordered = np.sort(worst_first(resampled))
-    tail = (1 - 0.95) / 2 * (ordered.size - 1)
-    low, high = ordered[math.floor(tail)], ordered[ordered.size - 1 - math.floor(tail)]
+    ranked = worst_first(resampled)
+    low = np.quantile(ranked, 0.025, method="lower")
+    high = np.quantile(ranked, 0.975, method="higher")
     return Estimate(float(value), _nan_if_worst(low), _nan_if_worst(high))
 
 

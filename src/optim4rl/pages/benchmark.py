@@ -37,7 +37,7 @@ from optim4rl.pages.claims import (
 from optim4rl.pages.costs import Table, cost_values, task_cost_tables, time_table
 from optim4rl.pages.plots import plot_profiles, plot_suite
 from optim4rl.pages.sensitivity import sensitivities, sensitivity_json, sensitivity_tables
-from optim4rl.pages.words import estimate_json, finite, with_interval
+from optim4rl.pages.words import estimate_json, finite, markdown_table, with_interval
 
 
 def write_report(results: Results, command: str) -> None:
@@ -73,16 +73,9 @@ def write_report(results: Results, command: str) -> None:
 def summary_table(results: Results, reading: Reading) -> Table:
     """Make a row for each contender, the best mean normalised AUC first."""
     reference = results.benchmark.reference
-    header = [
-        "optimizer",
-        "normalised AUC",
-        "its IQM",
-        "by meta-seed",
-        f"IQM minus {reference}'s",
-        f"P(beats {reference})",
-        "normalised final return",
-        "diverged",
-    ]
+    leads = [f"IQM minus {reference}'s", f"P(beats {reference})"] * (reference is not None)
+    header = ["optimizer", "normalised AUC", "its IQM", "by meta-seed", *leads]
+    header += ["normalised final return", "diverged"]
     standings = results.standings[reading]
     ranked = sorted(results.benchmark.contenders, key=lambda x: -_rank(standings[x.name]))
     rows = []
@@ -95,7 +88,7 @@ def summary_table(results: Results, reading: Reading) -> Table:
                 with_interval(standing.auc.mean),
                 with_interval(standing.auc.iqm),
                 " / ".join(members) if contender.role == "learned" else "",
-                *_lead(standing.lead),
+                *_lead(standing.lead)[: len(leads)],
                 with_interval(standing.final.mean),
                 f"{standing.diverged} of {standing.runs}",
             ]
@@ -125,12 +118,14 @@ def raw_table(results: Results, reading: Reading, task: int) -> Table:
             np.stack([score(curves) for curves in members])[None]
             for score in (area_under_curve, final_return)
         )
-        worst = "diverged" if np.isnan(areas).any() else f"{areas.min():.4g}"
+        mean, worst = (
+            "diverged" if np.isnan(x) else f"{x:.4g}" for x in (areas.mean(), areas.min())
+        )
         rows.append(
             [
                 contender.name,
                 with_interval(bootstrap_interval(areas)),
-                f"{areas.mean():.4g}",
+                mean,
                 worst,
                 with_interval(bootstrap_interval(finals)),
                 f"{failure_rate(stack(members)).value:.0%}",
@@ -295,7 +290,10 @@ def _protocol(results: Results) -> str:
     b = results.benchmark
     one = ""
     if len(b.readings) > 1:
-        one = " The one setting for all tasks has the best mean normalised AUC on the tuning seeds."
+        one = (
+            " The one setting for all tasks has the best mean normalised "
+            f"{SCORE_WORDS[b.suite.score]} on the tuning seeds."
+        )
     return (
         f"{_tuning(b)} 0 is the untrained policy: agents that never update. "
         f"1 is the best of {', '.join(b.ceilings) or 'no baseline'}, tuned for the task.{one} "
@@ -307,17 +305,20 @@ def _protocol(results: Results) -> str:
 def _tuning(b: Benchmark) -> str:
     """Say how settings are chosen."""
     protocol = b.protocol
-    grids = {x.role: x.grid for x in b.contenders if x.role != "control"}
+    grids = dict.fromkeys(
+        ("step scale" if x.role in ("learned", "control") else "learning rate", x.grid)
+        for x in b.contenders
+    )
     shown = "; ".join(
-        f"{counted(len(grid), 'learning rate' if role == 'baseline' else 'step scale')}: "
-        f"{', '.join(f'{x:g}' for x in grid)}"
-        for role, grid in grids.items()
+        f"{counted(len(grid), what)}: {', '.join(f'{x:g}' for x in grid)}" for what, grid in grids
     )
     reported = counted(protocol.seeds, "seed")
-    if all(len(grid) == 1 for grid in grids.values()):
+    fixed = [len(grid) == 1 for _, grid in grids]
+    if all(fixed):
         return f"Nothing is tuned ({shown}). Every optimizer is reported on {reported}."
+    every = f"Every optimizer{' with several values' * any(fixed)}"
     return (
-        f"Every optimizer is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
+        f"{every} is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
         f"({shown}) and reported on {reported} that chose no setting. The setting with the best "
         f"{SCORE_WORDS[b.suite.score]} is chosen. {_extension(protocol.extensions)}"
     )
@@ -334,10 +335,7 @@ def _extension(limit: int) -> str:
 
 
 def _section(title: str, table: Table) -> list[str]:
-    header, rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    text = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines]
-    return ["", f"## {title}", "", *text]
+    return ["", f"## {title}", "", *markdown_table(*table)]
 
 
 # For programs

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optim4rl.benchmark.contender import Contender
-from optim4rl.benchmark.loop import Reading, Results
+from optim4rl.benchmark.loop import Reading, Results, scores_of
 from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing
 from optim4rl.benchmark.tuning import is_coarse
 from optim4rl.evaluation.claims import Claim, judge, smallest_effect
@@ -91,8 +91,7 @@ def lead_claims(results: Results) -> list[LeadClaim]:
 
 def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
     """Compute normalised AUC of a contender's runs on the tasks that have a scale."""
-    curves = results.runs.curves[reading][name]
-    areas = np.stack([[area_under_curve(member) for member in task] for task in curves])
+    areas = scores_of(results.runs.curves[reading][name], area_under_curve)
     return results.auc_scale.apply(areas)[results.auc_scale.resolved]
 
 
@@ -142,7 +141,7 @@ def describe_claim(each: LeadClaim) -> str:
 
 
 def _against_one(results: Results, standing: Standing) -> str:
-    """Compare a standing with the best baseline of each task."""
+    """Compare a standing with the best of the baselines that define the scale of each task."""
     below, above = (
         [
             task
@@ -153,10 +152,10 @@ def _against_one(results: Results, standing: Standing) -> str:
     )
     return (
         f"normalised AUC {with_interval(standing.auc.mean)} on average and "
-        f"{with_interval(standing.auc.iqm)} by its IQM, where 1 is the best baseline of each task; "
-        f"final return {with_interval(standing.final.mean)}. The interval of AUC lies "
-        f"below 1 on {', '.join(below) or 'no task'}, and above 1 on "
-        f"{', '.join(above) or 'no task'}."
+        f"{with_interval(standing.auc.iqm)} by its IQM, where 1 is the best of "
+        f"{', '.join(results.benchmark.ceilings)} on each task; final return "
+        f"{with_interval(standing.final.mean)}. The interval of AUC lies below 1 on "
+        f"{', '.join(below) or 'no task'}, and above 1 on {', '.join(above) or 'no task'}."
     )
 
 
@@ -168,12 +167,13 @@ def _side_of_one(estimate: Estimate) -> str:
 
 
 def _caveats(results: Results, comparisons: int) -> Iterable[str]:
-    protocol = results.benchmark.protocol
+    protocol, ceilings = results.benchmark.protocol, ", ".join(results.benchmark.ceilings)
+    who = f"none of {ceilings}" if ceilings else "no baseline"
     for scale, score in ((results.auc_scale, "AUC"), (results.final_scale, "final return")):
         resolved = zip(task_names(results), scale.resolved, strict=True)
         if lost := [task for task, ok in resolved if not ok]:
             yield (
-                f"By {score}, no baseline clearly beats the untrained policy on {', '.join(lost)}. "
+                f"By {score}, {who} clearly beats the untrained policy on {', '.join(lost)}. "
                 "These tasks have no scale, and no mean includes them."
             )
     edges = {x.name: _edges(results, x) for x in results.benchmark.contenders}

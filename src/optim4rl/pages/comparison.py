@@ -140,7 +140,8 @@ def _read_training(folder: Path) -> FinishedRun:
     weights = folder / "weights.safetensors"
     if weights.is_file():
         card = read_weights(weights).card
-        numbers["seconds"] = float(card["training_seconds"])
+        if card["training_seconds"] is not None:  # It is None after a resumed training.
+            numbers["seconds"] = float(card["training_seconds"])
         settings = {**settings, "versions": card["versions"]}
     else:
         numbers.setdefault("stopped", "not finished: no weights yet")
@@ -254,9 +255,9 @@ def _shared(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 
 def _alone(run: FinishedRun, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Return the settings that no other run has."""
-    others = set().union(*(other.settings for other in runs if other is not run))
-    return {name: value for name, value in run.settings.items() if name not in others}
+    """Return the settings that not all runs have, and that do not differ where they are."""
+    shown = {*_shared(runs), *differing_settings(runs)}
+    return {name: value for name, value in run.settings.items() if name not in shown}
 
 
 def numbers_by_name(runs: Sequence[FinishedRun]) -> dict[str, list[Estimate | float | str | None]]:

@@ -29,7 +29,7 @@ def tag(name: str, *children: str, **attributes: str | int | float) -> Markup:
     """Return an element with escaped text and values; `class_` and `aria_label` are renamed."""
     pairs = Markup("").join(
         Markup(' {}="{}"').format(
-            key.rstrip("_").replace("_", "-"), _short(value) if _is_number(value) else value
+            key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else _short(value)
         )
         for key, value in attributes.items()
     )
@@ -327,10 +327,6 @@ def _clip(text: str, length: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def _short(value: str | int | float) -> str:

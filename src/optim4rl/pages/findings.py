@@ -145,7 +145,7 @@ def by_other_scores(rows: Sequence[RowSummary]) -> str:
         changed = [e for e in rows if e.scores[index].outcome != e.primary.outcome]
         compared = (e.scores[index].comparison for e in rows)
         lost = next((x.diverged[1] for x in compared if x is not None), 0)
-        if lost:
+        if lost and all(e.scores[index].outcome == "unclear" for e in rows[1:]):
             runs = "1 run" if lost == 1 else f"{lost} runs"
             said.append(f"by {score.name}, nothing is sure: {runs} of the reference diverged")
         elif changed:

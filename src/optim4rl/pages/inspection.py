@@ -46,7 +46,6 @@ from optim4rl.pages.inspection_pictures import (
 from optim4rl.pages.inspection_words import (
     after_the_end,
     at_size,
-    at_typical,
     brief,
     change,
     forgets,
@@ -54,7 +53,6 @@ from optim4rl.pages.inspection_words import (
     momentum,
     number,
     relative,
-    settled,
     tenth_after,
 )
 from optim4rl.pages.page import page_template
@@ -182,11 +180,11 @@ class _Section:
 def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     """Yield questions, answers and evidence, the most important first."""
     rule, adam = (inspection.responses[name] for name in (RULE, ADAM))
-    at_the_end, others = settled(rule), settled(adam)
+    at_the_end, others = at_size(rule, -1), at_size(adam, -1)
     yield (
         f"Step under a constant gradient of {number(TYPICAL)}",
         number(at_the_end),
-        f"learning rates, after {LIFE} updates; the first is {number(at_typical(rule, 0))}. "
+        f"learning rates, after {LIFE} updates; the first is {number(at_size(rule, 0))}. "
         f"Adam: {number(others)}.",
     )
     low, high = (at_size(rule, -1, size) for size in (1e-6, 1.0))
@@ -329,7 +327,7 @@ def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     column = index(TYPICAL)
     yield _History(
         "A constant gradient",
-        f"This rule’s step {change(at_typical(rule, 0), settled(rule))}. Adam’s and sign-SGD’s "
+        f"This rule’s step {change(at_size(rule, 0), at_size(rule, -1))}. Adam’s and sign-SGD’s "
         "stay at 1.",
         LIFE,
         {name: r.constant[0, :, column] for name, r in responses.items()},

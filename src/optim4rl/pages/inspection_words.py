@@ -19,24 +19,14 @@ def relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:
     return kernel / largest if largest > 0 else kernel
 
 
-def at_size(response: Response, age: int, size: float) -> float:
-    """Return the step at an age under constant gradients of a size."""
+def at_size(response: Response, age: int, size: float = TYPICAL) -> float:
+    """Return the step at an age under constant gradients of a size; -1 is the last age."""
     return float(response.constant[0, age, index(size)])
 
 
 def index(size: float) -> int:
     """Return the index of a size among the sizes shown."""
     return int(np.argmin(np.abs(np.log(SIZES / size))))
-
-
-def at_typical(response: Response, age: int) -> float:
-    """Return the step at an age under gradients of typical size."""
-    return at_size(response, age, TYPICAL)
-
-
-def settled(response: Response) -> float:
-    """Return the step after a whole life of constant gradients."""
-    return at_typical(response, -1)
 
 
 def momentum(response: Response) -> str:
@@ -70,12 +60,16 @@ def after_the_end(response: Response) -> str:
 
 
 def forgets(constant: float) -> str:
-    """Say how soon a state with this time constant forgets."""
+    """Say how soon a state with this time constant forgets; NaN if that is not clear."""
+    if math.isnan(constant):
+        return "forgets in a time that is not clear"
     return f"forgets in {brief(constant)} updates" if constant < 1e4 else "does not forget"
 
 
 def brief(constant: float) -> str:
     """Format a time constant."""
+    if math.isnan(constant):
+        return "not clear"
     if constant >= 1e4:
         return "never"
     return f"{constant:.0f}" if constant >= 10 else f"{constant:.1f}"

@@ -1,10 +1,12 @@
 """Make the leaderboard, contenders x suites, from tables of runs alone.
 
-Tables of the same suite, tasks, lengths and reported seeds share a board. All their baselines
-define its scale. If a contender is in several tables, the first one counts.
+Tables of the same suite, tasks, lengths and reported seeds share a board. Its scale is that of a
+benchmark with the baselines of all its tables. If a contender is in several tables, the first one
+counts.
 """
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optim4rl.benchmark.loop import CEILINGS, Reading
+from optim4rl.benchmark.contender import BASELINES, split_parts
+from optim4rl.benchmark.loop import CEILINGS, Reading, scores_of
 from optim4rl.benchmark.scale import Scale, Standing, make_scale, stand
 from optim4rl.benchmark.scores import greedy_return
 from optim4rl.benchmark.suites import PUBLISHED, SUITES
@@ -21,8 +24,8 @@ from optim4rl.benchmark.table import UNTRAINED, curves_of, read_runs
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
 from optim4rl.pages.costs import TimeStanding, time_standings
-from optim4rl.pages.words import estimate_json, finite, with_interval
-from optim4rl.tasks import PPOConfig
+from optim4rl.pages.words import estimate_json, finite, markdown_table, with_interval
+from optim4rl.tasks import PPOConfig, default_config
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,6 +52,7 @@ class Board:
         curves: the reported runs, in each reading that was run.
         untrained: each task's runs of agents that never update.
         sources: each contender's table.
+        seeds: the reported seeds.
     """
 
     suite: str
@@ -56,17 +60,30 @@ class Board:
     curves: Mapping[Reading, Found]
     untrained: tuple[Curves, ...]
     sources: Mapping[str, Path]
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def ceilings(self) -> tuple[str, ...]:
+        """Name the contenders whose best is 1, as `Benchmark.ceilings` does."""
+        tuned = self.curves["tuned"]
+        known = tuple(name for name in CEILINGS if name in tuned)
+        return known or tuple(name for name in tuned if split_parts(name)[0] in BASELINES)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Return the environment steps of a run on each task."""
+        ends = (int(curves.env_steps[-1]) for curves in self.untrained)
+        return dict(zip(self.tasks, ends, strict=True))
 
     @property
     def scales(self) -> tuple[Scale, Scale]:
         """Return the scales of AUC and of final return, as on a benchmark's page."""
         tuned = self.curves["tuned"]
-        ceilings = [name for name in CEILINGS if name in tuned]
         auc, final = (
             make_scale(
                 {
                     name: np.stack([score(members[0]) for members in tuned[name]])
-                    for name in ceilings
+                    for name in self.ceilings
                 },
                 np.stack([score(each) for each in self.untrained]),
             )
@@ -98,7 +115,7 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
         ValueError: a table has no runs of the untrained policy, so it has no scale.
         OSError: a file cannot be read.
     """
-    grouped: dict[tuple[object, ...], list[tuple[Path, pl.DataFrame]]] = {}
+    grouped: dict[tuple[str, Any, Any], list[tuple[Path, pl.DataFrame]]] = {}
     for path in paths:
         table = read_runs(path).filter(step_multiple=1.0).sort("task", "meta_seed", "seed")
         table = table.filter(table["purpose"].is_in(_READINGS))
@@ -114,10 +131,10 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
             .select("task", "env_steps")
             .rows()
         )
-        suite = untrained["suite"][0] or _suite_of(lengths) or path.parent.name
+        suite = untrained["suite"][0] or _suite_of(lengths) or path.resolve().parent.name
         seeds = tuple(untrained["seed"].unique().sort())
         grouped.setdefault((suite, lengths, seeds), []).append((path, table))
-    return [_board(str(key[0]), group) for key, group in grouped.items()]
+    return [_board(*key, group) for key, group in grouped.items()]
 
 
 def _suite_of(lengths: tuple[tuple[str, int], ...]) -> str | None:
@@ -133,7 +150,12 @@ def _lengths(suite: str) -> set[tuple[str, int]]:
     }
 
 
-def _board(suite: str, tables: Sequence[tuple[Path, "pl.DataFrame"]]) -> Board:
+def _board(
+    suite: str,
+    lengths: tuple[tuple[str, int], ...],
+    seeds: tuple[int, ...],
+    tables: Sequence[tuple[Path, "pl.DataFrame"]],
+) -> Board:
     curves: dict[Reading, dict[str, tuple[tuple[Curves, ...], ...]]] = {}
     sources: dict[str, Path] = {}
     for path, table in tables:
@@ -142,19 +164,18 @@ def _board(suite: str, tables: Sequence[tuple[Path, "pl.DataFrame"]]) -> Board:
         ):
             shown = _shown(str(name), path)
             if sources.setdefault(shown, path) == path:
-                curves.setdefault(_reading(reading), {})[shown] = _by_task(rows)
+                key: Reading = "one" if reading == "one" else "tuned"
+                curves.setdefault(key, {})[shown] = _by_task(rows)
     first = tables[0][1].filter(optimizer=UNTRAINED)
-    tasks = tuple(first["task"].unique().sort())
-    return Board(suite, tasks, curves, tuple(x[0] for x in _by_task(first)), sources)
-
-
-def _reading(purpose: object) -> Reading:
-    return "one" if purpose == "one" else "tuned"
+    tasks, untrained = tuple(task for task, _ in lengths), tuple(x[0] for x in _by_task(first))
+    return Board(suite, tasks, curves, untrained, sources, seeds)
 
 
 def _shown(name: str, path: Path) -> str:
-    first, space, rest = name.partition(" ")
-    return f"{path.parent.name}{space}{rest}" if first == _WEIGHTS else name
+    """Name weights that `train` wrote, with what follows: " untrained", "+clip0.5"."""
+    rest = name.removeprefix(_WEIGHTS)
+    named = name.startswith(_WEIGHTS) and rest[:1] in ("", " ", "+")
+    return f"{path.resolve().parent.name}{rest}" if named else name
 
 
 def _by_task(rows: "pl.DataFrame") -> tuple[tuple[Curves, ...], ...]:
@@ -169,10 +190,7 @@ def rank(board: Board, reading: Reading) -> Ranking:
     auc_scale, final_scale = board.scales
     found = board.curves[reading]
     areas, finals = (
-        {
-            name: np.stack([[score(member) for member in task] for task in tasks])
-            for name, tasks in found.items()
-        }
+        {name: scores_of(tasks, score) for name, tasks in found.items()}
         for score in (area_under_curve, final_return)
     )
     reference = _reference(areas, auc_scale)
@@ -201,16 +219,21 @@ def _mean(scaled: np.ndarray, scale: Scale) -> float:
     return mean if np.isfinite(mean) else -np.inf
 
 
-def to_json(boards: Sequence[Board]) -> dict[str, Any]:
-    """Return all numbers except greedy episodes: suite -> reading -> contender."""
-    return {
-        board.suite: {
-            reading: _ranking_values(rank(board, reading))
-            for reading in _READINGS
-            if reading in board.curves
+def to_json(boards: Sequence[Board]) -> list[dict[str, Any]]:
+    """Return all numbers of each board except greedy episodes: reading -> contender."""
+    return [
+        {
+            "suite": board.suite,
+            "tasks": board.lengths,
+            "seeds": list(board.seeds),
+            **{
+                reading: _ranking_values(rank(board, reading))
+                for reading in _READINGS
+                if reading in board.curves
+            },
         }
         for board in boards
-    }
+    ]
 
 
 def _ranking_values(ranking: Ranking) -> dict[str, Any]:
@@ -241,9 +264,10 @@ _BOX = """# Leaderboard
 > advantage. The page of each result judges it by a [stricter
 > rule](../benchmark.md#what-can-be-claimed).
 
-On the scale of AUC and final return, 0 is the untrained policy and 1 is the best tuned baseline of
-each task. All tables of a suite share this scale, so the page of one run can have another scale.
-Cells are means over tasks, or interquartile means over runs, with 95 % bootstrap intervals.
+On the scale of AUC and final return, 0 is the untrained policy and 1 is the best of {ceilings},
+tuned for each task; if none of them was run, the best of all baselines. All tables of a suite share
+this scale, so the page of one run can have another scale. Cells are means over tasks, or
+interquartile means over runs, with 95 % bootstrap intervals.
 
 - *One setting* means one for all tasks of a suite, *tuned* one for each task. Both were chosen on
   other seeds.
@@ -277,8 +301,10 @@ def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) 
         for member in task
     )
     evidence = f"{runs:,} reported runs; one command makes this page from them."
-    parts = [_BOX.format(claim=claim, evidence=evidence)]
-    parts += [f"    optim4rl leaderboard {' '.join(map(str, paths))} --out {out}", ""]
+    ceilings = ", ".join(f"`{name}`" for name in CEILINGS)
+    parts = [_BOX.format(claim=claim, evidence=evidence, ceilings=ceilings)]
+    command = ["optim4rl", "leaderboard", *map(str, paths), "--out", str(out)]
+    parts += [f"    {shlex.join(command)}", ""]
     parts += _overview(boards, rankings)
     for board, ranking in zip(boards, rankings, strict=True):
         parts += _board_section(board, ranking, out)
@@ -310,8 +336,8 @@ def _claim(board: Board, first: Ranking) -> str:
 def _is_bare(board: Board, reference: str) -> bool:
     """Return whether the reference is weaker than the Adam that PPO users run."""
     suite = SUITES.get(board.suite)
-    ppo = suite is not None and isinstance(suite.tasks[0].config.learner, PPOConfig)
-    return ppo and reference != _PPO_REFERENCE
+    config = default_config(board.tasks[0]) if suite is None else suite.tasks[0].config
+    return isinstance(config.learner, PPOConfig) and reference != _PPO_REFERENCE
 
 
 def _overview(
@@ -332,7 +358,9 @@ def _overview(
         for name in names
     }
     yield from ("AUC, one setting for all tasks of a suite:", "")
-    yield from _lines(["contender", *(x.suite for x in boards)], [[x, *cells[x]] for x in names])
+    yield from markdown_table(
+        ["contender", *(x.suite for x in boards)], [[x, *cells[x]] for x in names]
+    )
 
 
 def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path) -> Iterator[str]:
@@ -341,7 +369,8 @@ def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path)
     header = ["contender"]
     for reading, ranking in rankings.items():
         title = {"one": "one setting", "tuned": "tuned"}[reading]
-        scores = ("AUC", "IQM of AUC", "final return", f"P(beats {ranking.reference})")
+        scores = ["AUC", "IQM of AUC", "final return"]
+        scores += [f"P(beats {ranking.reference})"] * (ranking.reference is not None)
         header += [f"{x}, {title}" for x in scores]
     if first.times:
         header += ["seconds of a run", f"over {first.reference}'s", "P in its time"]
@@ -349,20 +378,17 @@ def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path)
     for name in names:
         row = [f"**{name}**" if name == first.reference else name]
         for ranking in rankings.values():
-            row += _standing_cells(ranking.standings.get(name))
+            row += _standing_cells(ranking, name)
         if first.times:
             time = first.times.get(name)
             row += ["-"] * 3 if time is None else _time_cells(time)
         rows.append([*row, f"[runs]({os.path.relpath(board.sources[name], out.parent)})"])
-    tasks = ", ".join(
-        f"{task} ({curves.env_steps[-1]:,})"
-        for task, curves in zip(board.tasks, board.untrained, strict=True)
-    )
+    tasks = ", ".join(f"{task} ({steps:,})" for task, steps in board.lengths.items())
     about = (
         f"Tasks and environment steps of a run: {tasks}. {len(board.untrained[0].returns)} seeds."
     )
     yield from ("", f"## {board.suite}", "", f"{about} {_remark(board, first.reference)}", "")
-    yield from _lines([*header, "table"], rows)
+    yield from markdown_table([*header, "table"], rows)
     yield from _greedy_lines(board, names)
 
 
@@ -376,23 +402,29 @@ def _remark(board: Board, reference: str | None) -> str:
             f"The reference is bare **{reference}**, which is easier to beat than Adam as PPO "
             f"users run it: the tables have no runs of {_PPO_REFERENCE}."
         )
-    return f"The reference is **{reference}**, the best of {' and '.join(_A2C_REFERENCES)} here."
+    run = [name for name in _A2C_REFERENCES if name in board.sources]
+    best = f", the best of {' and '.join(run)} here" * (len(run) > 1)
+    return f"The reference is **{reference}**{best}."
 
 
-def _standing_cells(standing: Standing | None) -> list[str]:
-    if standing is None:
-        return ["-"] * 4
+def _standing_cells(ranking: Ranking, name: str) -> list[str]:
+    count = 3 + (ranking.reference is not None)
+    if name not in ranking.standings:
+        return ["-"] * count
+    standing, lead = ranking.standings[name], ranking.standings[name].lead
     scores = (standing.auc.mean, standing.auc.iqm, standing.final.mean)
-    return [*map(with_interval, scores), _improvement(standing.lead)]
+    return [*map(with_interval, scores), with_interval(lead.mean_improvement if lead else None)][
+        :count
+    ]
 
 
 def _time_cells(time: TimeStanding) -> list[str]:
     seconds = np.mean([cost.seconds for cost in time.costs])
-    return [f"{seconds:.3g}", f"{time.ratio:.2f}", _improvement(time.lead)]
-
-
-def _improvement(lead: object) -> str:
-    return with_interval(getattr(lead, "mean_improvement", None))
+    return [
+        f"{seconds:.3g}",
+        f"{time.ratio:.2f}",
+        with_interval(time.lead.mean_improvement if time.lead else None),
+    ]
 
 
 def _rank(ranking: Ranking, name: str) -> float:
@@ -413,16 +445,7 @@ def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
         cells = [with_interval(bootstrap_interval(x, statistic="mean"), 2) for x in scores]
         rows.append([name, *cells])
     title, published = PUBLISHED.get(board.suite, ("", {}))
-    lengths = [
-        (task, int(curves.env_steps[-1]))
-        for task, curves in zip(board.tasks, board.untrained, strict=True)
-    ]
-    if published and set(lengths) <= _lengths(board.suite):
+    if published and set(board.lengths.items()) <= _lengths(board.suite):
         rows.append([title, *(f"{published[task]:g}" for task in board.tasks)])
     yield from ("", "Mean return of greedy episodes after training, tuned for each task:", "")
-    yield from _lines(["contender", *board.tasks], rows)
-
-
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines]
+    yield from markdown_table(["contender", *board.tasks], rows)

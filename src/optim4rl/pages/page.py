@@ -56,7 +56,7 @@ def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, "
     Returns:
         Low end, mean, high end.
     """
-    returns = np.stack([_thinned(each, points) for each in curves])
+    returns = np.stack([each.thin(points).returns for each in curves]).astype(np.float64)
     estimates = [
         bootstrap_interval(returns[None, :, :, time], resamples=BAND_RESAMPLES)
         for time in range(returns.shape[2])
@@ -66,7 +66,3 @@ def iqm_band(curves: Sequence[Curves], points: int) -> tuple[Float[np.ndarray, "
         for name in ("low", "value", "high")
     )
     return low, middle, high
-
-
-def _thinned(curves: Curves, points: int) -> Float[np.ndarray, "run points"]:
-    return curves.thin(points).returns.astype(np.float64)

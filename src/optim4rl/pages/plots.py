@@ -117,9 +117,9 @@ def _with_looks(
     """Yield each named item with its line and band; a control is dashed, in its rule's colour."""
     colours, taken = cycle(_COLOURS), dict[str, str]()
     for index, (name, what) in enumerate(drawn.items()):
-        control = name.endswith(CONTROL)
+        control = CONTROL in name  # Companions may follow.
         behind = control or name in background
-        colour = taken.get(name.removesuffix(CONTROL)) or next(colours)
+        colour = taken.get(name.replace(CONTROL, "", 1)) or next(colours)
         taken[name] = colour
         line = {"color": colour, "lw": 1.2 if behind else 2.0, "ls": "--" if control else "-"}
         band = {"color": colour, "alpha": 0.05 if behind else 0.18, "lw": 0}

@@ -1,8 +1,8 @@
 """Compute the scores of a study's optimizers, and their claims against the reference."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -225,7 +225,9 @@ def summarise_row(
     scores = _scores(row, results, kinds)
     curves = stack(row.curves) if row.curves else None
     measurable = curves is not None and curves.env_steps.size > 1
-    rising = curves if kinds[0].sign > 0 or curves is None else _mirrored(curves)
+    rising = (
+        curves if kinds[0].sign > 0 or curves is None else replace(curves, returns=-curves.returns)
+    )
     own = scores[0]
     return RowSummary(
         row=row,
@@ -246,11 +248,6 @@ def summarise_row(
         meta_seeds=own.shape[1],
         seeds=own.shape[2],
     )
-
-
-def _mirrored(curves: Curves) -> Curves:
-    """Negate the curves of a metric for which lower is better."""
-    return Curves(-curves.returns, curves.diverged_at, curves.env_steps)
 
 
 def _score(
@@ -314,12 +311,6 @@ def adam_of(rows: Sequence[RowSummary]) -> RowSummary | None:
     baselines = [entry for entry in rows if entry.row.kind == "baseline"]
     named = [entry for entry in baselines if entry.row.key.lower().startswith("adam")]
     return next(iter(named or baselines), None)
-
-
-def magnitudes(rows: Iterable[RowSummary], index: int) -> list[float]:
-    """Return the sizes of one score of all rows, without zeros."""
-    values = (abs(entry.scores[index].iqm.value) for entry in rows)
-    return [value for value in values if value > 0]
 
 
 def decimals_for(scale: float) -> int:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
-from optim4rl.benchmark.loop import Reading, Results
+from optim4rl.benchmark.loop import Reading, Results, scores_of
 from optim4rl.benchmark.sensitivity import Sensitivity, sensitivity
 from optim4rl.evaluation.returns import area_under_curve
 from optim4rl.pages.claims import task_names
@@ -19,7 +17,7 @@ def sensitivities(results: Results, reading: Reading) -> dict[str, Sensitivity]:
     if len(b.suite.tasks) < 2 or b.reference is None:
         return {}
     areas = {
-        name: np.stack([[area_under_curve(member) for member in task] for task in curves])
+        name: scores_of(curves, area_under_curve)
         for name, curves in results.runs.curves[reading].items()
     }
     return {

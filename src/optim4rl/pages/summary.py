@@ -18,7 +18,6 @@ from optim4rl.pages.scores import (
     adam_of,
     decimals_for,
     judge_rows,
-    magnitudes,
     score_kinds,
     summarise_row,
 )
@@ -87,8 +86,8 @@ def summarise(results: StudyResults) -> Summary:
     adam = adam_of(rows)
     control = next((entry for entry in rows if entry.row.kind == "control"), None)
     places = tuple(
-        decimals_for(usable or max(magnitudes(rows, index), default=1.0))
-        for index in range(len(kinds))
+        decimals_for(usable or max((size for size in sizes if size > 0), default=1.0))
+        for sizes in zip(*([abs(x.iqm.value) for x in row.scores] for row in rows), strict=True)
     )
     decimals = places[0]
     return Summary(
@@ -122,13 +121,12 @@ JSON_NAMES = {"AUC": "auc", "final return": "final"}
 
 def _table_row(entry: RowSummary) -> dict[str, Any]:
     row, curves = entry.row, entry.curves
-    return {
+    found = {
         "key": row.key,
         "label": row.label,
         "kind": row.kind,
         "change": row.change,
         "ablation": row.ablation,
-        **{JSON_NAMES.get(x.name, x.name): _score_as_dict(x) for x in entry.scores},
         "runs": entry.meta_seeds * entry.seeds,
         "meta_seeds": entry.meta_seeds,
         "failed_meta_seeds": {str(key): message for key, message in row.failures.items()},
@@ -137,6 +135,12 @@ def _table_row(entry: RowSummary) -> dict[str, Any]:
         "stuck_rate": {f"{step:g}": estimate_json(rate) for step, rate in entry.stuck.items()},
         "seconds": row.seconds,
     }
+    names = {x.name: JSON_NAMES.get(x.name, x.name) for x in entry.scores}
+    scores = {
+        f"metric {names[x.name]}" if names[x.name] in found else names[x.name]: _score_as_dict(x)
+        for x in entry.scores
+    }
+    return found | scores
 
 
 def _score_as_dict(score: Score) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Format numbers, the same way on every page, in every table and in JSON."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from optim4rl.evaluation.claims import Claim
@@ -52,6 +52,12 @@ def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:
     ends = (estimate.low, estimate.high)
     low, high = ("-inf" if math.isnan(x) else f"{x:.{decimals - 1}f}" for x in ends)
     return f"{estimate.value:.{decimals}f} ({low} to {high})"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines]
 
 
 def estimate_json(estimate: Estimate | None) -> dict[str, float | None] | None:
