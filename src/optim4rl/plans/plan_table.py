@@ -95,7 +95,7 @@ def _check_columns(header: str, columns: list[str], below: str) -> None:
         refuse(header, "a table needs one line of dashes below its header, with as many columns")
     if "part" not in columns and "title" not in columns:
         refuse(header, "the table has no column 'Ablated part'")
-    for name in FIELDS:
+    for name in (*FIELDS, *EXTRAS):
         if columns.count(name) > 1:
             refuse(header, f"two columns of the table hold the field {name!r}")
 
