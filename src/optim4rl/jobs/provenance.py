@@ -88,7 +88,12 @@ def _imports(name: str) -> tuple[str, ...]:
             wanted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     folder = name if file.name == "__init__.py" else name.rpartition(".")[0]
     native = [f"{folder}/{x.name}" for x in _folder(folder).iterdir() if x.name.endswith(_NATIVE)]
-    return (*(x for x in wanted if x.split(".")[0] == "optim4rl" and _source(x)), *native)
+    return (*filter(is_module, wanted), *native)
+
+
+def is_module(name: str) -> bool:
+    """Return whether a name is that of a module of this package."""
+    return name.split(".")[0] == "optim4rl" and _source(name) is not None
 
 
 def _folder(package: str) -> Traversable:
