@@ -27,13 +27,16 @@ _NATIVE = (".cc", ".h")
 @cache
 def package_versions() -> dict[str, str]:
     """Return the installed version of each of `PACKAGES`."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    versions = {name: installed_version(name) for name in PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def provenance(module: str) -> dict[str, Any]:

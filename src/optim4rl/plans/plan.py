@@ -10,13 +10,20 @@ is data. Its ablations have one of these forms:
 A plan is read whole, or it is refused with the text that was not understood.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from optim4rl.files.reading import read_file, why
-from optim4rl.plans.ablation import Ablation, Action, Plan, PlanError, read_action, refuse
+from optim4rl.plans.ablation import (
+    Ablation,
+    Action,
+    Plan,
+    PlanError,
+    lower_words,
+    read_action,
+    refuse,
+)
 from optim4rl.plans.plan_fields import Line, caption, fields_of, parse_line, read_fields
 from optim4rl.plans.plan_json import cut_json
 from optim4rl.plans.plan_table import cut_tables, is_table_header, join_cells
@@ -112,7 +119,6 @@ def _beside_prose(data: Plan, lines: list[str]) -> Plan:
 
 # --- Lines to sections ----------------------------------------------------------------------------
 
-_WORD: Final = re.compile(r"[a-z]+")
 _LONGEST: Final = 60  # characters; no heading of a section is longer
 _PLAN_WORDS: Final = words(
     "ablation ablations study studies plan plans proposed suggested experiment experiments "
@@ -131,7 +137,7 @@ def _section(raw: str) -> Literal["plan", "reasoning"] | None:
     title = caption(line)
     if len(title) > _LONGEST or title[-1:].isdigit():  # "Ablation study 2" is an ablation's title
         return None
-    found = frozenset(_WORD.findall(title.lower()))
+    found = lower_words(title)
     if found <= _PLAN_WORDS and (
         found & {"plan", "plans", "ablations"} or ("ablation" in found and len(found) > 1)
     ):

@@ -30,7 +30,7 @@ def join_cells(text: str) -> str:
 
 def is_table_header(line: str) -> bool:
     """Return whether a line is the header of a plan's table: its cells name two fields or more."""
-    return _names_ablations(_columns(line))
+    return len({*_columns(line)} & {*FIELDS}) > 1
 
 
 def cut_tables(lines: Sequence[str]) -> tuple[list[str], tuple[Ablation, ...]]:
@@ -83,10 +83,6 @@ def _column(cell: str) -> str:
     if cell.lower().strip(" .") in _TITLES:
         return "title"
     return (field_name(cell) or "") if len(cell) <= 40 and ":" not in cell else ""
-
-
-def _names_ablations(columns: Sequence[str]) -> bool:
-    return len(columns) > 1 and len({*columns} & {*FIELDS}) > 1
 
 
 def _check_columns(header: str, columns: list[str], below: str) -> None:

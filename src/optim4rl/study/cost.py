@@ -22,16 +22,11 @@ from optim4rl.study.settings import SCALES
 
 # Seconds on one core of an AMD EPYC with AVX-512: to compile a program, to run one compiled job,
 # and to run a batch of runs for 1,000 rollouts. docs/planner.md says how we measured.
+_QUICK = {"compile": 10.0, "training": 3.0, "untrained": 0.1, "batch": 4.0, "identity": 25.0}
 JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
     "smoke": {"compile": 5.0, "training": 0.2, "untrained": 0.1, "batch": 2.0, "identity": 2.0},
-    "quick": {"compile": 10.0, "training": 3.0, "untrained": 0.1, "batch": 4.0, "identity": 25.0},
-    "standard": {
-        "compile": 10.0,
-        "training": 3.0,
-        "untrained": 0.1,
-        "batch": 4.0,
-        "identity": 25.0,
-    },
+    "quick": _QUICK,
+    "standard": _QUICK,
     "paper": {
         "compile": 15.0,
         "training": 80.0,

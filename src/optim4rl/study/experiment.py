@@ -278,7 +278,7 @@ def _filled_in(reference: Any, component: Component) -> Component:
         if value is not None and value not in values:
             raise ValueError(f"{named}: {value!r} is not among its choices {values!r}")
         if value is not None and value != own:
-            replace_field(reference, component.field, value)
+            dataclasses.replace(reference, **{component.field: value})
     return dataclasses.replace(component, study=own)
 
 
@@ -305,20 +305,6 @@ def _check_grid(
 def points(grid: Grid) -> list[dict[str, Any]]:
     """Return every combination of a grid's values."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def replace_field(settings: Any, name: str, value: Any) -> Any:
-    """Return an ablation: the settings with one field replaced.
-
-    Raises:
-        ValueError: the field does not exist, already has this value, or refuses it.
-    """
-    names = [f.name for f in dataclasses.fields(settings)]
-    if name not in names:
-        raise ValueError(f"field = {name!r}: the fields are {', '.join(names)}")
-    if getattr(settings, name) == value:
-        raise ValueError(f"{name} = {value!r}: this is the reference itself")
-    return dataclasses.replace(settings, **{name: value})
 
 
 def describe_change(settings: Any, reference: Any) -> str:

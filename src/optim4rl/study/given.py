@@ -29,11 +29,6 @@ class GivenWork:
     experiment: Experiment
     source: Source
 
-    @property
-    def module(self) -> str:
-        """Return the module whose code, with the user's code, decides the results."""
-        return "optim4rl.study.given"
-
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
         """Return a training as a job; None if the experiment trains nothing."""
         if self.experiment.train is None or not candidate.trained:

@@ -15,7 +15,7 @@ from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import StoreError
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, require_mapped
 from optim4rl.plans.plan import Plan, PlanError, read_plan_bytes
-from optim4rl.study.experiment import Control, Design, describe_change, replace_field
+from optim4rl.study.experiment import Control, Design, describe_change
 from optim4rl.study.opening import Opened, reopen
 from optim4rl.study.work import Candidate, Work
 
@@ -131,7 +131,7 @@ def _replacements(ablations: Sequence[MappedAblation], experiment: Design) -> It
                 continue
             field, ablation = entry.component.field, entry.ablation
             if getattr(reference, field) != match.key:
-                settings = replace_field(reference, field, match.key)
+                settings = dataclasses.replace(reference, **{field: match.key})
                 yield Candidate(
                     key=f"{field}={match.key}",
                     label=match.text or f"{entry.component.key}: {match.key}",

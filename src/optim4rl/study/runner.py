@@ -71,15 +71,15 @@ def run_study(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     seal(study.candidates, folder)
     record_study(study, folder, command, started)
-    deadline = None if budget is None else time.monotonic() + 60 * budget
+    deadline = math.inf if budget is None else time.monotonic() + 60 * budget
     left_out: set[str] = set()
     with open_pool(folder, workers) as pool:
         stages = Stages(pool, folder, expected_jobs(study, folder), on_progress)
-        parts = _parts(study, one_by_one=deadline is not None)
+        parts = _parts(study, one_by_one=budget is not None)
         for index, part in enumerate(parts):
             # Everything else needs the reference and the controls, so they come first.
             needed = _seconds_needed(part, folder, workers) if index else 0.0
-            if needed and (left_out or needed > _left(deadline)):
+            if needed and (left_out or needed > deadline - time.monotonic()):
                 left_out |= {x.key for x in part.candidates}
                 continue
             _run(part, folder, stages, last=part is parts[-1])
@@ -146,7 +146,3 @@ def _seconds_needed(study: Study, folder: Path, workers: Workers) -> float:
     missing = [job for job in wanted if not has_result(folder, job)]
     at_once = min(workers.jobs or local_workers(), max(1, len(missing)))
     return sum(means.get(job.function, longest) for job in missing) / at_once
-
-
-def _left(deadline: float | None) -> float:
-    return math.inf if deadline is None else deadline - time.monotonic()

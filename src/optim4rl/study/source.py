@@ -19,7 +19,7 @@ from typing import Any
 from optim4rl.fields import shown
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
-from optim4rl.jobs.provenance import code_hash, is_module
+from optim4rl.jobs.provenance import code_hash, installed_version, is_module
 from optim4rl.study.experiment import Experiment
 
 FOLDER = "experiments"
@@ -62,7 +62,7 @@ class Source:
             ValueError: it cannot be loaded, or a package has another version here.
         """
         for package, version in self.packages.items():
-            here = _version(package)
+            here = installed_version(package)
             if here != version:
                 raise ValueError(
                     f"package {package}: version {here or 'none'} is installed here, but the study "
@@ -103,7 +103,7 @@ def read_source(text: str) -> Source:
         digest.update(code_hash(module).encode())
     for module in sorted(_top_level(imported) - local):
         for package in _distributions().get(module, ()):
-            packages[package] = _version(package) or ""
+            packages[package] = installed_version(package) or ""
     packages.pop("optim4rl", None)
     others = tuple(file.name for file in files[1:])
     return Source(path.name, name, digest.hexdigest()[:24], others, packages)
@@ -244,10 +244,3 @@ def _top_level(names: Iterable[str]) -> set[str]:
 def _distributions() -> Mapping[str, list[str]]:
     """Return the installed packages by module name; the search takes a moment."""
     return metadata.packages_distributions()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
