@@ -272,8 +272,8 @@ def _filled_in(reference: Any, component: Component) -> Component:
         )
     for phrases in (component.phrases, *(choice.phrases for choice in component.choices)):
         _check_phrases(named, phrases)
-    for value in values:
-        _require_json(named, value)
+    for choice in component.choices:
+        _require_json(named, choice.value)
     for value in (*values, *component.defaults, component.remove, component.add):
         if value is not None and value not in values:
             raise ValueError(f"{named}: {value!r} is not among its choices {values!r}")
