@@ -194,7 +194,7 @@ def log(folder, seed):
 def study(folder, seed, name):
     settings = dataclasses.replace(SMOKE if seed else QUICK, meta_seeds=2 + seed)
     plan = PLAN.replace(b"Synchronous resets", b"Random resets") if seed else PLAN
-    record_study(lay_out(plan, open_own("smoke", settings)), folder, f"command {seed}")
+    record_study(lay_out(plan, open_own("smoke", settings)), folder, f"command {seed}", "now")
     write_manifest(folder)
     return folder / name, lambda: dataclasses.astuple(load_study(folder))
 

@@ -55,6 +55,16 @@ def test_the_address_depends_on_the_question_alone():
     assert len({ADDING.address, *(job.address for job in other)}) == 4
 
 
+def test_variables_by_which_jax_computes_other_numbers_count(monkeypatch):
+    for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DEFAULT_PRNG_IMPL"):
+        monkeypatch.delenv(name, raising=False)
+        before = Job("optim4rl.fields:to_json", {}).address
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert Job("optim4rl.fields:to_json", {}).address != before
+        assert Job("optim4rl.fields:to_json", {}).address == before
+
+
 def test_the_address_is_the_same_in_every_process():
     program = """
 import json, sys

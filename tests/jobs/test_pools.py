@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from optim4rl.jobs import ray_pool
 from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pool import JobError, JobQueue, LocalPool, Stages, run_jobs
-from optim4rl.jobs.pools import Workers, open_pool
+from optim4rl.jobs.pools import Workers, count_cores, local_workers, open_pool
 from optim4rl.jobs.ray_pool import DEATHS, ClusterError, Needs, RayPool, worker_environment
 from optim4rl.jobs.store import put_result
 from pretended import PretendedPool, put_worker
@@ -376,6 +376,40 @@ def test_needs_that_no_machine_meets_are_named(monkeypatch, tmp_path):
         run(monkeypatch, tmp_path, StandIn(cores=0.5))
     # A number that is asked for makes a cluster grow.
     assert len(run(monkeypatch, tmp_path, StandIn(cores=0.5), workers=3)) == 3
+
+
+def test_shares_of_a_machine_are_counted_right():
+    assert ray_pool._room({"CPU": 1.0}, Needs(0.2)) == 5
+    assert ray_pool._room({"CPU": 0.9}, Needs(0.2)) == 4
+
+
+def test_where_all_machines_are_lost_it_waits_for_new_ones(monkeypatch, tmp_path):
+    ray = StandIn({"job-0": deque([RayError("lost"), {"files": {}}])}, cores=1.0)
+    machines, slept = ray.nodes(), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        monkeypatch.setattr(ray, "nodes", lambda: machines)
+
+    def wait(references, **options):
+        assert references
+        return StandIn.wait(ray, references, **options)
+
+    monkeypatch.setattr(ray_pool, "_import_ray", lambda: ray)
+    monkeypatch.setattr(ray_pool, "_LOOK_AROUND", 0.0)
+    monkeypatch.setattr(ray_pool.time, "sleep", sleep)
+    monkeypatch.setattr(ray, "wait", wait)
+    with RayPool(tmp_path, "auto", None, Needs()) as pool:
+        pool.run(jobs_of("ab")[1:])
+        monkeypatch.setattr(ray, "nodes", list)
+        pool.run(jobs_of("a"))
+    assert slept == [1]
+
+
+def test_a_pool_of_this_machine_has_the_cores_that_it_may_use(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7}, raising=False)
+    assert local_workers() == count_cores() == 2
 
 
 # Thousands of jobs

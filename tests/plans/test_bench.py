@@ -154,12 +154,26 @@ def test_a_plan_with_predictions_is_read_back():
     [
         ("- **Expected**: better or worse", "give worse, better or same as the expected result"),
         ("- **Expected**: who knows", "give worse, better or same as the expected result"),
-        ("- **Priority**: 1 or 2", "give a whole number, high, medium or low as the priority"),
+        ("- **Expected**: not worse", "give worse, better or same as the expected result"),
+        ("- **Expected**: it doesn't improve", "give worse, better or same as the expected"),
+        ("- **Expected**: lower loss", "give worse, better or same as the expected result"),
+        ("- **Priority**: 1 or 2", "give a whole number of at least 1, high, medium or low as"),
+        ("- **Priority**: -1", "give a whole number of at least 1, high, medium or low as"),
+        ("- **Priority**: 0", "give a whole number of at least 1, high, medium or low as"),
+        ("### B\n- **Expected**: worse", "'worse': its ablation has no part; add 'Ablated Part"),
     ],
 )
 def test_a_prediction_that_is_not_understood_is_refused(line, said):
     with pytest.raises(PlanError, match=said):
         parse_plan(f"### A\n- **Ablated Part**: GRU\n- **Action**: REMOVE\n{line}\n")
+
+
+def test_none_is_no_prediction_and_no_priority():
+    (fields,) = parse_plan(
+        f"{FORMS['fields']}".replace("worse", "none").replace("2", "n/a")
+    ).ablations
+    (table,) = parse_plan(FORMS["table"].replace("worse", "none").replace("2", "n/a")).ablations
+    assert (fields.expected, fields.priority) == (table.expected, table.priority) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_published_plan() -> None:
         ("missing_parts.md", ["processing", "structure", "resets"], None),
         ("numbered_titles.md", ["resets", "cell"], [("never",), ("lstm",)]),
         ("other_order.md", ["resets", "processing"], [("synchronous", "random"), ("raw",)]),
-        ("validation_and_cell.md", ["validation", "cell"], [("dense",), ()]),
+        ("validation_and_cell.md", ["validation", "cell"], [("last",), ()]),
         ("wrapped.md", ["processing"], [("symlog", "raw")]),
         ("vision_transformer.md", [None, None], [(), ()]),
         ("language_model.md", [None, None], [(), ()]),

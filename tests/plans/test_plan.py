@@ -229,6 +229,15 @@ def test_plan_section_before_the_reasoning() -> None:
     )
 
 
+@pytest.mark.parametrize("line", ["**Reasoning:**", "#### Reasoning", "Thought process"])
+def test_an_ablation_behind_the_reasoning_is_refused(line: str) -> None:
+    text = (
+        f"# T\n## Plan\n- Part: a\n- Action: add\n{line}\nWhy.\n\n### B\n- Part: b\n- Action: add\n"
+    )
+    with pytest.raises(PlanError, match="'b': this ablation stands outside the section"):
+        parse_plan(text)
+
+
 @pytest.mark.parametrize(
     ("stated", "action"),
     [

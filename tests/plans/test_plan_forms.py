@@ -325,10 +325,11 @@ TABLE = f"{HEADER}|---|---|---|---|\n| GRU | REPLACE | LSTM | return |\n"
         (TABLE + "| | REMOVE | a | return |\n", "names no part"),
         (TABLE + "\n| GRU | REMOVE | a | return |\n", "outside its table"),
         (TABLE.replace("Metrics", "Part"), "two columns"),
+        (TABLE.replace("Metrics", "Priority").replace("Action", "Importance"), "two columns"),
         (TABLE.replace("Part", "Colour"), "no column 'Ablated part'"),
         (TABLE.replace("Replacement", "Swap in"), "Swap in"),
         (TABLE.replace("LSTM", "Metrics: identity"), "'Metrics'"),
-        (f"{FIELDS}\n## Ablation plan\n{FIELDS.replace('GRU', 'width')}", "before the section"),
+        (f"{FIELDS}\n## Ablation plan\n{FIELDS.replace('GRU', 'width')}", "outside the section"),
     ],
 )
 def test_what_is_broken_or_mixed_is_refused(text: str, named: str) -> None:

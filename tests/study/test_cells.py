@@ -25,7 +25,6 @@ from optim4rl.study.cells import (
     run_identity,
     training_job,
 )
-from optim4rl.study.experiment import replace_field
 from optim4rl.study.settings import TrainingSettings
 from optim4rl.study.variant import REFERENCE
 from pretended import IDENTITY
@@ -48,13 +47,13 @@ def test_meta_trainings_of_one_program_are_known():
     """Whatever their seed and meta-learning rate are."""
     other = dataclasses.replace(TRAINING, meta_seed=5, meta_learning_rate=0.1)
     assert training_job(other).program == training_job(TRAINING).program
-    variant = replace_field(REFERENCE, "resets", "never")
+    variant = dataclasses.replace(REFERENCE, resets="never")
     other = dataclasses.replace(TRAINING, variant=variant)
     assert training_job(other).program != training_job(TRAINING).program
 
 
 def test_a_job_says_what_it_is():
-    variant = replace_field(REFERENCE, "resets", "never")
+    variant = dataclasses.replace(REFERENCE, resets="never")
     untrained = dataclasses.replace(TRAINING, trained=False)
     said = [
         training_job(x).what

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shutil
+from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -18,13 +20,14 @@ from optim4rl.pages.study import render_report, write_report
 from optim4rl.pages.summary import summarise
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.plan import PlanError
-from optim4rl.study import Choice, Component, Experiment, Metric, runner
+from optim4rl.study import Choice, Component, Control, Experiment, Metric, runner, source
 from optim4rl.study.collecting import collect
 from optim4rl.study.cost import predict_given
 from optim4rl.study.layout import lay_out, load_study
 from optim4rl.study.opening import describe_new_version, open_given
 from optim4rl.study.runner import run_study
 from optim4rl.study.schedule import expected_jobs
+from optim4rl.study.source import read_source
 from pretended import PretendedPool
 
 HEAD = """
@@ -145,6 +148,15 @@ def test_predictions_are_set_against_outcomes(method, tmp_path):
     assert "whether it must be heavy" in page
     with pytest.raises(PlanError, match=r"better of 'momentum: 0.0': worse was sealed"):
         run(study_of(method(), PLAN.replace(b"worse", b"better")), tmp_path)
+    assert (tmp_path / "plan.md").read_bytes() == PLAN
+
+
+@pytest.mark.usefixtures("here")
+def test_the_time_of_the_start_is_recorded(method, tmp_path, monkeypatch):
+    hours = iter(range(24))
+    clock = SimpleNamespace(now=lambda zone: datetime(2026, 1, 1, next(hours), tzinfo=zone))
+    monkeypatch.setattr(runner, "datetime", clock)
+    assert run(study_of(method()), tmp_path).started == "2026-01-01T00:00:00+00:00"
 
 
 @pytest.mark.usefixtures("here")
@@ -240,6 +252,36 @@ def test_modules_beside_the_file_belong_to_it(method, tmp_path, here):
     assert first.opened.source is not None
     assert second.source.address != first.opened.source.address
     assert second.source.modules == ("beside.py",)
+    (tmp_path / "out" / first.opened.source.files[1]).unlink()
+    method("SHIFT = 1.0\n", "beside.py")
+    open_given(text).keep(tmp_path / "out")
+    assert (tmp_path / "out" / first.opened.source.files[1]).is_file()
+
+
+def test_a_folder_of_modules_beside_the_file_is_refused(method, tmp_path):
+    text = method("from helpers.a import b\n" + HEAD + RUN)
+    (tmp_path / "files" / "helpers").mkdir()
+    (tmp_path / "files" / "helpers" / "__init__.py").touch()
+    with pytest.raises(ValueError, match=r"my_method.py: import helpers: a study keeps no folder"):
+        open_given(text)
+
+
+def test_the_code_of_this_package_that_a_file_imports_belongs_to_it(method, monkeypatch):
+    text, names = method("from optim4rl.meta import trainer\n" + HEAD + RUN), []
+    before = read_source(text).address
+    monkeypatch.setattr(source, "code_hash", lambda name: names.append(name) or "other code")
+    assert read_source(text).address != before
+    assert names == ["optim4rl.meta", "optim4rl.meta.trainer", "optim4rl.study"]
+
+
+def test_an_edited_file_is_another_experiment_in_the_same_process(method):
+    text = method("NAME = 'one'\n", "beside.py") and method(
+        "from beside import NAME\n" + HEAD + RUN
+    )
+    method("from beside import NAME\n" + HEAD.replace('"clipped momentum"', "NAME") + RUN)
+    assert open_given(text).experiment.name == "one"
+    method("NAME = 'another'\n", "beside.py")
+    assert open_given(text).experiment.name == "another"
 
 
 def test_a_file_that_changes_between_runs_has_cells_of_its_own(method, tmp_path, here):
@@ -312,6 +354,41 @@ def test_what_is_trained_has_meta_seeds_and_an_untrained_control(method, tmp_pat
     assert [round(mean) for mean in means] == [0, 1, 2]
     assert rows["fresh"].curves[0].returns.min() > 9
     assert "it exploded" in render_report(results)
+    table = pl.read_parquet(tmp_path / "runs.parquet").filter(optimizer="momentum=0.0")
+    assert sorted(set(table["meta_seed"])) == [0, 2]
+
+
+@pytest.mark.usefixtures("here")
+def test_an_artefact_of_which_all_runs_diverge_is_as_long_as_the_others(method, tmp_path):
+    line = '    return {"loss"'
+    lost = TRAIN.replace(line, f"    if shift == 1:\n        raise Divergence\n{line}")
+    results = run(study_of(method(HEAD + lost)), tmp_path)
+    shapes = [curves.returns.shape for curves in results.rows[0].curves]
+    assert shapes == [(2, 5)] * 3
+    assert np.isnan(results.rows[0].curves[1].returns).all()
+    assert "diverged" in render_report(results)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_baseline_of_which_all_trainings_diverge_is_a_row(method, tmp_path):
+    other = (
+        'Control("other", "Other", Settings(momentum=0.5), "baseline", grid={"rate": (0.1, 0.3)})'
+    )
+    lost = TRAIN.replace("controls=(", f"controls=({other}, ")
+    lost = lost.replace(
+        "    if settings.momentum == 0.0 and meta_seed == 1:", "    if settings.momentum == 0.5:"
+    )
+    results = run(study_of(method(HEAD + lost)), tmp_path)
+    rows = {row.key: row for row in results.rows}
+    assert (rows["other"].curves, len(rows["other"].failures)) == ((), 3)
+    assert "it exploded" in render_report(results)
+
+
+def test_the_cost_comes_from_a_training_that_is_finite(method, tmp_path):
+    lost = TRAIN.replace("settings.momentum == 0.0 and meta_seed == 1", "meta_seed == 0")
+    opened = open_given(method(HEAD + lost))
+    cost = predict_given(MappedPlan.parse(PLAN, opened.experiment.catalogue), opened, 1, tmp_path)
+    assert cost.cells == 2 + 2
 
 
 # A budget
@@ -334,6 +411,10 @@ def test_a_budget_takes_rows_in_order_of_priority(method, tmp_path, here, monkey
     count = len(here.ran)
     assert run(study, tmp_path, budget=1e-6, workers=Workers(1)).left_out == ()
     assert len(here.ran) == count
+    # A row that is finished stays, whatever did not fit before it.
+    lost = next(job for job in expected_jobs(study, tmp_path) if job.what.startswith("no clipping"))
+    (tmp_path / "jobs" / f"{lost.address}.safetensors").unlink()
+    assert run(study, tmp_path, budget=1e-6, workers=Workers(1)).left_out == ("no clipping",)
 
 
 # What it would cost
@@ -349,6 +430,12 @@ def test_the_cost_comes_from_timed_cells(method, tmp_path):
     first = max(cells) - min(cells)
     assert cost.seconds == pytest.approx(cost.jobs * min(cells) + 3 * first)
     assert sum(has_result(tmp_path, job) for job in expected_jobs(study_of(method()))) == 2
+
+
+def test_a_run_may_start_programs_that_print_and_read(method, tmp_path):
+    body = "    import os; os.system('echo hi; cat')\n    return dict(loss=1, distance=1)"
+    study = study_of(method(HEAD + BODY.format(body)))
+    assert len(run(study, tmp_path / "out", workers=Workers(1)).rows) == len(ROWS)
 
 
 # What goes wrong
@@ -390,6 +477,10 @@ HOSTILE = {
         "    return {'loss': [1, 2], 'distance': 1, 'steps': [3, 3]}",
         r"'steps' = \[3, 3\]; they must ascend",
     ),
+    "halves": (
+        "    return {'loss': [1, 2], 'distance': 1, 'steps': [0.5, 1.0]}",
+        r"'steps' = \[0.5, 1.0\]; they must ascend from 0 in whole numbers",
+    ),
 }
 
 
@@ -422,6 +513,21 @@ def test_curves_of_other_lengths_are_one_sentence(method, tmp_path):
     with pytest.raises(ValueError, match=said):
         run(study_of(method(HEAD + BODY.format(body))), tmp_path)
     assert len(list(finished_jobs(tmp_path))) == 18
+
+
+@pytest.mark.usefixtures("here")
+def test_steps_that_differ_between_seeds_are_one_sentence(method, tmp_path):
+    body = "    return {'loss': [1, 2], 'distance': 1.0, 'steps': [1, 2 + seed % 2]}"
+    said = r"metric 'loss' has steps \[1, 3\] with seed 1001 and \[1, 2\] with another"
+    with pytest.raises(ValueError, match=said):
+        run(study_of(method(HEAD + BODY.format(body))), tmp_path)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_number_may_have_its_step_and_an_array_any_order_of_bytes(method, tmp_path):
+    body = "    return {'loss': np.full(1, 1.5, '>f4'), 'distance': 1.0, 'steps': 100}"
+    curves = run(study_of(method(HEAD + BODY.format(body))), tmp_path).rows[0].curves[0]
+    assert (curves.env_steps.tolist(), curves.returns.tolist()) == ([100], [[1.5]] * 6)
 
 
 @pytest.mark.usefixtures("here")
@@ -469,6 +575,14 @@ FILES = {
         HEAD + BODY.format("    return 1").replace("_and()", "_and(grid={'clip': ('norm',)})"),
         r"'clip' is a component, and components are not tuned",
     ),
+    "a column": (
+        HEAD.replace('Metric("distance"', 'Metric("seed"') + BODY.format("    return 1"),
+        r"metrics: 'seed' is the name of a column of the table of runs",
+    ),
+    "steps": (
+        HEAD.replace('Metric("loss"', 'Metric("steps"') + BODY.format("    return 1"),
+        r"metrics: 'steps' is the name of a column of the table of runs",
+    ),
 }
 
 
@@ -509,6 +623,32 @@ WRONG = {
         "default_metrics: 'return' is not a metric; the metrics are loss",
     ),
     "no seeds": ({"seeds": 0}, "seeds = 0"),
+    "no word": (
+        {"components": (Component("size", ("of",), SIZE.choices),)},
+        "component 'size': the phrase 'of' has no word",
+    ),
+    "no word of a metric": (
+        {"metrics": (Metric("loss", ("a",)),)},
+        "metric 'loss': the phrase 'a'",
+    ),
+    "too many meta-seeds": ({"meta_seeds": 101}, "meta_seeds = 101: a whole number from 1 to 100"),
+    "letters to tune": ({"grid": {"further": "adam"}}, "grid: 'further' = 'adam': a tuple of at"),
+    "another number": (
+        {"grid": {"further": (np.float32(1),)}},
+        "grid: 'further': .*1.0.* cannot be written as JSON",
+    ),
+    "a control's field": (
+        {"controls": (Control("c", "C", Small(), grid={"typo": (1,)}),)},
+        "control 'c': grid: 'typo' is not a field",
+    ),
+    "a control's grid": (
+        {"controls": (Control("c", "C", Small(), grid={"further": ()}),)},
+        r"control 'c': grid: 'further' = \(\): a tuple of at least one value",
+    ),
+    "no settings": (
+        {"controls": (Control("c", "C", None),)},
+        "control 'c': settings = None: Small is needed",
+    ),
     "no removal": (
         {"components": (dataclasses.replace(SIZE, remove=7),)},
         "7 is not among its cho",
@@ -538,6 +678,8 @@ def test_a_plan_names_what_the_file_offers_and_nothing_else(method):
     assert first.endswith("my_method.py:experiment does not know these parts of the plan:")
     assert last == "Change the plan's words, or leave these parts out with --skip-unmapped."
     assert study_of(method(), plan, skip_unmapped=True).candidates[1].key == "momentum=0.0"
+    with pytest.raises(PlanError, match="'clipping': it asks for nothing but clip = 'norm', which"):
+        study_of(method(), PLAN.replace(b"no clipping", b"norm clipping"))
 
 
 def test_the_command_line_does_all_of_it(method, tmp_path, monkeypatch, capsys, here):

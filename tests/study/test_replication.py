@@ -124,6 +124,19 @@ def test_the_page_marks_the_settings_that_are_used(replicated):
     assert (folder / "runs.parquet").is_file()
 
 
+def test_both_pages_tell_of_reported_meta_trainings_that_diverged(replicated):
+    _, folder, found, _ = replicated
+    write_replication(replace(found, failures={"A": ("it exploded",)}), "optim4rl replicate catch")
+    for name in ("results.md", "settings.md"):
+        said = "A: 1 of the reported meta-trainings diverged. it exploded"
+        assert said in (folder / name).read_text()
+
+
+def test_an_arm_has_no_meta_seed_that_chooses_settings():
+    with pytest.raises(ValueError, match="meta_seeds = 101: a whole number from 1 to 100"):
+        Arm("A", TINY, 101)
+
+
 def test_settings_are_chosen_by_auc_and_diverged_ones_last():
     low, high, lost = (Setting(rate, 72) for rate in (1e-5, 1e-4, 1e-3))
     nan = float("nan")
@@ -154,6 +167,7 @@ def test_a_meta_training_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeyp
         meta_train(tmp_path / "cut", job.arguments)
     resumed = meta_train(tmp_path / "cut", job.arguments)
     assert len(saves) == 4  # an iteration each, none of them twice
+    assert list((tmp_path / "cut" / "checkpoints").iterdir()) == []
     assert resumed.arrays.keys() == whole.arrays.keys()
     for name, x in whole.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[name], x)

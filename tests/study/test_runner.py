@@ -571,6 +571,31 @@ def test_what_the_reference_has_already_is_no_comparison():
     assert keys == ["reference", "validation=last", "resets=never", "untrained", *BASELINES]
 
 
+def test_an_ablation_that_asks_for_the_reference_alone_is_refused():
+    source = PLAN.replace(b"Pipeline training", b"Validation rollout")
+    alone = source.replace(b"Synchronous resets", b"Dense validation")
+    with pytest.raises(PlanError, match="validation = 'dense', which the reference has"):
+        lay_out(alone, open_own("tiny", TINY))
+    lay_out(alone, open_own("tiny", TINY), skip_unmapped=True)
+    added = source.replace(b"REPLACE", b"ADD").replace(
+        b"- **Replacement**: Synchronous resets\n", b""
+    )
+    keys = [x.key for x in lay_out(added, open_own("tiny", TINY)).candidates]
+    assert keys[:2] == ["reference", "validation=last"]
+
+
+def test_a_baseline_that_diverges_is_no_ceiling(tmp_path, monkeypatch):
+    def answer(folder, job):
+        found = made_up(folder, job)
+        if job.arguments.get("maker", {}).get("optimizer") == "adam":
+            found.arrays["returns"][:], found.arrays["diverged_at"][:] = np.nan, 0
+        return found
+
+    monkeypatch.setattr(runner, "open_pool", PretendedPool(answer).open)
+    results, _ = run(STUDY, tmp_path)
+    assert np.isfinite(results.ceiling)
+
+
 def test_what_is_asked_for_twice_is_run_once():
     study = lay_out(PLAN + PLAN.split(b"\n\n")[-1], open_own("tiny", TINY))
     assert len(study.plan.ablations) == 2
@@ -590,7 +615,7 @@ def test_unknown_parts_are_refused_or_left_out(tmp_path):
     study = lay_out(PLAN + UNKNOWN, open_own("tiny", TINY), skip_unmapped=True)
     assert study.candidates == STUDY.candidates
     assert [entry.component is None for entry in study.mapped] == [False, True]
-    record_study(study, tmp_path, "")
+    record_study(study, tmp_path, "", "")
     assert load_study(tmp_path) == study
 
 

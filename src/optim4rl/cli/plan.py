@@ -4,7 +4,6 @@ Reading text needs no JAX: modules that need JAX are imported where they are use
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,9 +40,9 @@ def catalogue_of(experiment: str) -> Catalogue:
     """
     if experiment == OWN:
         return OPTIM4RL
-    from optim4rl.study.source import load_experiment, split_name
+    from optim4rl.study.opening import open_given
 
-    return load_experiment(*split_name(experiment)).catalogue
+    return open_given(experiment).experiment.catalogue
 
 
 @dataclass(frozen=True)
@@ -252,10 +251,12 @@ class LintOptions:
 
 def lint_plan(options: LintOptions) -> None:
     """Run the command `plan lint`."""
+    from optim4rl.jobs.pools import count_cores
+
     check_fields(options, jobs=COUNT)
     plan = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     findings = lint(plan.mapped)
-    jobs = options.jobs if options.jobs is not None else (os.cpu_count() or 1)
+    jobs = options.jobs if options.jobs is not None else count_cores()
     costs = []
     if options.cost and options.experiment == OWN:
         costs = _costs(plan, jobs, options.measured)

@@ -21,18 +21,14 @@ def configure_jax() -> None:
     one-row heads three times as fast (measured with JAX 0.10 on AVX-512); the switch is known to
     exist there and is left alone elsewhere.
     """
+    from optim4rl.jobs.pools import count_cores
+
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "optim4rl" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    _add_xla_flag("--xla_force_host_platform_device_count", str(_num_cores()))
+    _add_xla_flag("--xla_force_host_platform_device_count", str(count_cores()))
     if metadata.version("jaxlib").startswith("0.10."):
         _add_xla_flag("--xla_cpu_use_fusion_emitters", "false")
-
-
-def _num_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _add_xla_flag(name: str, value: str) -> None:

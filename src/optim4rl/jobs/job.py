@@ -1,13 +1,14 @@
 """A job: the name of a function, and its arguments as JSON. Its result is kept at its address.
 
-The address is a hash of the function, its arguments, the code that it can run and the version of
-every package that can change a number. So a finished job never runs twice, and a result of older
-code or of another package never passes for a new result.
+The address is a hash of the function, its arguments, the code that it can run, and the version of
+every package and the variables that can change a number. So a finished job never runs twice, and a
+result of older code or of another package never passes for a new result.
 """
 
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from optim4rl.jobs.provenance import code_hash, package_versions
+
+# The variables by which JAX computes other numbers.
+_SWITCHES = ("JAX_DEFAULT_MATMUL_PRECISION", "JAX_DEFAULT_PRNG_IMPL", "JAX_ENABLE_X64")
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,10 @@ class Job:
     @cached_property
     def address(self) -> str:
         """Return the name under which the result is kept."""
-        text = json.dumps(
-            [self.question, code_hash(self.module), package_versions()], sort_keys=True
-        )
+        decisive = [self.question, code_hash(self.module), package_versions()]
+        if switches := {name: os.environ[name] for name in _SWITCHES if name in os.environ}:
+            decisive.append(switches)
+        text = json.dumps(decisive, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def run(self, folder: Path) -> Result:

@@ -50,7 +50,7 @@ class Workers:
 
 def in_words(workers: Workers) -> str:
     """Return a short text about the workers, such as "2 workers"."""
-    count = workers.jobs or (_local_workers() if workers.cluster == "local" else None)
+    count = workers.jobs or (local_workers() if workers.cluster == "local" else None)
     if count is None:
         return f"the cluster {workers.cluster}"
     return f"{count} worker{'s' * (count > 1)}"
@@ -67,14 +67,20 @@ def open_pool(folder: Path, workers: Workers) -> Pool:
         ClusterError: there is no such cluster, or Ray is not installed.
     """
     if workers.cluster == "local":
-        return LocalPool(folder, workers.jobs or _local_workers())
+        return LocalPool(folder, workers.jobs or local_workers())
     needs = Needs(workers.job_cpus, workers.job_gpus)
     return RayPool(folder, workers.cluster, workers.jobs, needs)
 
 
-def _local_workers() -> int:
-    """Return the number of cores, or 1 if there is a GPU."""
+def local_workers() -> int:
+    """Return how many workers a pool on this machine has: a core each, or one if there is a GPU."""
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     if has_gpu and os.environ.get("JAX_PLATFORMS") != "cpu":
         return 1
-    return os.cpu_count() or 1
+    return count_cores()
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -27,13 +27,16 @@ _NATIVE = (".cc", ".h")
 @cache
 def package_versions() -> dict[str, str]:
     """Return the installed version of each of `PACKAGES`."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    versions = {name: installed_version(name) for name in PACKAGES}
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def provenance(module: str) -> dict[str, Any]:
@@ -88,7 +91,12 @@ def _imports(name: str) -> tuple[str, ...]:
             wanted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     folder = name if file.name == "__init__.py" else name.rpartition(".")[0]
     native = [f"{folder}/{x.name}" for x in _folder(folder).iterdir() if x.name.endswith(_NATIVE)]
-    return (*(x for x in wanted if x.split(".")[0] == "optim4rl" and _source(x)), *native)
+    return (*filter(is_module, wanted), *native)
+
+
+def is_module(name: str) -> bool:
+    """Return whether a name is that of a module of this package."""
+    return name.split(".")[0] == "optim4rl" and _source(name) is not None
 
 
 def _folder(package: str) -> Traversable:

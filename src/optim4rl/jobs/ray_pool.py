@@ -154,9 +154,11 @@ class RayPool:
 
     def _await(self) -> Iterator[tuple[Job, Mapping[str, Any]]]:
         """Yield the finished jobs; wait for a job, or until it is time to check the room."""
-        ready, _ = self._ray.wait(
-            [*self._busy, *self._starting], num_returns=1, timeout=_LOOK_AROUND
-        )
+        waiting, ready = [*self._busy, *self._starting], list[Any]()
+        if waiting:
+            ready, _ = self._ray.wait(waiting, num_returns=1, timeout=_LOOK_AROUND)
+        else:  # All machines are lost.
+            time.sleep(1)
         if not (ready or self._busy or self._told):
             self._told = True
             print("waiting for the cluster to have room for a worker", file=sys.stderr)
@@ -308,7 +310,7 @@ def _writable(cache: str | None) -> str | None:
 def _room(resources: Mapping[str, float], needs: Needs) -> int:
     """Return how many workers a machine has room for."""
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus}
-    return int(min(resources.get(name, 0.0) // x for name, x in wanted.items() if x))
+    return int(min(resources.get(name, 0.0) / x + 1e-9 for name, x in wanted.items() if x))
 
 
 def _inside(name: str) -> PurePosixPath:

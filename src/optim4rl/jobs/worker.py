@@ -5,6 +5,7 @@ It reads a line of JSON for each job: address, function and arguments. It answer
 """
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -43,9 +44,12 @@ def answer(folder: Path, question: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer every question until the input ends."""
     folder = Path(sys.argv[1])
-    # Libraries may print, but the stream of answers must hold only answers.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
+    # Libraries and their processes may read and print, but these streams are for jobs alone.
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    for line in questions:
         try:
             found = answer(folder, json.loads(line))
         except OSError as error:

@@ -1,6 +1,7 @@
 """Write the page of a replication: a benchmark's page, and the settings tried for every arm."""
 
 from optim4rl.files.atomic import write_atomically
+from optim4rl.files.reading import read_text
 from optim4rl.pages.benchmark import write_report
 from optim4rl.pages.words import number
 from optim4rl.study.replication import Replicated, choose_settings
@@ -18,10 +19,15 @@ here are the runs of the bold row.
 
 
 def write_replication(found: Replicated, command: str) -> None:
-    """Write settings.md, and all that `pages.benchmark.write_report` writes."""
+    """Write settings.md, and all that `pages.benchmark.write_report` writes.
+
+    Both results.md and settings.md name the reported meta-trainings that diverged.
+    """
     write_report(found.results, command)
-    text = to_markdown(found)
-    write_atomically(found.results.benchmark.folder / "settings.md", text.encode())
+    folder = found.results.benchmark.folder
+    write_atomically(folder / "settings.md", to_markdown(found).encode())
+    text = read_text(folder / "results.md") + "".join(_lost(found))
+    write_atomically(folder / "results.md", text.encode())
 
 
 def to_markdown(found: Replicated) -> str:
@@ -38,9 +44,13 @@ def to_markdown(found: Replicated) -> str:
             number(each.final, 3),
         ]
         rows.append(f"| {' | '.join(f'{mark}{cell}{mark}' for cell in cells)} |\n")
-    lost = [
+    return _HEAD + "".join(rows) + "".join(_lost(found))
+
+
+def _lost(found: Replicated) -> list[str]:
+    """Return a paragraph for each arm of which reported meta-trainings diverged."""
+    return [
         f"\n{arm}: {len(messages)} of the reported meta-trainings diverged. {messages[0]}\n"
         for arm, messages in found.failures.items()
         if messages
     ]
-    return _HEAD + "".join(rows) + "".join(lost)

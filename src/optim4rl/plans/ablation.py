@@ -158,44 +158,45 @@ def read_action(value: str) -> Action | None:
 
 
 _EXPECTED: Final[dict[Expectation, str]] = {
-    "worse": "worse worsen worsens lower drop drops decrease decreases degrade degrades hurt hurts "
-    "harm harms fall falls decline declines",
-    "better": "better higher improve improves increase increases gain gains",
-    "same": "same equal unchanged no similar none",
+    "worse": "worse worsen worsens degrade degrades hurt hurts harm harms",
+    "better": "better improve improves gain gains",
+    "same": "same equal unchanged similar",
 }
+# Beside them the words above may mean the opposite; the last one is that of "doesn't".
+_NEGATIONS: Final = words("not never without cannot no nor neither hardly less t")
 _RANKS: Final = {"high": 1, "medium": 2, "low": 3}
 
 
 def read_expectation(value: str) -> Expectation | None:
-    """Return the expected result of a replacement; None if the value is empty.
+    """Return the expected result of a replacement; None if the value says nothing.
 
     Raises:
-      PlanError: the value is not one of worse, better and same.
+      PlanError: the value is not one of worse, better and same, or holds a negation.
     """
-    if not value.strip():
+    if is_nothing(value):
         return None
     found = lower_words(value)
     named = [key for key, verbs in _EXPECTED.items() if found & words(verbs)]
-    if len(named) != 1:
+    if len(named) != 1 or found & _NEGATIONS:
         refuse(value, "give worse, better or same as the expected result")
     return named[0]
 
 
 def read_priority(value: str) -> int | None:
-    """Return a place in the order of importance, from 1; None if the value is empty.
+    """Return a place in the order of importance, from 1; None if the value says nothing.
 
     Raises:
-      PlanError: the value is not a whole number, high, medium or low.
+      PlanError: the value is not a whole number of at least 1, high, medium or low.
     """
-    if not value.strip():
+    if is_nothing(value):
         return None
-    numbers = re.findall(r"[0-9]{1,6}", value)
+    numbers = re.findall(r"[-−]?[0-9]{1,6}", value)
     ranks = [rank for word, rank in _RANKS.items() if word in lower_words(value)]
-    if len(numbers) == 1 and not ranks:
+    if len(numbers) == 1 and not ranks and numbers[0].isdigit() and int(numbers[0]):
         return int(numbers[0])
     if len(ranks) == 1 and not numbers:
         return ranks[0]
-    refuse(value, "give a whole number, high, medium or low as the priority")
+    refuse(value, "give a whole number of at least 1, high, medium or low as the priority")
 
 
 def is_nothing(value: str) -> bool:

@@ -11,6 +11,7 @@
 Words that are not recognised are reported with a reason, never guessed.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -169,16 +170,10 @@ def plan_as_dict(plan: Plan, mapped: Sequence[MappedAblation]) -> dict[str, obje
         }
         for entry in mapped
     ]
-    return {"title": plan.title, "reasoning": plan.reasoning, "ablations": _jsonable(ablations)}
-
-
-def _jsonable(value: object) -> object:
-    """Return the value with tuples as lists, as JSON reads them back."""
-    if isinstance(value, dict):
-        return {key: _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    return value
+    found = {"title": plan.title, "reasoning": plan.reasoning, "ablations": ablations}
+    # Tuples become lists, as JSON reads them back.
+    back: dict[str, object] = json.loads(json.dumps(found))
+    return back
 
 
 def _problems(entry: MappedAblation) -> Iterable[str]:

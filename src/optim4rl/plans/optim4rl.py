@@ -278,7 +278,7 @@ COMPONENTS: Final = (
         ),
         defaults=("last", "dense"),
         remove="last",
-        add="dense",
+        add="last",
     ),
     Component(
         key="environments",
@@ -317,7 +317,7 @@ COMPONENTS: Final = (
         ),
         defaults=("one", "many"),
         remove="one",
-        add="many",
+        add="one",
     ),
     Component(
         key="width",

@@ -10,13 +10,20 @@ is data. Its ablations have one of these forms:
 A plan is read whole, or it is refused with the text that was not understood.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from optim4rl.files.reading import read_file, why
-from optim4rl.plans.ablation import Ablation, Action, Plan, PlanError, read_action, refuse
+from optim4rl.plans.ablation import (
+    Ablation,
+    Action,
+    Plan,
+    PlanError,
+    lower_words,
+    read_action,
+    refuse,
+)
 from optim4rl.plans.plan_fields import Line, caption, fields_of, parse_line, read_fields
 from optim4rl.plans.plan_json import cut_json
 from optim4rl.plans.plan_table import cut_tables, is_table_header, join_cells
@@ -70,8 +77,10 @@ def parse_plan(text: str | bytes) -> Plan:
         return _beside_prose(data, lines)
     if not any(line.strip() for line in lines):
         raise PlanError("it is empty; expected a title, a reasoning trace and an ablation plan")
-    title, reasoning, plan_lines = _sections(lines)
-    ablations = _ablations(plan_lines) or _ablations(lines)
+    title, reasoning, plan_lines, late = _sections(lines)
+    ablations = _ablations(plan_lines)
+    _require_no_ablation(late if ablations else [])
+    ablations = ablations or _ablations(lines)
     if not ablations:
         raise PlanError(
             "it holds no ablation; expected lines such as 'Ablated Part: …', "
@@ -104,13 +113,12 @@ def _beside_prose(data: Plan, lines: list[str]) -> Plan:
             "the plan has JSON and fields or a table; use one form",
         )
     prose = [line for line in lines if not line.startswith("```")]
-    title, reasoning, below = _sections(prose)
+    title, reasoning, below, _ = _sections(prose)
     return Plan(data.title or title, data.reasoning or reasoning or _prose(below), data.ablations)
 
 
 # --- Lines to sections ----------------------------------------------------------------------------
 
-_WORD: Final = re.compile(r"[a-z]+")
 _LONGEST: Final = 60  # characters; no heading of a section is longer
 _PLAN_WORDS: Final = words(
     "ablation ablations study studies plan plans proposed suggested experiment experiments "
@@ -129,7 +137,7 @@ def _section(raw: str) -> Literal["plan", "reasoning"] | None:
     title = caption(line)
     if len(title) > _LONGEST or title[-1:].isdigit():  # "Ablation study 2" is an ablation's title
         return None
-    found = frozenset(_WORD.findall(title.lower()))
+    found = lower_words(title)
     if found <= _PLAN_WORDS and (
         found & {"plan", "plans", "ablations"} or ("ablation" in found and len(found) > 1)
     ):
@@ -163,11 +171,15 @@ def _first_ablation(lines: Sequence[str]) -> int | None:
     return start
 
 
-def _sections(lines: Sequence[str]) -> tuple[str, str, list[str]]:
-    """Split a file into its title, its reasoning trace, and the lines of its plan."""
+def _sections(lines: Sequence[str]) -> tuple[str, str, list[str], list[str]]:
+    """Split a file into its title, its reasoning trace, and the lines of its plan.
+
+    The lines of a reasoning trace behind the plan come once more at the end.
+    """
     marks = [_section(raw) for raw in lines]
     start = None if "plan" in marks else _first_ablation(lines)
     sections: dict[str, list[str]] = {"preamble": [], "reasoning": [], "plan": []}
+    late: list[str] = []
     current: str = "preamble"
     for i, (raw, mark) in enumerate(zip(lines, marks, strict=True)):
         if mark:
@@ -176,6 +188,8 @@ def _sections(lines: Sequence[str]) -> tuple[str, str, list[str]]:
         if i == start:
             current = "plan"
         sections[current].append(raw)
+        if current == "reasoning" and sections["plan"]:
+            late.append(raw)
     preamble = sections["preamble"]
     _require_no_ablation(preamble if sections["plan"] else [])
     title, prose = "", preamble
@@ -183,20 +197,20 @@ def _sections(lines: Sequence[str]) -> tuple[str, str, list[str]]:
         if (line := parse_line(raw)) and line.is_heading:
             title, prose = caption(line), preamble[i + 1 :]
             break
-    return title, _prose(sections["reasoning"] or prose), sections["plan"]
+    return title, _prose(sections["reasoning"] or prose), sections["plan"], late
 
 
-def _require_no_ablation(preamble: Sequence[str]) -> None:
-    """Refuse ablations before the plan's section, because they would not be read."""
+def _require_no_ablation(outside: Sequence[str]) -> None:
+    """Refuse ablations outside the plan's section, because they would not be read."""
     try:
-        ablations = _ablations(preamble)
+        ablations = _ablations(outside)
     except PlanError:  # prose, which may say anything
         return
     for ablation in ablations:
         if ablation.part and ablation.action:
             refuse(
                 ablation.part,
-                "this ablation stands before the section 'Ablation plan'; move it there",
+                "this ablation stands outside the section 'Ablation plan'; move it there",
             )
 
 

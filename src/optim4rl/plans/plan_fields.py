@@ -464,11 +464,10 @@ def read_fields(lines: Iterable[str]) -> tuple[Ablation, ...]:
 
 def _require_nothing_lost(rest: _Record, ablations: Sequence[Ablation]) -> None:
     """Refuse fields outside ablations if they could complete an ablation."""
-    if rest.claims("replacements") or read_action(rest.claims("action")):
-        refuse(
-            rest.claims("replacements") or rest.claims("action"),
-            "its ablation has no part; add 'Ablated Part: …'",
-        )
+    action = rest.claims("action")
+    claimed = ["replacements", *(["action"] if read_action(action) else []), *EXTRAS]
+    if lost := next(filter(None, map(rest.claims, claimed)), ""):
+        refuse(lost, "its ablation has no part; add 'Ablated Part: …'")
     if rest.claims("metrics") and not all(ablation.metrics for ablation in ablations):
         refuse(
             rest.claims("metrics"),

@@ -30,7 +30,7 @@ def join_cells(text: str) -> str:
 
 def is_table_header(line: str) -> bool:
     """Return whether a line is the header of a plan's table: its cells name two fields or more."""
-    return _names_ablations(_columns(line))
+    return len({*_columns(line)} & {*FIELDS}) > 1
 
 
 def cut_tables(lines: Sequence[str]) -> tuple[list[str], tuple[Ablation, ...]]:
@@ -85,17 +85,13 @@ def _column(cell: str) -> str:
     return (field_name(cell) or "") if len(cell) <= 40 and ":" not in cell else ""
 
 
-def _names_ablations(columns: Sequence[str]) -> bool:
-    return len(columns) > 1 and len({*columns} & {*FIELDS}) > 1
-
-
 def _check_columns(header: str, columns: list[str], below: str) -> None:
     rule = _cells(below)
     if not all(map(_RULE.fullmatch, rule)) or len(rule) != len(columns):
         refuse(header, "a table needs one line of dashes below its header, with as many columns")
     if "part" not in columns and "title" not in columns:
         refuse(header, "the table has no column 'Ablated part'")
-    for name in FIELDS:
+    for name in (*FIELDS, *EXTRAS):
         if columns.count(name) > 1:
             refuse(header, f"two columns of the table hold the field {name!r}")
 

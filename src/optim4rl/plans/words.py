@@ -39,7 +39,7 @@ _SPELLINGS: Final = {
 def covered_words(words: Sequence[str], phrases: Iterable[str]) -> frozenset[int]:
     """Return the places of all words that belong to one of the phrases."""
     places: set[int] = set()
-    for phrase in map(_phrase, phrases):
+    for phrase in filter(None, map(_phrase, phrases)):
         for i in range(len(words) - len(phrase) + 1):
             negated = i > 0 and words[i - 1] == "no" and phrase[0] != "no"
             if words[i : i + len(phrase)] == phrase and not negated:

@@ -1,7 +1,7 @@
 """Collects the results of a study's finished jobs, and writes its table of runs."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,16 @@ def collect(study: Study, folder: Path) -> StudyResults:
     record = json.loads(read_text(folder / "study.json"))
     floor = study.work.read_floor(folder)
     finals = [
-        interquartile_mean(final_return(row.curves[0])) for row in rows if row.kind == "baseline"
+        interquartile_mean(final_return(row.curves[0]))
+        for row in rows
+        if row.kind == "baseline" and row.curves
     ]
     return StudyResults(
         plan=study.plan,
         mapped=study.mapped,
         rows=rows,
         floor=None if floor is None else float(area_under_curve(floor).mean()),
-        ceiling=None if floor is None else max(finals, default=None),
+        ceiling=None if floor is None else max(filter(np.isfinite, finals), default=None),
         identity=_identity(study, folder),
         task=study.experiment.task,
         scale=study.opened.shown(),
@@ -115,7 +117,7 @@ def _row(study: Study, folder: Path, candidate: Candidate, values: Values) -> Ro
         kind=candidate.kind,
         change=_change(candidate, choices),
         ablation=candidate.ablation,
-        curves=tuple(x.reported[first] for x in shown),
+        curves=_of_one_length([x.reported[first] for x in shown]),
         stress=_stress(study, folder, shown),
         failures={seed: message for seed, message in failures.items() if message is not None},
         settings={
@@ -127,8 +129,21 @@ def _row(study: Study, folder: Path, candidate: Candidate, values: Values) -> Ro
             *_edges(candidate.grid, choices, each=is_trained),
         ),
         seconds=_seconds(folder, jobs),
-        more={name: tuple(x.reported[name] for x in shown) for name in others},
+        more={name: _of_one_length([x.reported[name] for x in shown]) for name in others},
     )
+
+
+def _of_one_length(found: Sequence[Curves]) -> tuple[Curves, ...]:
+    """Give members of which every run diverged the length of the others: they reported nothing."""
+    steps = max((x.env_steps for x in found), key=len, default=np.ones(0, int))
+
+    def of_this_length(x: Curves) -> Curves:
+        if x.env_steps.size > 1 or not x.diverged.all():
+            return x
+        lost = np.full((x.diverged_at.size, steps.size), np.nan)
+        return Curves(lost, np.zeros_like(x.diverged_at), steps)
+
+    return tuple(map(of_this_length, found))
 
 
 def _change(candidate: Candidate, choices: list[Choice]) -> str:
@@ -136,7 +151,7 @@ def _change(candidate: Candidate, choices: list[Choice]) -> str:
     change = candidate.change
     if candidate.kind == "reference":
         return "the method as it is"
-    if candidate.kind == "baseline":
+    if candidate.kind == "baseline" and choices:
         tuned = [_tuned(name, choices[0]) for name in candidate.grid]
         change = "; ".join(filter(None, [change, *tuned]))
     return change or "nothing in the settings"
@@ -201,8 +216,8 @@ def _table(study: Study, folder: Path, results: StudyResults) -> Iterator[dict[s
     chosen = choose_trainings(study, folder)
     for candidate, row in zip(study.candidates, results.rows, strict=True):
         whose = {**of_task, "optimizer": row.key, "role": row.kind, "change": row.change}
-        for index, x in enumerate(_shown(study, folder, candidate, chosen[candidate.key])):
-            yield from _member_rows(study, folder, {**whose, "meta_seed": index}, x)
+        for x in _shown(study, folder, candidate, chosen[candidate.key]):
+            yield from _member_rows(study, folder, {**whose, "meta_seed": x.member.meta_seed}, x)
 
 
 def _member_rows(

@@ -17,21 +17,16 @@ from optim4rl.plans.planner.text import PlannerError
 from optim4rl.study.experiment import points
 from optim4rl.study.layout import Study, lay_out
 from optim4rl.study.opening import Opened, open_own
-from optim4rl.study.schedule import expected_jobs, members, trainings
+from optim4rl.study.schedule import alive, expected_jobs, members, trainings
 from optim4rl.study.settings import SCALES
 
 # Seconds on one core of an AMD EPYC with AVX-512: to compile a program, to run one compiled job,
 # and to run a batch of runs for 1,000 rollouts. docs/planner.md says how we measured.
+_QUICK = {"compile": 10.0, "training": 3.0, "untrained": 0.1, "batch": 4.0, "identity": 25.0}
 JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
     "smoke": {"compile": 5.0, "training": 0.2, "untrained": 0.1, "batch": 2.0, "identity": 2.0},
-    "quick": {"compile": 10.0, "training": 3.0, "untrained": 0.1, "batch": 4.0, "identity": 25.0},
-    "standard": {
-        "compile": 10.0,
-        "training": 3.0,
-        "untrained": 0.1,
-        "batch": 4.0,
-        "identity": 25.0,
-    },
+    "quick": _QUICK,
+    "standard": _QUICK,
     "paper": {
         "compile": 15.0,
         "training": 80.0,
@@ -151,15 +146,17 @@ def predict_given(plan: MappedPlan, opened: Opened, jobs: int, folder: Path | No
 
 
 def _run_first_cells(study: Study, folder: Path) -> None:
-    """Run the reference twice, in the same way as a worker."""
+    """Run the reference twice, in the same way as a worker, after a training that is finite."""
     reference, values = study.candidates[0], points(study.experiment.train_grid)[0]
-    member = members(study, reference, values)[0]
     study.opened.keep(folder)
     with LocalPool(folder, 1) as pool:
-        run_jobs(pool, folder, trainings([member]))
-        point = points(reference.grid)[0]
-        seeds = study.experiment.protocol.reported[:2]
-        run_jobs(pool, folder, study.work.runs(folder, member, [point], seeds))
+        for member in members(study, reference, values):
+            run_jobs(pool, folder, trainings([member]))
+            if alive(folder, [member]):
+                point = points(reference.grid)[0]
+                seeds = study.experiment.protocol.reported[:2]
+                run_jobs(pool, folder, study.work.runs(folder, member, [point], seeds))
+                return
 
 
 def _times(folder: Path) -> dict[str, dict[str, list[float]]]:

@@ -22,6 +22,7 @@ from optim4rl.benchmark.protocol import Protocol
 from optim4rl.fields import (
     COUNT,
     POSITIVE,
+    Range,
     check_fields,
     check_values,
     from_json,
@@ -29,6 +30,7 @@ from optim4rl.fields import (
     to_json,
 )
 from optim4rl.plans.components import Catalogue, Component, Metric
+from optim4rl.plans.words import normalised_words
 
 # Kinds of rows that every study of an experiment has, whatever the plan. paper: an ablation from
 # the paper. control: the reference without its essential part. baseline: another method, tuned.
@@ -37,6 +39,9 @@ ControlKind = Literal["paper", "control", "baseline"]
 RowKind = Literal["reference", "replacement", "paper", "control", "baseline"]
 # The meta-seeds that choose settings are never among the reported meta-seeds.
 TUNING_META_SEED = 100
+META_SEEDS = Range(
+    f"a whole number from 1 to {TUNING_META_SEED}", lambda x: 1 <= x <= TUNING_META_SEED
+)
 # A value for each field of the settings, or for anything else that an experiment tunes.
 Values = Mapping[str, Any]
 Grid = Mapping[str, Sequence[Any]]
@@ -117,9 +122,17 @@ class Design:
     about: str = ""
 
     def __post_init__(self) -> None:
-        counts = ("seeds", "tuning_seeds", "meta_seeds", "tuning_meta_seeds")
-        check_fields(self, **dict.fromkeys(counts, COUNT))
-        _check_reference(self.reference)
+        counts = dict.fromkeys(("seeds", "tuning_seeds", "tuning_meta_seeds"), COUNT)
+        check_fields(self, **counts, meta_seeds=META_SEEDS)
+        _check_settings("reference", self.reference)
+        for control in self.controls:
+            named = f"control {control.key!r}: settings"
+            if type(control.settings) is not type(self.reference):
+                kind = type(self.reference).__name__
+                raise ValueError(f"{named} = {shown(control.settings)}: {kind} is needed")
+            _check_settings(named, control.settings)
+        for metric in self.metrics:
+            _check_phrases(f"metric {metric.key!r}", metric.phrases)
         components = tuple(_filled_in(self.reference, x) for x in self.components)
         object.__setattr__(self, "components", components)
         for what, keys in (
@@ -193,6 +206,8 @@ class Experiment(Design):
         names = [f.name for f in dataclasses.fields(self.reference)]
         for name in ("grid", "train_grid"):
             _check_grid(name, getattr(self, name), names, self.components)
+        for control in self.controls:
+            _check_grid(f"control {control.key!r}: grid", control.grid or {}, names, ())
 
     @property
     def trains(self) -> bool:
@@ -200,22 +215,37 @@ class Experiment(Design):
         return self.train is not None
 
 
-def _check_reference(reference: Any) -> None:
+def _check_settings(name: str, settings: Any) -> None:
     """Refuse settings that do not survive being written as JSON and read back."""
-    frozen = dataclasses.is_dataclass(reference) and not isinstance(reference, type)
-    if not frozen or not type(reference).__dataclass_params__.frozen:
-        raise ValueError(
-            f"reference = {shown(reference)}: an instance of a frozen dataclass is needed"
-        )
+    frozen = dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+    if not frozen or not type(settings).__dataclass_params__.frozen:
+        raise ValueError(f"{name} = {shown(settings)}: an instance of a frozen dataclass is needed")
     try:
-        back = from_json(type(reference), json.loads(json.dumps(to_json(reference))))
+        back = from_json(type(settings), json.loads(json.dumps(to_json(settings))))
     except (TypeError, ValueError, NameError) as error:
-        raise ValueError(f"reference = {shown(reference)}: {error}") from error
-    if back != reference:
+        raise ValueError(f"{name} = {shown(settings)}: {error}") from error
+    if back != settings:
         raise ValueError(
-            f"reference = {shown(reference)}: it changes when written as JSON and read back; "
+            f"{name} = {shown(settings)}: it changes when written as JSON and read back; "
             "fields must be text, numbers, tuples of them, or further frozen dataclasses"
         )
+
+
+def _check_phrases(named: str, phrases: Sequence[str]) -> None:
+    for phrase in phrases:
+        if not normalised_words(phrase):
+            raise ValueError(
+                f"{named}: the phrase {phrase!r} has no word that names anything; give other words"
+            )
+
+
+def _require_json(named: str, value: Any) -> None:
+    try:
+        json.dumps(to_json(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{named}: {shown(value)} cannot be written as JSON; give text or a number of Python"
+        ) from error
 
 
 def _filled_in(reference: Any, component: Component) -> Component:
@@ -240,24 +270,34 @@ def _filled_in(reference: Any, component: Component) -> Component:
         raise ValueError(
             f"{named}: phrases are missing; it and each choice need words that name them"
         )
+    for phrases in (component.phrases, *(choice.phrases for choice in component.choices)):
+        _check_phrases(named, phrases)
+    for choice in component.choices:
+        _require_json(named, choice.value)
     for value in (*values, *component.defaults, component.remove, component.add):
         if value is not None and value not in values:
             raise ValueError(f"{named}: {value!r} is not among its choices {values!r}")
         if value is not None and value != own:
-            replace_field(reference, component.field, value)
+            dataclasses.replace(reference, **{component.field: value})
     return dataclasses.replace(component, study=own)
 
 
 def _check_grid(
     name: str, grid: Grid, fields: Sequence[str], components: Sequence[Component]
 ) -> None:
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"{name} = {shown(grid)}: a dict of fields and their values is needed")
     for key, values in grid.items():
         if key not in fields:
             raise ValueError(
                 f"{name}: {key!r} is not a field; the settings have {', '.join(fields)}"
             )
-        if not values:
-            raise ValueError(f"{name}: {key!r} has no values; give at least one")
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ValueError(
+                f"{name}: {key!r} = {shown(values)}: a tuple of at least one value is needed"
+            )
+        for value in values:
+            _require_json(f"{name}: {key!r}", value)
         if any(component.field == key for component in components):
             raise ValueError(f"{name}: {key!r} is a component, and components are not tuned")
 
@@ -265,20 +305,6 @@ def _check_grid(
 def points(grid: Grid) -> list[dict[str, Any]]:
     """Return every combination of a grid's values."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def replace_field(settings: Any, name: str, value: Any) -> Any:
-    """Return an ablation: the settings with one field replaced.
-
-    Raises:
-        ValueError: the field does not exist, already has this value, or refuses it.
-    """
-    names = [f.name for f in dataclasses.fields(settings)]
-    if name not in names:
-        raise ValueError(f"field = {name!r}: the fields are {', '.join(names)}")
-    if getattr(settings, name) == value:
-        raise ValueError(f"{name} = {value!r}: this is the reference itself")
-    return dataclasses.replace(settings, **{name: value})
 
 
 def describe_change(settings: Any, reference: Any) -> str:

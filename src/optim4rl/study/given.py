@@ -11,7 +11,7 @@ import numpy as np
 
 from optim4rl.evaluation.curves import HEALTHY, Curves
 from optim4rl.fields import from_json, shown, to_json
-from optim4rl.files.sealed import read_sealed
+from optim4rl.files.sealed import DTYPES, read_sealed
 from optim4rl.jobs.job import Job, Refusal, Result
 from optim4rl.jobs.store import get_result, result_path
 from optim4rl.study.experiment import Divergence, Experiment, Values
@@ -28,11 +28,6 @@ class GivenWork:
 
     experiment: Experiment
     source: Source
-
-    @property
-    def module(self) -> str:
-        """Return the module whose code, with the user's code, decides the results."""
-        return "optim4rl.study.given"
 
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
         """Return a training as a job; None if the experiment trains nothing."""
@@ -149,10 +144,22 @@ def _curves(
     diverged_at = np.where(lost.any(axis=1), lost.argmax(axis=1), HEALTHY)
     # Ignore all values after a divergence.
     values[np.maximum.accumulate(lost, axis=1)] = np.nan
-    steps = next((run[STEPS] for run in runs if run and STEPS in run), None)
-    if steps is None or steps.size != size:
-        steps = np.arange(1, size + 1)
+    found = {seed: _positions(run, size) for run, seed in zip(runs, seeds, strict=True) if run}
+    steps = next(iter(found.values()), np.arange(1, size + 1))
+    for seed, other in found.items():
+        if not np.array_equal(other, steps):
+            raise ValueError(
+                f"{where}: metric {name!r} has steps {shown(other.tolist())} with seed {seed} and "
+                f"{shown(steps.tolist())} with another; every run must report the same steps. All "
+                "cells are kept"
+            )
     return Curves(values, diverged_at, steps)
+
+
+def _positions(run: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    """Return the steps of a run if they are those of a curve of this size; else its points."""
+    steps = run.get(STEPS)
+    return np.arange(1, size + 1) if steps is None or steps.size != size else steps
 
 
 # Functions that workers call
@@ -273,13 +280,15 @@ def _checked(where: str, experiment: Experiment, found: Any) -> dict[str, np.nda
             raise Refusal(
                 f"{where} reports {name!r} of shape {array.shape}; a number or a curve is needed"
             )
-    steps = arrays.get(STEPS)
-    if steps is not None and (np.diff(steps, prepend=-1) <= 0).any():
-        raise Refusal(
-            f"{where} reports {STEPS!r} = {shown(steps.tolist())}; they must ascend from 0"
-        )
     numbers = {x: array.reshape(-1).astype(np.float64) for x, array in arrays.items()}
-    return numbers | ({} if steps is None else {STEPS: steps.astype(np.int64)})
+    steps = numbers.get(STEPS, np.zeros(1))
+    whole = bool((np.abs(steps) < 2**53).all()) and not (steps % 1).any()
+    if not whole or (np.diff(steps, prepend=-1) <= 0).any():
+        raise Refusal(
+            f"{where} reports {STEPS!r} = {shown(arrays[STEPS].tolist())}; they must ascend "
+            "from 0 in whole numbers"
+        )
+    return numbers | ({STEPS: steps.astype(np.int64)} if STEPS in numbers else {})
 
 
 def _array(where: str, name: Any, value: Any) -> np.ndarray:
@@ -292,6 +301,6 @@ def _array(where: str, name: Any, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Refusal(f"{where} returned {name!r} = {shown(value)}: {error}") from error
-    if array.dtype.kind not in "biuf":
+    if array.dtype.name not in DTYPES or array.dtype.kind not in "biuf":
         raise Refusal(f"{where} returned {name!r} = {shown(value)}: numbers are needed")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from optim4rl.fields import to_json
@@ -16,7 +15,7 @@ from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import StoreError
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, require_mapped
 from optim4rl.plans.plan import Plan, PlanError, read_plan_bytes
-from optim4rl.study.experiment import Control, Design, describe_change, replace_field
+from optim4rl.study.experiment import Control, Design, describe_change
 from optim4rl.study.opening import Opened, reopen
 from optim4rl.study.work import Candidate, Work
 
@@ -75,6 +74,8 @@ def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = F
     if isinstance(plan, bytes):
         plan = MappedPlan.parse(plan, experiment.catalogue)
     runnable = require_mapped(plan.mapped, skip_unmapped, opened.text)
+    for entry in () if skip_unmapped else runnable:
+        _require_change(entry, opened)
     reference = Candidate(
         "reference", experiment.name, "reference", experiment.reference, experiment.grid
     )
@@ -95,6 +96,18 @@ def lay_out(plan: bytes | MappedPlan, opened: Opened, *, skip_unmapped: bool = F
     metrics = frozenset(key for entry in runnable for key in entry.metric_keys)
     variants = (reference, *ordered.values())
     return Study(plan.source, plan.plan, plan.mapped, variants, opened, metrics, skip_unmapped)
+
+
+def _require_change(entry: MappedAblation, opened: Opened) -> None:
+    """Refuse an ablation that asks for nothing but the value that the reference has."""
+    assert entry.component is not None
+    own = getattr(opened.experiment.reference, entry.component.field)
+    if all(value == own for value in entry.values):
+        raise PlanError(
+            f"part {entry.ablation.part or entry.ablation.title!r}: it asks for nothing but "
+            f"{entry.component.field} = {own!r}, which the reference has; name another "
+            "replacement, or leave it out with --skip-unmapped"
+        )
 
 
 def _candidate(control: Control, experiment: Design) -> Candidate:
@@ -118,7 +131,7 @@ def _replacements(ablations: Sequence[MappedAblation], experiment: Design) -> It
                 continue
             field, ablation = entry.component.field, entry.ablation
             if getattr(reference, field) != match.key:
-                settings = replace_field(reference, field, match.key)
+                settings = dataclasses.replace(reference, **{field: match.key})
                 yield Candidate(
                     key=f"{field}={match.key}",
                     label=match.text or f"{entry.component.key}: {match.key}",
@@ -133,15 +146,15 @@ def _replacements(ablations: Sequence[MappedAblation], experiment: Design) -> It
                 )
 
 
-def record_study(study: Study, folder: Path, command: str) -> None:
-    """Record the study's inputs, so that its report can be made again."""
+def record_study(study: Study, folder: Path, command: str, started: str) -> None:
+    """Record the study's inputs and its start, so that its report can be made again."""
     record = {
         "command": command,
         **study.opened.record(),
         "task": study.experiment.task,
         "skip_unmapped": study.skip_unmapped,
         "left_out": [x.key for x in study.left_out],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": started,
         **provenance("optim4rl.study.runner"),
     }
     study.opened.keep(folder)

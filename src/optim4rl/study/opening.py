@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optim4rl.benchmark.table import COLUMNS
 from optim4rl.fields import COUNT, check_values, from_json, to_json
 from optim4rl.files.reading import read_text
 from optim4rl.jobs.store import has_results
 from optim4rl.study.experiment import Design
-from optim4rl.study.given import GivenWork
+from optim4rl.study.given import STEPS, GivenWork
 from optim4rl.study.source import (
     Source,
     changed_files,
@@ -71,7 +72,7 @@ class Opened:
 
     def keep(self, folder: Path) -> None:
         """Copy a user's file into the folder, where workers find it."""
-        if self.source is not None and not (folder / self.source.files[0]).is_file():
+        if self.source is not None and not all((folder / x).is_file() for x in self.source.files):
             keep_source(self.source, self.text, folder)
 
     def shown(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def describe_new_version(opened: Opened, folder: Path) -> str | None:
     else:
         now, then = new.packages, old.packages
         names = sorted(x for x in {*now, *then} if now.get(x) != then.get(x))
-        versions = ", ".join(f"{x} {then.get(x)} → {now.get(x)}" for x in names)
+        versions = ", ".join(f"{x} {then.get(x)} → {now.get(x)}" for x in names) or "optim4rl"
         reason = f"packages have changed since the last study in {folder} ({versions})"
     if new.address != old.address and (folder / new.files[0]).is_file():
         return (
@@ -164,7 +165,13 @@ def reopen(record: Mapping[str, Any], folder: Path) -> Opened:
 def _given(
     text: str, source: Source, path: Path, name: str, counts: Mapping[str, int | None]
 ) -> Opened:
-    experiment = load_experiment(path, name)
+    experiment = load_experiment(path, name, source.address)
+    for index, metric in enumerate(experiment.metrics):
+        if metric.key == STEPS or (index and metric.key in COLUMNS):
+            raise ValueError(
+                f"metrics: {metric.key!r} is the name of a column of the table of runs; give this "
+                "metric another key"
+            )
     wanted = {key: x for key, x in counts.items() if x is not None}
     check_values(Design, wanted, seeds=COUNT, meta_seeds=COUNT)
     changes: dict[str, Any] = wanted

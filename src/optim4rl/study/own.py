@@ -18,7 +18,7 @@ from optim4rl.jobs.job import Job
 from optim4rl.plans.components import Catalogue
 from optim4rl.plans.optim4rl import COMPONENTS, DEFAULT_METRICS, METRICS, OPTIM4RL
 from optim4rl.study.cells import Training, does_the_same, identity_job, keep_members, training_job
-from optim4rl.study.experiment import Control, Design, Values, replace_field
+from optim4rl.study.experiment import Control, Design, Values
 from optim4rl.study.settings import StudySettings
 from optim4rl.study.variant import REFERENCE, Variant
 from optim4rl.study.work import Candidate, Member, Reported
@@ -59,7 +59,7 @@ class OwnDesign(Design):
 
 def own_design(settings: StudySettings) -> OwnDesign:
     """Return Optim4RL with the paper's ablation, the untrained control and classical optimizers."""
-    no_pipeline = replace_field(REFERENCE, "resets", "never")
+    no_pipeline = replace(REFERENCE, resets="never")
     rates = settings.evaluation.classical_rates
     return OwnDesign(
         name="Optim4RL",
@@ -109,26 +109,20 @@ class OwnWork:
     settings: StudySettings
 
     @property
-    def module(self) -> str:
-        """Return the module whose code decides the results."""
-        return "optim4rl.study.own"
-
-    @property
     def _task(self) -> SuiteTask:
         (task,) = self.settings.evaluation.suite(self.settings.environment).tasks
         return task
 
-    def meta_training(self, candidate: Candidate, values: Values, meta_seed: int) -> Training:
-        """Return a candidate's meta-training; an untrained candidate keeps its fresh weights."""
-        rate = values[META_LEARNING_RATE]
-        training = make_training(self.settings, candidate.settings, rate, meta_seed)
-        return replace(training, trained=candidate.trained)
-
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
-        """Return the meta-training as a job; None for a classical optimizer."""
+        """Return the meta-training as a job; None for a classical optimizer.
+
+        An untrained candidate keeps its fresh weights.
+        """
         if candidate.kind == "baseline":
             return None
-        return training_job(self.meta_training(candidate, values, meta_seed))
+        rate = values[META_LEARNING_RATE]
+        training = make_training(self.settings, candidate.settings, rate, meta_seed)
+        return training_job(replace(training, trained=candidate.trained))
 
     def _maker(self, folder: Path | None, member: Member) -> Maker:
         """Return a member's optimizer; its weights are put where workers find them."""

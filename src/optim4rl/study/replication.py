@@ -34,13 +34,18 @@ from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
 from optim4rl.jobs.store import get_result
-from optim4rl.meta.checkpoint import has_checkpoint, resume_checkpoint, save_checkpoint
+from optim4rl.meta.checkpoint import (
+    has_checkpoint,
+    previous_checkpoint,
+    resume_checkpoint,
+    save_checkpoint,
+)
 from optim4rl.meta.memory import available_bytes, choose_chunk
 from optim4rl.meta.population import Execution
 from optim4rl.meta.recipe import Recipe, build
 from optim4rl.meta.trainer import MetaDivergenceError, MetaState, Progress, init, train
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
-from optim4rl.study.experiment import TUNING_META_SEED
+from optim4rl.study.experiment import META_SEEDS, TUNING_META_SEED
 
 # The paper's grid for Adam and RMSProp, and the optimizers that the paper compares.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -69,7 +74,7 @@ class Arm:
     control: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self, meta_seeds=COUNT)
+        check_fields(self, meta_seeds=META_SEEDS)
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ def training_job(training: Trained) -> Job:
 def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
     """Meta-train by a recipe: return the weights, or "failure" in the info if it diverges.
 
-    It saves checkpoints below the folder at intervals, and resumes from them.
+    It saves checkpoints below the folder at intervals, resumes from them, and deletes them at the
+    end.
     """
     training: Trained = from_json(Trained, arguments)
     spec, tasks = build(training.recipe)
@@ -186,13 +192,17 @@ def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(path, state, settings)
 
-        chunk = -(-meta.iterations // SAVES)
+        chunk, failure = -(-meta.iterations // SAVES), dict[str, str]()
         try:
             state, _ = train(
                 spec, tasks, meta, state=state, chunk=chunk, report=keep, execution=execution
             )
         except MetaDivergenceError as error:
-            return Result({}, {"failure": str(error)})
+            failure = {"failure": str(error)}
+        for done in (path, previous_checkpoint(path)):
+            done.unlink(missing_ok=True)
+        if failure:
+            return Result({}, failure)
     else:
         state = init(spec, tasks, meta)
     return Result({k: np.asarray(x) for k, x in flatten(state.meta_parameters).items()}, {})

@@ -6,16 +6,16 @@ it stopped.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import Stages
-from optim4rl.jobs.pools import Workers, open_pool
+from optim4rl.jobs.pools import Workers, local_workers, open_pool
 from optim4rl.jobs.store import finished_jobs, has_result
 from optim4rl.study.collecting import collect, write_table
 from optim4rl.study.experiment import Values, points
@@ -68,21 +68,23 @@ def run_study(
         JobError: a job failed; all other started jobs are kept.
         ClusterError: the cluster does not exist.
     """
-    record_study(study, folder, command)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     seal(study.candidates, folder)
-    deadline = None if budget is None else time.monotonic() + 60 * budget
+    record_study(study, folder, command, started)
+    deadline = math.inf if budget is None else time.monotonic() + 60 * budget
     left_out: set[str] = set()
     with open_pool(folder, workers) as pool:
         stages = Stages(pool, folder, expected_jobs(study, folder), on_progress)
-        parts = _parts(study, one_by_one=deadline is not None)
+        parts = _parts(study, one_by_one=budget is not None)
         for index, part in enumerate(parts):
             # Everything else needs the reference and the controls, so they come first.
-            if index and (left_out or _seconds_needed(part, folder, workers) > _left(deadline)):
+            needed = _seconds_needed(part, folder, workers) if index else 0.0
+            if needed and (left_out or needed > deadline - time.monotonic()):
                 left_out |= {x.key for x in part.candidates}
                 continue
             _run(part, folder, stages, last=part is parts[-1])
     study = study.without(frozenset(left_out))
-    record_study(study, folder, command)
+    record_study(study, folder, command, started)
     results = collect(study, folder)
     write_table(study, folder, results)
     return results
@@ -142,9 +144,5 @@ def _seconds_needed(study: Study, folder: Path, workers: Workers) -> float:
     means = {function: float(np.mean(x)) for function, x in taken.items()}
     longest = max(means.values(), default=0.0)
     missing = [job for job in wanted if not has_result(folder, job)]
-    at_once = min(workers.jobs or os.cpu_count() or 1, max(1, len(missing)))
+    at_once = min(workers.jobs or local_workers(), max(1, len(missing)))
     return sum(means.get(job.function, longest) for job in missing) / at_once
-
-
-def _left(deadline: float | None) -> float:
-    return math.inf if deadline is None else deadline - time.monotonic()

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -19,6 +19,7 @@ from typing import Any
 from optim4rl.fields import shown
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
+from optim4rl.jobs.provenance import code_hash, installed_version, is_module
 from optim4rl.study.experiment import Experiment
 
 FOLDER = "experiments"
@@ -31,7 +32,8 @@ class Source:
     Attributes:
         file: the file's name.
         name: the experiment's name in the file.
-        address: a hash of the file and of the modules beside it that it imports.
+        address: a hash of the file, of the modules beside it that it imports, and of the code of
+            this package that they import.
         modules: the names of their files.
         packages: the version of every other package that they import.
     """
@@ -60,13 +62,13 @@ class Source:
             ValueError: it cannot be loaded, or a package has another version here.
         """
         for package, version in self.packages.items():
-            here = _version(package)
+            here = installed_version(package)
             if here != version:
                 raise ValueError(
                     f"package {package}: version {here or 'none'} is installed here, but the study "
                     f"was started with {version}; install the same version everywhere"
                 )
-        return load_experiment(folder / self.files[0], self.name)
+        return load_experiment(folder / self.files[0], self.name, self.address)
 
 
 def split_name(text: str) -> tuple[Path, str]:
@@ -96,9 +98,12 @@ def read_source(text: str) -> Source:
         digest.update(f"{file.name}\n".encode() + read_file(file))
     packages = {}
     local = {file.stem for file in files}
-    for module in sorted({x for file in files for x in _imports(file)} - local):
+    imported = {x for file in files for x in _imports(file)}
+    for module in sorted(filter(is_module, imported)):
+        digest.update(code_hash(module).encode())
+    for module in sorted(_top_level(imported) - local):
         for package in _distributions().get(module, ()):
-            packages[package] = _version(package) or ""
+            packages[package] = installed_version(package) or ""
     packages.pop("optim4rl", None)
     others = tuple(file.name for file in files[1:])
     return Source(path.name, name, digest.hexdigest()[:24], others, packages)
@@ -125,13 +130,13 @@ def keep_source(source: Source, text: str, folder: Path) -> None:
 
 
 @cache
-def load_experiment(path: Path, name: str) -> Experiment:
-    """Load the experiment of a file, which runs once in a process.
+def load_experiment(path: Path, name: str, address: str) -> Experiment:
+    """Load the experiment of a file, which runs once in a process as long as its address is one.
 
     Raises:
         ValueError: the file raises an error, or the name is not an experiment.
     """
-    module = _run(path.resolve())
+    module = _run(path.resolve(), address)
     if not hasattr(module, name):
         known = [key for key, x in vars(module).items() if isinstance(x, Experiment)]
         raise ValueError(
@@ -147,10 +152,10 @@ def load_experiment(path: Path, name: str) -> Experiment:
 
 
 @cache
-def _run(path: Path) -> Any:
-    """Run the file as a module."""
+def _run(path: Path, address: str) -> Any:
+    """Run the file as a module, and the modules beside it anew."""
     # The module's name comes from the path of its contents: two copies are two modules.
-    name = f"_experiment_{path.parent.name}_{path.stem}"
+    name = f"_experiment_{path.parent.name}_{path.stem}_{address}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -158,6 +163,8 @@ def _run(path: Path) -> Any:
     sys.modules[name] = module  # Dataclasses look their annotations up there.
     sys.path.insert(0, str(path.parent))
     try:
+        for file in _local_files(path)[1:]:
+            sys.modules.pop(file.stem, None)
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path.name}: {explain(error, path)}") from error
@@ -188,11 +195,21 @@ def explain(error: BaseException, path: Path) -> str:
 
 
 def _local_files(path: Path) -> list[Path]:
-    """Return the file and the modules beside it that it imports, directly or indirectly."""
+    """Return the file and the modules beside it that it imports, directly or indirectly.
+
+    Raises:
+        ValueError: a file is not valid Python, or imports a folder of modules beside it.
+    """
     found = {path.name: path}
     waiting = [path]
     while waiting:
-        for module in _imports(waiting.pop()):
+        importing = waiting.pop()
+        for module in sorted(_top_level(_imports(importing))):
+            if module != "optim4rl" and any((path.parent / module).glob("*.py")):
+                raise ValueError(
+                    f"{importing.name}: import {module}: a study keeps no folder of modules; give "
+                    f"one file {module}.py beside it, or an installed package"
+                )
             file = path.parent / f"{module}.py"
             if file.name not in found and file.is_file():
                 found[file.name] = file
@@ -202,7 +219,7 @@ def _local_files(path: Path) -> list[Path]:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Yield the top-level name of every module that a file imports.
+    """Yield the full name of everything that a file imports.
 
     Raises:
         ValueError: the file is not valid Python.
@@ -213,19 +230,17 @@ def _imports(path: Path) -> Iterator[str]:
         raise ValueError(f"{path.name}: {explain(error, path)}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0]
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _top_level(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
 
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
     """Return the installed packages by module name; the search takes a moment."""
     return metadata.packages_distributions()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -69,10 +69,6 @@ class Member:
 class Work(Protocol):
     """The protocol for the work of an experiment."""
 
-    @property
-    def module(self) -> str:
-        """Return the module whose code decides the results."""
-
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
         """Return a training at values of the grid of trainings; None if nothing is trained."""
 

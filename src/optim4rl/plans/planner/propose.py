@@ -91,17 +91,14 @@ class Limits:
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        try:
-            check_fields(
-                self,
-                rounds=COUNT_OR_ZERO,
-                answer_tokens=COUNT,
-                tokens=COUNT,
-                price=NOT_NEGATIVE,
-                max_cost=POSITIVE,
-            )
-        except ValueError as error:
-            raise PlannerError(str(error)) from None
+        check_fields(
+            self,
+            rounds=COUNT_OR_ZERO,
+            answer_tokens=COUNT,
+            tokens=COUNT,
+            price=NOT_NEGATIVE,
+            max_cost=POSITIVE,
+        )
         if self.max_cost is not None and self.price is None:
             raise PlannerError(
                 f"max_cost = {self.max_cost!r}: a cost needs prices; give price, for a million "
@@ -217,7 +214,9 @@ def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Reco
             stopped = str(error)
             break
         run.requests += 1
-        run.spent = _add(run.spent, answer.usage or _likely_usage(messages, answer))
+        # A response may not state its tokens.
+        usage = answer.usage or Usage(_likely_tokens(messages), _tokens_of(answer.text))
+        run.spent = Usage(run.spent.prompt + usage.prompt, run.spent.answer + usage.answer)
         cost = limits.cost(run.spent)
         record.add("spent", {**vars(run.spent), "cost": cost, "stated": answer.usage is not None})
         run.take(answer)
@@ -252,15 +251,6 @@ def _failure(run: _Run, model: str, stopped: str | None, path: Path) -> str:
         f"model {one_line(model)!r} gave no plan: {run.problems[0]} ({why}); its answers are in "
         f"{path}"
     )
-
-
-def _add(spent: Usage, usage: Usage) -> Usage:
-    return Usage(spent.prompt + usage.prompt, spent.answer + usage.answer)
-
-
-def _likely_usage(messages: list[Message], answer: Answer) -> Usage:
-    """Estimate the tokens of a response that does not state them."""
-    return Usage(_likely_tokens(messages), _tokens_of(answer.text))
 
 
 def _likely_tokens(messages: list[Message]) -> int:
