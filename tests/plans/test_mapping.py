@@ -325,3 +325,13 @@ def test_plan_as_dict_is_json() -> None:
         "key": "raw",
         "reason": "named by 'no transformation'",
     }
+
+
+def test_programs_of_the_first_version_find_the_reader_under_its_old_name():
+    from optim4rl.plans import mapping, plan
+    from optim4rl.study import mapping as old_mapping, plan as old_plan
+
+    assert old_mapping.map_plan is mapping.map_plan
+    assert old_mapping.require_mapped is mapping.require_mapped
+    assert old_plan.read_plan is plan.read_plan
+    assert old_plan.PlanError is plan.PlanError
