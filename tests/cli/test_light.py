@@ -28,6 +28,7 @@ for words in json.loads(sys.argv[1]):
         except SystemExit as exit:
             code = exit.code
     heavy = {"jax", "jaxlib", "optax", "gymnax", "equinox", "matplotlib", "torch", "scipy.stats"}
+    heavy |= {"optim4rl.jobs.pool"}  # Only to run jobs.
     print(json.dumps([words, code, sorted(heavy & set(sys.modules))]))
 """
 METHOD = """

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from optim4rl.jobs import ray_pool
+from optim4rl.jobs.cores import count_cores
 from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pool import JobError, JobQueue, LocalPool, Stages, run_jobs
-from optim4rl.jobs.pools import Workers, count_cores, local_workers, open_pool
+from optim4rl.jobs.pools import Workers, local_workers, open_pool
 from optim4rl.jobs.ray_pool import DEATHS, ClusterError, Needs, RayPool, worker_environment
 from optim4rl.jobs.store import put_result
 from pretended import PretendedPool, put_worker

@@ -251,7 +251,7 @@ class LintOptions:
 
 def lint_plan(options: LintOptions) -> None:
     """Run the command `plan lint`."""
-    from optim4rl.jobs.pools import count_cores
+    from optim4rl.jobs.cores import count_cores
 
     check_fields(options, jobs=COUNT)
     plan = MappedPlan.read(options.plan, catalogue_of(options.experiment))

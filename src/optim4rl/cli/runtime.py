@@ -21,7 +21,7 @@ def configure_jax() -> None:
     one-row heads three times as fast (measured with JAX 0.10 on AVX-512); the switch is known to
     exist there and is left alone elsewhere.
     """
-    from optim4rl.jobs.pools import count_cores
+    from optim4rl.jobs.cores import count_cores
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "optim4rl" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

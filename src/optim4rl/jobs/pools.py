@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optim4rl.fields import COUNT, NOT_NEGATIVE, POSITIVE, check_fields
+from optim4rl.jobs.cores import count_cores
 from optim4rl.jobs.pool import LocalPool, Pool
 from optim4rl.jobs.ray_pool import Needs, RayPool
 
@@ -78,9 +79,3 @@ def local_workers() -> int:
     if has_gpu and os.environ.get("JAX_PLATFORMS") != "cpu":
         return 1
     return count_cores()
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
