@@ -11,7 +11,7 @@ import pytest
 
 from optim4rl.benchmark.table import read_runs
 from optim4rl.plans.mapping import MappedPlan
-from optim4rl.study.source import load_experiment
+from optim4rl.study.opening import open_given
 from test_readme import ROOT, blocks, commands
 
 PAGE = (ROOT / "docs" / "how-to" / "own-method.md").read_text("utf-8")
@@ -78,7 +78,8 @@ def test_a_method_is_killed_and_resumed(method, folder):
 
 @pytest.mark.parametrize("name", ["adalomo", "gage"])
 def test_the_published_plans_are_of_these_experiments(name):
-    experiment = load_experiment(ROOT / "examples" / "experiments" / f"{name}.py", "experiment")
+    file = ROOT / "examples" / "experiments" / f"{name}.py"
+    experiment = open_given(f"{file}:experiment").experiment
     plan = MappedPlan.read(ROOT / "plans" / f"{name}.md", experiment.catalogue)
     assert all(match.key is not None for entry in plan.mapped for match in entry.replacements)
     with jax.numpy_rank_promotion("allow"):  # As a user has it; the tests' own code is stricter.

@@ -23,12 +23,26 @@ def run(start):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, run):
-    """A run that nothing has happened to."""
-    out = tmp_path_factory.mktemp("undisturbed") / "train"
-    code, err = run([*TRAIN, "--out", out])
-    assert code == 0, err
-    return out
+def undisturbed(tmp_path_factory, run):
+    """Runs a command that nothing happens to: its folder."""
+
+    def run_alone(words):
+        out = tmp_path_factory.mktemp("undisturbed") / words[0]
+        code, err = run([*words, "--out", out])
+        assert code == 0, err
+        return out
+
+    return run_alone
+
+
+@pytest.fixture(scope="session")
+def trained(undisturbed):
+    return undisturbed(TRAIN)
+
+
+@pytest.fixture(scope="session")
+def evaluated(undisturbed):
+    return undisturbed(EVALUATE)
 
 
 @pytest.fixture(scope="session")
@@ -40,18 +54,5 @@ def ablate(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def studied(tmp_path_factory, run, ablate):
-    """A study that nothing has happened to."""
-    out = tmp_path_factory.mktemp("undisturbed") / "study"
-    code, err = run([*ablate, "--out", out])
-    assert code == 0, err
-    return out
-
-
-@pytest.fixture(scope="session")
-def evaluated(tmp_path_factory, run):
-    """An evaluation that nothing has happened to."""
-    out = tmp_path_factory.mktemp("undisturbed") / "evaluation"
-    code, err = run([*EVALUATE, "--out", out])
-    assert code == 0, err
-    return out
+def studied(undisturbed, ablate):
+    return undisturbed(ablate)
