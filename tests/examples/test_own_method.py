@@ -11,6 +11,7 @@ import pytest
 
 from optim4rl.benchmark.table import read_runs
 from optim4rl.plans.mapping import MappedPlan
+from optim4rl.study.experiment import Experiment
 from optim4rl.study.opening import open_given
 from test_readme import ROOT, blocks, commands
 
@@ -82,6 +83,7 @@ def test_the_published_plans_are_of_these_experiments(name):
     experiment = open_given(f"{file}:experiment").experiment
     plan = MappedPlan.read(ROOT / "plans" / f"{name}.md", experiment.catalogue)
     assert all(match.key is not None for entry in plan.mapped for match in entry.replacements)
+    assert isinstance(experiment, Experiment)  # It can run; a design alone cannot.
     with jax.numpy_rank_promotion("allow"):  # As a user has it; the tests' own code is stricter.
         found = experiment.run(experiment.reference, 0)
     assert found.keys() - {"steps"} == {metric.key for metric in experiment.metrics}
