@@ -7,16 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
+from optim4rl.tasks import networks
+from optim4rl.tasks.config import Activation, MapOrder
 from optim4rl.tasks.environments.episodes import SparseVector, Vectorized
 from optim4rl.tasks.inputs import shifted_images
-from optim4rl.tasks.networks import (
-    ActorCritic,
-    Conv2x2,
-    Dense,
-    Network,
-    SeparateMLPs,
-    activation,
-)
+from optim4rl.tasks.networks import ActorCritic, Conv2x2, Dense, Network, SeparateMLPs
 from optim4rl.tasks.task import Actor, RolloutStats, Task, _normalised, _stats
 
 
@@ -28,16 +23,22 @@ def convolve(
     return shifted_images(image) @ kernel + conv.bias[None, None]
 
 
-def answer(network: Network, observation: Float[Array, "..."]) -> tuple[Array, Array]:
+def answer(
+    network: Network,
+    observation: Float[Array, "..."],
+    *,
+    maps: MapOrder = "channels",
+    activation: Activation = "swish",
+) -> tuple[Array, Array]:
     """The policy's outputs and the value of one observation; vmap over many."""
     if isinstance(network, SeparateMLPs):
         flat = observation.reshape(-1)
-        activate = activation(network.activation)
+        activate = networks.activation(activation)
         policy, value = (_run(layers, activate, flat) for layers in (network.policy, network.value))
         return policy, value[0]
     assert isinstance(network, ActorCritic)
     if network.conv is not None:
-        image = jnp.moveaxis(observation, 0, -1) if network.maps == "channels" else observation
+        image = jnp.moveaxis(observation, 0, -1) if maps == "channels" else observation
         observation = jax.nn.relu(convolve(network.conv, image))
     features = jax.nn.relu(_affine(network.dense, observation.reshape(-1)))
     return _affine(network.policy, features), _affine(network.value, features)[0]

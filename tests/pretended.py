@@ -64,6 +64,7 @@ class PretendedPool:
     answer: Callable[[Path, Job], Result] = made_up
     ran: list[Job] = field(default_factory=list)
     folder: Path = Path()
+    size: int = 1
 
     def open(self, folder: Path, workers: object) -> "PretendedPool":
         """The pool of a folder."""
@@ -77,14 +78,14 @@ class PretendedPool:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda job: None) -> None:
         """Do all of them, none of which has been done."""
-        for done, job in enumerate(jobs, 1):
+        for job in jobs:
             assert not has_result(self.folder, job)
             found = self.answer(self.folder, job)
             put_result(self.folder, job, Result(found.arrays, {**found.info, "seconds": 1.0}))
             self.ran.append(job)
-            on_job(done, job)
+            on_job(job)
 
 
 def put_worker(folder: Path, source: str) -> str:

@@ -118,21 +118,23 @@ def jobs(folder: Path, seconds: float) -> None:
     class Here:
         """A pool of this process alone."""
 
+        size = 1
+
         def __enter__(self) -> "Here":
             return self
 
         def __exit__(self, *exception: object) -> None:
             pass
 
-        def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
+        def run(self, jobs: Sequence[Job], on_job: OnJob = lambda job: None) -> None:
             nonlocal done
-            for index, job in enumerate(jobs, 1):
+            for job in jobs:
                 if samples.over:
                     raise TimeIsOverError
                 found = answer(folder / "study", job.question | {"address": job.address})
                 assert "error" not in found, found
                 done += 1
-                on_job(index, job)
+                on_job(job)
 
     runner.open_pool = lambda folder, workers: Here()
     try:

@@ -71,9 +71,12 @@ def check_values(cls: type[Any], values: Mapping[str, Any], **ranges: Range) -> 
             right = _describe(declared, wanted)
         elif any(isinstance(x, int) and abs(x) > _LARGEST for x in numbers):
             right = "a whole number below 2**31 is needed"
-        elif wrong := [x for x in numbers if not _holds_in_float32(x, wanted)]:
-            rounded = float32(wrong[0])
-            right = f"{_describe(declared, wanted)}, in float32 too: there it is {rounded}"
+        elif wrong := [
+            x
+            for x in map(float32, numbers)
+            if not math.isfinite(x) or (wanted and not wanted.holds(x))
+        ]:
+            right = f"{_describe(declared, wanted)}, in float32 too: there it is {wrong[0]}"
         else:
             continue
         raise ValueError(f"{name} = {shown(value)}: {right}")
@@ -83,11 +86,6 @@ def float32(number: int | float) -> float:
     """Return the number as devices compute with it, in float32."""
     rounded = ctypes.c_float(number).value
     return rounded if abs(rounded) >= _SMALLEST_FLOAT32 else 0.0
-
-
-def _holds_in_float32(number: int | float, wanted: Range | None) -> bool:
-    rounded = float32(number)
-    return math.isfinite(rounded) and (wanted is None or wanted.holds(rounded))
 
 
 def shown(value: object) -> str:
@@ -147,10 +145,9 @@ def _is_finite(number: int | float) -> bool:
 
 def _describe(declared: Any, wanted: Range | None) -> str:
     """Describe the right values."""
-    choices = [x for part in _alternatives(declared) for x in _choices(part)]
-    if choices:
-        return f"known values are {', '.join(map(str, choices))}"
     alternatives = _alternatives(declared)
+    if choices := [x for part in alternatives for x in _choices(part)]:
+        return f"known values are {', '.join(map(str, choices))}"
     several = [part for part in alternatives if typing.get_origin(part) is tuple]
     single = [part for part in alternatives if part not in several]
     kinds = " or ".join(dict.fromkeys(_kind(part, wanted) for part in single))
@@ -197,8 +194,8 @@ def _kind(declared: Any, wanted: Range | None) -> str:
 def to_json(value: Any) -> Any:
     """Return settings as plain JSON values; the "type" of a dataclass's object is its class."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **{name: to_json(x) for name, x in fields.items()}}
+        fields = {x.name: to_json(getattr(value, x.name)) for x in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
     if isinstance(value, dict):
         return {str(key): to_json(x) for key, x in value.items()}
     return [to_json(x) for x in value] if isinstance(value, (list, tuple)) else value

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from optim4rl.benchmark import suites
-from optim4rl.benchmark.suites import SUITES, Suite, SuiteTask, load_suite
+from optim4rl.benchmark.suites import SUITES, Suite, SuiteTask, load_suite, task_suite
 from optim4rl.tasks import TaskConfig, make_task
 
 GRID_WORLDS = [
@@ -106,3 +106,10 @@ def test_discobench_is_as_published():
         assert config.activation == "relu"
         assert config.time_limit == "terminal"
         assert config.greedy_episodes == 16
+
+
+@pytest.mark.parametrize("name", ["width", "num_envs"])
+def test_a_suite_of_one_task_refuses_a_size_of_zero(name):
+    with pytest.raises(ValueError, match=f"{name} = 0"):
+        task_suite("catch", rollouts=2, stress_rollouts=2, **{name: 0})
+    assert task_suite("catch", rollouts=2, stress_rollouts=2).tasks[0].config.num_envs > 0

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from optim4rl.jobs import ray_pool
 from optim4rl.jobs.cores import count_cores
 from optim4rl.jobs.job import Job, Result
-from optim4rl.jobs.pool import JobError, JobQueue, LocalPool, Stages, run_jobs
+from optim4rl.jobs.pool import JobError, JobQueue, LocalPool, Stages
 from optim4rl.jobs.pools import Workers, local_workers, open_pool
 from optim4rl.jobs.ray_pool import DEATHS, ClusterError, Needs, RayPool, worker_environment
 from optim4rl.jobs.store import put_result
@@ -117,9 +117,9 @@ def test_a_job_is_done_once_whoever_asks(tmp_path):
     put_result(tmp_path, first, Result({}, {}))
     pool, said = PretendedPool().open(tmp_path, None), []
     jobs = [first, second, third, jobs_of("xy")[1]]
-    run_jobs(pool, tmp_path, jobs, lambda n, job: said.append((n, job and job.what)))
+    Stages(pool, tmp_path, update=lambda *x, **_: said.append(x)).run(jobs)
     assert pool.ran == [jobs[3], third]  # of two that are one, the last
-    assert said == [(1, None), (2, "job 1"), (3, "job 2")]
+    assert said == [(1, 3, ""), (2, 3, "job 1"), (3, 3, "job 2")]
 
 
 def test_stages_count_over_all_of_them(tmp_path):
@@ -288,7 +288,7 @@ def run(monkeypatch, folder, ray, programs="abc", **options):
     monkeypatch.setattr(ray_pool, "_import_ray", lambda: ray)
     said = []
     with RayPool(folder, "auto", options.pop("workers", None), Needs()) as pool:
-        pool.run(jobs_of(programs), lambda n, job: said.append((n, job.what)))
+        pool.run(jobs_of(programs), lambda job: said.append(job.what))
     return said
 
 
@@ -301,7 +301,7 @@ def test_what_jobs_make_is_written_here_once(monkeypatch, tmp_path, capsys):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "job-1").write_bytes(b"there already")
     said = run(monkeypatch, tmp_path, ray)
-    assert sorted(said) == [(1, said[0][1]), (2, said[1][1]), (3, said[2][1])]
+    assert sorted(said) == ["job 0", "job 1", "job 2"]
     assert made(tmp_path) == {"job-0": b"job-0", "job-1": b"there already", "job-2": b"job-2"}
     assert len(ray.killed) == 2  # as many workers as there is room for
     assert capsys.readouterr().err == (

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -242,16 +242,14 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
             return None, actor + 1, stats
 
     task = Rarely((1.0, 2.0))
+    pes = estimator(dataclasses.replace(CONFIG, agents=2, inner_updates=7), task)
 
     @quick_jit
     def run():
         keys = jax.random.split(jax.random.key(0), 2)
         rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
         learners = evolution.Learners(init_agents(SPEC, task, keys), jnp.array([0.0, -1.0]))
-        kernel = vars(evolution)["choose"](SPEC, "auto")
-        settings: Any = {"learning_rate": ALPHA, "rollouts": 7, "final_share": 0.0}
-        settings |= {"kernel": kernel, "lives": jnp.full(2, 7)}
-        return learners, evolution.live(SPEC, rules, task, learners, keys, **settings)
+        return learners, pes.live(rules, learners, keys, jnp.full(2, 7))
 
     before, (after, losses, stats) = run()
     np.testing.assert_allclose(losses, -np.array([2 * 3 + 5 * 2, 2 * 3 + 5 * 2 - 2]) / 7, rtol=1e-6)

@@ -62,7 +62,7 @@ def test_the_inferred_kinds_of_our_agents_are_those_of_their_networks(torso):
 
 
 def test_the_inferred_kinds_of_separate_networks_are_theirs():
-    make = partial(make_mlps, 5, 3, (8, 8), (8,), "tanh")
+    make = partial(make_mlps, 5, 3, (8, 8), (8,))
     networks = jax.eval_shape(lambda: make(key=jax.random.key(0)))
     layout = infer_layout(networks)
     policy, value = (["weight", "bias"] * n for n in (2, 1))

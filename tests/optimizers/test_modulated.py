@@ -79,6 +79,17 @@ def test_the_gain_multiplies_the_step():
     assert rms(found) == pytest.approx(STEP_RMS * np.exp(0.7), rel=1e-3)
 
 
+@pytest.mark.parametrize(("share", "left"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0)])
+def test_the_step_falls_over_training(share, left):
+    weights, given = init_meta_parameters(SPEC, jax.random.key(0)), gradients((4, 4), 1)
+    told = {"training_proportion": jnp.float32(share)}
+    (found,) = updates(SPEC, weights, {"w": jnp.ones((4, 4))}, given, **told)
+    assert rms(found) == pytest.approx(STEP_RMS * left, rel=1e-3)
+    constant = dataclasses.replace(SPEC, structure=Modulated(decay=False))
+    (found,) = updates(constant, weights, {"w": jnp.ones((4, 4))}, given, **told)
+    assert rms(found) == pytest.approx(STEP_RMS, rel=1e-3)
+
+
 def reading(shape=(5, 4), **extras):
     structure = Modulated()
     gradient = gradients(shape, 1)[0]

@@ -22,8 +22,8 @@ from optim4rl.evaluation.returns import (
     interquartile_mean,
 )
 from optim4rl.pages import figures
-from optim4rl.pages.study import render_report, summary_table, write_report
-from optim4rl.pages.summary import OUTCOMES, summarise
+from optim4rl.pages.study import render_report, write_report
+from optim4rl.pages.summary import OUTCOMES, summarise, summary_table
 from optim4rl.pages.words import interval, number, p_value
 from optim4rl.plans.components import Metric
 from optim4rl.plans.mapping import map_plan

@@ -20,7 +20,7 @@ from optim4rl.study.cells import (
     IDENTITY_SCALES,
     Training,
     identity_job,
-    keep_members,
+    keep_member,
     meta_train,
     run_identity,
     training_job,
@@ -85,7 +85,7 @@ def test_the_control_is_one_rule_whatever_its_seed(tmp_path):
     for seed in (0, 1):
         asked = dataclasses.replace(TRAINING, trained=False, meta_seed=seed)
         put_result(tmp_path, training_job(asked), meta_train(tmp_path, to_json(asked)))
-        ((maker,), _) = keep_members(tmp_path, [asked])
+        maker = keep_member(tmp_path, asked)
         family, weights = maker.family(tmp_path, 9)
         optimizer = family(weights, jnp.float32(0.1))
         steps, state = optimizer.update(params, optimizer.init(params), params)
@@ -110,40 +110,31 @@ def test_a_meta_training_that_diverges_says_so_and_has_no_weights(tmp_path, monk
 # Members
 
 
-def put(folder, seed, found=None):
+def put(folder, seed):
     """A finished meta-training."""
     training = dataclasses.replace(TRAINING, meta_seed=seed)
     weights = flatten(init_meta_parameters(training.spec, jax.random.key(seed)))
     arrays = {name: np.asarray(x) for name, x in weights.items()}
     norms = {"meta_gradient_norm": np.ones(2, np.float32)}
-    put_result(folder, training_job(training), found or Result({**arrays, **norms}, {}))
+    put_result(folder, training_job(training), Result({**arrays, **norms}, {}))
     return training
 
 
 def test_the_weights_of_finished_trainings_are_kept_for_workers(tmp_path):
-    trainings = [put(tmp_path, seed) for seed in (0, 1)]
-    members, failures = keep_members(tmp_path, trainings)
-    assert failures == {}
-    for training, maker in zip(trainings, members, strict=True):
+    for seed in (0, 1):
+        training = put(tmp_path, seed)
+        maker = keep_member(tmp_path, training)
         learned = load_weights(tmp_path / str(maker.file))
         assert (learned.spec, learned.learning_rate) == (TRAINING.spec, SMALL.learning_rate)
         arrays = get_result(tmp_path, training_job(training)).arrays
         for name, x in flatten(learned.meta_parameters).items():
             np.testing.assert_array_equal(arrays[name], x)
-    assert keep_members(tmp_path, trainings) == (members, {})
+        assert keep_member(tmp_path, training) == maker
 
 
-def test_trainings_that_diverged_are_named_and_have_no_member(tmp_path):
-    trainings = [
-        put(tmp_path, 0),
-        put(tmp_path, 7, Result({}, {"failure": "so it was"})),
-        put(tmp_path, 2),
-    ]
-    members, failures = keep_members(tmp_path, trainings)
-    assert members == keep_members(tmp_path, [trainings[0], trainings[2]])[0]
-    assert failures == {7: "so it was"}
+def test_an_unfinished_training_has_no_member(tmp_path):
     with pytest.raises(StoreError, match="no such result"):
-        keep_members(tmp_path, [TRAINING])
+        keep_member(tmp_path, TRAINING)
 
 
 # The identity experiment

@@ -417,6 +417,14 @@ def test_a_budget_takes_rows_in_order_of_priority(method, tmp_path, here, monkey
     assert run(study, tmp_path, budget=1e-6, workers=Workers(1)).left_out == ("no clipping",)
 
 
+def test_a_budget_counts_on_all_workers_of_the_pool(method, tmp_path, here, monkeypatch):
+    """On four workers, as a cluster may have, a row of ten seconds takes two and a half."""
+    monkeypatch.setattr(runner.time, "monotonic", lambda: float(len(here.ran)))
+    here.size = 4
+    results = run(study_of(method()), tmp_path, budget=25 / 60, workers=Workers(cluster="auto"))
+    assert [row.key for row in results.rows] == ROWS
+
+
 # What it would cost
 
 

@@ -27,7 +27,7 @@ from optim4rl.jobs.store import StoreError, finished_jobs, get_result, put_resul
 from optim4rl.pages.study import write_report
 from optim4rl.plans.plan import PlanError
 from optim4rl.study import runner
-from optim4rl.study.cells import Training, keep_members, training_job
+from optim4rl.study.cells import Training, keep_member, training_job
 from optim4rl.study.collecting import collect
 from optim4rl.study.experiment import points
 from optim4rl.study.layout import lay_out, load_study, record_study
@@ -669,11 +669,14 @@ def choose(folder, scores):
     by_weights = {}
     for index, training in enumerate(map(training_of, tuned(TUNED))):
         score = scores(training.variant, training.meta_learning_rate)[training.meta_seed - 100]
-        weights = {"network0.input": np.full((8, 24), index, np.float32)}
-        found = Result(weights, {}) if score else Result({}, {"failure": "diverged"})
+        arrays = {
+            "network0.input": np.full((8, 24), index, np.float32),
+            "meta_gradient_norm": np.ones(1, np.float32),
+        }
+        found = Result(arrays, {}) if score else Result({}, {"failure": "diverged"})
         put_result(folder, training_job(training), found)
-        for maker in keep_members(folder, [training])[0]:
-            by_weights[maker.weights] = score
+        if score:
+            by_weights[keep_member(folder, training).weights] = score
     alive = [x for x in tuned(TUNED) if "failure" not in get_result(folder, x.training).info]
     for job in (job for member in alive for job in scoring_jobs(TUNED, folder, member)):
         batch = from_json(Batch, job.arguments)

@@ -1,6 +1,5 @@
 """Networks: sizes as published, initialisation as in flax, the convolution as in lax."""
 
-import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -12,13 +11,8 @@ import numpy as np
 import pytest
 
 from by_hand import answer, convolve
-from optim4rl.tasks.networks import (
-    ActorCritic,
-    Conv2x2,
-    Dense,
-    make_mlps,
-    make_network,
-)
+from optim4rl.tasks.config import Initialisation
+from optim4rl.tasks.networks import ActorCritic, make_mlps, make_network
 
 KEY = jax.random.key(0)
 BIG_DENSE_LONG = (5, 15, 11)
@@ -47,7 +41,8 @@ def test_parameter_counts(
     network = eqx.filter_eval_shape(make_network, kind, shape, actions, **options, key=KEY)
     assert count(network) == parameters
     observation = jnp.zeros(shape, jnp.float32)
-    logits, value = jax.eval_shape(answer, network, observation)
+    by_hand = partial(answer, maps=options.get("maps", "channels"))
+    logits, value = jax.eval_shape(by_hand, network, observation)
     assert logits.shape == (actions,)
     assert value.shape == ()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(network))
@@ -111,18 +106,18 @@ def test_maps_as_rows_are_channels_last(networks: ActorCritic) -> None:
     """The order "rows" reads [row, column, channel], "channels" [channel, row, column]."""
     x = np.random.default_rng(1).normal(size=SMALL).astype(np.float32)
     channels = jax.tree.map(lambda leaf: leaf[0], networks)
-    rows = dataclasses.replace(channels, maps="rows")
-    logits, value = jax.jit(answer)(rows, jnp.moveaxis(x, 0, -1))
+    logits, value = jax.jit(partial(answer, maps="rows"))(channels, jnp.moveaxis(x, 0, -1))
     expected_logits, expected_value = by_formula(channels, x)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(value, expected_value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("layer", "fan_in"), [(Dense, 400), (Conv2x2, 1600)])
-def test_initialisation(layer: type[Dense] | type[Conv2x2], fan_in: int) -> None:
+@pytest.mark.parametrize(("layer", "fan_in"), [("dense", 400), ("conv", 1600)])
+def test_initialisation(layer: Any, fan_in: int) -> None:
     """Variance 1 / fan-in, truncated at two standard deviations of the normal; biases zero."""
-    module = jax.jit(lambda key: layer(400, 100, key=key))(KEY)
-    kernel, bias = module.kernel, module.bias
+    shape = (400, 1, 1)
+    network = jax.jit(lambda key: make_network(layer, shape, 9, width=100, key=key))(KEY)
+    kernel, bias = getattr(network, layer).kernel, getattr(network, layer).bias
     scale = 1 / math.sqrt(fan_in)
     assert float(jnp.std(kernel)) == pytest.approx(scale, rel=0.02)
     assert abs(float(jnp.mean(kernel))) < 0.02 * scale
@@ -134,12 +129,12 @@ def test_initialisation(layer: type[Dense] | type[Conv2x2], fan_in: int) -> None
 def test_separate_networks() -> None:
     """Brax's sizes, and values by the formula."""
     rng = np.random.default_rng(0)
-    paper = eqx.filter_eval_shape(make_mlps, 27, 16, (32,) * 4, (64,) * 5, "swish", key=KEY)
+    paper = eqx.filter_eval_shape(make_mlps, 27, 16, (32,) * 4, (64,) * 5, key=KEY)
     policy = 28 * 32 + 3 * 33 * 32 + 33 * 16
     assert sum(leaf.size for leaf in jax.tree.leaves(paper)) == (
         policy + 28 * 64 + 4 * 65 * 64 + 65
     )
-    small = eqx.filter_eval_shape(make_mlps, 6, 2, (3,), (4, 5), "tanh", key=KEY)
+    small = eqx.filter_eval_shape(make_mlps, 6, 2, (3,), (4, 5), key=KEY)
     network = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), small)
     x = rng.normal(size=(2, 3)).astype(np.float32)
 
@@ -149,14 +144,14 @@ def test_separate_networks() -> None:
             hidden = np.tanh(hidden @ layer.kernel + layer.bias)
         return hidden @ layers[-1].kernel + layers[-1].bias
 
-    outputs, value = jax.jit(answer)(network, x)
+    outputs, value = jax.jit(partial(answer, activation="tanh"))(network, x)
     np.testing.assert_allclose(outputs, by_formula(network.policy), rtol=1e-5)
     np.testing.assert_allclose(value, by_formula(network.value)[0], rtol=1e-5)
 
 
 def test_separate_networks_start_as_flax_s() -> None:
     """Variance 1 / fan-in in every layer, and no layer like another."""
-    network = jax.jit(lambda key: make_mlps(100, 8, (400, 400), (400,), "relu", key=key))(KEY)
+    network = jax.jit(lambda key: make_mlps(100, 8, (400, 400), (400,), key=key))(KEY)
     layers = [*network.policy, *network.value]
     for layer in layers[:3]:
         assert float(layer.kernel.std()) == pytest.approx(len(layer.kernel) ** -0.5, rel=0.05)
@@ -166,9 +161,7 @@ def test_separate_networks_start_as_flax_s() -> None:
 
 def test_orthogonal_networks() -> None:
     """Rows or columns are orthogonal, of length root 2, in the last layers 0.01 and 1: JAX's."""
-    network = jax.jit(lambda key: make_mlps(40, 3, (8, 8), (8, 8), "relu", "orthogonal", key=key))(
-        KEY
-    )
+    network = jax.jit(lambda key: make_mlps(40, 3, (8, 8), (8, 8), "orthogonal", key=key))(KEY)
     gains = [2**0.5, 2**0.5, 0.01, 2**0.5, 2**0.5, 1.0]
     for layer, gain in zip([*network.policy, *network.value], gains, strict=True):
         kernel = np.asarray(layer.kernel)
@@ -189,3 +182,11 @@ def test_a_convolution_needs_an_image() -> None:
     """The message names the argument, its value and what would be right."""
     with pytest.raises(ValueError, match=r"three axes for a convolution, not \(10, 5\)"):
         make_network("conv", (10, 5), 9, width=8, key=KEY)
+
+
+@pytest.mark.parametrize("initialisation", ["lecun", "orthogonal"])
+def test_parameters_are_float32_whatever_the_precision(initialisation: Initialisation) -> None:
+    with jax.enable_x64(True):
+        make = partial(make_mlps, 4, 3, (8,), (8,), initialisation)
+        found = jax.eval_shape(lambda key: make(key=key), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}

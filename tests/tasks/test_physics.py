@@ -18,14 +18,8 @@ from test_ppo import train
 
 from optim4rl.tasks import PPOConfig, default_config, make_task
 from optim4rl.tasks.environments.adapters import make_environment
-from optim4rl.tasks.environments.physics import (
-    BRAX,
-    PLAYGROUND,
-    Physics,
-    PhysicsVector,
-    make_brax,
-    make_playground,
-)
+from optim4rl.tasks.environments.names import BRAX, PLAYGROUND
+from optim4rl.tasks.environments.physics import Physics, PhysicsVector, make_brax, make_playground
 
 ENVS, STEPS, LIMIT = 3, 12, 5
 

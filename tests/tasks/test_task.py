@@ -125,7 +125,8 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
         )
 
         def loss(params: Any) -> Any:
-            logits, value = jax.vmap(jax.vmap(partial(answer, params)))(data.observation)
+            by_hand = partial(answer, params, maps=task.config.maps)
+            logits, value = jax.vmap(jax.vmap(by_hand))(data.observation)
             outputs, values, actions = (
                 x.reshape(-1, *x.shape[2:]) for x in (logits, value, data.action)
             )

@@ -37,7 +37,7 @@ def kernel_times(x):
         (lambda x: arrays.shift(x[:, None] * x[..., None], 2.0), OUTER + 2.0 * np.eye(3)),
         (structures.straight_through_sign, np.where(X >= 0, 1.0, -1.0)),
         (lambda x: structures.factors(x[None])[2][0], None),
-        (lambda x: structures.unit_rms(x, 1e-9), X / np.sqrt(np.mean(X * X, 1, keepdims=True))),
+        (lambda x: arrays.unit_rms(x, 1e-9), X / np.sqrt(np.mean(X * X, 1, keepdims=True))),
         *((x().first, None) for x in processing.PROCESSINGS.values()),
         *((x().second, None) for x in processing.PROCESSINGS.values()),
     ],

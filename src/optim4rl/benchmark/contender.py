@@ -26,11 +26,7 @@ from optim4rl.files.reading import read_file
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.presets import CLASSICAL
 from optim4rl.optimizers.resetting import Reset
-from optim4rl.optimizers.rule import (
-    MetaParameters,
-    init_meta_parameters,
-    spec_to_dict,
-)
+from optim4rl.optimizers.rule import MetaParameters, init_meta_parameters, spec_to_dict
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
 
 # baseline: a classical optimizer. given: from a user's file. learned: a rule with trained weights.
@@ -98,15 +94,15 @@ class Maker:
         """
         family: Family
         parameters = None
+        path = folder / str(self.file)
         if self.optimizer is not None:
             family = Classical(self.optimizer, self.epsilon)
         elif self.weights is not None:
-            learned = load_weights(folder / str(self.file))
-            _require_address(folder / str(self.file), weights_address(learned), self.weights)
+            learned = load_weights(path)
+            _require_address(path, weights_address(learned), self.weights)
             family, parameters = Learned(learned.spec), learned.meta_parameters
         else:
             address, _, function = str(self.source).partition(":")
-            path = folder / str(self.file)
             _require_address(path, source_address(read_file(path)), address)
             family = FromFile(path, function, updates)
         if self.clip is None and not self.decay and self.reset is None:

@@ -240,29 +240,25 @@ def first_jobs(b: Benchmark) -> list[Job]:
 def second_jobs(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> list[Job]:
     """Return all jobs at the chosen settings; a run that both readings need is there once."""
     batches = []
-    for index in range(len(b.suite.tasks)):
+    for index, task in enumerate(b.suite.tasks):
         for contender, member in _members(b):
             choice = choices[contender.name][member]
-            batches += chosen_runs(b, index, contender, member, choice)
+            for reading in b.readings:
+                batches += reported_runs(b, task, contender, member, choice.at(reading, index))
+            batches += stress_runs(b, task, contender, member, choice.at("tuned", index))
     return [job(batch) for batch in dict.fromkeys(batches)]
-
-
-def chosen_runs(
-    b: Benchmark, index: int, contender: Contender, member: int, choice: Choice
-) -> list[Batch]:
-    """Return the runs of a member on a task at the chosen settings."""
-    task = b.suite.tasks[index]
-    batches = [
-        batch
-        for reading in b.readings
-        for batch in reported_runs(b, task, contender, member, choice.at(reading, index))
-    ]
-    return batches + stress_runs(b, task, contender, member, choice.at("tuned", index))
 
 
 def expected_jobs(b: Benchmark) -> list[Job]:
     """Return the largest set of jobs possible; fewer run where both readings share a setting."""
-    return [*first_jobs(b), *second_jobs(b, _guess(b))]
+    guesses = {x.name: _unscored(b, x, x.grid[0], x.grid[-1]) for x in b.contenders}
+    return [*first_jobs(b), *second_jobs(b, guesses)]
+
+
+def _unscored(b: Benchmark, contender: Contender, each: float, one: float) -> tuple[Choice, ...]:
+    """Return the same choice for all members and tasks, without scores of tuning runs."""
+    own, shared = (Tuning(rate, contender.grid, ()) for rate in (each, one))
+    return (Choice((own,) * len(b.suite.tasks), shared),) * len(contender.members)
 
 
 def run(
@@ -297,18 +293,6 @@ def run_stages(b: Benchmark, stages: Stages) -> Runs:
     return collect(b, choices)
 
 
-def _guess(b: Benchmark) -> dict[str, tuple[Choice, ...]]:
-    """Return choices that need as many runs as possible."""
-    guesses = {}
-    for contender in b.contenders:
-        each, one = (
-            Tuning(rate, contender.grid, ()) for rate in (contender.grid[0], contender.grid[-1])
-        )
-        choice = Choice((each,) * len(b.suite.tasks), one)
-        guesses[contender.name] = (choice,) * len(contender.members)
-    return guesses
-
-
 # How settings are chosen
 
 
@@ -337,16 +321,11 @@ def settle(
         if wider == grids:
             return choices
         grids = wider
-        run(_tuning_jobs(b, grids))
-
-
-def _tuning_jobs(b: Benchmark, grids: Grids) -> list[Job]:
-    return [
-        job(batch)
-        for index, task in enumerate(b.suite.tasks)
-        for contender, member in _members(b)
-        for batch in tuning_runs(b, task, contender, member, grids[contender.name][member][index])
-    ]
+        batches = []
+        for index, task in enumerate(b.suite.tasks):
+            for x, member in _members(b):
+                batches += tuning_runs(b, task, x, member, grids[x.name][member][index])
+        run([job(batch) for batch in batches])
 
 
 def scoring_areas(
@@ -374,15 +353,12 @@ def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
     ceilings = [areas[x][0] for x in b.ceilings if x in areas]
     tuned = [[worst_first(task.mean(axis=1)).max() for task in found] for found in ceilings]
     high = np.max(tuned, axis=0) if tuned else low
-    choices = {}
-    for contender in b.contenders:
-        fixed = Tuning(contender.grid[0], contender.grid, ())
-        choices[contender.name] = tuple(
+    choices = {x.name: _unscored(b, x, x.grid[0], x.grid[0]) for x in b.contenders}
+    for name, members in areas.items():
+        choices[name] = tuple(
             Choice(tuple(map(best_of_grid, grid, found)), choose_for_all(grid, found, low, high))
-            for grid, found in zip(
-                grids[contender.name], areas.get(contender.name, ()), strict=False
-            )
-        ) or (Choice((fixed,) * len(b.suite.tasks), fixed),) * len(contender.members)
+            for grid, found in zip(grids[name], members, strict=True)
+        )
     return choices
 
 
@@ -392,12 +368,10 @@ def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
 def collect(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> Runs:
     """Read the curves of a benchmark whose runs are all finished."""
 
-    def reported(contender: Contender, task: int, reading: Reading) -> tuple[Curves, ...]:
+    def reported(contender: Contender, index: int, reading: Reading) -> tuple[Curves, ...]:
+        task = b.suite.tasks[index]
         return tuple(
-            _only(
-                b,
-                reported_runs(b, b.suite.tasks[task], contender, member, choice.at(reading, task)),
-            )
+            _only(b, reported_runs(b, task, contender, member, choice.at(reading, index)))
             for member, choice in enumerate(choices[contender.name])
         )
 
@@ -424,20 +398,13 @@ def _stress(
     for index, task in enumerate(b.suite.tasks):
         if task.stress_rollouts is None:
             continue
-        members = [
-            list(
-                read_batches(
-                    b.folder, stress_runs(b, task, contender, member, choice.at("tuned", index))
-                ).values()
-            )
+        batches = [
+            stress_runs(b, task, contender, member, choice.at("tuned", index))
             for member, choice in enumerate(choices)
         ]
-        found[task.name] = {
-            multiple: stack(curves)
-            for multiple, curves in zip(
-                b.protocol.stress_scales, zip(*members, strict=True), strict=True
-            )
-        }
+        members = [read_batches(b.folder, own).values() for own in batches]
+        together = map(stack, zip(*members, strict=True))
+        found[task.name] = dict(zip(b.protocol.stress_scales, together, strict=True))
     return found
 
 
@@ -460,15 +427,14 @@ def read(runs: Runs) -> Results:
     )
 
     def standing(contender: Contender, reading: Reading) -> Standing:
-        others = areas[reading]
-        first = b.reference
+        name, first = contender.name, b.reference
         return stand(
-            areas[reading][contender.name],
-            finals[reading][contender.name],
+            areas[reading][name],
+            finals[reading][name],
             auc_scale,
             final_scale,
-            None if first in (None, contender.name) else others[str(first)],
-            None if contender.control is None else others[contender.control],
+            None if first is None or first == name else areas[reading][first],
+            None if contender.control is None else areas[reading][contender.control],
         )
 
     standings = {

@@ -61,11 +61,13 @@ class Scale:
         """Return the scores at 0 and at 1 of each task."""
         return self.low.mean(axis=1), self.high.mean(axis=1)
 
-    def apply(self, scores: Scores) -> Scores:
+    def apply(
+        self, scores: Float[np.ndarray, "*resample task _ seed"]
+    ) -> Float[np.ndarray, "*resample task _ seed"]:
         """Normalise the scores of single runs; NaN on tasks without a scale."""
         low, high = (end[:, None, None] for end in self.ends)
         unit = np.where(self.resolved[:, None, None], high - low, np.nan)
-        scaled: Scores = (scores - low) / unit
+        scaled: np.ndarray = (scores - low) / unit
         return scaled
 
     def only(self, tasks: Sequence[int]) -> "Scale":

@@ -96,12 +96,10 @@ def _compare(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute differences and probabilities of improvement of resamples, each on its tasks."""
     rows = np.arange(len(x))[:, None]
-    middles = []
-    for side in (x, y):
-        low, high = (end[None, :, None, None] for end in scale.ends)
-        unit = np.where(scale.resolved[None, :, None, None], high - low, np.nan)
-        scaled = worst_first((side - low) / unit)[rows, drawn]
-        middles.append(_middle(scaled, scale.resolved[drawn]))
+    middles = [
+        _middle(worst_first(scale.apply(side))[rows, drawn], scale.resolved[drawn])
+        for side in (x, y)
+    ]
     first, second = (worst_first(side)[rows, drawn] for side in (x, y))
     first = first.reshape(*first.shape[:2], -1, 1)
     second = second.reshape(*second.shape[:2], 1, -1)

@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from optim4rl.benchmark.protocol import require_grid
 from optim4rl.benchmark.scores import Score
@@ -141,9 +142,10 @@ def task_suite(
         ValueError: the task is unknown, or its settings do not agree.
     """
     config = default_config(environment)
-    config = dataclasses.replace(
-        config, width=width or config.width, num_envs=num_envs or config.num_envs
-    )
+    if width is not None:
+        config = dataclasses.replace(config, width=width)
+    if num_envs is not None:
+        config = dataclasses.replace(config, num_envs=num_envs)
     make_task(config)
     task = SuiteTask(config, rollouts, stress_rollouts)
     return Suite(environment, (task,), TASK_RATES, TASK_SCALES)
@@ -166,10 +168,12 @@ def _grid_task(environment: str) -> SuiteTask:
     return SuiteTask(_normalised(environment), rollouts, stress)
 
 
-def _task(environment: str, env_steps: int) -> SuiteTask:
-    """Make a task with its own network and learner, for about `env_steps` environment steps."""
-    config = _normalised(environment)
-    return SuiteTask(config, max(1, env_steps // (config.num_envs * config.learner.rollout)))
+def _tasks(env_steps: int, *environments: str) -> tuple[SuiteTask, ...]:
+    """Make tasks with their own networks and learners, for about `env_steps` environment steps."""
+    configs = map(_normalised, environments)
+    return tuple(
+        SuiteTask(x, max(1, env_steps // (x.num_envs * x.learner.rollout))) for x in configs
+    )
 
 
 def _published_minatar(greedy_episodes: int) -> tuple[SuiteTask, ...]:
@@ -192,8 +196,7 @@ def _published_minatar(greedy_episodes: int) -> tuple[SuiteTask, ...]:
     )
     rollouts = 10_000_000 // (config.num_envs * learner.rollout)
     return tuple(
-        SuiteTask(dataclasses.replace(config, environment=f"gymnax:{game}-MinAtar"), rollouts)
-        for game in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
+        SuiteTask(dataclasses.replace(config, environment=game), rollouts) for game in _MINATAR
     )
 
 
@@ -206,68 +209,60 @@ def _normalised(environment: str) -> TaskConfig:
 
 TASK_RATES = (1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)
 TASK_SCALES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-_WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-_WIDE_SCALES = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+_wide_suite = partial(
+    Suite,
+    rates=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    step_scales=(0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0),
+)
+_MINATAR = tuple(
+    f"gymnax:{game}-MinAtar" for game in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
+)
+_GRID_WORLDS = tuple(
+    f"{size}_{density}_{length}/free"
+    for size in ("small", "big")
+    for density in ("dense", "sparse")
+    for length in ("short", "long")
+)
 _DISCOBENCH_RATES = (1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 7e-3, 8e-3, 9e-3, 1e-2)
 _DISCOBENCH_SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _ALL = (
     Suite(
         "grid",
-        tuple(
-            _grid_task(environment)
-            for environment in (
-                "catch",
-                *(
-                    f"{size}_{density}_{length}/free"
-                    for size in ("small", "big")
-                    for density in ("dense", "sparse")
-                    for length in ("short", "long")
-                ),
-            )
-        ),
+        tuple(map(_grid_task, ("catch", *_GRID_WORLDS))),
         rates=(1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1),
         step_scales=(0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0),
     ),
-    Suite(
-        "minatar",
-        tuple(
-            _task(f"gymnax:{game}-MinAtar", 2_000_000)
-            for game in ("Breakout", "Asterix", "Freeway", "SpaceInvaders")
-        ),
-        rates=_WIDE_RATES,
-        step_scales=_WIDE_SCALES,
-    ),
-    Suite(
+    _wide_suite("minatar", _tasks(2_000_000, *_MINATAR)),
+    _wide_suite(
         "classic",
-        tuple(
-            _task(f"gymnax:{name}", 500_000)
-            for name in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1")
+        _tasks(
+            500_000,
+            "gymnax:CartPole-v1",
+            "gymnax:Acrobot-v1",
+            "gymnax:MountainCar-v0",
+            "gymnax:Pendulum-v1",
         ),
-        rates=_WIDE_RATES,
-        step_scales=_WIDE_SCALES,
     ),
-    Suite(
+    _wide_suite(
         "brax",
-        tuple(
-            _task(f"brax:{body}", 5_000_000)
-            for body in ("inverted_double_pendulum", "ant", "halfcheetah", "walker2d")
+        _tasks(
+            5_000_000,
+            "brax:inverted_double_pendulum",
+            "brax:ant",
+            "brax:halfcheetah",
+            "brax:walker2d",
         ),
-        rates=_WIDE_RATES,
-        step_scales=_WIDE_SCALES,
         extra="brax",
     ),
     # Two tasks of each family outside the grid suite, which a rule trained on grid worlds has never
     # seen. Runs are as short as a baseline can learn in, so that two cores can make them.
-    Suite(
+    _wide_suite(
         "mixed",
         (
-            *(_task(f"gymnax:{name}", 500_000) for name in ("Acrobot-v1", "Pendulum-v1")),
-            *(_task(f"gymnax:{game}-MinAtar", 1_000_000) for game in ("Breakout", "Asterix")),
-            _task("brax:inverted_double_pendulum", 1_000_000),
-            _task("brax:hopper", 500_000),
+            *_tasks(500_000, "gymnax:Acrobot-v1", "gymnax:Pendulum-v1"),
+            *_tasks(1_000_000, *_MINATAR[:2], "brax:inverted_double_pendulum"),
+            *_tasks(500_000, "brax:hopper"),
         ),
-        rates=_WIDE_RATES,
-        step_scales=_WIDE_SCALES,
         extra="brax",
     ),
     # AlexGoldie/discogen, OnPolicyRL (arXiv 2603.17863): its table scores 16 greedy episodes, and
@@ -283,13 +278,7 @@ _ALL = (
     # AlexGoldie/rl-learned-optimization (Goldie et al. 2024, arXiv 2407.07082): the same agents,
     # scored by their last episodes in training. OPEN's own optimizer clips by itself and has no
     # falling rate, so users choose companions themselves. Ant and the grid world are left out.
-    Suite(
-        "open",
-        _published_minatar(greedy_episodes=0),
-        rates=_WIDE_RATES,
-        step_scales=_WIDE_SCALES,
-        score="final_return",
-    ),
+    _wide_suite("open", _published_minatar(greedy_episodes=0), score="final_return"),
 )
 SUITES = {suite.name: suite for suite in _ALL}
 # Published scores for a suite's own table, and their source: DiscoBench's Adam at its best rate.

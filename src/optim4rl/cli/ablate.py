@@ -1,9 +1,7 @@
 """`optim4rl ablate` and `optim4rl identity`."""
 
-import dataclasses
 import io
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +13,9 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from optim4rl.cli.runtime import progress_bar, require_file_name
+from optim4rl.cli.options import with_given
+from optim4rl.cli.plan import OWN
+from optim4rl.cli.runtime import command_line, progress_bar, require_file_name, results_folder
 from optim4rl.cli.signals import keeping, stop_in_order, stop_now
 from optim4rl.cli.study_report import finish
 from optim4rl.cli.terminal import print_table
@@ -30,7 +30,6 @@ from optim4rl.cli.trackers import (
 from optim4rl.fields import POSITIVE, check_fields, to_json
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
-from optim4rl.files.manifest import remove_manifest
 from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
@@ -48,7 +47,6 @@ from optim4rl.study.runner import run_study
 from optim4rl.study.settings import IdentityScale, StudySettings, settings_at
 
 Scale = Literal["smoke", "quick", "standard", "paper"]
-OWN = "optim4rl"
 DEFAULT_SCALE: Scale = "quick"
 
 
@@ -123,25 +121,22 @@ def ablate(options: AblateOptions) -> None:
     for finding in lint(plan.mapped):
         if finding.kind == "duplicate":
             print(f"note: ablation {finding.ablation}: {finding.message}", file=sys.stderr)
-    command = shlex.join(["optim4rl", *sys.argv[1:]])
     title = f"study ({opened.scale or opened.experiment.name})"
-    with locked(options.out), keeping(lambda: has_results(options.out)):
+    with results_folder(options.out):
         if changed := describe_new_version(opened, options.out):
             print(f"note: {changed}", file=sys.stderr)
-        remove_manifest(options.out)
         with (
             tracking(options.tracker, options.out, opened.shown()) as tracker,
             progress_bar(title, "jobs", in_words(options.workers)) as update,
             stop_now("jobs in flight are abandoned"),
         ):
-            on_progress = with_progress(update, tracker)
             results = run_study(
                 study,
                 options.out,
-                command=command,
+                command=command_line(),
                 workers=options.workers,
                 budget=options.budget,
-                on_progress=on_progress,
+                on_progress=with_progress(update, tracker),
             )
             log_curves(tracker, {row.key: row.curves for row in results.rows if row.curves})
         finish(results, options.out, as_json=options.json)
@@ -171,20 +166,17 @@ def _settings(options: AblateOptions) -> StudySettings:
     """
     task = options.task or "catch"
     settings = settings_at(options.scale or DEFAULT_SCALE, task)
-    training, evaluation = settings.training, settings.evaluation
-    if options.learning_rate is not None:
-        training = dataclasses.replace(training, learning_rate=options.learning_rate)
-    evaluation = dataclasses.replace(
-        evaluation,
-        seeds=evaluation.seeds if options.seeds is None else options.seeds,
-        step_scales=options.step_scales or evaluation.step_scales,
+    training = with_given(settings.training, learning_rate=options.learning_rate)
+    # An empty grid is none.
+    evaluation = with_given(
+        settings.evaluation, seeds=options.seeds, step_scales=options.step_scales or None
     )
     (trained,) = training_tasks(task, training)
     num_rollouts(trained.task, training.inner_updates)
-    return dataclasses.replace(
+    return with_given(
         settings,
-        meta_seeds=settings.meta_seeds if options.meta_seeds is None else options.meta_seeds,
-        meta_learning_rates=options.meta_learning_rates or settings.meta_learning_rates,
+        meta_seeds=options.meta_seeds,
+        meta_learning_rates=options.meta_learning_rates or None,
         training=training,
         evaluation=evaluation,
     )
@@ -291,11 +283,14 @@ def _write_accuracies(result: IdentityResult, path: Path) -> None:
     import polars as pl
 
     tables = [
-        pl.DataFrame({"progress": _progress(row), "accuracy": row.curve.astype(np.float64)}).select(
-            pl.lit(row.input).alias("input"),
-            pl.lit(row.output).alias("output"),
-            pl.lit(row.schedule).alias("schedule"),
-            pl.all(),
+        pl.DataFrame(
+            {
+                "input": row.input,
+                "output": row.output,
+                "schedule": row.schedule,
+                "progress": _progress(row),
+                "accuracy": row.curve.astype(np.float64),
+            }
         )
         for row in result.rows
     ]

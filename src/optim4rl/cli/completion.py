@@ -43,7 +43,7 @@ def run(options: CompletionOptions) -> None:
 def _words() -> dict[str, dict[str, tuple[str, ...]]]:
     """Return each command's options with their known values; "" stands for plain arguments."""
     from optim4rl.cli.listing import LISTS
-    from optim4rl.cli.main import COMMANDS
+    from optim4rl.cli.main import COMMANDS, PLAN_COMMANDS
     from optim4rl.meta.recipes import RECIPES
     from optim4rl.optimizers.presets import LEARNED
     from optim4rl.optimizers.weight_files import shipped_names
@@ -64,7 +64,7 @@ def _words() -> dict[str, dict[str, tuple[str, ...]]]:
     found["completion"] = {"": SHELLS, "--help": ()}
     for command in ("evaluate", "inspect"):
         found[command][""] = shipped_names()
-    found["plan"] = {"": tuple(x.partition(" ")[2] for x in COMMANDS if x.startswith("plan "))}
+    found["plan"] = {"": PLAN_COMMANDS}
     alone = dict.fromkeys(x.partition(" ")[0] for x in found)
     return {"": {"": (*alone, "--help", "--version")}, **found}
 

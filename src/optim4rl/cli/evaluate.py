@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import shlex
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -26,16 +22,15 @@ from optim4rl.benchmark.loop import Benchmark, Results, run as run_benchmark
 from optim4rl.benchmark.protocol import EVALUATION_SEED, Protocol
 from optim4rl.benchmark.register import require_claim
 from optim4rl.benchmark.suites import STRESS_ROLLOUTS, Suite, load_suite, task_suite
-from optim4rl.cli.runtime import progress_bar
-from optim4rl.cli.signals import keeping, stop_now
+from optim4rl.cli.options import with_given
+from optim4rl.cli.runtime import command_line, progress_bar, results_folder
+from optim4rl.cli.signals import stop_now
 from optim4rl.cli.terminal import print_table
 from optim4rl.cli.trackers import TrackerName, log_curves, require_tracker, tracking, with_progress
 from optim4rl.evaluation.curves import Curves
 from optim4rl.fields import COUNT, check_fields, to_json as settings_json
-from optim4rl.files.folders import locked
-from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.files.manifest import write_manifest
 from optim4rl.jobs.pools import Workers, in_words
-from optim4rl.jobs.store import has_results
 from optim4rl.pages.benchmark import (
     TITLES,
     claims,
@@ -168,7 +163,7 @@ def run(options: EvaluateOptions) -> None:
     suite = make_suite(options)
     load_groups(options.learned)  # Name weights that cannot be read before making a folder.
     claim = _claim(options, suite)
-    with _results_folder(options.out) as folder:
+    with results_folder(options.out) as folder:
         benchmark = dataclasses.replace(lay_out(options, suite, folder), claim=claim)
         config = settings_json(options) | {"out": str(options.out)}
         with (
@@ -181,20 +176,17 @@ def run(options: EvaluateOptions) -> None:
             results = run_benchmark(benchmark, options.workers, with_progress(update, tracker))
             log_curves(tracker, _tuned_curves(results))
         if options.out is not None:
-            write_report(results, shlex.join(["optim4rl", *sys.argv[1:]]))
+            write_report(results, command_line())
             write_manifest(options.out)
-    if options.json:
-        print(json.dumps(to_json(results)))
-    else:
-        print_summary(results, options.out)
+    show(results, options.out, as_json=options.json)
 
 
 def _claim(options: EvaluateOptions, suite: Suite) -> str:
     """Return the registered claim in words; refuse other runs before making a folder."""
     if options.claim is None:
         return ""
-    with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
-        benchmark = lay_out(options, suite, Path(scratch))
+    with results_folder(None) as scratch:
+        benchmark = lay_out(options, suite, scratch)
     return require_claim(options.register, options.claim, benchmark)
 
 
@@ -227,18 +219,6 @@ def _refuse_contradictions(options: EvaluateOptions) -> None:
         raise ValueError(f"baselines = {options.baselines!r}: give each optimizer once")
 
 
-@contextmanager
-def _results_folder(out: Path | None) -> Iterator[Path]:
-    """Open the output folder and lock it, or a temporary folder."""
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
-            yield Path(scratch)
-        return
-    with locked(out), keeping(lambda: has_results(out)):
-        remove_manifest(out)
-        yield out
-
-
 def make_suite(options: EvaluateOptions) -> Suite:
     """Return the tasks that the options ask for.
 
@@ -263,11 +243,8 @@ def make_suite(options: EvaluateOptions) -> Suite:
             rollouts=options.rollouts,
             num_envs=options.num_envs,
         )
-    return dataclasses.replace(
-        suite,
-        rates=options.rates or suite.rates,
-        step_scales=options.step_scales or suite.step_scales,
-    )
+    # An empty grid is none.
+    return with_given(suite, rates=options.rates or None, step_scales=options.step_scales or None)
 
 
 def _stress_rollouts(task: str) -> int:
@@ -333,8 +310,11 @@ def _tuned_curves(results: Results) -> dict[str, tuple[Curves, ...]]:
     }
 
 
-def print_summary(results: Results, out: Path | None) -> None:
-    """Print the most important results on stdout."""
+def show(results: Results, out: Path | None, *, as_json: bool) -> None:
+    """Print the results as JSON, or the most important of them in tables."""
+    if as_json:
+        print(json.dumps(to_json(results)))
+        return
     suite = results.benchmark.suite
     for reading in results.benchmark.readings:
         print_table(f"{suite.name}, {TITLES[reading]}", *summary_table(results, reading))

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from optim4rl.cli.terminal import did_you_mean, print_table
+from optim4rl.cli.terminal import print_table, require_known
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ def parse(program: str, words: list[str]) -> ListOptions:
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     options = ListOptions(**vars(parser.parse_args(words)))
-    if options.what not in LISTS:
-        near = did_you_mean(options.what, LISTS)
-        raise ValueError(f"what = {options.what!r}: known lists are {', '.join(LISTS)}{near}")
+    require_known("what =", options.what, "lists", LISTS)
     return options
 
 
@@ -137,11 +135,7 @@ def _recipes() -> list[dict[str, Any]]:
     from optim4rl.meta.recipes import RECIPES
 
     return [
-        {
-            "name": name,
-            "optimizer": recipe.optimizer,
-            "tasks": ", ".join(recipe.tasks),
-        }
+        {"name": name, "optimizer": recipe.optimizer, "tasks": ", ".join(recipe.tasks)}
         for name, recipe in RECIPES.items()
     ]
 

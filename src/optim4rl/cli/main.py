@@ -14,11 +14,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn
 
 from optim4rl.cli.runtime import configure_jax, missing_device
 from optim4rl.cli.signals import StoppedBySignalError, keeps_work
-from optim4rl.cli.terminal import did_you_mean
+from optim4rl.cli.terminal import require_known
 
 HELP = """\
 optim4rl: learned optimizers for reinforcement learning
@@ -86,10 +87,6 @@ COMMANDS = {
     "completion": ("completion", "CompletionOptions", "run"),
 }
 PLAN_COMMANDS = tuple(x.partition(" ")[2] for x in COMMANDS if x.startswith("plan "))
-
-
-class UsageError(ValueError):
-    """The command line cannot be understood."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,14 +190,10 @@ def _dispatch(words: list[str]) -> None:
     configure_jax()
     command, rest = words[0], words[1:]
     if command == "plan":
-        if rest[:1] not in [[word] for word in PLAN_COMMANDS]:
-            known = f"known commands for plans are {', '.join(PLAN_COMMANDS)}"
-            given = " ".join(rest[:1])
-            raise UsageError(f"plan {given!r}: {known}{did_you_mean(given, PLAN_COMMANDS)}")
-        command, rest = f"plan {rest[0]}", rest[1:]
-    if command not in COMMANDS:
-        known = f"known commands are {', '.join(COMMANDS)}"
-        raise UsageError(f"command {command!r}: {known}{did_you_mean(command, COMMANDS)}")
+        given = " ".join(rest[:1])
+        require_known("plan", given, "commands for plans", PLAN_COMMANDS)
+        command, rest = f"plan {given}", rest[1:]
+    require_known("command", command, "commands", COMMANDS)
     if command == "train":
         _train(rest)
         return
@@ -220,16 +213,13 @@ def _parse(options: type[Any], command: str, rest: list[str], default: Any = Non
 
 
 def _train(rest: list[str]) -> None:
-    from pathlib import Path
-
     from optim4rl.cli import processes
 
-    command = "train"
     if not {"-h", "--help"} & set(rest):
         from optim4rl.cli.options import parse_known
 
         # Processes must connect before JAX runs anything, and importing gymnax already does.
-        processes.join(parse_known(processes.ProcessOptions, f"optim4rl {command}", rest))
+        processes.join(parse_known(processes.ProcessOptions, "optim4rl train", rest))
     from optim4rl.cli import train
     from optim4rl.meta.recipes import RECIPES
 
@@ -238,13 +228,11 @@ def _train(rest: list[str]) -> None:
     if "--recipe" in rest:
         at = rest.index("--recipe")
         name = rest[at + 1] if at + 1 < len(rest) else ""
-        if name not in RECIPES:
-            known = f"known recipes are {', '.join(RECIPES)}"
-            raise UsageError(f"recipe = {name!r}: {known}{did_you_mean(name, RECIPES)}")
+        require_known("recipe =", name, "recipes", RECIPES)
         del rest[at : at + 2]
         default = train.TrainOptions(Path("runs") / name.replace("/", "-"), RECIPES[name])
     with processes.noticing_losses():
-        train.run(_parse(train.TrainOptions, command, rest, default))
+        train.run(_parse(train.TrainOptions, "train", rest, default))
 
 
 def _split_recipe(word: str) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -30,6 +30,8 @@ _CONFIG = (
 )
 # Defaults that --help does not print; an option's text explains them if necessary.
 _UNSAID = ("", "None", "''")
+
+Settings = TypeVar("Settings")
 
 
 def parse(options: type[Any], program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -69,6 +71,12 @@ def parse_known(options: type[Any], program: str, words: Sequence[str]) -> Any:
     )[0]
 
 
+def with_given(settings: Settings, **given: Any) -> Settings:
+    """Return settings with the given values; None leaves a setting as it is."""
+    values = {name: value for name, value in given.items() if value is not None}
+    return cast(Settings, dataclasses.replace(cast(Any, settings), **values))
+
+
 def description(options: type[Any]) -> str:
     """Return a command's description without its options, wrapped for the terminal."""
     text = inspect.getdoc(options) or ""
@@ -84,7 +92,9 @@ def description(options: type[Any]) -> str:
     )
 
 
-_WITH_HINT = tyro.conf.arg(help_behavior_hint=lambda default: _hint(default))
+_WITH_HINT = tyro.conf.arg(
+    help_behavior_hint=lambda default: "" if default in _UNSAID else f"(default: {default})"
+)
 REGISTRY = ConstructorRegistry()
 
 
@@ -150,10 +160,6 @@ def _part(
     part.__doc__ = f"{title.replace('_', ' ').capitalize()}.\n\nAttributes:\n{said}\n"
     default = part(**{name: found for name, (_, found) in fields.items()})
     return StructFieldSpec(title, part, default)
-
-
-def _hint(default: str) -> str:
-    return "" if default in _UNSAID else f"(default: {default})"
 
 
 @functools.cache

@@ -68,8 +68,7 @@ class Pace:
 
         The first chunk includes JAX's tracing, and short chunks say little.
         """
-        short = self._each is None or self.size * self._each < 1.0
-        if self._each is None or self._chunks < 2 or (short and self._chunks < 4):
+        if self._each is None or self._chunks < (4 if self.size * self._each < 1.0 else 2):
             return None
         return iterations * (self._each + self._saving / self.size)
 

@@ -14,6 +14,8 @@ import tyro
 from optim4rl.cli.runtime import require_file_name
 from optim4rl.cli.terminal import duration, print_table
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
+from optim4rl.files.atomic import write_atomically
+from optim4rl.jobs.cores import count_cores
 from optim4rl.plans.components import Catalogue
 from optim4rl.plans.mapping import MappedAblation, MappedPlan, map_plan, plan_as_dict
 from optim4rl.plans.optim4rl import OPTIM4RL
@@ -139,8 +141,6 @@ class ProposeOptions:
 
 def propose_plan(options: ProposeOptions) -> None:
     """Run the command `plan propose`."""
-    from optim4rl.files.atomic import write_atomically
-
     check_fields(options, timeout=POSITIVE, retries=COUNT_OR_ZERO)
     require_file_name("out", options.out)
     limits = Limits(
@@ -162,12 +162,12 @@ def _method(options: ProposeOptions) -> Method:
         raise PlannerError(
             "method: give a file with a method's description, or --of optim4rl or FILE.py:NAME"
         )
-    if options.of is not None and options.experiment != OWN:
-        raise PlannerError(
-            f"of = {options.of!r}, experiment = {options.experiment!r}: give one of them; the plan "
-            "is for the experiment that describes itself"
-        )
     if options.of is not None:
+        if options.experiment != OWN:
+            raise PlannerError(
+                f"of = {options.of!r}, experiment = {options.experiment!r}: give one of them; the "
+                "plan is for the experiment that describes itself"
+            )
         return method_of(catalogue_of(options.of))
     assert options.method is not None
     if options.out.exists() and options.method.exists() and options.out.samefile(options.method):
@@ -177,7 +177,6 @@ def _method(options: ProposeOptions) -> Method:
 
 def open_chat(options: Any, **further: Any) -> Chat:
     """Open the chat model that a command's options name: model, timeout, retries, answer_tokens."""
-    assert options.model is not None
     try:
         from optim4rl.plans.planner.chat import ChatModel
     except ModuleNotFoundError as error:
@@ -251,17 +250,11 @@ class LintOptions:
 
 def lint_plan(options: LintOptions) -> None:
     """Run the command `plan lint`."""
-    from optim4rl.jobs.cores import count_cores
-
     check_fields(options, jobs=COUNT)
     plan = MappedPlan.read(options.plan, catalogue_of(options.experiment))
     findings = lint(plan.mapped)
     jobs = options.jobs if options.jobs is not None else count_cores()
-    costs = []
-    if options.cost and options.experiment == OWN:
-        costs = _costs(plan, jobs, options.measured)
-    elif options.cost:
-        costs = _given_costs(options, plan, jobs)
+    costs = _costs(options, plan, jobs) if options.cost else []
     if options.json:
         values = {"findings": list(map(asdict, findings)), "costs": list(map(asdict, costs))}
         print(json.dumps(values, indent=1))
@@ -273,24 +266,23 @@ def lint_plan(options: LintOptions) -> None:
         sys.exit(1)
 
 
-def _costs(plan: MappedPlan, jobs: int, measured: Path | None) -> "list[Cost]":
-    """Predict a study's cost at every scale; empty if it can run nothing of the plan."""
-    if measured is None and not pairs(plan.mapped):
+def _costs(options: LintOptions, plan: MappedPlan, jobs: int) -> "list[Cost]":
+    """Predict a study's cost; empty if it can run nothing of the plan.
+
+    For this project's own experiment there is a cost at every scale; for the user's, one by its
+    first cells.
+    """
+    own, measured, runs = options.experiment == OWN, options.measured, bool(pairs(plan.mapped))
+    # A folder that cannot be read is named in any case.
+    if not runs and not (own and measured):
         return []
-    from optim4rl.study.cost import predict, read_measured
-
-    times = read_measured(measured) if measured else {}
-    return predict(plan, jobs, times) if pairs(plan.mapped) else []
-
-
-def _given_costs(options: LintOptions, plan: MappedPlan, jobs: int) -> "list[Cost]":
-    """Predict a study's cost with the user's experiment, by its first cells."""
-    if not pairs(plan.mapped):
-        return []
-    from optim4rl.study.cost import predict_given
+    from optim4rl.study.cost import predict, predict_given, read_measured
     from optim4rl.study.opening import open_given
 
-    return [predict_given(plan, open_given(options.experiment), jobs, options.measured)]
+    if not own:
+        return [predict_given(plan, open_given(options.experiment), jobs, measured)]
+    times = read_measured(measured) if measured else {}
+    return predict(plan, jobs, times) if runs else []
 
 
 def _print_findings(plan: MappedPlan, findings: tuple[Finding, ...]) -> None:
@@ -307,14 +299,7 @@ def _print_costs(costs: "list[Cost]", jobs: int) -> None:
         print("a study can run nothing of this plan")
         return
     prices = [
-        [
-            cost.scale,
-            str(cost.trained),
-            str(cost.jobs),
-            duration(cost.seconds),
-            _origin(cost),
-        ]
-        for cost in costs
+        [x.scale, str(x.trained), str(x.jobs), duration(x.seconds), _origin(x)] for x in costs
     ]
     columns = ["scale", "rows trained", "jobs", "predicted time", "from"]
     print_safely(f"predicted cost of a study, {jobs} workers", columns, prices)

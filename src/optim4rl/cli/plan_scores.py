@@ -10,6 +10,7 @@ import tyro
 from optim4rl.cli.plan import OWN, catalogue_of, open_chat, print_safely
 from optim4rl.cli.runtime import require_file_name
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, POSITIVE, check_fields
+from optim4rl.files.atomic import write_atomically
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.plan import read_plan
 from optim4rl.plans.planner.bench import (
@@ -69,17 +70,27 @@ def score(options: ScoreOptions) -> None:
     against = MappedPlan.read(options.against, known)
     plans = {path: MappedPlan.read(path, known) for path in options.plans}
     benches = {path: _bench(options, path, plan, against) for path, plan in plans.items()}
-    if options.model is not None or not pairs(against.mapped):
-        _print_benches(benches, options)
-        return
-    scores = {path: score_plan(plan.mapped, against.mapped) for path, plan in plans.items()}
+    scores: dict[Path, Score] = {}
+    if options.model is None and pairs(against.mapped):
+        scores = {path: score_plan(plan.mapped, against.mapped) for path, plan in plans.items()}
     if options.json:
         values = [
-            _score_values(path, entry) | {"ablation_bench": _bench_values(benches[path])}
-            for path, entry in scores.items()
+            {
+                "plan": str(path),
+                **(_score_values(scores[path]) if scores else {}),
+                "ablation_bench": _bench_values(bench),
+            }
+            for path, bench in benches.items()
         ]
         print(json.dumps(values, indent=1))
         return
+    if scores:
+        _print_scores(scores, options.against)
+    _print_benches(benches, options)
+
+
+def _print_scores(scores: dict[Path, Score], against: Path) -> None:
+    """Print how much of the reference each plan finds, and which parts of each ablation."""
     rows = [
         [
             str(path),
@@ -92,9 +103,17 @@ def score(options: ScoreOptions) -> None:
         for path, entry in scores.items()
     ]
     columns = ["plan", "ablations", "replacements", "precision", "recall", "F1", "proposed"]
-    print_safely(f"found of {options.against}", [*columns, "not mapped"], rows)
-    _print_found(scores)
-    _print_benches(benches, options)
+    print_safely(f"found of {against}", [*columns, "not mapped"], rows)
+    first = next(iter(scores.values()))
+    rows = [
+        [
+            entry.title,
+            ", ".join("/".join(map(str, pair)) for pair in entry.wanted),
+            *(", ".join(str(v) for _, v in s.ablations[i].found) or "-" for s in scores.values()),
+        ]
+        for i, entry in enumerate(first.ablations)
+    ]
+    print_safely("the reference's ablations", ["ablation", "wanted", *map(str, scores)], rows)
 
 
 def _bench(options: ScoreOptions, path: Path, plan: MappedPlan, against: MappedPlan) -> BenchScore:
@@ -117,12 +136,6 @@ def _bench_values(score: BenchScore) -> dict[str, Any]:
 
 def _print_benches(benches: dict[Path, BenchScore], options: ScoreOptions) -> None:
     """Print AblationBench's scores of all plans."""
-    if options.json:
-        values = [
-            {"plan": str(path), "ablation_bench": _bench_values(x)} for path, x in benches.items()
-        ]
-        print(json.dumps(values, indent=1))
-        return
     rows = [
         [
             str(path),
@@ -157,8 +170,6 @@ class ExportOptions:
 
 def export(options: ExportOptions) -> None:
     """Run the command `plan export`."""
-    from optim4rl.files.atomic import write_atomically
-
     require_file_name("out", options.out)
     plan = read_plan(options.plan)
     write_atomically(options.out, export_lines(plan).encode())
@@ -168,23 +179,8 @@ def export(options: ExportOptions) -> None:
     print(f"plan: {options.out} ({len(plan.ablations)} ablations)")
 
 
-def _print_found(scores: dict[Path, Score]) -> None:
-    """Print each ablation of the reference, and the parts of it that each plan finds."""
-    first = next(iter(scores.values()))
-    rows = [
-        [
-            entry.title,
-            ", ".join("/".join(map(str, pair)) for pair in entry.wanted),
-            *(", ".join(str(v) for _, v in s.ablations[i].found) or "-" for s in scores.values()),
-        ]
-        for i, entry in enumerate(first.ablations)
-    ]
-    print_safely("the reference's ablations", ["ablation", "wanted", *map(str, scores)], rows)
-
-
-def _score_values(path: Path, score: Score) -> dict[str, Any]:
+def _score_values(score: Score) -> dict[str, Any]:
     return {
-        "plan": str(path),
         **asdict(score),
         "hits": score.hits,
         "precision": score.precision,

@@ -26,6 +26,19 @@ def task_labels(tasks: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def mean_returns(progress: Progress, which: int | slice) -> list[float | None]:
+    """Return each task's mean return over the episodes that ended in one or more iterations.
+
+    A task in which no episode ended has None.
+    """
+    return [
+        float(x.return_sum[which].sum() / count)
+        if (count := x.episode_count[which].sum())
+        else None
+        for x in progress.stats
+    ]
+
+
 class ProgressLog:
     """Hold a log that grows; checkpoints note its extent, a size and a checksum.
 
@@ -68,13 +81,9 @@ class ProgressLog:
         """
         lines = []
         for index, norm in enumerate(progress.meta_gradient_norm):
-            returns = [
-                f"{s.return_sum[index] / s.episode_count[index]:.6g}"
-                if s.episode_count[index]
-                else ""
-                for s in progress.stats
-            ]
-            lines.append(",".join([str(before + index + 1), f"{norm:.6g}", *returns]) + "\n")
+            numbers = (norm, *mean_returns(progress, index))
+            cells = ("" if x is None else f"{x:.6g}" for x in numbers)
+            lines.append(",".join([str(before + index + 1), *cells]) + "\n")
         data = "".join(lines).encode()
         with self.path.open("ab") as file:
             file.write(data)

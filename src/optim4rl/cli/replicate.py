@@ -1,23 +1,17 @@
 """`optim4rl replicate`: run the paper's experiments at the paper's scale."""
 
-import dataclasses
-import json
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from optim4rl.cli.evaluate import print_summary
-from optim4rl.cli.runtime import progress_bar
-from optim4rl.cli.signals import keeping, stop_now
-from optim4rl.files.folders import locked
-from optim4rl.files.manifest import remove_manifest, write_manifest
+from optim4rl.cli.evaluate import show
+from optim4rl.cli.options import with_given
+from optim4rl.cli.runtime import command_line, progress_bar, results_folder
+from optim4rl.cli.signals import stop_now
+from optim4rl.files.manifest import write_manifest
 from optim4rl.jobs.pools import Workers, in_words
-from optim4rl.jobs.store import has_results
-from optim4rl.pages.benchmark import to_json
 from optim4rl.pages.replication import write_replication
 from optim4rl.study.paper import EXPERIMENTS
 from optim4rl.study.replication import Replication, run_replication
@@ -63,8 +57,7 @@ class ReplicateOptions:
 def run(options: ReplicateOptions) -> None:
     """Run the command."""
     replication = lay_out(options)
-    with locked(options.out), keeping(lambda: has_results(options.out)):
-        remove_manifest(options.out)
+    with results_folder(options.out):
         with (
             progress_bar(
                 f"replicating {options.experiment}", "jobs", in_words(options.workers)
@@ -72,12 +65,9 @@ def run(options: ReplicateOptions) -> None:
             stop_now("jobs in flight are abandoned"),
         ):
             found = run_replication(replication, options.out, options.workers, update)
-        write_replication(found, shlex.join(["optim4rl", *sys.argv[1:]]))
+        write_replication(found, command_line())
         write_manifest(options.out)
-    if options.json:
-        print(json.dumps(to_json(found.results)))
-    else:
-        print_summary(found.results, options.out)
+    show(found.results, options.out, as_json=options.json)
 
 
 def lay_out(options: ReplicateOptions) -> Replication:
@@ -92,20 +82,15 @@ def lay_out(options: ReplicateOptions) -> Replication:
         if name not in names:
             raise ValueError(f"arms: {name!r} is not one of {', '.join(map(repr, names))}")
 
-    def given(name: str, own: Any) -> Any:
-        value = getattr(options, name)
-        return own if value is None else value
-
     arms = tuple(
-        dataclasses.replace(arm, meta_seeds=given("meta_seeds", arm.meta_seeds))
+        with_given(arm, meta_seeds=options.meta_seeds)
         for arm in own.arms
         if not options.arms or arm.name in options.arms
     )
-    protocol = dataclasses.replace(own.protocol, seeds=given("seeds", own.protocol.seeds))
-    return dataclasses.replace(
+    return with_given(
         own,
         arms=arms,
-        protocol=protocol,
-        meta_learning_rates=given("meta_learning_rates", own.meta_learning_rates),
-        reset_intervals=given("reset_intervals", own.reset_intervals),
+        protocol=with_given(own.protocol, seeds=options.seeds),
+        meta_learning_rates=options.meta_learning_rates,
+        reset_intervals=options.reset_intervals,
     )

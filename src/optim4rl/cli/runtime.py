@@ -1,7 +1,9 @@
-"""Set up a command before JAX starts, and show its progress bar."""
+"""Set up a command before JAX starts; open its folder, and show its progress bar."""
 
 import os
+import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+from optim4rl.cli.signals import keeping
 from optim4rl.cli.terminal import duration
 
 
@@ -141,6 +144,33 @@ def progress_bar(
                 print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
         yield update
+
+
+@contextmanager
+def results_folder(out: Path | None) -> Iterator[Path]:
+    """Open a folder of jobs: lock it, and note on errors that its finished jobs are kept.
+
+    It has no manifest until the command has written one at its end.
+
+    Args:
+        out: the folder; None: a temporary one.
+    """
+    from optim4rl.files.folders import locked
+    from optim4rl.files.manifest import remove_manifest
+    from optim4rl.jobs.store import has_results
+
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="optim4rl-") as scratch:
+            yield Path(scratch)
+        return
+    with locked(out), keeping(lambda: has_results(out)):
+        remove_manifest(out)
+        yield out
+
+
+def command_line() -> str:
+    """Return the command line of this process, for a report."""
+    return shlex.join(["optim4rl", *sys.argv[1:]])
 
 
 def require_file_name(option: str, path: Path) -> None:

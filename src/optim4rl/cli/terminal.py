@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 # The width of a pipe, which has none of its own, and the least width.
@@ -37,6 +37,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a clause that names the most similar known word; "" if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def require_known(what: str, given: str, kind: str, known: Collection[str]) -> None:
+    """Refuse an unknown word.
+
+    Raises:
+        ValueError: the message begins with `what`, and names all known words and the most similar.
+    """
+    if given not in known:
+        near = did_you_mean(given, known)
+        raise ValueError(f"{what} {given!r}: known {kind} are {', '.join(known)}{near}")
 
 
 def print_table(title: str, names: Row, rows: Sequence[Row]) -> None:

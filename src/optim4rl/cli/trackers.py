@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from optim4rl.cli.progress_log import mean_returns
 from optim4rl.evaluation.curves import Curves
 from optim4rl.meta.trainer import Progress
 
@@ -48,7 +49,11 @@ def tracking(
         ValueError: see `require_tracker`.
     """
     require_tracker(name, folder)
-    tracker = _open(name, folder, config, first_step)
+    tracker: Tracker = _Nowhere()
+    if name is not None and folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensorboard = name == "tensorboard"
+        tracker = _TensorBoard(folder, first_step) if tensorboard else _WandB(folder, config)
     try:
         yield tracker
     finally:
@@ -99,12 +104,9 @@ def log_progress(
         rate: environment steps a second.
     """
     for index, norm in enumerate(progress.meta_gradient_norm):
-        returns = {
-            f"return/{task}": float(stats.return_sum[index] / stats.episode_count[index])
-            for task, stats in zip(tasks, progress.stats, strict=True)
-            if stats.episode_count[index]
-        }
-        tracker.log(before + index + 1, {"meta_gradient_norm": float(norm), **returns})
+        returns = zip(tasks, mean_returns(progress, index), strict=True)
+        ended = {f"return/{task}": value for task, value in returns if value is not None}
+        tracker.log(before + index + 1, {"meta_gradient_norm": float(norm), **ended})
     tracker.log(before + len(progress.meta_gradient_norm), {"env_steps_per_second": rate})
 
 
@@ -116,17 +118,6 @@ def with_progress(update: Callable[..., None], tracker: Tracker) -> Callable[...
         tracker.log(done, {"progress": done / max(1, total)})
 
     return both
-
-
-def _open(
-    name: TrackerName | None, folder: Path | None, config: Mapping[str, Any], first_step: int
-) -> Tracker:
-    if name is None or folder is None:
-        return _Nowhere()
-    folder.mkdir(parents=True, exist_ok=True)
-    if name == "tensorboard":
-        return _TensorBoard(folder / "tensorboard", first_step)
-    return _WandB(folder, config)
 
 
 class _Nowhere:
@@ -145,7 +136,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

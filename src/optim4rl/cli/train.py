@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from optim4rl.cli.pace import Pace
 from optim4rl.cli.processes import ProcessOptions
-from optim4rl.cli.progress_log import ProgressLog, task_labels
+from optim4rl.cli.progress_log import ProgressLog, mean_returns, task_labels
 from optim4rl.cli.runtime import CompileClock, progress_bar
 from optim4rl.cli.signals import StopRequest, keeping, stop_in_order
 from optim4rl.cli.terminal import print_table
@@ -53,9 +54,6 @@ from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights
 from optim4rl.pages.plots import plot_training
-
-# The weights before a run diverged.
-LAST_GOOD = "last-good.safetensors"
 
 
 @dataclass(frozen=True)
@@ -116,55 +114,92 @@ class TrainOptions:
     json: bool = False
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What the options ask for, in the form that meta-training takes.
+
+    `settings` are all settings that decide the result, as JSON values.
+    """
+
+    options: TrainOptions
+    spec: OptimizerSpec
+    tasks: tuple[MetaTask, ...]
+    settings: dict[str, Any]
+    execution: Execution
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.options.out / "checkpoint.safetensors"
+
+    @property
+    def log(self) -> Path:
+        return self.options.out / "progress.csv"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return task_labels(self.options.recipe.tasks)
+
+    def save(self, name: str, state: MetaState, seconds: float | None) -> Path:
+        """Save the rule with its card in the output folder, and return its path."""
+        recipe = self.options.recipe
+        card = {
+            "tasks": list(recipe.tasks),
+            "seed": recipe.meta.seed,
+            "settings": self.settings,
+            **provenance("optim4rl.meta.recipe"),
+            "training_seconds": None if seconds is None else round(seconds, 1),
+            "results": {},
+        }
+        rate, path = self.tasks[0].learning_rate, self.options.out / name
+        save_weights(path, LearnedOptimizer(self.spec, state.meta_parameters, rate, card))
+        return path
+
+
 def run(options: TrainOptions) -> None:
     """Run the command."""
     check_fields(options, chunk=COUNT)
     require_tracker(options.tracker, options.out)
     compiling = CompileClock()
     first_process = jax.process_index() == 0
-    recipe = options.recipe
+    recipe, out = options.recipe, options.out
     spec, tasks = build(recipe)
     settings = settings_of(recipe)
     start = starting_weights(recipe, spec)
     execution, plan = plan_execution(options, spec, tasks)
+    training = _Training(options, spec, tasks, settings, execution)
     if options.dry_run:
         if first_process:
-            _show_plan(options, settings, execution, plan)
+            _show_plan(training, plan)
         return
-    checkpoint = options.out / "checkpoint.safetensors"
     with (
-        locked(options.out) if first_process else nullcontext(),
-        keeping(lambda: has_checkpoint(checkpoint)),
+        locked(out) if first_process else nullcontext(),
+        keeping(lambda: has_checkpoint(training.checkpoint)),
     ):
-        resumed = _resumed(options, spec, tasks, settings, start, execution)
+        resumed = _resumed(training, start)
         # The time of earlier sessions is not known.
         timed = int(resumed.state.iteration) == 0
         started = time.perf_counter()
         try:
-            state, figures = _meta_train(
-                options, spec, tasks, settings, resumed, execution, compiling
-            )
+            state, figures = _meta_train(training, resumed, compiling)
         except MetaDivergenceError as error:
             if first_process:
                 seconds = time.perf_counter() - started if timed else None
-                _keep_last_good(
-                    options.out, _learned(options, spec, tasks, error.state, settings, seconds)
-                )
+                kept = training.save("last-good.safetensors", error.state, seconds)
+                said = f"last good rule: {kept}; train --start begins with it, in another folder"
+                print(said, file=sys.stderr)
             raise
         if not first_process:
             return
-        weights = options.out / "weights.safetensors"
-        seconds = figures["seconds"] if timed else None
-        save_weights(weights, _learned(options, spec, tasks, state, settings, seconds))
-        log = options.out / "progress.csv"
-        plot_training(log, options.out / "progress.svg")
-        _write_table(log, options.out / "progress.parquet")
-        write_manifest(options.out)
+        weights = training.save("weights.safetensors", state, figures["seconds"] if timed else None)
+        table, picture = out / "progress.parquet", out / "progress.svg"
+        plot_training(training.log, picture)
+        _write_table(training.log, table)
+        write_manifest(out)
     summary = {
         "weights": str(weights),
-        "progress": str(log),
-        "table": str(options.out / "progress.parquet"),
-        "picture": str(options.out / "progress.svg"),
+        "progress": str(training.log),
+        "table": str(table),
+        "picture": str(picture),
         "iterations": int(state.iteration),
         **figures,
         "peak_memory_gib": round(_peak_memory() / 2**30, 2),
@@ -173,43 +208,28 @@ def run(options: TrainOptions) -> None:
         print(json.dumps(summary))
     else:
         print_table("meta-training", ["", "value"], [[k, str(v)] for k, v in summary.items()])
-        words = ["optim4rl", "evaluate", str(weights), "--task", options.recipe.tasks[0]]
+        words = ["optim4rl", "evaluate", str(weights), "--task", recipe.tasks[0]]
         print(f"next: {shlex.join(words)}")
 
 
-def _keep_last_good(folder: Path, optimizer: LearnedOptimizer) -> None:
-    """Save the rule as it was before a run diverged, and say where it is."""
-    kept = folder / LAST_GOOD
-    save_weights(kept, optimizer)
-    print(
-        f"last good rule: {kept}; train --start begins with it, in another folder", file=sys.stderr
-    )
-
-
-def _resumed(
-    options: TrainOptions,
-    spec: OptimizerSpec,
-    tasks: tuple[MetaTask, ...],
-    settings: dict[str, Any],
-    start: MetaParameters | None,
-    execution: Execution,
-) -> Resumed:
+def _resumed(training: _Training, start: MetaParameters | None) -> Resumed:
     """Return the state to start from: a checkpoint, or a fresh one.
 
     Raises:
         ValueError: there is a run already, and `--resume` was not given.
         CheckpointError: the checkpoint is damaged, or belongs to another run.
     """
-    checkpoint = options.out / "checkpoint.safetensors"
-    if not has_checkpoint(checkpoint):
-        return Resumed(init(spec, tasks, options.recipe.meta, start, execution), {})
+    options, execution = training.options, training.execution
+    fresh = partial(init, training.spec, training.tasks, options.recipe.meta, execution=execution)
+    if not has_checkpoint(training.checkpoint):
+        return Resumed(fresh(start), {})
     if not options.resume:
         raise ValueError(
             f"out = {str(options.out)!r}: the folder already has a run; continue it with --resume, "
             "or choose another folder"
         )
-    like = jax.eval_shape(lambda: init(spec, tasks, options.recipe.meta, execution=execution))
-    resumed = resume_checkpoint(checkpoint, like, settings, execution)
+    like = jax.eval_shape(fresh)
+    resumed = resume_checkpoint(training.checkpoint, like, training.settings, execution)
     if resumed.damage and jax.process_index() == 0:
         print(
             f"{resumed.damage}; continuing from the checkpoint before it, at iteration "
@@ -220,20 +240,15 @@ def _resumed(
 
 
 def _meta_train(
-    options: TrainOptions,
-    spec: OptimizerSpec,
-    tasks: tuple[MetaTask, ...],
-    settings: dict[str, Any],
-    resumed: Resumed,
-    execution: Execution,
-    compiling: CompileClock,
+    training: _Training, resumed: Resumed, compiling: CompileClock
 ) -> tuple[MetaState, dict[str, Any]]:
     """Meta-train chunk by chunk, each with a checkpoint; return the final state and the speed.
 
     Raises:
         StoppedBySignalError: a signal has stopped it; the last chunk is saved.
     """
-    meta = options.recipe.meta
+    options, settings, execution = training.options, training.settings, training.execution
+    meta, devices = options.recipe.meta, execution.devices.size
     first_process = jax.process_index() == 0
     if first_process:
         remove_manifest(options.out)
@@ -241,17 +256,15 @@ def _meta_train(
         write_atomically(options.out / "settings.json", written.encode())
     steps = sum(
         t.settings(meta).agents
-        * make_estimator(spec, t, meta, execution).rollouts
+        * make_estimator(training.spec, t, meta, execution).rollouts
         * t.task.env_steps_per_rollout
-        for t in tasks
+        for t in training.tasks
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
-    name = options.recipe.optimizer
     pace = Pace(options.chunk, lambda: compiling.seconds)
-    on = f"{execution.devices.size} device{'s' * (execution.devices.size > 1)}"
-    bar = progress_bar(
-        f"meta-training {name}", "iterations", on, silent=not first_process, guess=False
-    )
+    title = f"meta-training {options.recipe.optimizer}"
+    on = f"{devices} device{'s' * (devices > 1)}"
+    bar = progress_bar(title, "iterations", on, silent=not first_process, guess=False)
     chosen = options.tracker if first_process else None
     with (
         tracking(chosen, options.out, settings, first + 1) as tracker,
@@ -259,10 +272,15 @@ def _meta_train(
         stop_in_order(pace.ending) as stop,
     ):
         update(first, meta.iterations)
-        keeper = _ChunkKeeper(options, settings, resumed, steps, tracker, update, stop, pace)
+        log = None
+        if first_process:
+            log = ProgressLog(training.log, training.labels, resumed.notes.get("log"))
+        keeper = _ChunkKeeper(
+            training, steps, log, tracker, update, stop, pace, first, rotate=not resumed.damage
+        )
         state, _ = train(
-            spec,
-            tasks,
+            training.spec,
+            training.tasks,
             meta,
             state=resumed.state,
             chunk=pace.most,
@@ -280,63 +298,52 @@ def _meta_train(
     }
 
 
+@dataclass
 class _ChunkKeeper:
     """Keep every finished chunk: its log and checkpoint; show it in the terminal and a tracker.
 
-    Args:
-        options: the command's options.
-        settings: all settings that decide the result.
-        resumed: the state from which the run continues.
+    Attributes:
         steps: environment steps of an iteration.
-        tracker: the tracker.
+        log: the log; only the first process has one.
         update: the progress bar's update.
-        stop: whether a signal asked to stop.
-        pace: the sizes of chunks.
+        done: iterations that are kept.
+        rotate: whether to keep the checkpoint before the new one; a damaged one must not replace
+            the good one before it.
+        best: speed of the fastest chunk, in environment steps a second.
     """
 
-    def __init__(
-        self,
-        options: TrainOptions,
-        settings: dict[str, Any],
-        resumed: Resumed,
-        steps: int,
-        tracker: Tracker,
-        update: Callable[..., None],
-        stop: StopRequest,
-        pace: Pace,
-    ) -> None:
-        self._options, self._settings, self._steps = options, settings, steps
-        self._tracker, self._update, self._stop, self._pace = tracker, update, stop, pace
-        self._labels = task_labels(options.recipe.tasks)
-        self._log = None
-        if jax.process_index() == 0:
-            path = options.out / "progress.csv"
-            self._log = ProgressLog(path, self._labels, resumed.notes.get("log"))
-        # A damaged checkpoint must not replace the good one before it.
-        self._rotate = not resumed.damage
-        self._done = int(resumed.state.iteration)
-        self.best = 0.0
+    training: _Training
+    steps: int
+    log: ProgressLog | None
+    tracker: Tracker
+    update: Callable[..., None]
+    stop: StopRequest
+    pace: Pace
+    done: int
+    rotate: bool
+    best: float = 0.0
 
     def keep(self, state: MetaState, progress: Progress) -> None:
         """Keep a chunk, and stop after it if a signal asked for that."""
-        done, iterations = int(state.iteration), self._options.recipe.meta.iterations
-        count, seconds, pace = done - self._done, self._pace.elapsed, self._pace
+        training, pace, before = self.training, self.pace, self.done
+        done, iterations = int(state.iteration), training.options.recipe.meta.iterations
+        count, seconds = done - before, pace.elapsed
         notes = dict(provenance("optim4rl.meta.recipe"))
-        if self._log is not None:
-            self._log.append(self._done, progress)
-            notes["log"] = self._log.extent
-        checkpoint = self._options.out / "checkpoint.safetensors"
-        save_checkpoint(checkpoint, state, self._settings, notes, rotate=self._rotate)
+        if self.log is not None:
+            self.log.append(before, progress)
+            notes["log"] = self.log.extent
+        save_checkpoint(training.checkpoint, state, training.settings, notes, rotate=self.rotate)
         pace.note(count, seconds)
-        rate = count * self._steps / pace.elapsed
+        rate = count * self.steps / pace.elapsed
         self.best = max(self.best, rate)
-        log_progress(self._tracker, self._done, progress, self._labels, rate)
-        self._rotate, self._done = True, done
-        note = " ".join(f"return {x:.3g}" for x in _mean_returns(progress))
-        self._update(done, iterations, note, f"{rate:,.0f} steps/s", pace.left(iterations - done))
-        self._stop.number, pace.size = _agreed(self._stop.number, pace.size)
+        log_progress(self.tracker, before, progress, training.labels, rate)
+        self.rotate, self.done = True, done
+        returns = mean_returns(progress, slice(None))
+        note = " ".join(f"return {math.nan if x is None else x:.3g}" for x in returns)
+        self.update(done, iterations, note, f"{rate:,.0f} steps/s", pace.left(iterations - done))
+        self.stop.number, pace.size = _agreed(self.stop.number, pace.size)
         if done < iterations and not state.stopped:
-            self._stop.raise_if_asked()
+            self.stop.raise_if_asked()
 
 
 def _write_table(log: Path, path: Path) -> None:
@@ -378,9 +385,8 @@ def plan_execution(
     return dataclasses.replace(execution, agents_per_chunk=chunk), plan
 
 
-def _show_plan(
-    options: TrainOptions, settings: dict[str, Any], execution: Execution, plan: MemoryPlan
-) -> None:
+def _show_plan(training: _Training, plan: MemoryPlan) -> None:
+    options, settings, execution = training.options, training.settings, training.execution
     memory = {
         "peak_gib": round(plan.peak / 2**30, 2),
         "state_gib": round(plan.state / 2**30, 2),
@@ -401,32 +407,3 @@ def _peak_memory() -> int:
     """Return the most bytes that this process has held."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _learned(
-    options: TrainOptions,
-    spec: OptimizerSpec,
-    tasks: tuple[MetaTask, ...],
-    state: MetaState,
-    settings: dict[str, Any],
-    seconds: float | None,
-) -> LearnedOptimizer:
-    card = {
-        "tasks": list(options.recipe.tasks),
-        "seed": options.recipe.meta.seed,
-        "settings": settings,
-        **provenance("optim4rl.meta.recipe"),
-        "training_seconds": None if seconds is None else round(seconds, 1),
-        "results": {},
-    }
-    return LearnedOptimizer(spec, state.meta_parameters, tasks[0].learning_rate, card)
-
-
-def _mean_returns(progress: Progress) -> list[float]:
-    """Return each task's mean return over the episodes that ended in the chunk; NaN for none."""
-    return [
-        float(stats.return_sum.sum() / count)
-        if (count := stats.episode_count.sum())
-        else float("nan")
-        for stats in progress.stats
-    ]

@@ -15,12 +15,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
-from optim4rl.evaluation.returns import (
-    SIGNIFICANCE,
-    Comparison,
-    Estimate,
-    Verdict,
-)
+from optim4rl.evaluation.returns import SIGNIFICANCE, Comparison, Estimate, Verdict, verdict_of
 from optim4rl.evaluation.significance import difference_error
 
 POWER = 0.8
@@ -49,8 +44,7 @@ class Claim:
     @property
     def is_higher(self) -> bool:
         """Return whether the first side is ahead; meaningful if the verdict is "clear"."""
-        null = 0.5 if any(self.comparison.diverged) else 0.0
-        return self.interval.value > null
+        return self.interval.value > self.comparison.null
 
 
 def judge(
@@ -66,17 +60,13 @@ def judge(
         intervals: intervals of the differences; None: the comparisons' own.
     """
     corrected = holm([comparison.test.p for comparison in comparisons])
+    if intervals is None:
+        intervals = [comparison.difference for comparison in comparisons]
     claims = []
-    for index, comparison in enumerate(comparisons):
-        interval, null = comparison.difference, 0.0
-        if intervals is not None:
-            interval = intervals[index]
-        if any(comparison.diverged):
-            interval, null = comparison.improvement, 0.5
-        excludes = interval.low > null or interval.high < null
-        clear = excludes and corrected[index] <= SIGNIFICANCE
-        verdict: Verdict = "clear" if clear else "not clear"
-        claims.append(Claim(comparison, interval, corrected[index], verdict, effects[index]))
+    for own, p, effect, interval in zip(comparisons, corrected, effects, intervals, strict=True):
+        if any(own.diverged):
+            interval = own.improvement
+        claims.append(Claim(own, interval, p, verdict_of(interval, own.null, p), effect))
     return tuple(claims)
 
 

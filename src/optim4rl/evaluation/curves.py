@@ -177,14 +177,11 @@ def _check_shapes(curves: Curves) -> None:
     if returns.ndim != 2 or 0 in returns.shape:
         raise ValueError(f"returns: shape {returns.shape} must be [run, time], both at least 1")
     runs, time = returns.shape
-    if diverged_at.shape != (runs,):
-        raise ValueError(f"diverged_at: shape {diverged_at.shape} must be ({runs},), one per run")
-    if env_steps.shape != (time,):
-        raise ValueError(f"env_steps: shape {env_steps.shape} must be ({time},), one per update")
-    for name in ("greedy", "seconds"):
-        found = getattr(curves, name)
-        if found is not None and found.shape != (runs,):
-            raise ValueError(f"{name}: shape {found.shape} must be ({runs},), one per run")
+    sizes = {"diverged_at": runs, "env_steps": time, "greedy": runs, "seconds": runs}
+    for name, size in sizes.items():
+        found, each = getattr(curves, name), "update" if name == "env_steps" else "run"
+        if found is not None and found.shape != (size,):
+            raise ValueError(f"{name}: shape {found.shape} must be ({size},), one per {each}")
     if env_steps[0] < 0 or (np.diff(env_steps) <= 0).any():
         raise ValueError(f"env_steps: {env_steps} must be non-negative and strictly increasing")
     if ((diverged_at < HEALTHY) | (diverged_at >= time)).any():

@@ -196,8 +196,10 @@ def train_runs(
     ]
     sums, counts, finite, greedy, seconds = (np.concatenate(x) for x in zip(*batches, strict=True))
     env_steps = task.env_steps_per_rollout * np.arange(1, updates + 1)
-    curves = Curves.from_episodes(sums, counts, _first_divergence(finite), env_steps)
-    greedy = np.where(finite.all(axis=1), greedy, np.nan)
+    healthy = finite.all(axis=1)
+    diverged_at = np.where(healthy, HEALTHY, np.argmin(finite, axis=1))
+    curves = Curves.from_episodes(sums, counts, diverged_at, env_steps)
+    greedy = np.where(healthy, greedy, np.nan)
     return replace(curves, greedy=greedy if _is_greedy(task) else None, seconds=seconds)
 
 
@@ -347,7 +349,3 @@ def _learn(
     if task.updates_per_rollout == 1:
         return learn_once(carry, jnp.int32(0))[0]
     return jax.lax.scan(learn_once, carry, jnp.arange(task.updates_per_rollout))[0]
-
-
-def _first_divergence(finite: Bool[np.ndarray, "run time"]) -> Int[np.ndarray, " run"]:
-    return np.where(finite.all(axis=1), HEALTHY, np.argmin(finite, axis=1))

@@ -55,6 +55,10 @@ class Estimate:
         """Return whether there is an interval."""
         return not (math.isnan(self.low) and math.isnan(self.high))
 
+    def excludes(self, value: float) -> bool:
+        """Return whether a value lies outside the interval; False without an interval."""
+        return self.low > value or self.high < value
+
 
 # Scores of single runs
 
@@ -232,6 +236,11 @@ class Comparison:
     lower_is_better: bool = False
 
     @property
+    def null(self) -> float:
+        """Return the value without an effect: 0, or 0.5 if a run diverged and ranks decide."""
+        return 0.5 if any(self.diverged) else 0.0
+
+    @property
     def favours_x(self) -> bool:
         """Return whether X is ahead; meaningful if the verdict is "clear"."""
         if any(self.diverged):
@@ -271,8 +280,7 @@ def compare(
         name_x, name_y, metric: Names of X, Y and the score in the sentence.
         unit: Name of the seeds: "evaluation seeds" of an optimizer, or "seeds" of whole runs.
         lower_is_better: Whether a smaller score is the better one.
-        resamples, seed: Number of bootstrap resamples, and their seed; the same seed gives the same
-            result.
+        resamples, seed: Number of bootstrap resamples, and the seed of their draws.
 
     Raises:
         ValueError: X and Y are not scores of the same number of tasks.
@@ -282,45 +290,39 @@ def compare(
     difference = difference_of_iqm(x, y, resamples=resamples, seed=seed)
     x, y = better_x, better_y
     diverged = (int(np.isnan(x).sum()), int(np.isnan(y).sum()))
-    test, units = _test(x, y, on_ranks=any(diverged))
-    units = units.replace("evaluation seeds", unit)
-    if any(diverged):
-        interval, null = improvement, 0.5
-        sizes = f"{diverged[0]} of {x.size}", f"{diverged[1]} of {y.size}"
-        finding = _describe_lost(sizes, improvement.value, name_x, name_y, metric)
-    else:
-        interval, null = difference, 0.0
-        finding = _describe_difference(difference.value, name_x, name_y, metric)
-    excludes = interval.low > null or interval.high < null
-    verdict: Verdict = "clear" if excludes and test.p <= SIGNIFICANCE else "not clear"
+    lost = any(diverged)
+    test, units = _test(x, y, unit, on_ranks=lost)
+    interval, null = (improvement, 0.5) if lost else (difference, 0.0)
+    verdict = verdict_of(interval, null, test.p)
+    finding = _describe_difference(difference.value, name_x, name_y, metric)
+    if lost:
+        finding = (
+            f"{diverged[0]} of {x.size} runs of {name_x} and {diverged[1]} of {y.size} runs of "
+            f"{name_y} diverged, so there is no difference of {metric}; a run of {name_x} beats "
+            f"one of {name_y} with probability {improvement.value:.2g}"
+        )
     reasons = _reasons(interval, null, test, x.shape[1], y.shape[1])
-    test_of = "Welch's test on ranks" if any(diverged) else "Welch's test"
     sentence = (
-        f"{finding} ({_describe_interval(interval)}; {test_of} over {units} p = {test.p:.2g}): "
-        f"{'; '.join([_describe_verdict(verdict, units), *reasons])}."
+        f"{finding} ({_describe_interval(interval)}; Welch's test{' on ranks' * lost} over {units} "
+        f"p = {test.p:.2g}): {'; '.join([_describe_verdict(verdict, units), *reasons])}."
     )
     said = (verdict, sentence, lower_is_better)
     return Comparison(difference, improvement, test, units, diverged, *said)
 
 
-def _describe_lost(
-    sizes: tuple[str, str], probability: float, name_x: str, name_y: str, metric: str
-) -> str:
-    return (
-        f"{sizes[0]} runs of {name_x} and {sizes[1]} runs of {name_y} diverged, so there is no "
-        f"difference of {metric}; a run of {name_x} beats one of {name_y} with probability "
-        f"{probability:.2g}"
-    )
+def verdict_of(interval: Estimate, null: float, p: float) -> Verdict:
+    """Return "clear" if p <= 0.05 and the interval excludes `null`, the value without an effect."""
+    return "clear" if interval.excludes(null) and p <= SIGNIFICANCE else "not clear"
 
 
-def _test(x: np.ndarray, y: np.ndarray, *, on_ranks: bool) -> tuple[WelchTest, str]:
+def _test(x: np.ndarray, y: np.ndarray, unit: str, *, on_ranks: bool) -> tuple[WelchTest, str]:
     """Test the difference; return the test and its units in words."""
     x, y = (side[:, :1] if (side == side[:, :1]).all() else side for side in (x, y))
     test = welch_test(*_mid_ranks(x, y), np.mean) if on_ranks else welch_test(x, y)
     counts = [count for count in (x.shape[1], y.shape[1]) if count > 1]
-    seeds = f"{x.shape[2]} evaluation seeds"
+    seeds = f"{x.shape[2]} {unit}"
     if x.shape[2] != y.shape[2]:
-        seeds = f"{x.shape[2]} + {y.shape[2]} evaluation seeds"
+        seeds = f"{x.shape[2]} + {y.shape[2]} {unit}"
     units = f"{' + '.join(map(str, counts))} meta-seeds and {seeds}" if counts else seeds
     return test, units
 
@@ -400,7 +402,7 @@ def _reasons(interval: Estimate, null: float, test: WelchTest, *meta_seeds: int)
     reasons = []
     if not interval.has_interval:
         reasons.append("one run shows no spread")
-    elif not (interval.low > null or interval.high < null):
+    elif not interval.excludes(null):
         reasons.append(f"the interval includes {null:g}")
     if 2 in meta_seeds:
         reasons.append("two meta-seeds do not say how much meta-seeds differ")
@@ -474,11 +476,8 @@ def percentile_estimate(value: Any, resampled: np.ndarray, *, runs: int) -> Esti
     ranked = worst_first(resampled)
     low = np.quantile(ranked, 0.025, method="lower")
     high = np.quantile(ranked, 0.975, method="higher")
-    return Estimate(float(value), _nan_if_worst(low), _nan_if_worst(high))
-
-
-def _nan_if_worst(value: float) -> float:
-    return float("nan") if np.isneginf(value) else float(value)
+    ends = (float("nan") if np.isneginf(end) else float(end) for end in (low, high))
+    return Estimate(float(value), *ends)
 
 
 def _check_scores(scores: np.ndarray, name: str) -> None:

@@ -9,6 +9,7 @@ diverged runs out, and report their number.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,7 +131,7 @@ def stability(curves: Curves, scale: float, *, window: int = 20) -> Stability:
         risk_across_runs=float(lower_cvar(final_return(curves)[None])[0] / scale),
         runs=curves.diverged.size,
         diverged=int(curves.diverged.sum()),
-        caveats=_caveats(curves, window),
+        caveats=tuple(_caveats(curves, window)),
     )
 
 
@@ -197,32 +198,24 @@ def _mean_over_runs(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _caveats(curves: Curves, window: int) -> tuple[str, ...]:
+def _caveats(curves: Curves, window: int) -> Iterator[str]:
     runs, time = curves.returns.shape
     diverged = int(curves.diverged.sum())
     needed = round(1 / ALPHA)
-    caveats = []
     if diverged:
-        caveats.append(
+        yield (
             f"{diverged} of {runs} runs diverged: they are in none of the first four metrics, and "
             "the risk across runs is undefined"
         )
     if runs - diverged < 2:
-        caveats.append(f"dispersion across runs needs 2 healthy runs, there are {runs - diverged}")
+        yield f"dispersion across runs needs 2 healthy runs, there are {runs - diverged}"
     if runs < needed and not diverged:
-        caveats.append(f"risk across runs is the worst of {runs} runs: a 5 % tail needs {needed}")
+        yield f"risk across runs is the worst of {runs} runs: a 5 % tail needs {needed}"
     if time - 1 < needed:
-        caveats.append(
-            f"short-term risk is the worst of {time - 1} changes: a 5 % tail needs {needed}"
-        )
+        yield f"short-term risk is the worst of {time - 1} changes: a 5 % tail needs {needed}"
     if time < needed:
-        caveats.append(
-            f"long-term risk is the largest of {time} drawdowns: a 5 % tail needs {needed}"
-        )
+        yield f"long-term risk is the largest of {time} drawdowns: a 5 % tail needs {needed}"
     if time - 1 < window:
-        caveats.append(
-            f"dispersion across time uses one window of {time - 1} changes, not {window}"
-        )
+        yield f"dispersion across time uses one window of {time - 1} changes, not {window}"
     if time <= 2 * CYCLES_PER_RUN:
-        caveats.append(f"dispersion across runs is not smoothed: {time} updates are too few")
-    return tuple(caveats)
+        yield f"dispersion across runs is not smoothed: {time} updates are too few"

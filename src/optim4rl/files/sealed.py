@@ -41,16 +41,12 @@ def as_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _whole(array: Any) -> Iterable[memoryview]:
-    return (as_bytes(np.asarray(array)),)
-
-
 def write_sealed(
     path: Path,
     arrays: Mapping[str, Any],
     metadata: Mapping[str, str],
     *,
-    pieces: Callable[[Any], Iterable[memoryview]] = _whole,
+    pieces: Callable[[Any], Iterable[memoryview]] = lambda array: [as_bytes(np.asarray(array))],
     keep: Path | None = None,
 ) -> None:
     """Write a sealed file atomically; the same contents give the same bytes.

@@ -5,6 +5,7 @@ program compiles it, so its time is work and compilation. The time of the other 
 For a kind without finished jobs, we assume the average speed of the finished jobs.
 """
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
 from optim4rl.jobs.job import Job
@@ -29,22 +30,22 @@ class Forecast:
     def __init__(self, expected: Iterable[Job] = ()) -> None:
         self._first: list[tuple[Job, float]] = []
         # For each kind, the work and the seconds of jobs whose program was compiled before.
-        self._work: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
+        self._work = defaultdict[str, float](float)
+        self._seconds = defaultdict[str, float](float)
         self._known: set[object] = set()
         self.expect(expected)
 
     def expect(self, jobs: Iterable[Job]) -> None:
         """Set all jobs that are still to come."""
-        self._left: dict[str, float] = {}
+        self._left = defaultdict[str, float](float)
         self._programs = set()
         for job in jobs:
-            self._left[job.kind] = self._left.get(job.kind, 0.0) + job.work
+            self._left[job.kind] += job.work
             self._programs.add(job.program)
 
     def skip(self, job: Job) -> None:
         """Note a job that was finished before."""
-        self._left[job.kind] = self._left.get(job.kind, 0.0) - job.work
+        self._left[job.kind] -= job.work
 
     def note(self, job: Job, seconds: float) -> None:
         """Note a finished job and the seconds that its worker took."""
@@ -53,8 +54,8 @@ class Forecast:
             self._known.add(job.program)
             self._first.append((job, seconds))
             return
-        self._work[job.kind] = self._work.get(job.kind, 0.0) + job.work
-        self._seconds[job.kind] = self._seconds.get(job.kind, 0.0) + seconds
+        self._work[job.kind] += job.work
+        self._seconds[job.kind] += seconds
 
     def left(self) -> float | None:
         """Return the seconds left for one worker; None before any job is finished."""

@@ -33,35 +33,24 @@ class JobError(RuntimeError):
     """Error of a failed job; the other jobs that had started are finished and kept."""
 
 
-# Called after every job with the number of jobs done and the last job; at first with None.
-OnJob = Callable[[int, Job | None], None]
+# Called after every job.
+OnJob = Callable[[Job], None]
 
 
 @runtime_checkable
 class Pool(AbstractContextManager["Pool"], Protocol):
     """Workers on any machine, which live as long as the pool."""
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
+    @property
+    def size(self) -> int:
+        """Return the number of jobs that can run at once."""
+
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda job: None) -> None:
         """Run every job, and keep the results in the pool's folder.
 
         Raises:
             JobError: a job failed; jobs that other workers had begun are finished and kept.
         """
-
-
-def run_jobs(
-    pool: Pool, folder: Path, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None
-) -> None:
-    """Run the jobs whose results are not in the folder yet; the others count as done.
-
-    Raises:
-        JobError: a job failed; finished results are kept.
-    """
-    wanted = list({job.address: job for job in jobs}.values())
-    missing = [job for job in wanted if not has_result(folder, job)]
-    before = len(wanted) - len(missing)
-    on_job(before, None)
-    pool.run(missing, lambda done, job: on_job(before + done, job))
 
 
 class Stages:
@@ -94,7 +83,7 @@ class Stages:
         self._started: float | None = None
 
     def run(self, jobs: Sequence[Job], *, last: bool = False) -> None:
-        """Run the jobs of a stage that are not done yet.
+        """Run the jobs of a stage whose results are not in the folder yet, each once.
 
         Raises:
             JobError: a job failed; finished results are kept.
@@ -111,29 +100,28 @@ class Stages:
             self._forecast.expect(missing.values())
         total = len(self._asked) if last else max(self._total, len(self._done | self._asked))
 
-        def on_job(done: int, job: Job | None) -> None:
-            del done
-            if job is not None:
-                self._done.add(job.address)
-            what = "" if job is None else job.what
-            self._update(len(self._done), total, what, left=self._left(job))
+        def update(what: str) -> None:
+            self._update(len(self._done), total, what, left=self._left())
 
-        run_jobs(self._pool, self._folder, kinds_first(missing.values()), on_job)
-
-    def _left(self, job: Job | None) -> float | None:
-        """Return the seconds left after a finished job; None while nothing is known."""
-        now = time.perf_counter()
-        if job is not None:
+        def on_job(job: Job) -> None:
+            self._done.add(job.address)
             seconds = job_seconds(self._folder, job)
             if self._started is None:  # The start of the first job, not of the workers.
-                self._started = now - seconds
+                self._started = time.perf_counter() - seconds
             self._busy += seconds
             self._forecast.note(job, seconds)
+            update(job.what)
+
+        update("")
+        self._pool.run(kinds_first(missing.values()), on_job)
+
+    def _left(self) -> float | None:
+        """Return the seconds left; None while nothing is known."""
         left = self._forecast.left()
         if left is None or self._started is None or not self._busy:
             return None
         # Assume that as many jobs run at once as until now, beside the machine's other work.
-        return left * (now - self._started) / self._busy
+        return left * (time.perf_counter() - self._started) / self._busy
 
 
 class JobQueue:
@@ -179,16 +167,11 @@ class JobQueue:
             known.popleft()
         while self._new and self._new[0] not in self._waiting:
             self._new.popleft()
-        if known:
-            program = known[0]
-        elif self._new:
-            program = self._new.popleft()
-            known.append(program)
-        elif self._waiting:
-            program = next(iter(self._waiting))
-            known.append(program)
-        else:
+        if not self._waiting:
             return None
+        if not known:
+            known.append(self._new.popleft() if self._new else next(iter(self._waiting)))
+        program = known[0]
         self._had.setdefault(worker, {})[program] = None
         jobs = self._waiting[program]
         job = jobs.popleft()
@@ -221,7 +204,7 @@ class LocalPool:
 
     def __init__(self, folder: Path, workers: int) -> None:
         self._command = (sys.executable, "-m", "optim4rl.jobs.worker", str(folder))
-        self._size = workers
+        self.size = workers
         self._workers: list[_Worker] = []
         self._queue = JobQueue()
         self._open = ExitStack()
@@ -232,7 +215,7 @@ class LocalPool:
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda job: None) -> None:
         """Run every job.
 
         Raises:
@@ -240,14 +223,12 @@ class LocalPool:
         """
         waiting = self._queue
         waiting.put(jobs)
-        while len(self._workers) < min(self._size, len(jobs)):
+        while len(self._workers) < min(self.size, len(jobs)):
             self._workers.append(self._open.enter_context(_start(self._command)))
-        done = 0
         lock = threading.Lock()
         failures: list[tuple[Job, str]] = []
 
         def employ(number: int, worker: _Worker) -> None:
-            nonlocal done
             while True:
                 with lock:
                     job = waiting.take(number)
@@ -259,8 +240,7 @@ class LocalPool:
                         failures.append((job, error))
                         waiting.clear()
                     else:
-                        done += 1
-                        on_job(done, job)
+                        on_job(job)
 
         # Use futures: Python 3.11 takes a thread for finished if a signal interrupts its join.
         with ThreadPoolExecutor(max(len(self._workers), 1)) as threads:

@@ -83,15 +83,24 @@ def _imports(name: str) -> tuple[str, ...]:
         return ()
     file = _source(name)
     assert file is not None
-    wanted = []
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            wanted += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            wanted += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     folder = name if file.name == "__init__.py" else name.rpartition(".")[0]
     native = [f"{folder}/{x.name}" for x in _folder(folder).iterdir() if x.name.endswith(_NATIVE)]
-    return (*filter(is_module, wanted), *native)
+    return (*filter(is_module, imported_names(file.read_bytes())), *native)
+
+
+def imported_names(source: bytes, file: str = "<unknown>") -> list[str]:
+    """Return the full name of everything that a source imports, also inside functions.
+
+    Raises:
+        SyntaxError: the source is not valid Python; a null byte in it may be a ValueError.
+    """
+    names = []
+    for node in ast.walk(ast.parse(source, file)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def is_module(name: str) -> bool:

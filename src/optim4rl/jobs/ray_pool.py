@@ -102,7 +102,12 @@ class RayPool:
             for member in members:
                 self._ray.kill(member.actor)
 
-    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda done, job: None) -> None:
+    @property
+    def size(self) -> int:
+        """Return the number of jobs that can run at once: as asked, or the cluster's room."""
+        return self._room if self._size is None else self._size
+
+    def run(self, jobs: Sequence[Job], on_job: OnJob = lambda job: None) -> None:
         """Run every job; run the jobs of lost workers again.
 
         Raises:
@@ -111,7 +116,6 @@ class RayPool:
         """
         self._queue.put(jobs)
         self._deaths.clear()
-        done = 0
         failures: list[tuple[Job, str]] = []
         while self._queue or self._busy:
             self._hire()
@@ -123,8 +127,7 @@ class RayPool:
                     self._queue.clear()
                 else:
                     self._keep(answer["files"])
-                    done += 1
-                    on_job(done, job)
+                    on_job(job)
         if failures:
             raise_failure(*failures[0])
 
@@ -132,9 +135,8 @@ class RayPool:
         """Ask for as many workers as there are jobs and room."""
         if self._size is None and time.monotonic() > self._looked + _LOOK_AROUND:
             self._look_around()
-        most = self._room if self._size is None else self._size
         there = len(self._idle) + len(self._busy)
-        while len(self._starting) + there < min(most, len(self._queue) + len(self._busy)):
+        while len(self._starting) + there < min(self.size, len(self._queue) + len(self._busy)):
             actor = self._ray.remote(
                 num_cpus=self._needs.cpus, num_gpus=self._needs.gpus, max_restarts=0
             )(_Actor).remote()
@@ -255,10 +257,8 @@ class _Actor:
     def start(self, environment: Mapping[str, str]) -> None:
         """Set the environment, which JAX reads when it is imported."""
         os.environ.update(environment)
-        cache = _writable(environment.get(_CACHE))
-        if cache is None:
-            os.environ.pop(_CACHE, None)
-        else:
+        os.environ.pop(_CACHE, None)
+        if cache := _writable(environment.get(_CACHE)):
             os.environ[_CACHE] = cache
         self._answer = importlib.import_module("optim4rl.jobs.worker").answer
 
@@ -294,10 +294,8 @@ def worker_environment(needs: Needs) -> dict[str, str]:
 
 def _writable(cache: str | None) -> str | None:
     """Return a writable folder for compiled programs: `cache`, or one in this user's cache."""
-    folders = [Path.home() / ".cache" / "optim4rl" / "xla"]
-    if cache:
-        folders.insert(0, Path(cache))
-    for folder in folders:
+    own = Path.home() / ".cache" / "optim4rl" / "xla"
+    for folder in (Path(cache or own), own):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

@@ -65,13 +65,10 @@ def get_result(folder: Path, job: Job) -> Result:
             f"{path}: no such result; the run is unfinished, or other code or other packages made "
             "it. Start its command again: it completes the run"
         ) from error
-    except DamagedFileError as error:
-        raise StoreError(f"{error}; delete it, and its command makes it again") from error
     except (OSError, ValueError, KeyError) as error:
-        raise StoreError(
-            f"{path}: this result cannot be read ({error}); delete it, and its command makes it "
-            "again"
-        ) from error
+        named = isinstance(error, DamagedFileError)
+        said = error if named else f"{path}: this result cannot be read ({error})"
+        raise StoreError(f"{said}; delete it, and its command makes it again") from error
     if asked != json.loads(json.dumps(job.question)):
         raise StoreError(
             f"{path}: the result of another job; delete it, and its command makes it again"

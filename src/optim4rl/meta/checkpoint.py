@@ -18,13 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from optim4rl.files.sealed import (
-    DTYPES,
-    DamagedFileError,
-    as_bytes,
-    check_seal,
-    write_sealed,
-)
+from optim4rl.files.sealed import DTYPES, DamagedFileError, as_bytes, check_seal, write_sealed
 from optim4rl.meta.population import Execution
 from optim4rl.meta.trainer import MetaState, state_shardings
 
@@ -147,7 +141,8 @@ def load_checkpoint(
 
     path = Path(path)
     card = _card(path)
-    _check_config(path, card["config"], _as_json("config", config))
+    if differing := _differences(card["config"], _as_json("config", config), "config"):
+        raise CheckpointError(f"{path}: the checkpoint of another run: {'; '.join(differing)}")
     wanted = _named_leaves(jax.eval_shape(partial(jax.tree.map, _data), like))
     shardings = _named_leaves(state_shardings(like, execution))
     with safe_open(path, framework="numpy") as file:
@@ -227,12 +222,6 @@ def _as_json(name: str, values: Mapping[str, Any]) -> Any:
         raise ValueError(f"{name}: JSON values are needed: {error}") from error
 
 
-def _check_config(path: str | Path, saved: Any, wanted: Any) -> None:
-    differing = _differences(saved, wanted, "config")
-    if differing:
-        raise CheckpointError(f"{path}: the checkpoint of another run: {'; '.join(differing)}")
-
-
 def _differences(saved: Any, wanted: Any, name: str) -> list[str]:
     """Return a phrase for each field that differs, with both values."""
     if not (isinstance(saved, dict) and isinstance(wanted, dict)):
@@ -254,7 +243,7 @@ def _decays(config: Mapping[str, Any]) -> bool:
     return bool(config.get("cosine_to", 1) != 1)
 
 
-def _check_tensors(path: str | Path, file: Any, wanted: Mapping[str, Any]) -> None:
+def _check_tensors(path: Path, file: Any, wanted: Mapping[str, Any]) -> None:
     names = set(file.keys())
     if names != wanted.keys():
         absent = sorted(wanted.keys() - names)

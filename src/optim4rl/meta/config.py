@@ -102,9 +102,6 @@ class MetaConfig:
             cosine_to=SHARE,
             final_share=SHARE,
         )
-        self._check_lives()
-
-    def _check_lives(self) -> None:
         shortest = self.shortest_interval
         if shortest is not None and not 1 <= shortest <= self.reset_interval:
             raise ValueError(

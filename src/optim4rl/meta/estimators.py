@@ -5,8 +5,9 @@ differentiating through it are in `evolution`.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,17 +94,32 @@ class Estimate(NamedTuple):
     stats: Any
 
 
-@runtime_checkable
-class GradientEstimator(Protocol):
-    """An estimator of one task's meta-gradient."""
+@dataclass(frozen=True)
+class GradientEstimator(ABC):
+    """An estimator of one task's meta-gradient.
+
+    Attributes:
+        spec: the rule.
+        meta_task: the task.
+        config: its settings (`MetaTask.settings`).
+        execution: devices, chunks of agents, kernel.
+    """
+
+    spec: OptimizerSpec
+    meta_task: MetaTask
+    config: MetaConfig
+    execution: Execution
 
     @property
     def rollouts(self) -> int:
-        """Return how many rollouts each agent plays for one estimate."""
+        """Return how many rollouts each agent plays for one estimate: the rollouts of K updates."""
+        return num_rollouts(self.meta_task.task, self.config.inner_updates)
 
+    @abstractmethod
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Return the state before the first estimate."""
 
+    @abstractmethod
     def estimate(
         self, meta_parameters: MetaParameters, state: EstimatorState, key: PRNGKeyArray
     ) -> Estimate:
@@ -116,21 +132,16 @@ class GradientEstimator(Protocol):
 
 
 @dataclass(frozen=True)
-class TruncatedMetaGradient:
+class TruncatedMetaGradient(GradientEstimator):
     """The exact gradient through K inner updates (`meta_gradient`).
 
     Earlier updates are constants.
     """
 
-    spec: OptimizerSpec
-    meta_task: MetaTask
-    config: MetaConfig
-    execution: Execution
-
     @property
     def rollouts(self) -> int:
         """Return the rollouts of the K updates, plus the validation."""
-        return num_rollouts(self.meta_task.task, self.config.inner_updates) + 1
+        return super().rollouts + 1
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Return fresh agents."""
@@ -146,7 +157,7 @@ class TruncatedMetaGradient:
         """Return the mean of all agents' truncated meta-gradients."""
         fresh = reset_mask(state.iteration, state.offsets, self._intervals)
         keys = jax.random.split(key, self.config.agents)
-        lives = num_rollouts(self.meta_task.task, self.config.inner_updates) * self._intervals
+        lives = (self.rollouts - 1) * self._intervals  # a life has no validation
         given = (fresh, keys, jnp.asarray(lives))
         (gradient, stats), agents = share_out(
             self._window, meta_parameters, state.agents, given, self.execution

@@ -23,16 +23,13 @@ from optim4rl.meta.agents import (
     init_agents,
     layout_of,
     met,
-    num_rollouts,
     play,
 )
-from optim4rl.meta.config import MetaConfig
-from optim4rl.meta.estimators import Estimate, EstimatorState, MetaTask
-from optim4rl.meta.population import Execution, reset_agents, share_out
+from optim4rl.meta.estimators import Estimate, EstimatorState, GradientEstimator
+from optim4rl.meta.population import reset_agents, share_out
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
-from optim4rl.optimizers.kernels.interface import Kernel
 from optim4rl.optimizers.kernels.select import choose
-from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
+from optim4rl.optimizers.rule import MetaParameters
 from optim4rl.tasks.interface import InnerTask
 
 
@@ -48,71 +45,9 @@ class Learners(NamedTuple):
     returns: Float[Array, " M"]
 
 
-def live(
-    spec: OptimizerSpec,
-    rules: MetaParameters,
-    task: InnerTask,
-    learners: Learners,
-    keys: Key[Array, " M"],
-    *,
-    learning_rate: float,
-    rollouts: int,
-    lives: Int[Array, " M"],
-    final_share: float,
-    kernel: Kernel,
-) -> tuple[Learners, Float[Array, " M"], Any]:
-    """Let agents learn, each with its own rule.
-
-    Args:
-        rules: the meta-parameters of each agent, every array with a leading axis of size M.
-        keys: one key for each agent; its rollouts depend on no other.
-        rollouts: rollouts to play and learn from.
-        lives: each agent's whole life in rollouts; its rule is told how much of it is done.
-        final_share: weight of the last tenth of the rollouts in the loss, beside all of them.
-
-    Returns:
-        The agents afterwards; their losses; and the task's stats, summed over rollouts and agents.
-        A loss is minus the mean return over rollouts, mixed with the last tenth's mean
-        (`final_share`). The return of a rollout is the mean over the episodes that ended in it; if
-        none ended, it is the return of the last rollout in which one did. The loss is NaN if a
-        parameter is not finite.
-    """
-    updates = task.updates_per_rollout
-    layout = layout_of(task)
-    step = jax.vmap(partial(kernel.step, spec, layout=layout))
-
-    def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
-        gradients = gradients_of(task, agents.params, batch, index)
-        extras = extras_of(spec, task, agents, keys, batch, index, lives)
-        directions, rule = step(rules, met(gradients, extras), agents.rule)
-        params = agents.params - learning_rate * directions
-        return agents._replace(params=params, rule=rule), None
-
-    def play_and_learn(learners: Learners, index: Array) -> tuple[Learners, tuple[Array, Any]]:
-        batch, actor, stats = play(task, learners.agents, keys, index)
-        ended = stats.return_sum / jnp.maximum(stats.episode_count, 1)
-        returns = jnp.where(stats.episode_count > 0, ended, learners.returns)
-        agents = learners.agents._replace(actor=actor)
-        agents, _ = jax.lax.scan(partial(learn, batch), agents, jnp.arange(updates))
-        return Learners(agents, returns), (returns, stats)
-
-    learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, jnp.arange(rollouts))
-    stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
-    # A policy with NaN still acts, and its returns are finite but meaningless.
-    finite = jnp.isfinite(learners.agents.params).all(axis=1)
-    last = curves[-max(rollouts // 10, 1) :].mean(axis=0)
-    score = (1.0 - final_share) * curves.mean(axis=0) + final_share * last
-    return learners, jnp.where(finite, -score, jnp.nan), stats
-
-
 @dataclass(frozen=True)
-class _Evolution:
+class _Evolution(GradientEstimator):
     """Shared part of both strategies; the task must report returns."""
-
-    spec: OptimizerSpec
-    meta_task: MetaTask
-    config: MetaConfig
-    execution: Execution
 
     def __post_init__(self) -> None:
         if not _reports_returns(self.meta_task.task):
@@ -120,6 +55,57 @@ class _Evolution:
                 f"estimator = {self.config.estimator!r}: it needs returns, so a task whose "
                 "rollouts report return_sum and episode_count (tasks.interface.EvaluationTask)"
             )
+
+    def live(
+        self,
+        rules: MetaParameters,
+        learners: Learners,
+        keys: Key[Array, " M"],
+        lives: Int[Array, " M"],
+    ) -> tuple[Learners, Float[Array, " M"], Any]:
+        """Let agents learn from the rollouts of one estimate, each with its own rule.
+
+        Args:
+            rules: the meta-parameters of each agent, every array with a leading axis of size M.
+            learners: the agents.
+            keys: one key for each agent; its rollouts depend on no other.
+            lives: each agent's whole life in rollouts; its rule is told how much of it is done.
+
+        Returns:
+            The agents afterwards; their losses; and the task's stats, summed over rollouts and
+            agents. A loss is minus the mean return over rollouts, mixed with the mean over their
+            last tenth (`MetaConfig.final_share`). The return of a rollout is the mean over the
+            episodes that ended in it; if none ended, it is the return of the last rollout in which
+            one did. The loss is NaN if a parameter is not finite.
+        """
+        spec, task = self.spec, self.meta_task.task
+        kernel = choose(spec, self.execution.kernel)
+        step = jax.vmap(partial(kernel.step, spec, layout=layout_of(task)))
+
+        def learn(batch: Any, agents: Agents, index: Array) -> tuple[Agents, None]:
+            gradients = gradients_of(task, agents.params, batch, index)
+            extras = extras_of(spec, task, agents, keys, batch, index, lives)
+            directions, rule = step(rules, met(gradients, extras), agents.rule)
+            params = agents.params - self.meta_task.learning_rate * directions
+            return agents._replace(params=params, rule=rule), None
+
+        def play_and_learn(learners: Learners, index: Array) -> tuple[Learners, tuple[Array, Any]]:
+            batch, actor, stats = play(task, learners.agents, keys, index)
+            ended = stats.return_sum / jnp.maximum(stats.episode_count, 1)
+            returns = jnp.where(stats.episode_count > 0, ended, learners.returns)
+            agents = learners.agents._replace(actor=actor)
+            indices = jnp.arange(task.updates_per_rollout)
+            agents, _ = jax.lax.scan(partial(learn, batch), agents, indices)
+            return Learners(agents, returns), (returns, stats)
+
+        indices = jnp.arange(self.rollouts)
+        learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, indices)
+        stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
+        # A policy with NaN still acts, and its returns are finite but meaningless.
+        finite = jnp.isfinite(learners.agents.params).all(axis=1)
+        last, share = curves[-max(self.rollouts // 10, 1) :].mean(axis=0), self.config.final_share
+        score = (1.0 - share) * curves.mean(axis=0) + share * last
+        return learners, jnp.where(finite, -score, jnp.nan), stats
 
 
 @dataclass(frozen=True)
@@ -133,8 +119,7 @@ class EvolutionStrategies(_Evolution):
     @property
     def rollouts(self) -> int:
         """Return the rollouts of a life."""
-        each = num_rollouts(self.meta_task.task, self.config.inner_updates)
-        return each * self.config.reset_interval
+        return super().rollouts * self.config.reset_interval
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Return a state without agents, because no agent lives on."""
@@ -177,18 +162,9 @@ class EvolutionStrategies(_Evolution):
         rules, keys = given
         key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
         agents = init_agents(self.spec, self.meta_task.task, key_init)
-        _, losses, stats = live(
-            self.spec,
-            rules,
-            self.meta_task.task,
-            Learners(agents, jnp.zeros_like(losses)),
-            key_rollouts,
-            learning_rate=self.meta_task.learning_rate,
-            rollouts=self.rollouts,
-            lives=jnp.full(losses.shape, self.rollouts),
-            final_share=self.config.final_share,
-            kernel=choose(self.spec, self.execution.kernel),
-        )
+        learners = Learners(agents, jnp.zeros_like(losses))
+        lives = jnp.full(losses.shape, self.rollouts)
+        _, losses, stats = self.live(rules, learners, key_rollouts, lives)
         return stats, losses
 
 
@@ -213,11 +189,6 @@ class PersistentEvolutionStrategies(_Evolution):
     influence of earlier updates is kept, unlike with truncation. The schedule resets each pair on
     its own, with its sum of perturbations.
     """
-
-    @property
-    def rollouts(self) -> int:
-        """Return the rollouts of K updates."""
-        return num_rollouts(self.meta_task.task, self.config.inner_updates)
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
         """Return fresh pairs, without a perturbation."""
@@ -255,29 +226,19 @@ class PersistentEvolutionStrategies(_Evolution):
     ) -> tuple[tuple[MetaParameters, Any], Persistent]:
         """Return the contribution of a chunk of agents to the estimate and the stats."""
         fresh, signs, keys, lives = given
-        task, sigma = self.meta_task.task, self.config.sigma
+        sigma = self.config.sigma
         key_init, key_rollouts, key_draw = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(
             keys
         )
         (agents, returns), total = population
-        agents = reset_agents(self.spec, task, agents, fresh, key_init)
+        agents = reset_agents(self.spec, self.meta_task.task, agents, fresh, key_init)
         returns = jnp.where(fresh, 0.0, returns)
         total = jnp.where(fresh[:, None], 0.0, total)
         mean, unravel = ravel_pytree(meta_parameters)
         drawn = jax.vmap(lambda key: jax.random.normal(key, mean.shape))(key_draw)
         drawn = sigma * signs[:, None] * drawn
-        learners, losses, stats = live(
-            self.spec,
-            jax.vmap(unravel)(mean[None] + drawn),
-            task,
-            Learners(agents, returns),
-            key_rollouts,
-            learning_rate=self.meta_task.learning_rate,
-            rollouts=self.rollouts,
-            lives=lives,
-            final_share=self.config.final_share,
-            kernel=choose(self.spec, self.execution.kernel),
-        )
+        rules = jax.vmap(unravel)(mean[None] + drawn)
+        learners, losses, stats = self.live(rules, Learners(agents, returns), key_rollouts, lives)
         total += drawn
         gradient = losses @ total / (sigma**2 * self.config.agents)
         return (unravel(gradient), stats), Persistent(learners, total)

@@ -79,7 +79,7 @@ def predict(
     """Return the memory that this process needs, for all of its local devices together."""
     local = sum(d.process_index == jax.process_index() for d in execution.devices.devices.flat)
     share = tuple(_one_device(task, config, execution) for task in tasks)
-    chunk = Execution(agents_per_chunk=execution.agents_per_chunk, kernel=execution.kernel)
+    chunk = dataclasses.replace(execution, mesh=None)
     state = jax.eval_shape(partial(init, spec, share, config))
     program = jax.make_jaxpr(partial(iterate, spec, share, config, execution=chunk))(state)
     work = round(SLACK * peak_bytes(program.jaxpr, donated=True))

@@ -119,9 +119,9 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, "tuple[MetaTask, ...]"]:
         epochs=COUNT,
         value_weight=NOT_NEGATIVE,
     )
-    own = learned_spec(recipe.optimizer)
-    zero_head = own.zero_head if recipe.zero_head is None else recipe.zero_head
-    spec = dataclasses.replace(own, clip=recipe.clip or None, zero_head=zero_head)
+    usual = learned_spec(recipe.optimizer)
+    zero_head = usual.zero_head if recipe.zero_head is None else recipe.zero_head
+    spec = dataclasses.replace(usual, clip=recipe.clip or None, zero_head=zero_head)
     if not recipe.width:
         raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
     if not recipe.tasks:
@@ -129,19 +129,19 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, "tuple[MetaTask, ...]"]:
     rates = per_task("learning_rate", recipe.learning_rate, recipe.tasks)
     scales = per_task("step_scale", recipe.step_scale, recipe.tasks)
     rewards = per_task("reward_scale", recipe.reward_scale, recipe.tasks)
-    own_settings = _own_settings(recipe)
+    own = _own_settings(recipe)
     if not any(default_config(name).torso == "mlp" for name in recipe.tasks):
         for field in ("layers", "activations"):
             if given := getattr(recipe, field):
                 raise ValueError(f"{field} = {given!r}: no task has separate networks (mlp)")
     tasks = []
     for name, rate, scale, reward, its in zip(
-        recipe.tasks, rates, scales, rewards, own_settings, strict=True
+        recipe.tasks, rates, scales, rewards, own, strict=True
     ):
-        mine = {x: its.pop(x, None) for x in ("window", "estimator", "agents")}
         config = _task_config(recipe, default_config(name), reward, its)
         task = augment(make_task(config), recipe.augmentation)
-        tasks.append(MetaTask(task, rate * scale, **mine))
+        of_meta_task = (its["windows"], its["estimators"], its["populations"])
+        tasks.append(MetaTask(task, rate * scale, *of_meta_task))
     return spec, tuple(tasks)
 
 
@@ -154,7 +154,7 @@ def _task_config(
         ValueError: a setting does not fit the task; the message names it.
     """
     learner = _learner(usual.learner, its, recipe.value_weight)
-    observations = its.get("observations")
+    observations = its["observations"]
     config = dataclasses.replace(
         usual,
         num_envs=recipe.envs_per_agent,
@@ -166,12 +166,12 @@ def _task_config(
         else observations == "normalised",
     )
     if usual.torso == "mlp":
-        layers = _layers(its["layers"]) if its.get("layers") else None
+        layers = _layers(its["layers"]) if its["layers"] else None
         return dataclasses.replace(
             config,
             policy_layers=layers or usual.policy_layers,
             value_layers=layers or usual.value_layers,
-            activation=its.get("activation") or usual.activation,
+            activation=its["activations"] or usual.activation,
         )
     if recipe.width == (0,):
         return config
@@ -200,11 +200,11 @@ def _learner(
     Raises:
         ValueError: minibatches or epochs are given for A2C.
     """
-    name = its.get("learner")
+    name = its["learners"]
     if name is not None and not isinstance(learner, _LEARNERS[name]):
         learner = _LEARNERS[name](reward_scale=learner.reward_scale)
     for field in ("minibatches", "epochs"):
-        value = its.get(field)
+        value = its[field]
         if isinstance(learner, PPOConfig):
             learner = dataclasses.replace(learner, **{field: value or getattr(learner, field)})
         elif value not in (None, 1):
@@ -214,30 +214,24 @@ def _learner(
     return dataclasses.replace(learner, value_weight=value_weight)
 
 
+_OF_EACH_TASK = (
+    *("windows", "estimators", "populations", "learners", "minibatches", "epochs"),
+    *("layers", "activations", "observations"),
+)
+
+
 def _own_settings(recipe: Recipe) -> list[dict[str, Any]]:
-    """Return each task's own settings beside its rate.
+    """Return each task's own settings beside its rate, by the recipe's fields; None: not given.
 
     Raises:
         ValueError: the number of values is neither 0 nor the number of tasks.
     """
-    own: list[dict[str, Any]] = [{} for _ in recipe.tasks]
-    for name, of_task in (
-        ("windows", "window"),
-        ("estimators", "estimator"),
-        ("populations", "agents"),
-        ("learners", "learner"),
-        ("minibatches", "minibatches"),
-        ("epochs", "epochs"),
-        ("layers", "layers"),
-        ("activations", "activation"),
-        ("observations", "observations"),
-    ):
-        values = getattr(recipe, name)
-        if values and len(values) != len(own):
-            raise ValueError(f"{name} = {values!r}: {len(own)} are needed, one for each task")
-        for settings, value in zip(own, values, strict=False):
-            settings[of_task] = value
-    return own
+    number = len(recipe.tasks)
+    given = {name: getattr(recipe, name) for name in _OF_EACH_TASK}
+    for name, values in given.items():
+        if values and len(values) != number:
+            raise ValueError(f"{name} = {values!r}: {number} are needed, one for each task")
+    return [{name: x[i] if x else None for name, x in given.items()} for i in range(number)]
 
 
 def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> "MetaParameters | None":

@@ -16,11 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.meta.config import (
-    MetaClip as MetaClip,
-    MetaConfig as MetaConfig,
-    TaskClip,
-)
+from optim4rl.meta.config import MetaClip, MetaConfig as MetaConfig, TaskClip
 from optim4rl.meta.estimators import (
     EstimatorState,
     GradientEstimator,
@@ -159,7 +155,7 @@ def make_estimator(
     Raises:
         ValueError: the estimator needs returns, which the task does not report, or pairs of agents.
     """
-    kinds: dict[str, Callable[..., GradientEstimator]] = {
+    kinds: dict[str, type[GradientEstimator]] = {
         "truncated": TruncatedMetaGradient,
         "es": EvolutionStrategies,
         "pes": PersistentEvolutionStrategies,

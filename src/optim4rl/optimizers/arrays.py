@@ -83,6 +83,15 @@ def mean(x: Array, axes: tuple[int, ...]) -> Array:
     return namespace(x).mean(x, axis=axes, keepdims=True)
 
 
+def unit_rms(x: Array, epsilon: float, leading: int = 1) -> Array:
+    """Scale each tensor to a root mean square of 1, after a number of leading axes.
+
+    `epsilon` is added to the mean square.
+    """
+    square = mean(namespace(x).square(x), tuple(range(leading, x.ndim)))
+    return x * rsqrt(square + epsilon)
+
+
 def split(x: Array, parts: int) -> tuple[Array, ...]:
     """Split an array into equal parts along its first axis."""
     return x.chunk(parts) if is_tensor(x) else tuple(namespace(x).split(x, parts))

@@ -12,16 +12,7 @@ from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 
-from optim4rl.optimizers.arrays import (
-    Array,
-    linear,
-    mean,
-    namespace,
-    relu,
-    rsqrt,
-    sigmoid,
-    split,
-)
+from optim4rl.optimizers.arrays import Array, linear, mean, namespace, relu, rsqrt, sigmoid, split
 
 # "none" is no cell: the head reads the features, and nothing is carried over.
 CellKind = Literal["gru", "lstm", "none"]

@@ -13,14 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from optim4rl.optimizers.structures import ExtraName, Extras
-from optim4rl.optimizers.tensors import (
-    InputName,
-    Layout,
-    Tensor,
-    num_rows,
-    pieces,
-    tensor_inputs,
-)
+from optim4rl.optimizers.tensors import InputName, Layout, Tensor, num_rows, pieces, tensor_inputs
 
 
 def tensor_rows(names: tuple[InputName, ...], tensor: Tensor) -> Float[Array, "rows ..."] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import GetAttrKey, keystr
 
 from optim4rl.optimizers.tensors import (
     KINDS as KINDS,
@@ -53,11 +53,10 @@ def _chosen(params: Any, kinds: Kinds, inferred: list[Kind]) -> Sequence[Any]:
     if kinds is None:
         return inferred
     if _is_function(kinds):
+        leaves = jax.tree_util.tree_leaves_with_path(params)
         return [
-            kinds(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) or kind
-            for (path, leaf), kind in zip(
-                jax.tree_util.tree_leaves_with_path(params), inferred, strict=True
-            )
+            kinds(keystr(path, simple=True, separator="/"), leaf) or kind
+            for (path, leaf), kind in zip(leaves, inferred, strict=True)
         ]
     try:
         return jax.tree.leaves(jax.tree.broadcast(kinds, params))
@@ -86,12 +85,6 @@ def _paths(key_paths: list[tuple[Any, ...]]) -> list[Path]:
                 place = first.setdefault(keys[:end], index)
                 parts.append(Part(key.name, ("", place)))
             else:
-                parts += parts_of(_text(key))
+                parts += parts_of(keystr((key,), simple=True))
         paths.append(tuple(parts))
     return paths
-
-
-def _text(key: Any) -> str:
-    if isinstance(key, (DictKey, FlattenedIndexKey)):
-        return str(key.key)
-    return str(key.idx) if isinstance(key, SequenceKey) else str(key)

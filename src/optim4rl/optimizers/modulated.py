@@ -5,20 +5,17 @@ from typing import ClassVar
 
 from jaxtyping import Float
 
-from optim4rl.optimizers.arrays import Array, mean, namespace, rsqrt, to_float32
-from optim4rl.optimizers.processing import (
-    SQUARE_LIMIT,
-    Processing,
-    bounded_exp,
-    bounded_square,
-)
+from optim4rl.optimizers.arrays import Array, mean, namespace, rsqrt
+from optim4rl.optimizers.processing import SQUARE_LIMIT, Processing, bounded_exp, bounded_square
 from optim4rl.optimizers.structure import (
     ExtraName,
     Features,
     NetworkShape,
     Outputs,
     Reading,
+    ThreeMoments,
     given,
+    log_age,
 )
 
 # The root mean square of a step before its gain: about Adam's ("Muon is Scalable for LLM Training",
@@ -31,12 +28,13 @@ _FLOOR = 1e-16
 
 
 @dataclass(frozen=True)
-class Modulated:
+class Modulated(ThreeMoments):
     """A momentum step of one size in every tensor, times a learned gain: `d = 0.2 exp(o1) u`.
 
     The direction `u` has a root mean square of 1. In kernels it comes from Nesterov's momentum, in
     vectors from Adam's step, as in Muon. Use it with `normalise="orthogonal"`, which makes kernels
-    orthogonal and keeps their size. With zero heads the rule starts as Muon with steps of RMS 0.2.
+    orthogonal and keeps their size. With zero heads the rule starts as Muon with steps of RMS 0.2
+    that fall to 0 over training.
 
     The network runs once for a tensor, not for each coordinate, so it costs next to nothing. It
     reads numbers of the tensor and of the update that a constant step cannot know. Each field below
@@ -47,6 +45,8 @@ class Modulated:
         beta1, beta2, beta_slow: decay rates of the momentum, of the squares and of a slower
             momentum.
         epsilon: added to the root of the second moment.
+        decay: let the step fall linearly to 0 in the last rollout, as PPO users let their rate. If
+            the agent does not tell the share of training that is done, the step does not fall.
         training: read the share of training that is done. If the agent does not tell it, the rule
             keeps the first rollout's gains for the whole run.
         epochs: read the share of the rollout's epochs that is done (PPO). If the agent does not
@@ -64,6 +64,7 @@ class Modulated:
     beta2: float = 0.999
     beta_slow: float = 0.99
     epsilon: float = 1e-8
+    decay: bool = True
     training: bool = True
     epochs: bool = True
     age: bool = True
@@ -72,7 +73,6 @@ class Modulated:
     directions: bool = True
 
     name: ClassVar[str] = "modulated"
-    num_moments: ClassVar[int] = 3
     tensorwise: ClassVar[bool] = True
     per_tensor: ClassVar[bool] = True
     reads: ClassVar[tuple[ExtraName, ...]] = ("params",)
@@ -82,37 +82,19 @@ class Modulated:
         inputs = self.training + self.epochs + self.age + 3 * self.noise + self.size
         return (NetworkShape(inputs, 4 if self.directions else 1),)
 
-    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
-        m = self.beta1 * moments[0] + (1.0 - self.beta1) * gradient
-        v = self.beta2 * moments[1] + (1.0 - self.beta2) * bounded_square(gradient)
-        slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
-        return namespace(gradient).stack([m, v, slow])
-
-    def _corrected(self, reading: Reading) -> tuple[Array, Array, Array]:
-        """Return momentum, second moment and slow momentum, bias-corrected."""
-        steps = to_float32(reading.age + 1)
-        return (
-            reading.moments[0] / (1.0 - self.beta1**steps),
-            reading.moments[1] / (1.0 - self.beta2**steps),
-            reading.moments[2] / (1.0 - self.beta_slow**steps),
-        )
-
     def features(self, processing: Processing, reading: Reading) -> Features:
         """Return the network's features, `[features, 1, ..., 1]`: one column for the tensor."""
         del processing
-        gradient, xp = reading.gradient, namespace(reading.gradient)
-        zero = xp.zeros_like(_mean(gradient))
-        rows = []
-        if self.training:
-            rows.append(_or_zero(reading.extras.training_proportion) + zero)
-        if self.epochs:
-            rows.append(_or_zero(reading.extras.epoch_proportion) + zero)
+        xp, extras = namespace(reading.gradient), reading.extras
+        zero = xp.zeros_like(_mean(reading.gradient))
+        shares = (self.training, extras.training_proportion), (self.epochs, extras.epoch_proportion)
+        rows = [(0.0 if share is None else share) + zero for read, share in shares if read]
         if self.age:
-            rows.append(xp.log1p(to_float32(reading.age)) / 6.0 + zero)
+            rows.append(log_age(reading) + zero)
         if self.noise:
             rows += self._signal(reading)
         if self.size:
-            size = xp.sqrt(_mean_square(given(reading.extras.params)))
+            size = xp.sqrt(_mean_square(given(extras.params)))
             rows.append(0.5 * xp.log(size + 1e-3) + 1.5)
         return (xp.stack(rows) if rows else xp.stack([zero])[:0],)
 
@@ -138,11 +120,10 @@ class Modulated:
             step = step + 0.3 * output[1] * slow + 0.1 * output[2] * gradient
             power = xp.clip(power + 0.3 * output[3], 0.0, 1.0)
         step = _bounded(step) * xp.exp(-power * xp.log(xp.sqrt(v) + self.epsilon))
-        return STEP_RMS * bounded_exp(output[0], _GAIN_LIMIT) * _unit(step)
-
-
-def _or_zero(proportion: Array | None) -> Array | float:
-    return 0.0 if proportion is None else proportion
+        gain = bounded_exp(output[0], _GAIN_LIMIT)
+        if self.decay and reading.extras.training_proportion is not None:
+            gain = gain * (1.0 - reading.extras.training_proportion)
+        return STEP_RMS * gain * _unit(step)
 
 
 def _bounded(x: Array) -> Array:

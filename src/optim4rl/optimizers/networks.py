@@ -12,15 +12,13 @@ from optim4rl.optimizers.cells import (
     CARRIES,
     GATES,
     Carry as Carry,
-    CellKind as CellKind,
-    Rows as Rows,
+    CellKind,
+    Rows,
     Weights as Weights,
-    cell_forward as cell_forward,
-    cell_kernel as cell_kernel,
+    cell_kernel,
     forward,
     head_layer,
     layer_norm,
-    num_layers as num_layers,
     weight_shapes,
 )
 
@@ -101,7 +99,7 @@ def _backward(
     gradients: Weights = {}
     for layer in reversed(range(len(layers))):
         gradients[f"head{layer}"] = _outer(delta, layers[layer])
-        gradients[f"head{layer}_bias"] = _total(delta)
+        gradients[f"head{layer}_bias"] = jnp.sum(delta, axis=range(1, delta.ndim))
         delta = _linear_transpose(weights[f"head{layer}"], delta)
         if layer > 0:
             delta = jnp.where(layers[layer] > 0, delta, 0.0)
@@ -141,10 +139,6 @@ def _outer(
     """Return the gradient of a kernel: the sum over coordinates of `delta x^T`."""
     axes = tuple(range(1, delta.ndim))
     return jnp.tensordot(delta, x, axes=(axes, axes), precision=jax.lax.Precision.HIGHEST)
-
-
-def _total(delta: Float[Array, "outputs *shape"]) -> Float[Array, " outputs"]:
-    return jnp.sum(delta, axis=range(1, delta.ndim))
 
 
 def cell_weights(kernel: Float[Array, "rows reads"], cell: CellKind, size: int) -> Weights:

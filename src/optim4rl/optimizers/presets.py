@@ -30,16 +30,12 @@ if TYPE_CHECKING:
 # about [-0.9, 0.9].
 CENTRED_SIGN_LOG = SignLog(epsilon=1e-8, shift=9.2, scale=0.1)
 
-# An odd rule, anchored at RMSProp: no momentum, and a short memory of sizes.
 _ANCHORED = OptimizerSpec(
     processing=CENTRED_SIGN_LOG, structure=Anchored(), head_sizes=(), zero_head=True
 )
-_MIRRORED = OptimizerSpec(
-    processing=CENTRED_SIGN_LOG,
-    structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9),
-    head_sizes=(),
-    zero_head=True,
-    inputs=("kind",),
+# An odd rule, anchored at RMSProp: no momentum, and a short memory of sizes.
+_MIRRORED = dataclasses.replace(
+    _ANCHORED, structure=Mirrored(beta1=0.0, beta2=0.9, beta_slow=0.9), inputs=("kind",)
 )
 
 LEARNED: dict[str, OptimizerSpec] = {

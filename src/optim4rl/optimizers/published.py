@@ -5,27 +5,9 @@ from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 
-from optim4rl.optimizers.arrays import (
-    Array,
-    constant,
-    mean,
-    namespace,
-    rsqrt,
-    to_float32,
-)
-from optim4rl.optimizers.processing import (
-    Processing,
-    bounded_exp,
-    bounded_square,
-)
-from optim4rl.optimizers.structure import (
-    ExtraName,
-    Features,
-    NetworkShape,
-    Outputs,
-    Reading,
-    given,
-)
+from optim4rl.optimizers.arrays import Array, constant, mean, namespace, rsqrt, to_float32, unit_rms
+from optim4rl.optimizers.processing import Processing, bounded_exp, bounded_square
+from optim4rl.optimizers.structure import ExtraName, Features, NetworkShape, Outputs, Reading, given
 
 # Bound of a learned factor on a gradient of any size: e^10 = 22,026 either way.
 FACTOR_LIMIT = 10.0
@@ -33,12 +15,6 @@ FACTOR_LIMIT = 10.0
 MOMENTUM_BETAS = (0.9, 0.99, 0.999)
 FACTORED_BETAS = (0.9, 0.99, 0.999)
 _FLOOR = 1e-9
-
-
-def unit_rms(x: Float[Array, "rows *shape"], epsilon: float) -> Float[Array, "rows *shape"]:
-    """Scale each row to a root mean square of 1 over the tensor."""
-    square = mean(namespace(x).square(x), tuple(range(1, x.ndim)))
-    return x * rsqrt(square + epsilon)
 
 
 def decayed(

@@ -9,12 +9,7 @@ from optim4rl.fields import COUNT, DECAY, POSITIVE, check_fields, check_values, 
 from optim4rl.optimizers.cells import CARRIES, CellKind, weight_shapes
 from optim4rl.optimizers.processing import PROCESSINGS, Processing, SignLog
 from optim4rl.optimizers.structures import STRUCTURES, Adaptive, NetworkShape, Structure
-from optim4rl.optimizers.tensors import (
-    WHOLE_TENSOR,
-    InputName,
-    Normalisation,
-    num_rows,
-)
+from optim4rl.optimizers.tensors import WHOLE_TENSOR, InputName, Normalisation, num_rows
 
 # Ranges of the rule's own settings, and of its processing's and structure's.
 RANGES = {

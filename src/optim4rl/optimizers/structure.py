@@ -4,15 +4,8 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Shaped
 
-from optim4rl.optimizers.arrays import (
-    Array,
-    constant,
-    namespace,
-    stop_gradient,
-)
-from optim4rl.optimizers.processing import (
-    Processing,
-)
+from optim4rl.optimizers.arrays import Array, constant, namespace, stop_gradient, to_float32
+from optim4rl.optimizers.processing import Processing, bounded_square
 
 # Axes of length 1 where the networks run once for a tensor.
 Outputs = tuple[Float[Array, "_ *#shape"], ...]
@@ -132,6 +125,41 @@ class OneNetwork(WithoutMoments):
 
     def features(self, processing: Processing, reading: Reading) -> Features:
         return (processing.first(reading.gradient),)
+
+
+class ThreeMoments:
+    """A structure with Adam's two moments and a slower momentum.
+
+    Attributes:
+        beta1, beta2, beta_slow: decay rates of the momentum, of the squares and of the slower
+            momentum.
+    """
+
+    beta1: float
+    beta2: float
+    beta_slow: float
+
+    num_moments: ClassVar[int] = 3
+
+    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
+        m = self.beta1 * moments[0] + (1.0 - self.beta1) * gradient
+        v = self.beta2 * moments[1] + (1.0 - self.beta2) * bounded_square(gradient)
+        slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
+        return namespace(gradient).stack([m, v, slow])
+
+    def _corrected(self, reading: Reading) -> tuple[Array, Array, Array]:
+        """Return momentum, second moment and slow momentum, bias-corrected."""
+        steps = to_float32(reading.age + 1)
+        return (
+            reading.moments[0] / (1.0 - self.beta1**steps),
+            reading.moments[1] / (1.0 - self.beta2**steps),
+            reading.moments[2] / (1.0 - self.beta_slow**steps),
+        )
+
+
+def log_age(reading: Reading) -> Array:
+    """Return the logarithm of the age, scaled so that a few hundred updates give about 1."""
+    return namespace(reading.gradient).log1p(to_float32(reading.age)) / 6.0
 
 
 def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -24,26 +24,15 @@ from typing import ClassVar
 
 from jaxtyping import Float
 
-from optim4rl.optimizers.arrays import (
-    Array,
-    namespace,
-    rsqrt,
-    to_float32,
-)
+from optim4rl.optimizers.arrays import Array, namespace, rsqrt
 from optim4rl.optimizers.modulated import Modulated as Modulated
-from optim4rl.optimizers.processing import (
-    LOG_DOMAIN_LIMIT,
-    Processing,
-    bounded_exp,
-    bounded_square,
-)
+from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, Processing, bounded_exp
 from optim4rl.optimizers.published import (
-    FACTOR_LIMIT as FACTOR_LIMIT,
+    FACTOR_LIMIT,
     Celo2 as Celo2,
     Open as Open,
     Star as Star,
     factors as factors,
-    unit_rms as unit_rms,
 )
 from optim4rl.optimizers.structure import (
     NO_EXTRAS as NO_EXTRAS,
@@ -51,12 +40,14 @@ from optim4rl.optimizers.structure import (
     Extras as Extras,
     Features as Features,
     NetworkShape as NetworkShape,
-    OneNetwork as OneNetwork,
+    OneNetwork,
     Outputs as Outputs,
     Reading as Reading,
     Structure as Structure,
-    WithoutMoments as WithoutMoments,
-    first_moment as first_moment,
+    ThreeMoments,
+    WithoutMoments,
+    first_moment,
+    log_age,
     straight_through_sign as straight_through_sign,
 )
 
@@ -145,7 +136,7 @@ class L2L(OneNetwork):
 
 
 @dataclass(frozen=True)
-class Anchored:
+class Anchored(ThreeMoments):
     """An update anchored at Adam, with the fresh gradient and a slow momentum beside it.
 
     `d = exp(o1) m/sqrt(v) + fresh_weight o2 g/sqrt(v) + slow_weight o3 s/sqrt(v)`, where `m`, `v`
@@ -162,33 +153,22 @@ class Anchored:
     slow_weight: float = 0.3
 
     name: ClassVar[str] = "anchored"
-    num_moments: ClassVar[int] = 3
     tensorwise: ClassVar[bool] = False
     reads: ClassVar[tuple[ExtraName, ...]] = ()
 
     def networks(self, processing: Processing) -> tuple[NetworkShape, ...]:
         return (NetworkShape(processing.first_features + 4, 3),)
 
-    def accumulate(self, gradient: Array, moments: Array) -> Float[Array, "moments *shape"]:
-        m = self.beta1 * moments[0] + (1.0 - self.beta1) * gradient
-        v = self.beta2 * moments[1] + (1.0 - self.beta2) * bounded_square(gradient)
-        slow = self.beta_slow * moments[2] + (1.0 - self.beta_slow) * gradient
-        return namespace(gradient).stack([m, v, slow])
-
     def _ratios(self, reading: Reading) -> tuple[Array, Array, Array]:
         """Return `m/sqrt(v)`, `g/sqrt(v)` and `s/sqrt(v)`, all moments bias-corrected."""
-        gradient, moments, age, _ = reading
-        steps = to_float32(age + 1)
-        m = moments[0] / (1.0 - self.beta1**steps)
-        v = moments[1] / (1.0 - self.beta2**steps)
-        slow = moments[2] / (1.0 - self.beta_slow**steps)
+        m, v, slow = self._corrected(reading)
         scale = 1.0 / (namespace(v).sqrt(v) + self.epsilon)
-        return m * scale, gradient * scale, slow * scale
+        return m * scale, reading.gradient * scale, slow * scale
 
     def features(self, processing: Processing, reading: Reading) -> Features:
-        log_age, ratios = _log_age(reading), self._bounded_ratios(reading)
+        age, ratios = _log_ages(reading), self._bounded_ratios(reading)
         first = processing.first(reading.gradient)
-        return (namespace(first).concatenate([first, log_age[None], ratios]),)
+        return (namespace(first).concatenate([first, age[None], ratios]),)
 
     def _bounded_ratios(self, reading: Reading) -> Float[Array, "3 *shape"]:
         xp = namespace(reading.gradient)
@@ -207,11 +187,8 @@ class Anchored:
         )
 
 
-def _log_age(reading: Reading) -> Float[Array, "*shape"]:
-    """Return the logarithm of the age, scaled so that a few hundred updates give about 1."""
-    xp = namespace(reading.gradient)
-    log_age = xp.log1p(to_float32(reading.age)) / 6.0
-    return log_age + xp.zeros_like(reading.gradient)
+def _log_ages(reading: Reading) -> Float[Array, "*shape"]:
+    return log_age(reading) + namespace(reading.gradient).zeros_like(reading.gradient)
 
 
 @dataclass(frozen=True)
@@ -230,11 +207,11 @@ class Mirrored(Anchored):
         return (NetworkShape(processing.second_features + 6, 3),)
 
     def features(self, processing: Processing, reading: Reading) -> Features:
-        xp, log_age = namespace(reading.gradient), _log_age(reading)
+        xp, age = namespace(reading.gradient), _log_ages(reading)
         ratios = self._bounded_ratios(reading)
         adam, fresh, slow = (ratios[i] for i in range(3))  # iteration would lose its sharding
         sizes = [abs(adam), abs(fresh), abs(slow)]
-        even = xp.stack([log_age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
+        even = xp.stack([age, *sizes, 0.2 * adam * fresh, 0.2 * adam * slow])
         # A processing's second features read the squared gradient: twice the logarithm.
         return (xp.concatenate([0.5 * processing.second(abs(reading.gradient)), even]),)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from optim4rl.fields import float32
 from optim4rl.files.reading import read_file, why
+from optim4rl.optimizers.spec import OptimizerSpec, spec_from_dict
 
 FORMAT = "optim4rl-weights"
 FORMAT_VERSION = 1
@@ -70,6 +71,34 @@ def read_weights(weights: str | Path) -> WeightFile:
     return WeightFile(path, spec, learning_rate, rest, tensors)
 
 
+def read_rule(weights: str | Path) -> tuple[OptimizerSpec, WeightFile]:
+    """Read a weights file by shipped name or by path, and check its rule and its tensors.
+
+    Raises:
+        WeightsError: as in `read_weights`, or the rule is unknown, or the file does not hold its
+            weights, finite float32 tensors, and no others.
+    """
+    file = read_weights(weights)
+    try:
+        spec = spec_from_dict(file.spec)
+        shapes = spec.weight_shapes
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{file.path}: {error}") from error
+    if set(shapes) != set(file.tensors):
+        wrong = sorted(set(shapes) ^ set(file.tensors))
+        raise WeightsError(f"{file.path}: tensors {wrong} are missing or not part of the spec")
+    for name, shape in shapes.items():
+        found = file.tensors[name]
+        if found.shape != shape or found.dtype != np.float32:
+            raise WeightsError(
+                f"{file.path}: tensor {name} is {found.dtype}{list(found.shape)}; the spec needs "
+                f"float32{list(shape)}"
+            )
+        if not np.isfinite(found).all():
+            raise WeightsError(f"{file.path}: tensor {name} holds numbers that are not finite")
+    return spec, file
+
+
 def weights_as_bytes(
     spec: Mapping[str, Any],
     learning_rate: float,
@@ -91,26 +120,6 @@ def weights_as_bytes(
     tensors = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     said["sha256"] = _digest(said, tensors)
     return save(tensors, metadata={"card": json.dumps(said, indent=1, sort_keys=True)})
-
-
-def require_tensors(file: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that a file holds finite float32 tensors of these shapes, and no others.
-
-    Raises:
-        WeightsError: a tensor is missing, unknown or wrong; the message names it.
-    """
-    if set(shapes) != set(file.tensors):
-        wrong = sorted(set(shapes) ^ set(file.tensors))
-        raise WeightsError(f"{file.path}: tensors {wrong} are missing or not part of the spec")
-    for name, shape in shapes.items():
-        found = file.tensors[name]
-        if found.shape != shape or found.dtype != np.float32:
-            raise WeightsError(
-                f"{file.path}: tensor {name} is {found.dtype}{list(found.shape)}; the spec needs "
-                f"float32{list(shape)}"
-            )
-        if not np.isfinite(found).all():
-            raise WeightsError(f"{file.path}: tensor {name} holds numbers that are not finite")
 
 
 def shipped_names() -> tuple[str, ...]:

@@ -20,15 +20,13 @@ from optim4rl.optimizers.rule import (
     MetaParameters,
     OptimizerSpec,
     init_meta_parameters,
-    spec_from_dict,
     spec_to_dict,
 )
 from optim4rl.optimizers.transform import learned_optimizer
 from optim4rl.optimizers.weight_files import (
     DEFAULT_WEIGHTS,
     WeightsError as WeightsError,
-    read_weights,
-    require_tensors,
+    read_rule,
     shipped_names as shipped_names,
     weights_as_bytes,
 )
@@ -101,12 +99,7 @@ def load_weights(weights: str | Path) -> LearnedOptimizer:
         WeightsError: the file is missing, truncated, corrupt, of another format or version, or its
             tensors do not fit its spec or its checksum. A pickle is never opened as one.
     """
-    file = read_weights(weights)
-    try:
-        spec = spec_from_dict(file.spec)
-    except ValueError as error:
-        raise WeightsError(f"{file.path}: {error}") from error
-    require_tensors(file, spec.weight_shapes)
+    spec, file = read_rule(weights)
     return LearnedOptimizer(spec, unflatten(file.tensors), file.learning_rate, file.card)
 
 

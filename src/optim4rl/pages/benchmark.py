@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optim4rl.benchmark.contender import Contender
-from optim4rl.benchmark.loop import Benchmark, Choice, Reading, Results
+from optim4rl.benchmark.loop import Benchmark, Choice, Reading, Results, scores_of
 from optim4rl.benchmark.rows import table_rows
 from optim4rl.benchmark.scale import Lead, Normalised, Scale, Standing
 from optim4rl.benchmark.scores import SCORE_WORDS, greedy_return
@@ -28,21 +28,23 @@ from optim4rl.jobs.provenance import provenance
 from optim4rl.pages.claims import (
     TITLES as TITLES,
     LeadClaim,
+    auc_order,
     claims as claims,
     counted,
+    lead_cells,
     lead_claims as lead_claims,
     task_names,
     tuning_budget,
 )
-from optim4rl.pages.costs import Table, cost_values, task_cost_tables, time_table
+from optim4rl.pages.costs import cost_values, task_cost_tables, time_table
 from optim4rl.pages.plots import plot_profiles, plot_suite
 from optim4rl.pages.sensitivity import sensitivities, sensitivity_json, sensitivity_tables
-from optim4rl.pages.words import estimate_json, finite, markdown_table, with_interval
+from optim4rl.pages.words import Table, estimate_json, finite, markdown_table, with_interval
 
 
 def write_report(results: Results, command: str) -> None:
     """Write results.md, results.json, runs.parquet, curves.svg and profile.svg."""
-    folder = results.benchmark.folder
+    b, folder = results.benchmark, results.benchmark.folder
     record = {"command": command, **provenance("optim4rl.benchmark.loop")}
     document = {**to_json(results), **record}
     write_atomically(folder / "results.json", json.dumps(document, indent=1).encode())
@@ -55,8 +57,7 @@ def write_report(results: Results, command: str) -> None:
         for index, task in enumerate(names)
     }
     floors = dict(zip(names, results.final_scale.ends[0].tolist(), strict=True))
-    baselines = [contender.name for contender in results.benchmark.baselines]
-    behind = [name for name in baselines if name != results.benchmark.reference]
+    behind = [x.name for x in b.baselines if x.name != b.reference]
     plot_suite(panels, floors, folder / "curves.svg", background=behind)
     if _is_timed(results):
         plot_suite(panels, floors, folder / "seconds.svg", background=behind, by="seconds")
@@ -77,7 +78,7 @@ def summary_table(results: Results, reading: Reading) -> Table:
     header = ["optimizer", "normalised AUC", "its IQM", "by meta-seed", *leads]
     header += ["normalised final return", "diverged"]
     standings = results.standings[reading]
-    ranked = sorted(results.benchmark.contenders, key=lambda x: -_rank(standings[x.name]))
+    ranked = sorted(results.benchmark.contenders, key=lambda x: auc_order(standings[x.name]))
     rows = []
     for contender in ranked:
         standing = standings[contender.name]
@@ -88,24 +89,12 @@ def summary_table(results: Results, reading: Reading) -> Table:
                 with_interval(standing.auc.mean),
                 with_interval(standing.auc.iqm),
                 " / ".join(members) if contender.role == "learned" else "",
-                *_lead(standing.lead)[: len(leads)],
+                *lead_cells(standing.lead, "iqm")[: len(leads)],
                 with_interval(standing.final.mean),
                 f"{standing.diverged} of {standing.runs}",
             ]
         )
     return header, rows
-
-
-def _lead(lead: Lead | None) -> list[str]:
-    """Format a lead: the difference of interquartile means, and the probability."""
-    if lead is None:
-        return ["-", "-"]
-    return [with_interval(lead.auc.iqm), with_interval(lead.mean_improvement)]
-
-
-def _rank(standing: Standing) -> float:
-    mean = standing.auc.mean
-    return -np.inf if mean is None or np.isnan(mean.value) else mean.value
 
 
 def raw_table(results: Results, reading: Reading, task: int) -> Table:
@@ -114,10 +103,7 @@ def raw_table(results: Results, reading: Reading, task: int) -> Table:
     rows = []
     for contender in results.benchmark.contenders:
         members = results.runs.curves[reading][contender.name][task]
-        areas, finals = (
-            np.stack([score(curves) for curves in members])[None]
-            for score in (area_under_curve, final_return)
-        )
+        areas, finals = (scores_of([members], score) for score in (area_under_curve, final_return))
         mean, worst = (
             "diverged" if np.isnan(x) else f"{x:.4g}" for x in (areas.mean(), areas.min())
         )
@@ -132,7 +118,7 @@ def raw_table(results: Results, reading: Reading, task: int) -> Table:
             ]
         )
         if greedy:
-            found = np.stack([greedy_return(x) for x in members])[None]
+            found = scores_of([members], greedy_return)
             rows[-1].append(with_interval(bootstrap_interval(found, statistic="mean")))
     header = ["optimizer", "AUC, IQM (95 %)", "mean", "worst run", "final return, IQM", "diverged"]
     return header + ["greedy return, mean"] * greedy, rows
@@ -415,7 +401,7 @@ def _contender_values(results: Results, contender: Contender) -> dict[str, Any]:
 def _raw_values(members: Sequence[Curves]) -> dict[str, Any]:
     """Compute interquartile means in the task's own units."""
     return {
-        key: estimate_json(bootstrap_interval(np.stack([score(x) for x in members])[None]))
+        key: estimate_json(bootstrap_interval(scores_of([members], score)))
         for key, score in (("auc", area_under_curve), ("final", final_return))
     }
 
@@ -438,21 +424,19 @@ def _scale_values(scale: Scale, index: int) -> dict[str, Any]:
 
 
 def _standing_values(standing: Standing, tasks: list[str]) -> dict[str, Any]:
+    def by_task(found: Sequence[Estimate | None]) -> dict[str, Any]:
+        return dict(zip(tasks, map(estimate_json, found), strict=True))
+
     def values(found: Normalised | None) -> Any:
         if found is None:
             return None
-        each = dict(zip(tasks, map(estimate_json, found.tasks), strict=True))
-        return {
-            "mean": estimate_json(found.mean),
-            "iqm": estimate_json(found.iqm),
-            "tasks": each,
-        }
+        mean, iqm = estimate_json(found.mean), estimate_json(found.iqm)
+        return {"mean": mean, "iqm": iqm, "tasks": by_task(found.tasks)}
 
     def improvement(lead: Lead | None) -> Any:
         if lead is None:
             return None
-        each = dict(zip(tasks, map(estimate_json, lead.improvement), strict=True))
-        return {"mean": estimate_json(lead.mean_improvement), "tasks": each}
+        return {"mean": estimate_json(lead.mean_improvement), "tasks": by_task(lead.improvement)}
 
     lead, learned = standing.lead, standing.learned
     return {

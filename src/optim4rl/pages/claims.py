@@ -10,11 +10,7 @@ from optim4rl.benchmark.loop import Reading, Results, scores_of
 from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing
 from optim4rl.benchmark.tuning import is_coarse
 from optim4rl.evaluation.claims import Claim, judge, smallest_effect
-from optim4rl.evaluation.returns import (
-    Estimate,
-    area_under_curve,
-    compare,
-)
+from optim4rl.evaluation.returns import Estimate, Statistic, area_under_curve, compare
 from optim4rl.pages.words import p_value, smallest_found, with_interval
 
 # Roles of the contenders whose leads are judged.
@@ -47,6 +43,20 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number > 1)}"
 
 
+def auc_order(standing: Standing | None) -> float:
+    """Return a key for sorting: the highest mean AUC comes first, diverged ones last."""
+    mean = None if standing is None else standing.auc.mean
+    return np.inf if mean is None or np.isnan(mean.value) else -mean.value
+
+
+def lead_cells(lead: Lead | None, statistic: Statistic) -> list[str]:
+    """Format a lead: the difference by a statistic, and the probability of improvement."""
+    if lead is None:
+        return ["-", "-"]
+    difference = lead.auc.iqm if statistic == "iqm" else lead.auc.mean
+    return [with_interval(difference), with_interval(lead.mean_improvement)]
+
+
 @dataclass(frozen=True)
 class LeadClaim:
     """Hold the claim about a learned contender against another, in one reading."""
@@ -69,10 +79,7 @@ def lead_claims(results: Results) -> list[LeadClaim]:
     for contender in results.benchmark.contenders:
         for reading in results.benchmark.readings:
             standing = results.standings[reading][contender.name]
-            for lead, other in (
-                (standing.lead, reference),
-                (standing.learned, contender.control),
-            ):
+            for lead, other in ((standing.lead, reference), (standing.learned, contender.control)):
                 if contender.role in CLAIMING and lead is not None and lead.auc.iqm is not None:
                     pairs.append((contender, str(other), reading, lead))
     comparisons, effects = [], []

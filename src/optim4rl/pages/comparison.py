@@ -4,7 +4,6 @@ A run is the output folder of a command. All folders are read into one form, so 
 benchmarks and studies can be on one page. Nothing is trained here.
 """
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +17,7 @@ from markupsafe import Markup
 
 from optim4rl.benchmark.table import curves_of, read_runs
 from optim4rl.evaluation.curves import Curves
-from optim4rl.evaluation.returns import (
-    Estimate,
-    area_under_curve,
-    bootstrap_interval,
-    final_return,
-)
+from optim4rl.evaluation.returns import Estimate, area_under_curve, bootstrap_interval, final_return
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.manifest import check_files
 from optim4rl.files.reading import read_text
@@ -31,7 +25,7 @@ from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.weight_files import read_weights
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Frame, Series
-from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template
+from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template, read_progress
 
 # Colours of a page's lines; further runs use them again, dashed.
 STYLES = 6
@@ -45,8 +39,7 @@ class Heading(NamedTuple):
     x_label: str
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Hold a curve, with the ends of its 95 % interval if there are several runs."""
 
     x: Float[np.ndarray, " points"]
@@ -78,13 +71,7 @@ class FinishedRun:
 
 
 # Files that are read from a folder, if they exist.
-FILES = (
-    "progress.csv",
-    "results.json",
-    "runs.parquet",
-    "settings.json",
-    "study.json",
-)
+FILES = ("progress.csv", "results.json", "runs.parquet", "settings.json", "study.json")
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -109,16 +96,10 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def _read_training(folder: Path) -> FinishedRun:
-    rows = list(csv.DictReader(read_text(folder / "progress.csv").splitlines()))
-    if not rows:
+    columns, returns = read_progress(folder / "progress.csv")
+    if not columns:
         raise ValueError("progress.csv has no finished iteration yet")
-    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
     iterations, norms = columns["iteration"], columns["meta_gradient_norm"]
-    returns = {
-        name.removeprefix("return_"): values
-        for name, values in columns.items()
-        if name.startswith("return_")
-    }
     settings = json.loads(read_text(folder / "settings.json"))
     lines = {
         Heading(f"Return of the agents on {task}", "meta-iteration"): _bins(iterations, values)
@@ -129,7 +110,7 @@ def _read_training(folder: Path) -> FinishedRun:
     heading = Heading("Meta-gradient: log₁₀ of its norm", "meta-iteration")
     lines[heading] = Line(iterations[shown], logarithms)
     wanted = settings["meta"]["iterations"]
-    numbers: dict[str, Estimate | float | str] = {"iterations": f"{len(rows)} of {wanted}"}
+    numbers: dict[str, Estimate | float | str] = {"iterations": f"{iterations.size} of {wanted}"}
     for task, values in returns.items():
         last = values[-max(1, len(values) // 10) :]
         known = last[np.isfinite(last)]
@@ -198,10 +179,7 @@ def _evaluated(
     lines, numbers = {}, {}
     found = _read_curves(folder / "runs.parquet", task_of_study)
     for (task, optimizer), members in found.items():
-        low, middle, high = iqm_band(members, CURVE_POINTS)
-        steps = members[0].thin(CURVE_POINTS).env_steps.astype(np.float64)
-        heading = Heading(f"{optimizer} on {task}", "environment steps")
-        lines[heading] = Line(steps, middle, low, high)
+        lines[Heading(f"{optimizer} on {task}", "environment steps")] = Line(*iqm_band(members))
         for name, score in (("AUC", area_under_curve), ("final return", final_return)):
             scores = np.stack([score(each) for each in members])[None]
             numbers[f"{optimizer} on {task}: {name}"] = bootstrap_interval(scores)
@@ -314,7 +292,7 @@ def _panels(runs: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[tuple
             line = run.lines.get(heading)
             if line is not None and line.x.size:
                 style = f"run-{index % STYLES}{' again' if index >= STYLES else ''}"
-                series.append(Series(name, style, line.x, line.y, line.low, line.high))
+                series.append(Series(name, style, *line))
         if not series:
             continue
         ends = [end for one in series for end in (one.low, one.y, one.high) if end is not None]

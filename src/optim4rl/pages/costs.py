@@ -11,10 +11,8 @@ from optim4rl.benchmark.loop import Reading, Results
 from optim4rl.benchmark.scale import Lead, Scale, lead_over
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import Estimate, bootstrap_interval
-from optim4rl.pages.words import estimate_json, finite, with_interval
-
-Table = tuple[list[str], list[list[str]]]
-RunsByContender = Mapping[str, Sequence[Sequence[Curves]]]
+from optim4rl.pages.claims import lead_cells, task_names
+from optim4rl.pages.words import Table, estimate_json, finite, with_interval
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class TimeStanding:
 
 
 def time_standings(
-    found: RunsByContender, reference: str | None, scale: Scale
+    found: Mapping[str, Sequence[Sequence[Curves]]], reference: str | None, scale: Scale
 ) -> dict[str, TimeStanding]:
     """Compare contenders with measured times; empty if the reference's is not measured.
 
@@ -79,14 +77,10 @@ def time_table(results: Results, reading: Reading) -> Table | None:
     found, reference = _time_standings(results, reading), results.benchmark.reference
     if not found:
         return None
-    header = [
-        "optimizer",
-        f"time over {reference}'s",
-        f"minus {reference}",
-        f"P(beats {reference})",
-    ]
+    columns = [f"time over {reference}'s", f"minus {reference}", f"P(beats {reference})"]
     ranked = sorted(found.items(), key=lambda item: item[1].ratio)
-    return header, [[name, f"{x.ratio:.2f}", *_lead(x.lead)] for name, x in ranked]
+    rows = [[name, f"{x.ratio:.2f}", *lead_cells(x.lead, "mean")] for name, x in ranked]
+    return ["optimizer", *columns], rows
 
 
 def task_cost_tables(results: Results) -> dict[str, Table]:
@@ -103,19 +97,13 @@ def task_cost_tables(results: Results) -> dict[str, Table]:
         "runs that reach it",
     ]
     return {
-        task.name: (
+        task: (
             header,
             [[name, *_cost(x.costs[index], x.areas[index])] for name, x in found.items()],
         )
-        for index, task in enumerate(results.benchmark.suite.tasks)
+        for index, task in enumerate(task_names(results))
         if found
     }
-
-
-def _lead(lead: Lead | None) -> list[str]:
-    if lead is None:
-        return ["-", "-"]
-    return [with_interval(lead.auc.mean), with_interval(lead.mean_improvement)]
 
 
 def _cost(cost: Cost, area: Estimate) -> list[str]:
@@ -133,7 +121,6 @@ def _cost(cost: Cost, area: Estimate) -> list[str]:
 
 def cost_values(results: Results, reading: Reading) -> dict[str, Mapping[str, Any]]:
     """Return the costs of each contender as JSON values."""
-    names = [task.name for task in results.benchmark.suite.tasks]
     return {
         name: {
             "time_over_reference": finite(x.ratio),
@@ -148,7 +135,7 @@ def cost_values(results: Results, reading: Reading) -> dict[str, Mapping[str, An
                     "seconds_to_reference": finite(cost.seconds_to_reach),
                     "runs_that_reach": cost.reached,
                 }
-                for task, cost, area in zip(names, x.costs, x.areas, strict=True)
+                for task, cost, area in zip(task_names(results), x.costs, x.areas, strict=True)
             },
         }
         for name, x in _time_standings(results, reading).items()

@@ -47,6 +47,7 @@ class Axis:
 
     def share(self, value: float) -> float:
         """Return a value's place between the axis' ends, 0 to 1; values beyond are clipped."""
+        # NaN, a diverged run's score, is at the low end: Python's max(0.0, NaN) is 0.0.
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
     def label(self, tick: float) -> str:
@@ -85,25 +86,15 @@ def interval_strip(
     If diverged runs leave the interval unbounded below, it reaches the left edge. A diverged value
     is a cross at this edge. Without an interval, only the mark is drawn.
     """
-    lost = math.isnan(estimate.value)
-    place = 0.0 if lost else scale.share(estimate.value)
-    ends = [place, place]
-    if estimate.has_interval:
-        low, high = estimate.low, estimate.high
-        ends = [0.0 if math.isnan(end) else scale.share(end) for end in (low, high)]
-    shape = "diverged" if lost else mark
+    value = estimate.value
+    ends = (estimate.low, estimate.high) if estimate.has_interval else (value, value)
+    left, right = (_percent(scale.share(end)) for end in ends)
+    shape = "diverged" if math.isnan(value) else mark
     return _strip(
         label,
         *_guides(scale, guides),
-        tag(
-            "line",
-            x1=_percent(ends[0]),
-            x2=_percent(ends[1]),
-            y1="50%",
-            y2="50%",
-            class_=f"bar {mark}",
-        ),
-        _mark(place, shape, f"mark {mark}"),
+        tag("line", x1=left, x2=right, y1="50%", y2="50%", class_=f"bar {mark}"),
+        _mark(scale.share(value), shape, f"mark {mark}"),
     )
 
 
@@ -111,12 +102,10 @@ def dot_strip(
     scale: Axis, values: Sequence[float], guides: Sequence[tuple[str, float]], label: str
 ) -> Markup:
     """Draw a dot for every value, and a cross at the left edge for a diverged one."""
-    marks = [
-        _mark(0.0, "diverged", "mark lost")
-        if math.isnan(value)
-        else _mark(scale.share(value), "dot", "mark seed")
-        for value in values
-    ]
+    marks = []
+    for value in values:
+        shape, kind = ("diverged", "lost") if math.isnan(value) else ("dot", "seed")
+        marks.append(_mark(scale.share(value), shape, f"mark {kind}"))
     return _strip(label, *_guides(scale, guides), *marks)
 
 
@@ -136,17 +125,10 @@ def _strip(label: str, *parts: Markup) -> Markup:
 
 
 def _guides(scale: Axis, guides: Sequence[tuple[str, float]]) -> list[Markup]:
+    places = [(name, _percent(scale.share(x))) for name, x in guides if math.isfinite(x)]
     return [
-        tag(
-            "line",
-            x1=_percent(scale.share(value)),
-            x2=_percent(scale.share(value)),
-            y1="0",
-            y2="100%",
-            class_=f"guide {name}",
-        )
-        for name, value in guides
-        if math.isfinite(value)
+        tag("line", x1=place, x2=place, y1="0", y2="100%", class_=f"guide {name}")
+        for name, place in places
     ]
 
 
@@ -197,10 +179,7 @@ class Frame:
         """Return a point's place in pixels."""
         across = self.width - self.left - self.right
         down = self.height - self.top - self.bottom
-        return (
-            self.left + across * x.share(at_x),
-            self.top + down * (1 - y.share(at_y)),
-        )
+        return self.left + across * x.share(at_x), self.top + down * (1 - y.share(at_y))
 
 
 def line_chart(
@@ -239,22 +218,16 @@ def _grid(frame: Frame, x: Axis, y: Axis, x_label: str) -> Iterable[Markup]:
         yield tag("line", x1=at, x2=at, y1=bottom, y2=bottom + 4, class_="axis")
         yield tag("text", x.label(tick), x=at, y=bottom + 16, text_anchor="middle", class_="tick")
     yield tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis")
-    yield tag(
-        "text",
-        x_label,
-        x=(left + right) / 2,
-        y=frame.height - 4,
-        text_anchor="middle",
-        class_="tick",
-    )
+    middle, base = (left + right) / 2, frame.height - 4
+    yield tag("text", x_label, x=middle, y=base, text_anchor="middle", class_="tick")
 
 
 def _series(frame: Frame, x: Axis, y: Axis, series: Series) -> Iterable[Markup]:
     for part in _finite_parts(series.y):
-        has_band = series.high is not None and not np.isnan(series.high[part]).any()
-        if series.low is not None and series.high is not None and has_band:
-            low = np.where(np.isnan(series.low), y.low, series.low)
-            there = _points(frame, x, y, series.x[part], series.high[part])
+        low, high = series.low, series.high
+        if low is not None and high is not None and not np.isnan(high[part]).any():
+            low = np.where(np.isnan(low), y.low, low)
+            there = _points(frame, x, y, series.x[part], high[part])
             back = _points(frame, x, y, series.x[part][::-1], low[part][::-1])
             yield tag("polygon", points=f"{there} {back}", class_=f"band {series.style}")
         points = _points(frame, x, y, series.x[part], series.y[part])
@@ -277,13 +250,7 @@ def _finite_parts(values: Float[np.ndarray, " points"]) -> Iterable[slice]:
     yield from (slice(int(a), int(b)) for a, b in edges.reshape(-1, 2))
 
 
-def _points(
-    frame: Frame,
-    x: Axis,
-    y: Axis,
-    xs: Float[np.ndarray, " points"],
-    ys: Float[np.ndarray, " points"],
-) -> str:
+def _points(frame: Frame, x: Axis, y: Axis, xs: np.ndarray, ys: np.ndarray) -> str:
     places = (frame.point(x, y, float(a), float(b)) for a, b in zip(xs, ys, strict=True))
     return " ".join(f"{_short(left)},{_short(top)}" for left, top in places)
 
@@ -300,13 +267,8 @@ def _end_labels(frame: Frame, x: Axis, y: Axis, series: Sequence[Series]) -> Ite
     left = frame.width - frame.right
     for place, (_, one) in zip(places, ends, strict=True):
         yield tag("line", x1=left + 3, x2=left + 15, y1=place, y2=place, class_=f"line {one.style}")
-        yield tag(
-            "text",
-            _clip(one.label, int((frame.right - 19) / 6.2)),
-            x=left + 19,
-            y=place + 4,
-            class_=f"name {one.style}",
-        )
+        text = _clip(one.label, int((frame.right - 19) / 6.2))
+        yield tag("text", text, x=left + 19, y=place + 4, class_=f"name {one.style}")
 
 
 def _apart(places: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:

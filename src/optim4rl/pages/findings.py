@@ -45,7 +45,7 @@ def findings(
     control: RowSummary | None,
     decimals: int,
     *,
-    trained: bool = True,
+    trained: bool,
 ) -> Iterable[Finding]:
     """Answer the reader's questions, each from verdicts."""
     of_kind = {kind: [e for e in rows if e.row.kind == kind] for kind in get_args(RowKind)}
@@ -66,21 +66,18 @@ def _against_control(control: RowSummary | None, decimals: int) -> Finding:
     if control is None:
         headline = "The study has no untrained control, so it cannot show what meta-training did."
         return Finding(question, "Not tested", "open", headline, "", ())
-    evidence = (_evidence(control, decimals),)
-    match side_of(control):
-        case "worse":
-            detail = "The trained reference clearly beats the untrained one."
-            answer = "Yes"
-            headline = "Meta-training helps."
-            return Finding(question, answer, "good", headline, detail, evidence)
-        case "better":
-            detail = "The untrained reference clearly beats the trained one."
-            answer = "It made it worse"
-            headline = "Meta-training hurts."
-            return Finding(question, answer, "bad", headline, detail, evidence)
-    headline = "It is not clear that meta-training did anything."
-    detail = "The trained and the untrained reference do not differ clearly."
-    return Finding(question, "Not clear", "open", headline, detail, evidence)
+    answers: dict[Side, tuple[str, Tone, str]] = {
+        "worse": ("Yes", "good", "Meta-training helps."),
+        "better": ("It made it worse", "bad", "Meta-training hurts."),
+        "unclear": ("Not clear", "open", "It is not clear that meta-training did anything."),
+    }
+    details: dict[Side, str] = {
+        "worse": "The trained reference clearly beats the untrained one.",
+        "better": "The untrained reference clearly beats the trained one.",
+        "unclear": "The trained and the untrained reference do not differ clearly.",
+    }
+    side = side_of(control)
+    return Finding(question, *answers[side], details[side], (_evidence(control, decimals),))
 
 
 def _against_baselines(
@@ -93,18 +90,12 @@ def _against_baselines(
     others = [e for e in baselines if e is not adam and side_of(e) == "better"]
     detail = " ".join(f"{e.row.label} clearly beats the reference." for e in others)
     evidence = tuple(_evidence(entry, decimals) for entry in (adam, *others))
-    question = f"Does it beat {name}?"
-    match side_of(adam):
-        case "worse":
-            headline = f"The reference clearly beats {name}."
-            tone: Tone = "bad" if others else "good"
-            return Finding(question, "Yes", tone, headline, detail, evidence)
-        case "better":
-            headline = f"{name} clearly beats the reference."
-            answer = "No, it loses"
-            return Finding(question, answer, "bad", headline, detail, evidence)
-    headline = f"The reference and {name} do not differ clearly."
-    return Finding(question, "Not clear", "open", headline, detail, evidence)
+    answers: dict[Side, tuple[str, Tone, str]] = {
+        "worse": ("Yes", "bad" if others else "good", f"The reference clearly beats {name}."),
+        "better": ("No, it loses", "bad", f"{name} clearly beats the reference."),
+        "unclear": ("Not clear", "open", f"The reference and {name} do not differ clearly."),
+    }
+    return Finding(f"Does it beat {name}?", *answers[side_of(adam)], detail, evidence)
 
 
 def _against_variants(
@@ -252,7 +243,7 @@ def caveats(
             f"{', '.join(results.left_out)}. To run them, repeat the command with a larger budget."
         )
     yield from dict.fromkeys(
-        f"{_upper(caveat)}."
+        f"{caveat[:1].upper()}{caveat[1:]}."
         for entry in rows
         if entry.stability
         for caveat in entry.stability.caveats
@@ -292,8 +283,7 @@ def _loss_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
                 "failed. Its scores count them as diverged; no curve, stability metric or stuck "
                 "rate includes them."
             )
-        lost = int(entry.curves.diverged.sum()) if entry.curves is not None else 0
-        if lost and entry.curves is not None:
+        if entry.curves is not None and (lost := int(entry.curves.diverged.sum())):
             yield (
                 f"{lost} of {entry.curves.diverged.size} evaluation runs of {entry.row.label} "
                 "diverged. They rank below every other run; the first four stability metrics "
@@ -303,7 +293,3 @@ def _loss_caveats(rows: Sequence[RowSummary]) -> Iterable[str]:
 
 def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -158,8 +158,9 @@ _SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
 _WIDE = Frame(width=540.0, height=260.0, right=190.0)
 
 
-def _identity_style(row: IdentityRow) -> str:
-    return f"input-{row.input} output-{row.output}"
+def _series(row: IdentityRow, x: np.ndarray, y: np.ndarray, *, dots: bool = False) -> Series:
+    style = f"input-{row.input} output-{row.output}"
+    return Series(_pair_name(row.input, row.output), style, x, y, dots=dots)
 
 
 def _decade_chart(rows: Sequence[IdentityRow]) -> Markup:
@@ -169,16 +170,9 @@ def _decade_chart(rows: Sequence[IdentityRow]) -> Markup:
         if decades
         else _SHARES
     )
-    series = [
-        Series(
-            _pair_name(row.input, row.output),
-            _identity_style(row),
-            np.array(decades, float),
-            np.array([row.by_decade.get(decade, math.nan) for decade in decades]),
-            dots=True,
-        )
-        for row in rows
-    ]
+    places = np.array(decades, float)
+    shares = [np.array([row.by_decade.get(d, math.nan) for d in decades]) for row in rows]
+    series = [_series(row, places, y, dots=True) for row, y in zip(rows, shares, strict=True)]
     return figures.line_chart(
         series,
         x,
@@ -191,12 +185,7 @@ def _decade_chart(rows: Sequence[IdentityRow]) -> Markup:
 
 def _accuracy_chart(rows: Sequence[IdentityRow]) -> Markup:
     series = [
-        Series(
-            _pair_name(row.input, row.output),
-            _identity_style(row),
-            np.linspace(0.0, 100.0, row.curve.size),
-            row.curve.astype(np.float64),
-        )
+        _series(row, np.linspace(0.0, 100.0, row.curve.size), row.curve.astype(np.float64))
         for row in rows
     ]
     return figures.line_chart(

@@ -7,7 +7,7 @@ report, the page holds no script and loads nothing, and the same weights give th
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ from optim4rl.pages.inspection_words import (
     tenth_after,
 )
 from optim4rl.pages.page import page_template
+from optim4rl.pages.words import finite
 
 RULE, ADAM, SIGN_SGD = "this rule", "Adam", "sign-SGD"
 MAX_CARD = 20_000  # characters of a card that are shown
@@ -132,7 +133,7 @@ def _summary(response: Response) -> dict[str, Any]:
 
 
 def _values(numbers: Float[np.ndarray, " n"]) -> list[float | None]:
-    return [float(x) if math.isfinite(x) else None for x in numbers]
+    return [finite(x) for x in numbers]
 
 
 # The page
@@ -142,6 +143,7 @@ def render_inspection(inspection: Inspection) -> str:
     """Return the page as HTML."""
     optimizer = inspection.optimizer
     card = json.dumps(dict(optimizer.card), indent=1, ensure_ascii=False)
+    axis, rows = _time_strips(inspection.scales)
     return page_template("inspect.html.jinja").render(
         name=inspection.name,
         facts=facts(optimizer),
@@ -150,7 +152,8 @@ def render_inspection(inspection: Inspection) -> str:
         tensorwise=optimizer.spec.tensorwise,
         answers=list(_answers(inspection)),
         sections=list(_sections(inspection)),
-        scales=_scales_view(inspection.scales),
+        time_axis=axis,
+        time_rows=rows,
         tensor=TENSOR,
         typical=number(TYPICAL),
         life=LIFE,
@@ -285,54 +288,49 @@ def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         yield _Picture(title, UNIT, drawing, sentence)
 
 
-@dataclass(frozen=True)
-class _History:
-    """Hold the steps under gradients of one history, for a picture.
+def _history_picture(
+    title: str,
+    words: str,
+    until: int,
+    steps: Mapping[str, np.ndarray],
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = {},
+) -> _Picture:
+    """Draw the steps under gradients of one history.
 
-    Attributes:
+    Args:
         title: the gradients in a few words.
         words: the explanation.
         until: number of updates drawn.
         steps: optimizer -> its step at each age.
         bands: optimizer -> lower and upper edge around its steps.
     """
-
-    title: str
-    words: str
-    until: int
-    steps: Mapping[str, np.ndarray]
-    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    shown = np.unique(np.linspace(0, until - 1, 128).astype(int))
+    drawing = _chart(
+        shown + 1.0,
+        {name: drawn_steps(x[shown]) for name, x in steps.items()},
+        figures.axis([0.0, float(until)], ticks=4, margin=0.0),
+        steps_axis([*steps.values()]),
+        x_label="update",
+        label=f"Step under {title}",
+        bands={
+            name: (drawn_steps(low[shown]), drawn_steps(high[shown]))
+            for name, (low, high) in bands.items()
+        },
+    )
+    return _Picture(title, UNIT, drawing, words)
 
 
 def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
-    for history in _histories(responses):
-        shown = np.unique(np.linspace(0, history.until - 1, 128).astype(int))
-        drawing = _chart(
-            shown + 1.0,
-            {name: drawn_steps(steps[shown]) for name, steps in history.steps.items()},
-            figures.axis([0.0, float(history.until)], ticks=4, margin=0.0),
-            steps_axis([*history.steps.values()]),
-            x_label="update",
-            label=f"Step under {history.title}",
-            bands={
-                name: (drawn_steps(low[shown]), drawn_steps(high[shown]))
-                for name, (low, high) in history.bands.items()
-            },
-        )
-        yield _Picture(history.title, UNIT, drawing, history.words)
-
-
-def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
     rule, adam = responses[RULE], responses[ADAM]
     column = index(TYPICAL)
-    yield _History(
+    yield _history_picture(
         "A constant gradient",
         f"This rule’s step {change(at_size(rule, 0), at_size(rule, -1))}. Adam’s and sign-SGD’s "
         "stay at 1.",
         LIFE,
         {name: r.constant[0, :, column] for name, r in responses.items()},
     )
-    yield _History(
+    yield _history_picture(
         "A gradient that changes its sign each time",
         "The step along the newest gradient. An optimizer that averages gradients hardly steps "
         f"at all: Adam’s last step is {number(float(adam.alternating[-1]))}, this rule’s "
@@ -347,7 +345,7 @@ def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
         {name: np.quantile(r.noisy, q, axis=1) for name, r in responses.items()}
         for q in (0.25, 0.5, 0.75)
     )
-    yield _History(
+    yield _history_picture(
         f"A noisy gradient, mean over deviation {SIGNAL_TO_NOISE}",
         "The step along the mean gradient: median and middle half of the streams. On average "
         f"this rule advances by {mean} with each update, and Adam by {others}. This rule drifts "
@@ -356,7 +354,7 @@ def _histories(responses: Mapping[str, Response]) -> Iterable[_History]:
         middle,
         {name: (low[name], high[name]) for name in (ADAM, RULE)},
     )
-    yield _History(
+    yield _history_picture(
         f"A gradient that vanishes after update {VANISHES_AT}",
         f"{after_the_end(rule)} Adam’s step falls to a tenth in {tenth_after(adam)} updates; "
         "sign-SGD’s is 0 at once.",
@@ -419,26 +417,19 @@ def _chart(
     *,
     x_label: str,
     label: str,
-    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = {},
     dots: bool = False,
 ) -> Markup:
     """Draw sign-SGD, Adam on top of it, and the rule on top of both."""
     series = []
     for name in (SIGN_SGD, ADAM, RULE):
-        low, high = (bands or {}).get(name, (None, None))
+        low, high = bands.get(name, (None, None))
         series.append(Series(name, _STYLES[name], at, curves[name], low, high, dots))
     return figures.line_chart(series, x, y, x_label=x_label, label=label)
 
 
-@dataclass(frozen=True)
-class _ScalesView:
-    """Hold time constants as strips on one axis."""
-
-    axis: Markup
-    rows: tuple[tuple[str, Markup, str], ...]
-
-
-def _scales_view(scales: TimeScales) -> _ScalesView:
+def _time_strips(scales: TimeScales) -> tuple[Markup, list[tuple[str, Markup, str]]]:
+    """Draw time constants as strips: their axis, and a label, a strip and words for each."""
     longest = 4.0
     x = Decades(-1.0, longest, (-1.0, 0.0, 1.0, 2.0, 3.0, longest))
     guides = [("adam", math.log10(-1.0 / math.log(beta))) for beta in (0.9, 0.999)]
@@ -453,4 +444,4 @@ def _scales_view(scales: TimeScales) -> _ScalesView:
         row(f"hidden state at |g| = {number(size)}", hidden)
         for size, hidden in zip(scales.sizes, scales.hidden, strict=True)
     ]
-    return _ScalesView(figures.scale_strip(x), (*rows, row("running moments", scales.moments[0])))
+    return figures.scale_strip(x), [*rows, row("running moments", scales.moments[0])]

@@ -10,16 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from optim4rl.evaluation.response import (
-    LIFE,
-    SIZES,
-    Response,
-)
+from optim4rl.evaluation.response import LIFE, SIZES, Response
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis
-from optim4rl.pages.inspection_words import (
-    power,
-)
+from optim4rl.pages.inspection_words import power
 
 # Steps below 10^FLOOR are drawn as zero.
 FLOOR = -4

@@ -5,12 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from optim4rl.evaluation.response import (
-    SIZES,
-    TYPICAL,
-    VANISHES_AT,
-    Response,
-)
+from optim4rl.evaluation.response import SIZES, TYPICAL, VANISHES_AT, Response
 
 
 def relative(kernel: Float[np.ndarray, " lag"]) -> Float[np.ndarray, " lag"]:

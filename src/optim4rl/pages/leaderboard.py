@@ -7,9 +7,8 @@ counts.
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from optim4rl.benchmark.suites import PUBLISHED, SUITES
 from optim4rl.benchmark.table import UNTRAINED, curves_of, read_runs
 from optim4rl.evaluation.curves import Curves
 from optim4rl.evaluation.returns import area_under_curve, bootstrap_interval, final_return
+from optim4rl.pages.claims import auc_order
 from optim4rl.pages.costs import TimeStanding, time_standings
 from optim4rl.pages.words import estimate_json, finite, markdown_table, with_interval
 from optim4rl.tasks import PPOConfig, default_config
@@ -81,10 +81,7 @@ class Board:
         tuned = self.curves["tuned"]
         auc, final = (
             make_scale(
-                {
-                    name: np.stack([score(members[0]) for members in tuned[name]])
-                    for name in self.ceilings
-                },
+                {name: scores_of(tuned[name], score)[:, 0] for name in self.ceilings},
                 np.stack([score(each) for each in self.untrained]),
             )
             for score in (area_under_curve, final_return)
@@ -105,6 +102,10 @@ class Ranking:
     reference: str | None
     standings: Mapping[str, Standing]
     times: Mapping[str, TimeStanding]
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """Return contenders, the highest AUC first; those that were not run are last."""
+        return sorted(names, key=lambda name: auc_order(self.standings.get(name)))
 
 
 def load_boards(paths: Sequence[Path]) -> list[Board]:
@@ -320,7 +321,7 @@ def _claim(board: Board, first: Ranking) -> str:
         return f"On `{board.suite}`, no reference was run."
     ahead = [
         f"`{name}`"
-        for name in sorted(first.standings, key=partial(_rank, first))
+        for name in first.order(first.standings)
         if (lead := first.standings[name].lead) is not None and lead.mean_improvement.low > 0.5
     ]
     who = f"{' and '.join(ahead) or 'no contender'} beat{'s' * (len(ahead) < 2)}"
@@ -348,24 +349,19 @@ def _overview(
     names = dict.fromkeys(
         name
         for board, first in zip(boards, firsts, strict=True)
-        for name in sorted(board.sources, key=partial(_rank, first))
+        for name in first.order(board.sources)
     )
-    cells = {
-        name: [
-            with_interval(x.standings[name].auc.mean) if name in x.standings else "-"
-            for x in firsts
-        ]
-        for name in names
-    }
+    rows = []
+    for name in names:
+        found = [x.standings.get(name) for x in firsts]
+        rows.append([name, *("-" if x is None else with_interval(x.auc.mean) for x in found)])
     yield from ("AUC, one setting for all tasks of a suite:", "")
-    yield from markdown_table(
-        ["contender", *(x.suite for x in boards)], [[x, *cells[x]] for x in names]
-    )
+    yield from markdown_table(["contender", *(x.suite for x in boards)], rows)
 
 
 def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path) -> Iterator[str]:
     first = next(iter(rankings.values()))
-    names = sorted(board.sources, key=partial(_rank, first))
+    names = first.order(board.sources)
     header = ["contender"]
     for reading, ranking in rankings.items():
         title = {"one": "one setting", "tuned": "tuned"}[reading]
@@ -409,13 +405,12 @@ def _remark(board: Board, reference: str | None) -> str:
 
 def _standing_cells(ranking: Ranking, name: str) -> list[str]:
     count = 3 + (ranking.reference is not None)
-    if name not in ranking.standings:
+    standing = ranking.standings.get(name)
+    if standing is None:
         return ["-"] * count
-    standing, lead = ranking.standings[name], ranking.standings[name].lead
-    scores = (standing.auc.mean, standing.auc.iqm, standing.final.mean)
-    return [*map(with_interval, scores), with_interval(lead.mean_improvement if lead else None)][
-        :count
-    ]
+    probability = standing.lead.mean_improvement if standing.lead else None
+    scores = (standing.auc.mean, standing.auc.iqm, standing.final.mean, probability)
+    return [with_interval(x) for x in scores[:count]]
 
 
 def _time_cells(time: TimeStanding) -> list[str]:
@@ -427,13 +422,6 @@ def _time_cells(time: TimeStanding) -> list[str]:
     ]
 
 
-def _rank(ranking: Ranking, name: str) -> float:
-    """Return a key for sorting: the highest AUC comes first."""
-    standing = ranking.standings.get(name)
-    mean = None if standing is None else standing.auc.mean
-    return np.inf if mean is None or np.isnan(mean.value) else -mean.value
-
-
 def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
     """Tabulate returns of greedy episodes, if all runs have them, beside published returns."""
     tuned = board.curves["tuned"]
@@ -441,7 +429,7 @@ def _greedy_lines(board: Board, names: Sequence[str]) -> Iterator[str]:
         return
     rows = []
     for name in (name for name in names if name in tuned):
-        scores = [np.stack([greedy_return(x) for x in members])[None] for members in tuned[name]]
+        scores = scores_of(tuned[name], greedy_return)[:, None]
         cells = [with_interval(bootstrap_interval(x, statistic="mean"), 2) for x in scores]
         rows.append([name, *cells])
     title, published = PUBLISHED.get(board.suite, ("", {}))

@@ -1,6 +1,5 @@
 """Draw pictures of evaluations and of meta-training."""
 
-import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -15,7 +14,7 @@ from optim4rl.benchmark.cost import run_seconds
 from optim4rl.benchmark.scale import PROFILE_POINTS, Profile
 from optim4rl.evaluation.curves import Curves
 from optim4rl.files.atomic import replacing
-from optim4rl.files.reading import read_text
+from optim4rl.pages.page import read_progress
 
 _T = TypeVar("_T")
 Against = Literal["env_steps", "seconds"]
@@ -94,8 +93,8 @@ def _legend(axes: Any) -> None:
 def _draw_curves(
     axes: Any,
     curves: Mapping[str, Sequence[Curves]],
-    background: Collection[str] = (),
-    by: Against = "env_steps",
+    background: Collection[str],
+    by: Against,
 ) -> None:
     for (name, found), (line, band) in _with_looks(curves, background):
         thinned = [c.thin(min(130, c.returns.shape[1])) for c in found]
@@ -134,19 +133,12 @@ def plot_training(log: Path, path: Path) -> None:
         log: the `progress.csv` of a run.
         path: file to write.
     """
-    rows = list(csv.DictReader(read_text(log).splitlines()))
-    columns = {
-        name: np.array([float(row[name] or "nan") for row in rows])
-        for name in (rows[0] if rows else ())
-    }
-    returns = {name: x for name, x in columns.items() if name.startswith("return_")}
+    columns, returns = read_progress(log)
     with _figure(path, columns=2) as (left, right):
         for (name, values), colour in zip(returns.items(), cycle(_COLOURS)):
             iterations = columns["iteration"]
             left.plot(iterations, values, color=colour, lw=0.6, alpha=0.4)
-            left.plot(
-                iterations, _smooth(values), color=colour, lw=2.0, label=name[len("return_") :]
-            )
+            left.plot(iterations, _smooth(values), color=colour, lw=2.0, label=name)
         left.set(title="agents of all ages", xlabel="meta-iteration", ylabel="episode return")
         if returns:
             left.legend(frameon=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optim4rl.pages.scores import OUTCOMES, Outcome, RowSummary, side_of
+from optim4rl.pages.scores import Outcome, RowSummary, side_of
 from optim4rl.study.predictions import Sealed
 from optim4rl.study.results import StudyResults
 
@@ -30,23 +30,13 @@ class Prediction:
     outcome: Outcome
     fate: Fate
 
-    @property
-    def words(self) -> str:
-        """Return the outcome in words."""
-        return OUTCOMES[self.outcome]
-
 
 def judge_predictions(results: StudyResults, rows: Sequence[RowSummary]) -> tuple[Prediction, ...]:
     """Judge every sealed prediction, in the order of the rows."""
     return tuple(
-        Prediction(
-            entry.row.label,
-            results.predictions[entry.row.key],
-            entry.primary.outcome,
-            _fate(results.predictions[entry.row.key], entry),
-        )
+        Prediction(entry.row.label, sealed, entry.primary.outcome, _fate(sealed, entry))
         for entry in rows
-        if entry.row.key in results.predictions
+        if (sealed := results.predictions.get(entry.row.key)) is not None
     )
 
 

@@ -58,8 +58,8 @@ class ScoreKind:
     metric: str
     meaning: str
     last: int | None
-    better: Literal["higher", "lower"] = "higher"
-    unit: str = ""
+    better: Literal["higher", "lower"]
+    unit: str
 
     @property
     def sign(self) -> int:
@@ -77,26 +77,25 @@ def score_kinds(results: StudyResults) -> tuple[ScoreKind, ...]:
     for index, metric in enumerate(metric for metric in results.metrics if metric.reported):
         found = (x for row in results.rows for x in reported(row, metric.key, first=not index))
         time = next((curves.env_steps.size for curves in found), 1)
-        more = (metric.better, metric.unit)
+        scores: list[tuple[str, str, int | None]]
         if metric == METRICS[0]:
-            kinds += [
-                ScoreKind("AUC", metric.key, "Mean return over all updates.", None),
-                ScoreKind(
-                    "final return",
-                    metric.key,
-                    "Mean return over the last 20 updates.",
-                    LAST_UPDATES,
-                ),
+            scores = [
+                ("AUC", "Mean return over all updates.", None),
+                ("final return", "Mean return over the last 20 updates.", LAST_UPDATES),
             ]
         elif time == 1:
-            kinds.append(ScoreKind(metric.key, metric.key, metric.description, None, *more))
+            scores = [(metric.key, metric.description, None)]
         else:
-            last = max(1, time // 10)
-            over, end = f"{metric.key} over the run", f"final {metric.key}"
             told = f"{metric.description} " if metric.description else ""
-            whole, tail = (f"{told}Mean over the run{x}." for x in ("", "’s last tenth"))
-            kinds.append(ScoreKind(over, metric.key, whole, None, *more))
-            kinds.append(ScoreKind(end, metric.key, tail, last, *more))
+            mean, last = f"{told}Mean over the run", max(1, time // 10)
+            scores = [
+                (f"{metric.key} over the run", f"{mean}.", None),
+                (f"final {metric.key}", f"{mean}’s last tenth.", last),
+            ]
+        kinds += [
+            ScoreKind(name, metric.key, meaning, points, metric.better, metric.unit)
+            for name, meaning, points in scores
+        ]
     return tuple(kinds)
 
 
@@ -193,23 +192,22 @@ def judge_rows(
     """Judge each row except the reference by every score."""
     reference, *others = results.rows
     unit = "evaluation seeds" if results.trained else "seeds"
-    base = _scores(reference, results, kinds)
+    found = [_scores(row, results, kinds) for row in results.rows]
     by_score = []
-    for index, kind in enumerate(kinds):
-        pairs = [(row.label, _scores(row, results, kinds)[index]) for row in others]
+    for kind, (base, *scores) in zip(kinds, zip(*found, strict=True), strict=True):
         comparisons = [
             compare(
                 own,
-                base[index],
-                label,
+                base,
+                row.label,
                 reference.label,
                 metric=kind.name,
                 unit=unit,
                 lower_is_better=kind.sign < 0,
             )
-            for label, own in pairs
+            for row, own in zip(others, scores, strict=True)
         ]
-        by_score.append(judge(comparisons, [smallest_effect(x, base[index]) for _, x in pairs]))
+        by_score.append(judge(comparisons, [smallest_effect(own, base) for own in scores]))
     keys = [row.key for row in others]
     return dict(zip(keys, zip(*by_score, strict=True), strict=True))
 
@@ -224,10 +222,10 @@ def summarise_row(
     """Compute the figures of a row."""
     scores = _scores(row, results, kinds)
     curves = stack(row.curves) if row.curves else None
-    measurable = curves is not None and curves.env_steps.size > 1
-    rising = (
-        curves if kinds[0].sign > 0 or curves is None else replace(curves, returns=-curves.returns)
-    )
+    steadiness = None
+    if curves is not None and curves.env_steps.size > 1:
+        rising = replace(curves, returns=kinds[0].sign * curves.returns)
+        steadiness = stability(rising, scale or 1.0)
     own = scores[0]
     return RowSummary(
         row=row,
@@ -236,7 +234,7 @@ def summarise_row(
             _score(kind, score, claim, each_seed=not results.trained)
             for kind, score, claim in zip(kinds, scores, claims, strict=True)
         ),
-        stability=stability(rising, scale or 1.0) if rising is not None and measurable else None,
+        stability=steadiness,
         failure=failure_rate(curves) if curves is not None else None,
         stuck={
             step: stuck_rate(runs, results.floor, results.ceiling)

@@ -6,9 +6,7 @@ from optim4rl.benchmark.loop import Reading, Results, scores_of
 from optim4rl.benchmark.sensitivity import Sensitivity, sensitivity
 from optim4rl.evaluation.returns import area_under_curve
 from optim4rl.pages.claims import task_names
-from optim4rl.pages.words import estimate_json, with_interval
-
-Table = tuple[list[str], list[list[str]]]
+from optim4rl.pages.words import Table, estimate_json, with_interval
 
 
 def sensitivities(results: Results, reading: Reading) -> dict[str, Sensitivity]:
@@ -35,21 +33,18 @@ def sensitivity_tables(results: Results, reading: Reading) -> dict[str, Table]:
     without = [f"without {task}" for task in task_names(results)]
     header = ["optimizer", "all tasks (95 %, tasks resampled)", *without]
     reference = results.benchmark.reference
-    chances = [
-        [name, with_interval(x.improvement), *(f"{part.improvement:.3f}" for part in x.without)]
-        for name, x in found.items()
-    ]
-    differences = [
-        [
-            name,
-            with_interval(x.difference),
-            *("-" if p.difference is None else f"{p.difference:.3f}" for p in x.without),
-        ]
-        for name, x in found.items()
-    ]
+
+    def table(key: str) -> Table:
+        rows = []
+        for name, x in found.items():
+            parts = (getattr(part, key) for part in x.without)
+            cells = ("-" if part is None else f"{part:.3f}" for part in parts)
+            rows.append([name, with_interval(getattr(x, key)), *cells])
+        return header, rows
+
     return {
-        f"Probability of beating {reference}, by choice of tasks": (header, chances),
-        f"IQM of normalised AUC minus {reference}'s, by choice of tasks": (header, differences),
+        f"Probability of beating {reference}, by choice of tasks": table("improvement"),
+        f"IQM of normalised AUC minus {reference}'s, by choice of tasks": table("difference"),
     }
 
 

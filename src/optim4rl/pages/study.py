@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float
 from markupsafe import Markup
 
 from optim4rl.evaluation.stability import METRICS
@@ -17,21 +15,12 @@ from optim4rl.files.atomic import write_atomically
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Series
 from optim4rl.pages.identity import identity_view
-from optim4rl.pages.page import CURVE_POINTS, iqm_band, page_template
+from optim4rl.pages.page import iqm_band, page_template
 from optim4rl.pages.predictions import tally
-from optim4rl.pages.summary import (
-    OUTCOMES,
-    RowSummary,
-    Score,
-    ScoreKind,
-    Summary,
-    summarise,
-    summary_table,
-)
+from optim4rl.pages.scores import OUTCOMES, RowSummary, Score, ScoreKind
+from optim4rl.pages.summary import Summary, summarise
 from optim4rl.pages.words import interval, number
 from optim4rl.study.results import RowKind, StudyResults
-
-__all__ = ["render_report", "summary_table", "write_report"]
 
 GROUPS: dict[RowKind, str] = {
     "reference": "Reference",
@@ -60,7 +49,6 @@ def render_report(results: StudyResults) -> str:
     return page_template("report.html.jinja").render(
         results=results,
         summary=summary,
-        places=summary.decimals,
         groups=list(_groups(summary)),
         views=views,
         predictions=summary.predictions,
@@ -152,58 +140,29 @@ def _strip_label(score: Score, places: int) -> str:
 
 def _panels(summary: Summary, steps_label: str) -> Iterable[tuple[RowSummary, Markup | None]]:
     """Draw each row's curve with the reference's and Adam's; None for a row without a curve."""
-    if all(entry.curves is None or entry.curves.env_steps.size == 1 for entry in summary.rows):
+    ends = [e.curves.env_steps[[0, -1]] for e in summary.rows if e.curves is not None]
+    if all(first == last for first, last in ends):
         return  # Numbers have no curves.
-    bands = {
-        entry.row.key: iqm_band(entry.row.curves, CURVE_POINTS)
-        for entry in summary.rows
-        if entry.curves is not None
-    }
-    values = [x for low, mid, high in bands.values() for x in (*low, *mid, *high)]
-    steps = [float(x) for e in summary.rows if e.curves for x in e.curves.env_steps[[0, -1]]]
-    x, y = figures.axis([0.0, *steps], ticks=4, margin=0.0), figures.axis(values, ticks=4)
+    bands = {entry.row.key: iqm_band(entry.row.curves) for entry in summary.rows if entry.curves}
+    values = [x for _, *lines in bands.values() for line in lines for x in line]
+    x = figures.axis([0.0, *(float(end) for each in ends for end in each)], ticks=4, margin=0.0)
+    y = figures.axis(values, ticks=4)
     backdrop = [(summary.reference, "Reference", "reference")]
     if summary.adam is not None:
         backdrop.append((summary.adam, summary.adam.row.label, "adam"))
     and_adam = "" if summary.adam is None else " and Adam"
     shared = [
-        _curve(entry, bands[entry.row.key], label, style)
+        Series(label, style, *bands[entry.row.key])
         for entry, label, style in backdrop
         if entry.row.key in bands
     ]
     for entry in summary.rows[1:]:
-        if entry.row.key not in bands:
-            yield entry, None
-            continue
-        own = entry is summary.adam
-        series = (
-            shared
-            if own
-            else [*shared[::-1], _curve(entry, bands[entry.row.key], _short_name(entry), "variant")]
-        )
-        yield (
-            entry,
-            figures.line_chart(
-                series,
-                x,
-                y,
-                x_label=steps_label,
-                label=f"Learning curve of {entry.row.label}, with the reference{and_adam}",
-            ),
-        )
-
-
-def _short_name(entry: RowSummary) -> str:
-    return entry.row.key.rpartition("=")[2].replace("_", " ")
-
-
-def _curve(
-    entry: RowSummary,
-    band: tuple[Float[np.ndarray, " points"], ...],
-    label: str,
-    style: str,
-) -> Series:
-    assert entry.curves is not None
-    low, middle, high = band
-    steps = entry.curves.thin(CURVE_POINTS).env_steps.astype(np.float64)
-    return Series(label, style, steps, middle, low, high)
+        chart: Markup | None = None
+        if (key := entry.row.key) in bands:
+            series = shared
+            if entry is not summary.adam:
+                name = key.rpartition("=")[2].replace("_", " ")
+                series = [*shared[::-1], Series(name, "variant", *bands[key])]
+            label = f"Learning curve of {entry.row.label}, with the reference{and_adam}"
+            chart = figures.line_chart(series, x, y, x_label=steps_label, label=label)
+        yield entry, chart

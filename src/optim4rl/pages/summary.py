@@ -12,9 +12,8 @@ from optim4rl.pages.findings import Finding, by_other_scores, caveats, findings
 from optim4rl.pages.predictions import Prediction, judge_predictions
 from optim4rl.pages.scores import (
     OUTCOMES as OUTCOMES,
-    RowSummary as RowSummary,
-    Score as Score,
-    ScoreKind as ScoreKind,
+    RowSummary,
+    Score,
     adam_of,
     decimals_for,
     judge_rows,

@@ -54,6 +54,10 @@ def with_interval(estimate: Estimate | None, decimals: int = 3) -> str:
     return f"{estimate.value:.{decimals}f} ({low} to {high})"
 
 
+# A header, and rows.
+Table = tuple[list[str], list[list[str]]]
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -76,10 +80,12 @@ def percent(value: float) -> str:
     """Format a share in percent; only exact shares of 0 and 1 give 0 % and 100 %."""
     if math.isnan(value):
         return "–"
-    shown = f"{100 * value:.0f}"
-    if shown in ("0", "100") and value not in (0.0, 1.0):
-        shown = f"{100 * value:.1f}"
-    return f"{shown} %"
+    if 0.0 < value < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= value < 1.0:
+        return "> 99.9 %"
+    near = value not in (0.0, 1.0) and f"{100 * value:.0f}" in ("0", "100")
+    return f"{100 * value:.{1 if near else 0}f} %"
 
 
 def percent_range(low: float, high: float) -> str:
@@ -93,7 +99,7 @@ def plain(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:g}".replace("-", "−") if abs(value) < 1 else f"{value:g}"
+            return f"{value:g}".replace("-", "−")
         case str() | int():
             return str(value)
         case None:

@@ -43,6 +43,11 @@ class Ablation:
     tests: str = ""
     priority: int | None = None
 
+    @property
+    def name(self) -> str:
+        """Return the words that name its part: its heading, if it has no other."""
+        return self.part or self.title
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,8 +64,12 @@ def refuse(text: str, reason: str) -> NoReturn:
     Raises:
       PlanError: always.
     """
-    shown = text if len(text) <= 120 else text[:119] + "…"
-    raise PlanError(f"{shown!r}: {reason}")
+    raise PlanError(f"{shortened(text, 120)!r}: {reason}")
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """Return the first `limit` characters of a text, with a mark if there are more."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 # --- Values ---------------------------------------------------------------------------------------
@@ -88,42 +97,39 @@ _NOTHING: Final = frozenset({"", "none", "n/a", "na", "null", "nil", "tbd", "not
 
 def make_ablation(
     title: str,
-    part: str,
-    action: str,
+    texts: Mapping[str, str],
     replacements: Iterable[str],
     metrics: Iterable[str],
     *,
     details: str = "",
     unread: Sequence[str] = (),
-    extras: Mapping[str, str] = {},
 ) -> Ablation:
     """Make an ablation from its texts.
 
     Args:
       title: its heading or name.
-      part: the ablated part.
-      action: the plan's words for the action.
+      texts: the texts of its fields "part" and "action", and of those that it has of "expected",
+        "tests" and "priority".
       replacements: replacements of the part.
       metrics: metrics to report.
       details: further text about the part.
       unread: texts of the ablation that belong to no known field.
-      extras: texts of its further fields: "expected", "tests" and "priority".
 
     Raises:
       PlanError: a text was not understood, and a default would replace it.
     """
     made = Ablation(
         title,
-        part,
-        read_action(action),
+        texts["part"],
+        read_action(texts["action"]),
         tuple(replacements),
         tuple(metrics),
-        read_expectation(extras.get("expected", "")),
-        extras.get("tests", "").strip(),
-        read_priority(extras.get("priority", "")),
+        read_expectation(texts.get("expected", "")),
+        texts.get("tests", "").strip(),
+        read_priority(texts.get("priority", "")),
     )
     if not made.replacements:
-        _require_no_replacement(made, action, f"{part} {details}")
+        _require_no_replacement(made, texts["action"], f"{made.part} {details}")
     if unread and not (made.metrics and (made.replacements or made.action in ("ADD", "REMOVE"))):
         refuse(
             unread[0],

@@ -13,14 +13,23 @@ from typing import Literal
 Value = str | int | float | bool
 
 
-def _split(phrases: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return the phrases of one text, separated by semicolons, or of several texts."""
-    parts = phrases.split(";") if isinstance(phrases, str) else phrases
-    return tuple(part.strip() for part in parts)
+class _Named:
+    """Something that a plan can name: its phrases become a tuple."""
+
+    phrases: str | tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        parts = self.phrases.split(";") if isinstance(self.phrases, str) else self.phrases
+        object.__setattr__(self, "phrases", tuple(part.strip() for part in parts))
+
+    @property
+    def name(self) -> str:
+        """Return its name in prompts and proposed plans: the first of its phrases."""
+        return self.phrases[0]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Named):
     """Describe one value of a field.
 
     Attributes:
@@ -33,12 +42,9 @@ class Choice:
     phrases: str | tuple[str, ...]
     description: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "phrases", _split(self.phrases))
-
 
 @dataclass(frozen=True)
-class Component:
+class Component(_Named):
     """Describe one part of the method that the study can ablate.
 
     Attributes:
@@ -69,7 +75,7 @@ class Component:
     add: Value | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "phrases", _split(self.phrases))
+        super().__post_init__()
         object.__setattr__(self, "field", self.field or self.key)
 
     def choice(self, value: Value) -> Choice:
@@ -90,7 +96,7 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(_Named):
     """Describe one metric that a study reports.
 
     Attributes:
@@ -108,9 +114,6 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     unit: str = ""
     reported: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "phrases", _split(self.phrases))
 
 
 @dataclass(frozen=True)

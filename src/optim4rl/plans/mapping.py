@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from optim4rl.plans.ablation import shortened
 from optim4rl.plans.components import Catalogue, Component, Value
 from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import Ablation, Action, Plan, PlanError, parse_plan, read_plan_bytes
@@ -80,6 +81,15 @@ class MappedAblation:
     def metric_keys(self) -> tuple[str, ...]:
         """Return the keys of the metrics to report, each once."""
         return tuple(dict.fromkeys(str(m.key) for m in self.metrics if m.key is not None))
+
+    @property
+    def unknown(self) -> tuple[tuple[str, Match], ...]:
+        """Return the phrases that no name matches, with their kind: part, replacement, metric."""
+        if self.component is None:
+            return (("part", Match(self.ablation.name, None, self.reason)),)
+        found = [("replacement", match) for match in self.replacements]
+        found += [("metric", match) for match in self.metrics]
+        return tuple((kind, match) for kind, match in found if match.key is None)
 
 
 @dataclass(frozen=True)
@@ -177,14 +187,9 @@ def plan_as_dict(plan: Plan, mapped: Sequence[MappedAblation]) -> dict[str, obje
 
 
 def _problems(entry: MappedAblation) -> Iterable[str]:
-    name = _short(entry.ablation.part or entry.ablation.title)
-    if entry.component is None:
-        yield f"part '{name}': {entry.reason}"
-        return
-    for kind, matches in (("replacement", entry.replacements), ("metric", entry.metrics)):
-        for match in matches:
-            if match.key is None:
-                yield f"{kind} '{_short(match.text)}' of '{name}': {match.reason}"
+    for kind, match in entry.unknown:
+        of = "" if kind == "part" else f" of '{shortened(entry.ablation.name)}'"
+        yield f"{kind} '{shortened(match.text)}'{of}: {match.reason}"
 
 
 def _map_ablation(ablation: Ablation, known: Catalogue) -> MappedAblation:
@@ -207,7 +212,7 @@ def _map_part(ablation: Ablation, known: Catalogue) -> tuple[Component | None, s
     names: dict[Value, Sequence[str]] = {
         c.key: (*c.phrases, *_negated(c.phrases)) for c in known.components
     }
-    found = _find(ablation.part or ablation.title, names)
+    found = _find(ablation.name, names)
     component = next((c for c in known.components if c.key == found.key), None)
     reasons = [found.reason]
     if component is None:
@@ -226,7 +231,7 @@ def _map_replacement(component: Component, text: str) -> Match:
         if component.reference is not None:
             present += names[component.reference]
         names[component.remove] += _negated(present)
-    found = _find(text, dict[Value, Sequence[str]](names))
+    found = _find(text, names)
     if found.key is not None and found.key != component.reference:
         return found
     reason = found.reason if found.key is None else "it is the reference itself"
@@ -298,7 +303,3 @@ def _find_in(words: Sequence[str], text: str, names: Mapping[Value, Sequence[str
 
 def _negated(phrases: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"no {phrase}" for phrase in phrases)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:79] + "…"

@@ -10,7 +10,6 @@ from optim4rl.plans.components import Catalogue, Choice, Component, Metric, Valu
 COMPONENTS: Final = (
     Component(
         key="structure",
-        field="structure",
         reference="adaptive",
         study="adaptive",
         phrases=(
@@ -25,59 +24,53 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "adaptive",
-                ("adaptive", "adaptive optimizer", "adam like", "rmsprop like"),
+                "adaptive; adaptive optimizer; adam like; rmsprop like",
                 "Δθ = -α·m/√v with learned m and v: the published structure.",
             ),
             Choice(
                 "linear",
-                ("linear", "linear update", "linear optimizer", "linearoptim", "affine"),
+                "linear; linear update; linear optimizer; linearoptim; affine",
                 "LinearOptim: Δθ = -α·(exp(o₁)·g + exp(o₂)·o₃), linear in the gradient.",
             ),
             Choice(
                 "non_adaptive",
-                (
-                    "non adaptive",
-                    "no division",
-                    "no second moment",
-                    "no normalization",
-                    "first moment only",
-                    "momentum only",
-                ),
+                "non adaptive; no division; no second moment; no normalization; "
+                "first moment only; momentum only",
                 "Δθ = -α·m: no division by √v; the rest is unchanged.",
             ),
             Choice(
                 "l2l",
-                ("l2l", "l2lgd2", "andrychowicz", "learning to learn", "learning to learn l2l"),
+                "l2l; l2lgd2; andrychowicz; learning to learn; learning to learn l2l",
                 "L2LGD² (Andrychowicz et al. 2016): Δθ = -α·exp(o)·g, only a learned step size.",
             ),
             Choice(
                 "anchored",
-                ("anchored", "adam anchored", "anchored adam", "anchored at adam", "residual adam"),
+                "anchored; adam anchored; anchored adam; anchored at adam; residual adam",
                 "A learned correction around Adam: untrained, the update is exactly Adam's.",
             ),
             Choice(
                 "mirrored",
-                ("mirrored", "odd", "mirrored anchored", "sign symmetric", "sign equivariant"),
+                "mirrored; odd; mirrored anchored; sign symmetric; sign equivariant",
                 "Anchored, without signed inputs: mirrored gradients make mirrored updates.",
             ),
             Choice(
                 "modulated",
-                ("modulated", "learned gains", "tensor gains", "gain of each tensor"),
+                "modulated; learned gains; tensor gains; gain of each tensor",
                 "Muon's step of one size in every tensor, times a learned gain of the tensor.",
             ),
             Choice(
                 "celo2",
-                ("celo2", "adafactor feature"),
+                "celo2; adafactor feature",
                 "Celo2 (Moudgil et al. 2026): Δθ = -α·o, read from a tensor's scaled moments.",
             ),
             Choice(
                 "star",
-                ("star", "nominal term"),
+                "star; nominal term",
                 "STAR (Harrison et al. 2022): a nominal Adam-like term, a learned one, decay.",
             ),
             Choice(
                 "open",
-                ("open optimizer", "goldie"),
+                "open optimizer; goldie",
                 "OPEN (Goldie et al. 2024): momenta of six time scales, noise in the actor.",
             ),
         ),
@@ -87,7 +80,6 @@ COMPONENTS: Final = (
     ),
     Component(
         key="processing",
-        field="processing",
         reference="sign_log",
         study="sign_log",
         phrases=(
@@ -102,61 +94,32 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "sign_log",
-                ("sign log", "sign and log", "log and sign", "current log", "original log"),
+                "sign log; sign and log; log and sign; current log; original log",
                 "Input [sgn g, log(|g| + ε)]: the published processing.",
             ),
             Choice(
                 "raw",
-                (
-                    "raw",
-                    "raw gradient",
-                    "raw gradient input",
-                    "original gradient",
-                    "unprocessed gradient",
-                    "untransformed gradient",
-                    "identity",
-                    "identity transformation",
-                    "identity mapping",
-                    "no transformation",
-                    "no processing",
-                ),
+                "raw; raw gradient; raw gradient input; original gradient; unprocessed gradient; "
+                "untransformed gradient; identity; identity transformation; identity mapping; "
+                "no transformation; no processing",
                 "Input g without any transformation; the output is linear.",
             ),
             Choice(
                 "symlog",
-                (
-                    "symlog",
-                    "symmetric log",
-                    "signed log",
-                    "alternative log",
-                    "different log",
-                    "alternative log scale",
-                    "different log scale",
-                    "log1p",
-                ),
+                "symlog; symmetric log; signed log; alternative log; different log; "
+                "alternative log scale; different log scale; log1p",
                 "Input sgn(g)·log(1 + |g|/c): another logarithmic scale, linear around zero.",
             ),
             Choice(
                 "raw_and_square",
-                (
-                    "raw and square",
-                    "raw and squared gradient",
-                    "gradient and squared gradient",
-                    "version b",
-                    "version b input",
-                ),
+                "raw and square; raw and squared gradient; gradient and squared gradient; "
+                "version b; version b input",
                 "Inputs g and g², as in the later release of the method.",
             ),
             Choice(
                 "andrychowicz",
-                (
-                    "andrychowicz",
-                    "processing of andrychowicz",
-                    "l2l processing",
-                    "l2lgd2",
-                    "l2l",
-                    "l2l transformation",
-                ),
+                "andrychowicz; processing of andrychowicz; l2l processing; l2lgd2; l2l; "
+                "l2l transformation",
                 "Input (log|g|/p, sgn g), or (-1, exp(p)·g) for tiny g (Andrychowicz 2016).",
             ),
         ),
@@ -166,7 +129,6 @@ COMPONENTS: Final = (
     ),
     Component(
         key="resets",
-        field="resets",
         reference="staggered",
         study="staggered",
         phrases=(
@@ -180,39 +142,25 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "staggered",
-                ("staggered", "staggered reset", "evenly spaced", "evenly spaced reset"),
+                "staggered; staggered reset; evenly spaced; evenly spaced reset",
                 "Every agent has its own evenly spaced reset time: the published schedule.",
             ),
             Choice(
                 "never",
-                (
-                    "never",
-                    "never reset",
-                    "no reset",
-                    "no pipeline",
-                    "start at once",
-                    "all at once",
-                    "all agent start at once",
-                    "standard training",
-                    "vanilla training",
-                    "conventional training",
-                ),
+                "never; never reset; no reset; no pipeline; start at once; all at once; "
+                "all agent start at once; standard training; vanilla training; "
+                "conventional training",
                 "All agents start at once and are never reset.",
             ),
             Choice(
                 "synchronous",
-                (
-                    "synchronous",
-                    "synchronous reset",
-                    "synchronized reset",
-                    "simultaneous reset",
-                    "reset all agent together",
-                ),
+                "synchronous; synchronous reset; synchronized reset; simultaneous reset; "
+                "reset all agent together",
                 "All agents are reset together, so all have the same age.",
             ),
             Choice(
                 "random",
-                ("random reset", "random interval", "random reset interval", "stochastic reset"),
+                "random reset; random interval; random reset interval; stochastic reset",
                 "Agents are reset at random times instead of evenly spaced ones.",
             ),
         ),
@@ -222,7 +170,6 @@ COMPONENTS: Final = (
     ),
     Component(
         key="cell",
-        field="cell",
         reference="gru",
         study="gru",
         phrases=(
@@ -231,34 +178,26 @@ COMPONENTS: Final = (
         ),
         description="A gated recurrent unit (GRU) keeps the memory of each agent parameter.",
         choices=(
-            Choice("gru", ("gru", "gru cell", "gated recurrent unit"), "The published cell."),
+            Choice("gru", "gru; gru cell; gated recurrent unit", "The published cell."),
             Choice(
                 "lstm",
-                ("lstm", "lstm cell", "long short term memory"),
+                "lstm; lstm cell; long short term memory",
                 "A long short-term memory cell (LSTM) of the same hidden size.",
             ),
             Choice(
                 "none",
-                ("no cell", "mlp", "feed forward", "without memory"),
+                "no cell; mlp; feed forward; without memory",
                 "No cell: the head reads the features, and no hidden state is kept.",
             ),
         ),
         defaults=("lstm",),
-        remove=None,
-        add=None,
     ),
     Component(
         key="validation",
-        field="validation",
-        reference=None,
         study="dense",
         phrases=(
-            "validation rollout",
-            "dense validation",
-            "meta loss",
-            "meta objective",
-            "outer loss",
-            "outer objective",
+            "validation rollout; dense validation; meta loss; meta objective; outer loss; "
+            "outer objective"
         ),
         description=(
             "The meta-loss is the agent's loss on fresh rollouts, at the end of a window of inner "
@@ -267,12 +206,12 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "last",
-                ("last", "last rollout", "final rollout", "single validation rollout"),
+                "last; last rollout; final rollout; single validation rollout",
                 "One validation rollout after the window's last update: the published objective.",
             ),
             Choice(
                 "dense",
-                ("dense", "dense validation", "every rollout", "every step", "per step validation"),
+                "dense; dense validation; every rollout; every step; per step validation",
                 "Each later rollout of the window also validates the updates before it.",
             ),
         ),
@@ -282,16 +221,10 @@ COMPONENTS: Final = (
     ),
     Component(
         key="environments",
-        field="environments",
-        reference=None,
         study="many",
         phrases=(
-            "environments per agent",
-            "number of environments",
-            "environment count",
-            "parallel environments",
-            "batch of environments",
-            "agent population",
+            "environments per agent; number of environments; environment count; "
+            "parallel environments; batch of environments; agent population"
         ),
         description=(
             "In meta-training every agent learns from as many environments as in evaluation, or "
@@ -300,18 +233,13 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "many",
-                ("many environments per agent", "many environments", "few agents"),
+                "many environments per agent; many environments; few agents",
                 "A few agents, each with many environments.",
             ),
             Choice(
                 "one",
-                (
-                    "one environment per agent",
-                    "one environment",
-                    "single environment",
-                    "single environment per agent",
-                    "many agents",
-                ),
+                "one environment per agent; one environment; single environment; "
+                "single environment per agent; many agents",
                 "One environment for each agent and as many more agents: as published.",
             ),
         ),
@@ -321,10 +249,8 @@ COMPONENTS: Final = (
     ),
     Component(
         key="width",
-        field="width",
-        reference=None,
         study="narrow",
-        phrases=("agent width", "width", "network width", "agent network", "agent network width"),
+        phrases="agent width; width; network width; agent network; agent network width",
         description=(
             "The agents of meta-training may have another width of their dense layer than the "
             "agents of the evaluation."
@@ -332,25 +258,21 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "narrow",
-                ("narrow", "narrow agent", "narrow network", "small network"),
+                "narrow; narrow agent; narrow network; small network",
                 "Narrower agents than in evaluation, which are cheaper.",
             ),
             Choice(
                 "full",
-                ("full width", "full", "wide", "wide network", "evaluation width"),
+                "full width; full; wide; wide network; evaluation width",
                 "Agents as wide as in evaluation: as published.",
             ),
         ),
         defaults=("full", "narrow"),
-        remove=None,
-        add=None,
     ),
     Component(
         key="life",
-        field="life",
-        reference=None,
         study="whole",
-        phrases=("life length", "lifetime", "life", "lifespan", "life span"),
+        phrases="life length; lifetime; life; lifespan; life span",
         description=(
             "How long an agent lives before its reset decides which ages the optimizer has seen: "
             "its whole learning, or only the beginning."
@@ -358,18 +280,16 @@ COMPONENTS: Final = (
         choices=(
             Choice(
                 "whole",
-                ("whole", "whole life", "long life", "whole lifetime", "long lifetime"),
+                "whole; whole life; long life; whole lifetime; long lifetime",
                 "A life as long as a run of the evaluation.",
             ),
             Choice(
                 "short",
-                ("short", "short life", "shorter life", "short lifetime", "shorter lifetime"),
+                "short; short life; shorter life; short lifetime; shorter lifetime",
                 "An eighth of a whole life, so that the optimizer never meets old agents.",
             ),
         ),
         defaults=("short", "whole"),
-        remove=None,
-        add=None,
     ),
 )
 

@@ -98,20 +98,14 @@ def _ablations(lines: Sequence[str]) -> tuple[Ablation, ...]:
     rest, rows = cut_tables(lines)
     records = read_fields(rest)
     if rows and records:
-        refuse(
-            records[0].part or records[0].title,
-            "the plan has a table and labelled fields; use one form",
-        )
+        refuse(records[0].name, "the plan has a table and labelled fields; use one form")
     return rows or records
 
 
 def _beside_prose(data: Plan, lines: list[str]) -> Plan:
     """Return the plan in JSON; the text around it gives the title and reasoning that it lacks."""
     if others := _ablations(lines):
-        refuse(
-            others[0].part or others[0].title,
-            "the plan has JSON and fields or a table; use one form",
-        )
+        refuse(others[0].name, "the plan has JSON and fields or a table; use one form")
     prose = [line for line in lines if not line.startswith("```")]
     title, reasoning, below, _ = _sections(prose)
     return Plan(data.title or title, data.reasoning or reasoning or _prose(below), data.ablations)

@@ -47,12 +47,12 @@ class Line:
 def parse_line(raw: str) -> Line | None:
     """Parse one line; return None for a blank line, a rule or a code fence."""
     expanded = raw.expandtabs(4)
+    indent = len(expanded) - len(expanded.lstrip("> "))
     body = raw.strip().lstrip("> \t")
     if body in ("-", "*", "+", "•"):  # its text is on the next line
-        return Line(len(expanded) - len(expanded.lstrip("> ")), "-", "", bold=False)
+        return Line(indent, "-", "", bold=False)
     if not body.strip("-=_*|#`~ ") or body.startswith(("```", "~~~")):
         return None
-    indent = len(expanded) - len(expanded.lstrip("> "))
     marker: Literal["", "#", "-", "1"] = ""
     if _HEADING.match(body):
         marker, body = "#", body.strip("# ")
@@ -301,39 +301,34 @@ class _Record:
         """
         part, action = self._scalar("part"), self.claims("action")
         replacements = tuple(self._values("replacements", split_items=False))
-        metrics = tuple(self._values("metrics", split_items=True))
         if not part and not (self.title and (read_action(action) or replacements)):
             return None
-        details, unread = self.claims("part"), self.unread
         return make_ablation(
             self.title,
-            part,
-            action,
+            {"part": part, "action": action, **{name: self.claims(name) for name in EXTRAS}},
             replacements,
-            metrics,
-            details=details,
-            unread=unread,
-            extras={name: self.claims(name) for name in EXTRAS},
+            self._values("metrics", split_items=True),
+            details=self.claims("part"),
+            unread=self.unread,
         )
 
     def claims(self, name: str) -> str:
         """Return all text of the fields of this name."""
-        entries = self.fields.get(name, ())
-        return " ".join(" ".join(text) for e in entries for text in (e.inline, *e.items)).strip()
+        return " ".join(self._texts(name)).strip()
 
     def _scalar(self, name: str) -> str:
+        return next(filter(None, map(str.strip, self._texts(name))), "")
+
+    def _texts(self, name: str) -> Iterable[str]:
         for entry in self.fields.get(name, ()):
-            for text in (entry.inline, *entry.items):
-                if value := " ".join(text).strip():
-                    return value
-        return ""
+            yield from map(" ".join, (entry.inline, *entry.items))
 
     def _values(self, name: str, split_items: bool) -> Iterable[str]:
         for entry in self.fields.get(name, ()):
             inline = " ".join(entry.inline)
             if not (entry.items and inline.endswith(":")):  # not "one of the following:"
                 yield from split(inline)
-            for item in (" ".join(text) for text in entry.items):
+            for item in map(" ".join, entry.items):
                 yield from split(item) if split_items else stated(item)
 
 

@@ -11,7 +11,15 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
-from optim4rl.plans.ablation import Ablation, Plan, PlanError, is_nothing, make_ablation, split
+from optim4rl.plans.ablation import (
+    Ablation,
+    Plan,
+    PlanError,
+    is_nothing,
+    make_ablation,
+    shortened,
+    split,
+)
 from optim4rl.plans.plan_fields import EXTRAS, FIELDS, field_name, require_one_field
 
 # JSON begins a line: an object, or a list of objects.
@@ -109,7 +117,7 @@ def _plan(values: list[object]) -> Plan:
         return _plan_of("", "", values)
     if len(values) > 1:
         raise PlanError("it holds several JSON plans; give one object with 'ablations'")
-    (listed,) = [name for name in _LISTS if name in first][:1]
+    listed = next(name for name in _LISTS if name in first)
     for key in first:
         if key != listed and _claims_plan(key):
             raise PlanError(f"the key {key!r} is beside {listed!r}; put it into an ablation")
@@ -143,15 +151,15 @@ def _ablation(entry: object, number: int) -> Ablation:
             found[name] = (key, value)
         elif name is None and key not in _TITLES and value not in (None, "", [], {}):
             unread.append(f"{key}: {_shown(value)}")
-    part, action = (_one(where, name, *found.get(name, ("", None))) for name in FIELDS[:2])
+    texts = {name: _one(where, name, *found.get(name, ("", None))) for name in FIELDS[:2]}
     replacements, metrics = (
         list(_several(where, name, *found.get(name, ("", None)))) for name in FIELDS[2:]
     )
     title = _text(entry, _TITLES)
-    if not part and not title:
+    if not texts["part"] and not title:
         raise PlanError(f"{where}: it names no part; expected a text 'ablated_part'")
-    extras: dict[str, str] = {name: _extra(where, *found[name]) for name in EXTRAS if name in found}
-    return make_ablation(title, part, action, replacements, metrics, unread=unread, extras=extras)
+    texts |= {name: _extra(where, *found[name]) for name in EXTRAS if name in found}
+    return make_ablation(title, texts, replacements, metrics, unread=unread)
 
 
 def _extra(where: str, key: str, value: object) -> str:
@@ -192,5 +200,4 @@ def _text(values: dict[str, Any], names: tuple[str, ...]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return shortened(json.dumps(value, ensure_ascii=False))

@@ -116,6 +116,4 @@ def _row(line: str, columns: list[str], header: list[str]) -> list[Ablation]:
     if not found["part"] and not title:
         refuse(line, "the row names no part")
     replacements, metrics = split(found["replacements"]), split(found["metrics"])
-    part, action = found["part"], found["action"]
-    extras = {name: found[name] for name in EXTRAS}
-    return [make_ablation(title, part, action, replacements, metrics, unread=unread, extras=extras)]
+    return [make_ablation(title, found, replacements, metrics, unread=unread)]

@@ -1,7 +1,7 @@
 """The jobs of a study besides evaluation: meta-trainings, and the identity experiment."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,29 +131,18 @@ def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
     return Result({**weights, "meta_gradient_norm": norms}, {})
 
 
-def keep_members(
-    folder: Path, trainings: Sequence[Training]
-) -> tuple[tuple[Maker, ...], dict[int, str]]:
-    """Put the weights of finished meta-trainings into the folder, where workers find them.
+def keep_member(folder: Path, training: Training) -> Maker:
+    """Put the weights of a finished meta-training into the folder, where workers find them.
 
-    Returns:
-        How to make each optimizer, and a message for every meta-seed whose training diverged.
+    The training must not have diverged.
 
     Raises:
-        StoreError: a training is not finished, or its result is damaged.
+        StoreError: the training is not finished, or its result is damaged.
     """
-    members, failures = [], {}
-    for training in trainings:
-        result = get_result(folder, training_job(training))
-        if "failure" in result.info:
-            failures[training.meta_seed] = result.info["failure"]
-            continue
-        weights = unflatten(
-            {name: x for name, x in result.arrays.items() if name != "meta_gradient_norm"}
-        )
-        optimizer = LearnedOptimizer(training.spec, weights, training.training.learning_rate)
-        members.append(Maker(weights=keep_weights(folder, optimizer)))
-    return tuple(members), failures
+    arrays = dict(get_result(folder, training_job(training)).arrays)
+    del arrays["meta_gradient_norm"]
+    optimizer = LearnedOptimizer(training.spec, unflatten(arrays), training.training.learning_rate)
+    return Maker(weights=keep_weights(folder, optimizer))
 
 
 def training_tasks(environment: str, training: TrainingSettings) -> tuple[MetaTask, ...]:
@@ -166,19 +155,15 @@ def training_tasks(environment: str, training: TrainingSettings) -> tuple[MetaTa
 
 def does_the_same(one: Training, other: Training) -> bool:
     """Return whether both meta-train the same rule in the same way, whatever their names."""
-    return (one.spec, one.config, _what_counts(one)) == (
-        other.spec,
-        other.config,
-        _what_counts(other),
-    )
+    return _what_counts(one) == _what_counts(other)
 
 
-def _what_counts(training: Training) -> TrainingSettings:
-    """Return the settings without the width where the agents' own networks ignore it."""
+def _what_counts(training: Training) -> tuple[OptimizerSpec, MetaConfig, TrainingSettings]:
+    """Return all that decides a training, without a width that the agents' networks ignore."""
     settings = training.settings
     if default_config(training.environment).torso == "mlp":
-        return dataclasses.replace(settings, width=TrainingSettings.width)
-    return settings
+        settings = dataclasses.replace(settings, width=TrainingSettings.width)
+    return training.spec, training.config, settings
 
 
 def run_identity(folder: Path, arguments: Mapping[str, Any]) -> Result:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from optim4rl.jobs.job import Job
-from optim4rl.jobs.pool import LocalPool, run_jobs
+from optim4rl.jobs.pool import LocalPool, Stages
 from optim4rl.jobs.store import finished_jobs
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.planner.text import PlannerError
@@ -77,8 +77,6 @@ def predict(plan: bytes | MappedPlan, jobs: int, measured: Measured | None = Non
     """
     if jobs < 1:
         raise PlannerError(f"jobs = {jobs!r}: at least one worker is needed")
-    if isinstance(plan, bytes):
-        plan = MappedPlan.parse(plan)
     return [
         _predict(lay_out(plan, open_own(scale, settings), skip_unmapped=True), jobs, measured or {})
         for scale, settings in SCALES.items()
@@ -150,12 +148,13 @@ def _run_first_cells(study: Study, folder: Path) -> None:
     reference, values = study.candidates[0], points(study.experiment.train_grid)[0]
     study.opened.keep(folder)
     with LocalPool(folder, 1) as pool:
+        stages = Stages(pool, folder)
         for member in members(study, reference, values):
-            run_jobs(pool, folder, trainings([member]))
+            stages.run(trainings([member]))
             if alive(folder, [member]):
                 point = points(reference.grid)[0]
                 seeds = study.experiment.protocol.reported[:2]
-                run_jobs(pool, folder, study.work.runs(folder, member, [point], seeds))
+                stages.run(study.work.runs(folder, member, [point], seeds))
                 return
 
 

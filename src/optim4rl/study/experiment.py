@@ -302,7 +302,7 @@ def _check_grid(
             raise ValueError(f"{name}: {key!r} is a component, and components are not tuned")
 
 
-def points(grid: Grid) -> list[dict[str, Any]]:
+def points(grid: Grid) -> list[Values]:
     """Return every combination of a grid's values."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 

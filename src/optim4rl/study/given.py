@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,15 +16,18 @@ from optim4rl.jobs.job import Job, Refusal, Result
 from optim4rl.jobs.store import get_result, result_path
 from optim4rl.study.experiment import Divergence, Experiment, Values
 from optim4rl.study.source import Source, explain
-from optim4rl.study.work import Candidate, Member, Reported
+from optim4rl.study.work import Candidate, Member, Reported, Work
 
 # `run` may report this key beside its metrics: the horizontal positions of a curve's points.
 STEPS = "steps"
 
 
 @dataclass(frozen=True)
-class GivenWork:
-    """Make one job for each call of a user's function."""
+class GivenWork(Work):
+    """Make one job for each call of a user's function.
+
+    Only the experiment knows how to multiply its settings, so it has no stress test.
+    """
 
     experiment: Experiment
     source: Source
@@ -33,9 +36,7 @@ class GivenWork:
         """Return a training as a job; None if the experiment trains nothing."""
         if self.experiment.train is None or not candidate.trained:
             return None
-        settings = dataclasses.replace(candidate.settings, **values)
-        what = f"training: {candidate.label}{_shown(values)}, meta-seed {meta_seed}"
-        return self._job("train", settings, meta_seed, what, candidate)
+        return self._job("train", candidate, values, meta_seed)
 
     def runs(
         self, folder: Path | None, member: Member, points: Sequence[Values], seeds: Sequence[int]
@@ -45,20 +46,20 @@ class GivenWork:
         return [self._run(member, values, seed) for values in points for seed in seeds]
 
     def _run(self, member: Member, values: Values, seed: int) -> Job:
-        candidate = member.candidate
-        settings = dataclasses.replace(candidate.settings, **values)
-        what = f"{candidate.label}{_shown(values)}, seed {seed}"
-        return self._job("run", settings, seed, what, candidate, member.training)
+        return self._job("run", member.candidate, values, seed, member.training)
 
     def _job(
         self,
-        function: str,
-        settings: Any,
-        seed: int,
-        what: str,
+        function: Literal["train", "run"],
         candidate: Candidate,
+        values: Values,
+        seed: int,
         training: Job | None = None,
     ) -> Job:
+        settings = dataclasses.replace(candidate.settings, **values)
+        label = f"{candidate.label}{_shown(values)}"
+        trains = function == "train"
+        what = f"training: {label}, meta-seed {seed}" if trains else f"{label}, seed {seed}"
         artefact = None if training is None else result_path(Path(), training).as_posix()
         return Job(
             f"optim4rl.study.given:{function}",
@@ -90,30 +91,6 @@ class GivenWork:
                 }
             )
         return found
-
-    def stress(self, folder: Path | None, member: Member, point: Values) -> list[Job]:
-        """Return no jobs: only the experiment knows how to multiply its settings."""
-        del folder, member, point
-        return []
-
-    def read_stress(self, folder: Path, member: Member, point: Values) -> Mapping[float, Curves]:
-        """Return nothing, because there are no short runs."""
-        del folder, member, point
-        return {}
-
-    def floor(self) -> list[Job]:
-        """Return no jobs: an experiment has no runs that learn nothing."""
-        return []
-
-    def read_floor(self, folder: Path) -> Curves | None:
-        """Return None, because there are no such runs."""
-        del folder
-        return None
-
-    def once(self, metrics: frozenset[str]) -> list[Job]:
-        """Return no jobs: all metrics come from the runs."""
-        del metrics
-        return []
 
 
 def _shown(values: Values) -> str:
@@ -171,10 +148,9 @@ def train(folder: Path, arguments: Mapping[str, Any]) -> Result:
     Raises:
         Refusal: the function's result cannot be used; the message is a sentence for people.
     """
-    experiment, settings, call = _opened(folder, arguments)
-    assert experiment.train is not None
+    _, call = _opened(folder, arguments)
     try:
-        found = call(experiment.train, "train", settings, int(arguments["seed"]))
+        found = call("train")
     except Divergence as error:
         return Result({}, {"failure": str(error) or "it ran out of finite numbers"})
     where = f"{arguments['source']['file']}: train"
@@ -189,31 +165,30 @@ def run(folder: Path, arguments: Mapping[str, Any]) -> Result:
     Raises:
         Refusal: the function's result cannot be used; the message is a sentence for people.
     """
-    experiment, settings, call = _opened(folder, arguments)
+    experiment, call = _opened(folder, arguments)
     artefact: list[Any] = []
     if experiment.train is not None:
         kept = arguments["artefact"]
         artefact = [None if kept is None else read_sealed(folder / kept)[0]]
     try:
-        found = call(experiment.run, "run", settings, int(arguments["seed"]), *artefact)
+        found = call("run", *artefact)
     except Divergence as error:
         return Result({}, {"diverged": str(error)})
     return Result(_checked(f"{arguments['source']['file']}: run", experiment, found), {})
 
 
-def _opened(
-    folder: Path, arguments: Mapping[str, Any]
-) -> tuple[Experiment, Any, Callable[..., Any]]:
-    """Return the experiment, the settings, and a caller of its functions that explains errors."""
+def _opened(folder: Path, arguments: Mapping[str, Any]) -> tuple[Experiment, Callable[..., Any]]:
+    """Return the experiment, and a caller of its functions by name that explains errors."""
     source = Source.of_json(arguments["source"])
     try:
         experiment = source.load(folder)
         settings = from_json(type(experiment.reference), arguments["settings"])
     except ValueError as error:
         raise Refusal(str(error)) from error
-    path = (folder / source.files[0]).resolve()
+    path, seed = (folder / source.files[0]).resolve(), int(arguments["seed"])
 
-    def call(function: Callable[..., Any], name: str, settings: Any, seed: int, *more: Any) -> Any:
+    def call(name: str, *more: Any) -> Any:
+        function = getattr(experiment, name)
         where = f"{source.file}: {name}({shown(settings)}, {seed})"
         try:
             return _within(experiment.seconds, where, lambda: function(settings, seed, *more))
@@ -222,7 +197,7 @@ def _opened(
         except BaseException as error:
             raise Refusal(f"{where} raised {explain(error, path)}") from error
 
-    return experiment, settings, call
+    return experiment, call
 
 
 def _within(seconds: float, where: str, function: Callable[[], Any]) -> Any:

@@ -82,12 +82,11 @@ class IdentityResult:
 
 def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:
     """Return the result, or some of its rows, as plain JSON values."""
-    values = (
-        dataclasses.asdict(result)
-        if isinstance(result, IdentityResult)
-        else [dataclasses.asdict(row) for row in result]
-    )
-    return json.loads(json.dumps(values, default=lambda array: array.tolist()))
+
+    def plain(value: Any) -> Any:
+        return vars(value) if dataclasses.is_dataclass(value) else value.tolist()
+
+    return json.loads(json.dumps(result, default=plain))
 
 
 def rows_from_json(values: Sequence[Mapping[str, Any]]) -> tuple[IdentityRow, ...]:

@@ -1,10 +1,10 @@
 """Finds problems of a plan before a study runs it."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optim4rl.plans.components import Value
 from optim4rl.plans.mapping import MappedAblation
 from optim4rl.plans.planner.render import unmapped
 from optim4rl.plans.planner.score import Pair, pairs
@@ -70,10 +70,6 @@ def _missing(number: int, entry: MappedAblation) -> Iterator[Finding]:
     if not ablation.metrics:
         metrics = ", ".join(entry.metric_keys)
         yield Finding(number, "metric", f"it names no metric, so the study reports {metrics}")
-    repeated = {value for value in entry.values if _times(entry, value) > 1}
-    for value in sorted(repeated, key=str):
+    named = Counter(match.key for match in entry.replacements)
+    for value in sorted((x for x in entry.values if named[x] > 1), key=str):
         yield Finding(number, "duplicate", f"{value} is named more than once")
-
-
-def _times(entry: MappedAblation, value: Value) -> int:
-    return sum(match.key == value for match in entry.replacements)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optim4rl.benchmark.contender import UNTRAINED, Maker, baseline_maker
+from optim4rl.benchmark.contender import Maker, baseline_maker
+from optim4rl.benchmark.loop import untrained_runs
 from optim4rl.benchmark.protocol import Protocol
 from optim4rl.benchmark.runs import Batch, job, read_batches, split
 from optim4rl.benchmark.suites import SuiteTask
@@ -17,11 +18,11 @@ from optim4rl.fields import from_json
 from optim4rl.jobs.job import Job
 from optim4rl.plans.components import Catalogue
 from optim4rl.plans.optim4rl import COMPONENTS, DEFAULT_METRICS, METRICS, OPTIM4RL
-from optim4rl.study.cells import Training, does_the_same, identity_job, keep_members, training_job
+from optim4rl.study.cells import Training, does_the_same, identity_job, keep_member, training_job
 from optim4rl.study.experiment import Control, Design, Values
 from optim4rl.study.settings import StudySettings
 from optim4rl.study.variant import REFERENCE, Variant
-from optim4rl.study.work import Candidate, Member, Reported
+from optim4rl.study.work import Candidate, Member, Reported, Work
 
 CLASSICAL_BASELINES = {
     "adam": "Tuned Adam",
@@ -103,7 +104,7 @@ def make_training(settings: StudySettings, variant: Variant, rate: float, seed: 
 
 
 @dataclass(frozen=True)
-class OwnWork:
+class OwnWork(Work):
     """Meta-trainings, and batches of agents that use the resulting optimizers."""
 
     settings: StudySettings
@@ -131,7 +132,7 @@ class OwnWork:
         if folder is None:
             return Maker(weights=member.training.address)
         training: Training = from_json(Training, dict(member.training.arguments))
-        return keep_members(folder, [training])[0][0]
+        return keep_member(folder, training)
 
     def _rate(self, values: Values) -> float:
         """Return a point's learning rate; for a learned optimizer a multiple of its own rate."""
@@ -144,7 +145,6 @@ class OwnWork:
     ) -> list[Batch]:
         task, maker = self._task, self._maker(folder, member)
         ((name, first),) = member.candidate.grid.items()
-        groups: list[list[Values]]
         # Points that extend the grid come in separate batches, so that finished batches are reused.
         inside = [values for values in points if values[name] in first]
         groups = [inside, *([values] for values in points if values[name] not in first)]
@@ -188,8 +188,7 @@ class OwnWork:
         return dict(zip(scales, found, strict=True)) if found else {}
 
     def _floor(self) -> list[Batch]:
-        task, protocol = self._task, self.settings.evaluation.protocol
-        return split(task.config, UNTRAINED, [0.0], protocol.reported, task.rollouts)
+        return untrained_runs(self._task, self.settings.evaluation.protocol.reported)
 
     def floor(self) -> list[Job]:
         """Return runs of agents that never update."""

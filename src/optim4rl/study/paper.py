@@ -27,7 +27,14 @@ def _arms(recipe: Recipe, meta_seeds: int, others: int) -> tuple[Arm, ...]:
     )
 
 
-_GRID_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+_SMALL_DENSE_LONG = Replication(
+    environment="small_dense_long",
+    arms=_arms(RECIPES["paper/small_dense_long"], 5, 3),
+    meta_learning_rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+    reset_intervals=(72, 144, 288, 576),
+    rollouts=2_930,  # 3e7 steps
+    num_envs=512,
+)
 EXPERIMENTS = {
     "catch": Replication(
         environment="catch",
@@ -38,21 +45,11 @@ EXPERIMENTS = {
         num_envs=64,
         step_scales=(1.0, 3.0, 10.0, 30.0, 100.0),
     ),
-    "small_dense_long": Replication(
-        environment="small_dense_long",
-        arms=_arms(RECIPES["paper/small_dense_long"], 5, 3),
-        meta_learning_rates=_GRID_RATES,
-        reset_intervals=(72, 144, 288, 576),
-        rollouts=2_930,  # 3e7 steps
-        num_envs=512,
-    ),
-    "big_dense_long": Replication(
+    "small_dense_long": _SMALL_DENSE_LONG,
+    "big_dense_long": replace(
+        _SMALL_DENSE_LONG,
         environment="big_dense_long",
         arms=_arms(RECIPES["paper/big_dense_long"], 3, 0),
-        meta_learning_rates=_GRID_RATES,
-        reset_intervals=(72, 144, 288, 576),
-        rollouts=2_930,
-        num_envs=512,
         protocol=replace(PROTOCOL, seeds=5),
     ),
 }

@@ -9,7 +9,7 @@ step tuned. Its untrained rule is its control.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from optim4rl.meta.checkpoint import (
 from optim4rl.meta.memory import available_bytes, choose_chunk
 from optim4rl.meta.population import Execution
 from optim4rl.meta.recipe import Recipe, build
-from optim4rl.meta.trainer import MetaDivergenceError, MetaState, Progress, init, train
+from optim4rl.meta.trainer import MetaDivergenceError, init, train
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
 from optim4rl.study.experiment import META_SEEDS, TUNING_META_SEED
 
@@ -122,19 +122,11 @@ class Replication:
         for name in ("meta_learning_rates", "reset_intervals", "step_scales", "rates"):
             require_grid(name, [float(x) for x in getattr(self, name)])
 
-    @property
-    def grid(self) -> tuple[Setting, ...]:
-        """Return the settings that every arm is meta-trained at."""
-        return tuple(
-            Setting(rate, interval)
-            for rate, interval in product(self.meta_learning_rates, self.reset_intervals)
-        )
-
     def settings_of(self, arm: Arm) -> tuple[Setting, ...]:
         """Return the grid of an arm: agents that are never reset have no interval."""
-        if arm.recipe.meta.resets == "staggered":
-            return self.grid
-        return tuple(Setting(rate, self.reset_intervals[0]) for rate in self.meta_learning_rates)
+        resets = arm.recipe.meta.resets == "staggered"
+        intervals = self.reset_intervals if resets else self.reset_intervals[:1]
+        return tuple(starmap(Setting, product(self.meta_learning_rates, intervals)))
 
 
 @dataclass(frozen=True)
@@ -186,23 +178,23 @@ def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
         state = init(spec, tasks, meta, execution=execution)
         if has_checkpoint(path):
             state = resume_checkpoint(path, state, settings, execution).state
-
-        def keep(state: MetaState, progress: Progress) -> None:
-            del progress
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(path, state, settings)
-
-        chunk, failure = -(-meta.iterations // SAVES), dict[str, str]()
+        failure: str | None = None
         try:
             state, _ = train(
-                spec, tasks, meta, state=state, chunk=chunk, report=keep, execution=execution
+                spec,
+                tasks,
+                meta,
+                state=state,
+                chunk=-(-meta.iterations // SAVES),
+                report=lambda state, progress: save_checkpoint(path, state, settings),
+                execution=execution,
             )
         except MetaDivergenceError as error:
-            failure = {"failure": str(error)}
+            failure = str(error)
         for done in (path, previous_checkpoint(path)):
             done.unlink(missing_ok=True)
-        if failure:
-            return Result({}, failure)
+        if failure is not None:
+            return Result({}, {"failure": failure})
     else:
         state = init(spec, tasks, meta)
     return Result({k: np.asarray(x) for k, x in flatten(state.meta_parameters).items()}, {})
@@ -279,13 +271,12 @@ def tried_settings(replication: Replication, folder: Path) -> list[Tried]:
 
 def choose_settings(tried: Sequence[Tried]) -> dict[str, Setting]:
     """Choose each arm's setting by the highest AUC; a setting with a diverged run comes last."""
-    best: dict[str, Tried] = {}
-    for each in tried:
-        score = -np.inf if np.isnan(each.auc) else each.auc
-        held = best.get(each.arm)
-        if held is None or score > (-np.inf if np.isnan(held.auc) else held.auc):
-            best[each.arm] = each
-    return {name: each.setting for name, each in best.items()}
+
+    def score(each: Tried) -> float:
+        return -np.inf if np.isnan(each.auc) else each.auc
+
+    arms = dict.fromkeys(each.arm for each in tried)
+    return {arm: max((x for x in tried if x.arm == arm), key=score).setting for arm in arms}
 
 
 # The runs

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from optim4rl.jobs.job import Job
 from optim4rl.jobs.pool import Stages
-from optim4rl.jobs.pools import Workers, local_workers, open_pool
+from optim4rl.jobs.pools import Workers, open_pool
 from optim4rl.jobs.store import finished_jobs, has_result
 from optim4rl.study.collecting import collect, write_table
-from optim4rl.study.experiment import Values, points
+from optim4rl.study.experiment import points
 from optim4rl.study.layout import Study, record_study
 from optim4rl.study.predictions import seal
 from optim4rl.study.results import StudyResults
@@ -27,7 +26,7 @@ from optim4rl.study.schedule import (
     choose,
     choose_trainings,
     expected_jobs,
-    living,
+    members,
     opening_jobs,
     reported_jobs,
     scoring_jobs,
@@ -39,9 +38,6 @@ from optim4rl.study.schedule import (
 )
 from optim4rl.study.work import Member
 
-# Called after each job with the finished jobs, all jobs, and a description; `left` is in seconds.
-OnProgress = Callable[..., None]
-
 
 def run_study(
     study: Study,
@@ -50,7 +46,7 @@ def run_study(
     command: str,
     workers: Workers = Workers(),
     budget: float | None = None,
-    on_progress: OnProgress = lambda *_, **__: None,
+    on_progress: Callable[..., None] = lambda *_, **__: None,
 ) -> StudyResults:
     """Run all unfinished jobs, and collect the results.
 
@@ -62,7 +58,8 @@ def run_study(
         budget: minutes. The reference and the controls come first. Then the plan's replacements run
             in order of priority, each one whole, while the next is likely to finish in time. The
             report names the rows that are left out. None runs all rows, side by side.
-        on_progress: called before the first job and after each one.
+        on_progress: called before the first job and after each one, with the finished jobs, all
+            jobs, a description and, as `left`, the seconds left.
 
     Raises:
         JobError: a job failed; all other started jobs are kept.
@@ -75,10 +72,10 @@ def run_study(
     left_out: set[str] = set()
     with open_pool(folder, workers) as pool:
         stages = Stages(pool, folder, expected_jobs(study, folder), on_progress)
-        parts = _parts(study, one_by_one=budget is not None)
+        parts = [study] if budget is None else _parts(study)
         for index, part in enumerate(parts):
             # Everything else needs the reference and the controls, so they come first.
-            needed = _seconds_needed(part, folder, workers) if index else 0.0
+            needed = _seconds_needed(part, folder, pool.size) if index else 0.0
             if needed and (left_out or needed > deadline - time.monotonic()):
                 left_out |= {x.key for x in part.candidates}
                 continue
@@ -97,14 +94,19 @@ def _run(study: Study, folder: Path, stages: Stages, *, last: bool) -> None:
     stages.run([x for m in alive(folder, tuned) for x in scoring_jobs(study, folder, m)])
     chosen = choose_trainings(study, folder)
     stages.run(opening_jobs(study, folder, chosen))
-    found = living(study, folder, chosen)
+    found = [
+        member
+        for candidate in study.candidates
+        for member in alive(folder, members(study, candidate, chosen[candidate.key]))
+    ]
     _tune(study, folder, found, stages)
-    stages.run(_shown_jobs(study, folder, found), last=last)
+    shown = [(m, choose(study, folder, m).point) for m in found]
+    stages.run([x for each in shown for x in reported_jobs(study, folder, *each)], last=last)
 
 
 def _tune(study: Study, folder: Path, found: Sequence[Member], stages: Stages) -> None:
     """Run every member's grid, and extend it while its best value lies at the edge."""
-    grids: list[list[Values]] = [list(points(m.candidate.grid)) for m in found]
+    grids = [points(member.candidate.grid) for member in found]
     while True:
         each = zip(found, grids, strict=True)
         stages.run([job for m, grid in each for job in tuning_jobs(study, folder, m, grid)])
@@ -114,20 +116,12 @@ def _tune(study: Study, folder: Path, found: Sequence[Member], stages: Stages) -
         grids = further
 
 
-def _shown_jobs(study: Study, folder: Path, found: Sequence[Member]) -> list[Job]:
-    """Return the reported runs of members at the chosen points."""
-    chosen = [(member, choose(study, folder, member).point) for member in found]
-    return [job for member, point in chosen for job in reported_jobs(study, folder, member, point)]
-
-
 # A budget
 
 
-def _parts(study: Study, *, one_by_one: bool) -> list[Study]:
-    """Return the whole study, or its rows by priority after the rows of every study."""
+def _parts(study: Study) -> list[Study]:
+    """Return the rows of every study, then the other rows one by one, by priority."""
     replacements = [x.key for x in study.candidates if x.kind == "replacement"]
-    if not one_by_one:
-        return [study]
     every = frozenset(x.key for x in study.candidates)
     return [
         study.without(frozenset(replacements)),
@@ -135,14 +129,13 @@ def _parts(study: Study, *, one_by_one: bool) -> list[Study]:
     ]
 
 
-def _seconds_needed(study: Study, folder: Path, workers: Workers) -> float:
+def _seconds_needed(study: Study, folder: Path, workers: int) -> float:
     """Predict the seconds that some rows take, from the mean time of finished cells."""
-    wanted = expected_jobs(study, folder)
     taken: dict[str, list[float]] = {}
     for _, question, info in finished_jobs(folder):
         taken.setdefault(question["function"], []).append(float(info["seconds"]))
     means = {function: float(np.mean(x)) for function, x in taken.items()}
     longest = max(means.values(), default=0.0)
-    missing = [job for job in wanted if not has_result(folder, job)]
-    at_once = min(workers.jobs or local_workers(), max(1, len(missing)))
+    missing = [job for job in expected_jobs(study, folder) if not has_result(folder, job)]
+    at_once = max(1, min(workers, len(missing)))
     return sum(means.get(job.function, longest) for job in missing) / at_once

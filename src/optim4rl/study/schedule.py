@@ -1,7 +1,7 @@
 """Schedules the jobs of a study, and chooses points of grids on seeds that are never reported."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,19 +108,6 @@ def opening_jobs(study: Study, folder: Path | None, chosen: Chosen) -> list[Job]
     return jobs
 
 
-def living(study: Study, folder: Path, chosen: Chosen) -> list[Member]:
-    """Return all members of a study that can be run.
-
-    Raises:
-        StoreError: a training is not finished.
-    """
-    return [
-        member
-        for candidate in study.candidates
-        for member in alive(folder, members(study, candidate, chosen[candidate.key]))
-    ]
-
-
 def expected_jobs(study: Study, folder: Path | None = None) -> list[Job]:
     """Return all possible jobs of a study, with placeholders for artefacts that do not exist.
 
@@ -137,15 +124,23 @@ def expected_jobs(study: Study, folder: Path | None = None) -> list[Job]:
     for candidate, values in to_tune(study):
         found = tuning_members(study, candidate, values)
         jobs += trainings(found)
-        for member in found:
-            if folder is None or not _has_diverged(folder, member):
-                jobs += scoring_jobs(study, _trained_in(folder, member), member)
+        for member, where in _expected(folder, found):
+            jobs += scoring_jobs(study, where, member)
     jobs += opening_jobs(study, None, chosen)
     for candidate in study.candidates:
-        for member in members(study, candidate, chosen[candidate.key]):
-            if folder is None or not _has_diverged(folder, member):
-                jobs += _expected_runs(study, _trained_in(folder, member), member)
+        found = members(study, candidate, chosen[candidate.key])
+        for member, where in _expected(folder, found):
+            jobs += _expected_runs(study, where, member)
     return list({job.address: job for job in jobs}.values())
+
+
+def _expected(folder: Path | None, found: Sequence[Member]) -> Iterator[tuple[Member, Path | None]]:
+    """Yield the members that may run, and the folder if it holds their training, else None."""
+    for member in found:
+        if folder is None or (member.training and not has_result(folder, member.training)):
+            yield member, None
+        elif failure(folder, member) is None:
+            yield member, folder
 
 
 def _expected_runs(study: Study, folder: Path | None, member: Member) -> list[Job]:
@@ -160,18 +155,6 @@ def _expected_runs(study: Study, folder: Path | None, member: Member) -> list[Jo
         *tuning_jobs(study, folder, member, grid),
         *reported_jobs(study, folder, member, point),
     ]
-
-
-def _trained_in(folder: Path | None, member: Member) -> Path | None:
-    """Return the folder if it holds the member's training; None: runs have placeholders."""
-    if folder is None or member.training is None or has_result(folder, member.training):
-        return folder
-    return None
-
-
-def _has_diverged(folder: Path, member: Member) -> bool:
-    finished = member.training is not None and has_result(folder, member.training)
-    return finished and failure(folder, member) is not None
 
 
 # How points are chosen
@@ -222,21 +205,15 @@ def wider(study: Study, folder: Path, member: Member, grid: Sequence[Values]) ->
     return [known.get(rate, {name: rate}) for rate in extended]
 
 
-def tuned_grid(study: Study, folder: Path, member: Member) -> list[Values]:
-    """Return a member's grid with all extensions that its best values required.
+def choose(study: Study, folder: Path, member: Member) -> Choice:
+    """Choose the point with the best mean on the tuning seeds, which are never reported.
 
     Raises:
-        StoreError: a run of an extension is not finished.
+        StoreError: a run is not finished, such as one of an extension of the grid.
     """
-    grid: list[Values] = list(points(member.candidate.grid))
+    grid = points(member.candidate.grid)
     while (further := wider(study, folder, member, grid)) != grid:
         grid = further
-    return grid
-
-
-def choose(study: Study, folder: Path, member: Member) -> Choice:
-    """Choose the point with the best mean on the tuning seeds, which are never reported."""
-    grid = tuned_grid(study, folder, member)
     if len(grid) == 1:
         return Choice(grid[0], (), grid)
     point = grid[int(np.argmax(scores(study, folder, member, grid)))]

@@ -235,6 +235,6 @@ SCALES: dict[str, StudySettings] = {
 
 def settings_at(scale: str, environment: str) -> StudySettings:
     """Return the settings of a scale on a task; small_dense_long has its own at scale "paper"."""
-    own = (PAPER_SMALL_DENSE_LONG,) if scale == "paper" else ()
-    found = next((x for x in own if x.environment == environment), SCALES[scale])
-    return replace(found, environment=environment)
+    if (scale, environment) == ("paper", PAPER_SMALL_DENSE_LONG.environment):
+        return PAPER_SMALL_DENSE_LONG
+    return replace(SCALES[scale], environment=environment)

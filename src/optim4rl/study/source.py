@@ -5,11 +5,10 @@ all. All workers read that copy, so every cell and the report come from the same
 file is another experiment with its own cells.
 """
 
-import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -19,7 +18,7 @@ from typing import Any
 from optim4rl.fields import shown
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.reading import read_file
-from optim4rl.jobs.provenance import code_hash, installed_version, is_module
+from optim4rl.jobs.provenance import code_hash, imported_names, installed_version, is_module
 from optim4rl.study.experiment import Experiment
 
 FOLDER = "experiments"
@@ -218,22 +217,16 @@ def _local_files(path: Path) -> list[Path]:
     return [first, *sorted(others)]
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Yield the full name of everything that a file imports.
+def _imports(path: Path) -> list[str]:
+    """Return the full name of everything that a file imports.
 
     Raises:
         ValueError: the file is not valid Python.
     """
     try:
-        tree = ast.parse(read_file(path), str(path))
+        return imported_names(read_file(path), str(path))
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{path.name}: {explain(error, path)}") from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _top_level(names: Iterable[str]) -> set[str]:

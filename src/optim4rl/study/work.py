@@ -5,10 +5,11 @@ implementations: one job for each run of a user's function (`given`), and batche
 side for this project's own method (`own`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from optim4rl.evaluation.curves import Curves
 from optim4rl.jobs.job import Job
@@ -65,13 +66,14 @@ class Member:
     training: Job | None
 
 
-@runtime_checkable
-class Work(Protocol):
-    """The protocol for the work of an experiment."""
+class Work(ABC):
+    """The work of an experiment; by default there is nothing beside trainings and runs."""
 
+    @abstractmethod
     def training(self, candidate: Candidate, values: Values, meta_seed: int) -> Job | None:
         """Return a training at values of the grid of trainings; None if nothing is trained."""
 
+    @abstractmethod
     def runs(
         self, folder: Path | None, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Job]:
@@ -84,6 +86,7 @@ class Work(Protocol):
             seeds: seeds of the runs.
         """
 
+    @abstractmethod
     def read(
         self, folder: Path, member: Member, points: Sequence[Values], seeds: Sequence[int]
     ) -> list[Reported]:
@@ -96,15 +99,20 @@ class Work(Protocol):
 
     def stress(self, folder: Path | None, member: Member, point: Values) -> list[Job]:
         """Return short runs at multiples of a point; empty if the experiment has no such test."""
+        return []
 
     def read_stress(self, folder: Path, member: Member, point: Values) -> Mapping[float, Curves]:
         """Return the reports of these short runs, by multiple."""
+        return {}
 
     def floor(self) -> list[Job]:
         """Return runs that learn nothing, as the zero of returns; empty if there are none."""
+        return []
 
     def read_floor(self, folder: Path) -> Curves | None:
-        """Return the reports of the runs that learn nothing."""
+        """Return the reports of the runs that learn nothing; None if there are none."""
+        return None
 
     def once(self, metrics: frozenset[str]) -> list[Job]:
         """Return jobs that some metrics need once for the whole study."""
+        return []

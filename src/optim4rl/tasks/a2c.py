@@ -89,13 +89,8 @@ class A2C:
         prepared = self.network.prepare(params, batch.live)
         outputs, value, _ = self.network.forward(prepared, batch.observation)
         return a2c_loss(
-            self.distribution,
-            self.config,
-            outputs,
-            value,
-            batch.action,
-            batch.uniforms,
-            batch.target,
+            *(self.distribution, self.config, outputs, value),
+            *(batch.action, batch.uniforms, batch.target),
         )
 
     def gradient(self, params: Any, batch: Rollout) -> Any:

@@ -7,7 +7,6 @@ no second forward pass.
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ from optim4rl.tasks.kernels.select import choose
 from optim4rl.tasks.networks import (
     Activation,
     ActorCritic,
+    Conv2x2,
     Dense,
     Initialisation,
     Network,
@@ -187,19 +187,18 @@ class SharedTorso:
         # few outputs, so it joins one loop and takes half the time.
         columns = [x[:, None] * k[None] for x, k in zip(outputs.T, prepared.kernel, strict=True)]
         hidden = jnp.where(hidden > 0, functools.reduce(jnp.add, columns), 0.0)
+        conv: Conv2x2 | None = None
         if network.conv is None:
-            torso = [self.inputs.full_gradient(observation, hidden)]
+            kernel = self.inputs.full_gradient(observation, hidden)
         else:
             layers = choose(self.inputs)
-            torso = [*layers.backward(network.conv, network.dense.kernel, observation, hidden)]
-        leaves = [
-            *torso,
-            jnp.sum(hidden, axis=0),
-            *(head_kernel[:, :-1], head_bias[:-1]),
-            *(head_kernel[:, -1:], head_bias[-1:]),
-        ]
-        gradient: ActorCritic = jax.tree.unflatten(jax.tree.structure(network), leaves)
-        return gradient
+            conv, kernel = layers.backward(network.conv, network.dense.kernel, observation, hidden)
+        return ActorCritic(
+            conv,
+            Dense(kernel, jnp.sum(hidden, axis=0)),
+            Dense(head_kernel[:, :-1], head_bias[:-1]),
+            Dense(head_kernel[:, -1:], head_bias[-1:]),
+        )
 
     def dormancy(self, prepared: Prepared, observation: Num[Array, "..."]) -> ActorCritic:
         """Return the dormancy, of filters over all positions; masked-out units do not count."""
@@ -234,7 +233,7 @@ class SeparateTorsos:
     policy_layers: tuple[int, ...]
     value_layers: tuple[int, ...]
     activation: Activation
-    initialisation: Initialisation = "lecun"
+    initialisation: Initialisation
 
     def init(self, key: PRNGKeyArray) -> SeparateMLPs:
         """Return fresh parameters."""
@@ -243,7 +242,6 @@ class SeparateTorsos:
             self.outputs,
             self.policy_layers,
             self.value_layers,
-            self.activation,
             self.initialisation,
             key=jax.random.fold_in(key, 0),
         )
@@ -260,8 +258,8 @@ class SeparateTorsos:
         self, prepared: SeparateMLPs, observation: Num[Array, "..."]
     ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch"], tuple[()]]:
         """Return outputs and values; the cache is empty."""
-        run = functools.partial(_run, self.inputs, activation(self.activation), observation)
-        return run(prepared.policy)[-1], run(prepared.value)[-1][:, 0], ()
+        policy = self._run(prepared.policy, observation)[-1]
+        return policy, self._run(prepared.value, observation)[-1][:, 0], ()
 
     def backward(
         self,
@@ -278,23 +276,20 @@ class SeparateTorsos:
 
     def dormancy(self, prepared: SeparateMLPs, observation: Num[Array, "..."]) -> SeparateMLPs:
         """Return the dormancy: of hidden units after the activation, of outputs as they are."""
-        run = functools.partial(_run, self.inputs, activation(self.activation), observation)
-        units = [*run(prepared.policy), *run(prepared.value)]
+        both = (prepared.policy, prepared.value)
+        units = [x for layers in both for x in self._run(layers, observation)]
         return _of_each_layer(prepared, [activity(x) for x in units])
 
-
-def _run(
-    inputs: Inputs,
-    activate: Callable[[Array], Array],
-    observation: Num[Array, "..."],
-    layers: tuple[Dense, ...],
-) -> list[Float[Array, "batch _"]]:
-    """Return each layer's output, in order; the last layer has no activation."""
-    units = [inputs.full(layers[0].kernel, observation) + layers[0].bias[None]]
-    for layer in layers[1:]:
-        units[-1] = activate(units[-1])
-        units.append(units[-1] @ layer.kernel + layer.bias[None])
-    return units
+    def _run(
+        self, layers: tuple[Dense, ...], observation: Num[Array, "..."]
+    ) -> list[Float[Array, "batch _"]]:
+        """Return each layer's output, in order; the last layer has no activation."""
+        activate = activation(self.activation)
+        units = [self.inputs.full(layers[0].kernel, observation) + layers[0].bias[None]]
+        for layer in layers[1:]:
+            units[-1] = activate(units[-1])
+            units.append(units[-1] @ layer.kernel + layer.bias[None])
+        return units
 
 
 def activity(

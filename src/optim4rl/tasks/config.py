@@ -11,6 +11,16 @@ TorsoKind = Literal["dense", "conv", "mlp"]
 Activation = Literal["relu", "swish", "tanh"]
 Initialisation = Literal["lecun", "orthogonal"]
 
+# Ranges of the settings that both learners have.
+_BOTH = {
+    "rollout": COUNT,
+    "gamma": SHARE,
+    "lam": SHARE,
+    "value_weight": NOT_NEGATIVE,
+    "entropy_weight": NOT_NEGATIVE,
+    "reward_scale": POSITIVE,
+}
+
 
 @dataclass(frozen=True)
 class A2CConfig:
@@ -33,15 +43,7 @@ class A2CConfig:
     reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            rollout=COUNT,
-            gamma=SHARE,
-            lam=SHARE,
-            value_weight=NOT_NEGATIVE,
-            entropy_weight=NOT_NEGATIVE,
-            reward_scale=POSITIVE,
-        )
+        check_fields(self, **_BOTH)
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,8 @@ class PPOConfig:
     value_clip: float | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            rollout=COUNT,
-            epochs=COUNT,
-            minibatches=COUNT,
-            gamma=SHARE,
-            lam=SHARE,
-            clip=POSITIVE,
-            value_weight=NOT_NEGATIVE,
-            entropy_weight=NOT_NEGATIVE,
-            reward_scale=POSITIVE,
-            value_clip=POSITIVE,
-        )
+        own = {"epochs": COUNT, "minibatches": COUNT, "clip": POSITIVE, "value_clip": POSITIVE}
+        check_fields(self, **_BOTH, **own)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,7 @@ _CONTINUOUS = dataclasses.replace(
     normalise_rewards=True,
     normalise_observations=True,
 )
-_CONTINUOUS_NAMES = (
-    "Pendulum-v1",
-    "MountainCarContinuous-v0",
-    "Reacher-misc",
-)
+_CONTINUOUS_NAMES = ("Pendulum-v1", "MountainCarContinuous-v0", "Reacher-misc")
 # A swimmer that drifts far away makes the variance of positions very large. Normalised positions
 # near the goal would then all look the same.
 _SWIMMER = dataclasses.replace(_CONTINUOUS, normalise_observations=False)

@@ -1,62 +1,27 @@
 """Policies' distributions over actions: categorical, and a Gaussian squashed into the bounds.
 
-A network's outputs `[..., outputs]` are the parameters of a distribution over `raw` actions. A raw
-action is the number of a discrete action, or a continuous action before it is squashed. So its
-probability is known even where the squashing saturates. `squash` turns it into the environment's
-action.
+A network's outputs `[..., outputs]` are the parameters of a distribution over `raw` actions, for
+any number of environments at once. Uniform numbers become a sample by inverting the distribution
+function. A raw action is the number of a discrete action, or a continuous action before it is
+squashed. So its probability is known even where the squashing saturates. `squash` turns it into the
+environment's action.
 """
 
 import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 # The smallest possible standard deviation, as in Brax.
 MIN_SCALE = 0.001
 
 # Uniform numbers are kept this far from 0 and 1: normal ones are within 5.2.
 _EDGE = 1e-7
-
-
-@runtime_checkable
-class Distribution(Protocol):
-    """A distribution over actions, for any number of environments at once.
-
-    Attributes:
-        outputs: number of network outputs that parametrise it.
-        uniforms: number of uniform numbers for one sample.
-    """
-
-    @property
-    def outputs(self) -> int: ...
-    @property
-    def uniforms(self) -> int: ...
-
-    def sample(
-        self, uniforms: Float[Array, "*batch uniforms E"], outputs: Float[Array, "*batch E outputs"]
-    ) -> Num[Array, "..."]:
-        """Return raw actions, by inverting the distribution function."""
-
-    def mode(self, outputs: Float[Array, "*batch E outputs"]) -> Num[Array, "..."]:
-        """Return the raw action of a greedy policy."""
-
-    def squash(self, raw: Num[Array, "..."]) -> Num[Array, "..."]:
-        """Return the actions that the environment takes."""
-
-    def log_prob(
-        self, outputs: Float[Array, "*batch E outputs"], raw: Num[Array, "..."]
-    ) -> Float[Array, "*batch E"]:
-        """Return the log-probability, or the log-density of the squashed action in (-1, 1)."""
-
-    def entropy(
-        self, outputs: Float[Array, "*batch E outputs"], uniforms: Float[Array, "*batch uniforms E"]
-    ) -> Float[Array, "*batch E"]:
-        """Return the entropy in closed form, or its estimate at the sample from these numbers."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +64,7 @@ class Categorical:
     def entropy(
         self, outputs: Float[Array, "*batch E actions"], uniforms: Float[Array, "*batch 1 E"]
     ) -> Float[Array, "*batch E"]:
-        """Return the entropy in closed form."""
+        """Return the entropy in closed form; the numbers are not used."""
         log_policy = _log_softmax(outputs)
         return -jnp.sum(jnp.exp(log_policy) * log_policy, axis=0)
 
@@ -187,3 +152,6 @@ def _mean_and_scale(
 def _log_slope(raw: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return the log of tanh's slope, `log(1 - tanh(x)^2)`, also where the slope rounds to 0."""
     return 2.0 * (math.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))
+
+
+Distribution: TypeAlias = Categorical | TanhNormal

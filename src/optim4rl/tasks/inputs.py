@@ -1,8 +1,9 @@
 """Linear maps that read observations, and their transposes, for dense and sparse observations.
 
-`DenseInputs` multiplies arrays of floats. `SparseInputs` stores observations with few ones among
-zeros as the places of the ones, and looks up rows of the kernel. A place equal to the observation's
-size stands for an absent one. Each map comes with the gradient of its kernel:
+Both kinds of `Inputs` map a batch of observations to the first layer of a network. `DenseInputs`
+multiplies arrays of floats. `SparseInputs` stores observations with few ones among zeros as the
+places of the ones, and looks up rows of the kernel. A place equal to the observation's size stands
+for an absent one. Each map comes with the gradient of its kernel:
 
 - `full(kernel, x)`: the flattened observation times a kernel `[inputs, outputs]`;
 - `conv(kernel, x)`: the 2 x 2 convolution of `networks.Conv2x2` without its bias, the positions
@@ -12,77 +13,40 @@ size stands for an absent one. Each map comes with the gradient of its kernel:
 import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from optim4rl.tasks.config import MapOrder
 
 
-@runtime_checkable
-class Inputs(Protocol):
-    """Maps from a batch of observations to the first layer of a network.
+@dataclass(frozen=True)
+class DenseInputs:
+    """Observations `[batch, *shape]` of any floats.
 
     Attributes:
         shape: shape of one observation.
         maps: order of its axes in a convolution.
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def maps(self) -> MapOrder: ...
-
-    def join(self, x: Num[Array, "steps ..."]) -> Num[Array, "..."]:
-        """Join the batches of several steps into one, step after step."""
-
-    def select(
-        self, x: Num[Array, "steps ..."], step: Int[Array, "some batch"]
-    ) -> Num[Array, "..."]:
-        """Select steps, for each member of the batch separately."""
-
-    def take(self, x: Num[Array, "..."], members: Int[Array, "some"]) -> Num[Array, "..."]:
-        """Select members of a batch."""
-
-    def full(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch outputs"]:
-        """Return observations times a kernel."""
-
-    def full_gradient(
-        self, x: Num[Array, "..."], cotangent: Float[Array, "batch outputs"]
-    ) -> Float[Array, "inputs outputs"]:
-        """Return the gradient of the kernel of `full`."""
-
-    def conv(self, kernel: Array, x: Num[Array, "..."]) -> Float[Array, "batch positions filters"]:
-        """Return observations convolved with a kernel."""
-
-    def conv_gradient(
-        self, x: Num[Array, "..."], cotangent: Float[Array, "batch positions filters"]
-    ) -> Float[Array, "2 2 channels filters"]:
-        """Return the gradient of the kernel of `conv`."""
-
-
-@dataclass(frozen=True)
-class DenseInputs:
-    """Observations `[batch, *shape]` of any floats."""
-
     shape: tuple[int, ...]
     maps: MapOrder
 
     def join(self, x: Float[Array, "steps batch *observation"]) -> Float[Array, "..."]:
-        """Join steps; the batch is the first axis."""
+        """Join the batches of several steps into one, step after step."""
         return x.reshape(-1, *self.shape)
 
     def select(
         self, x: Float[Array, "steps batch *observation"], step: Int[Array, "some batch"]
     ) -> Float[Array, "some batch *observation"]:
-        """Select steps; the batch is the first axis."""
+        """Select steps, for each member of the batch separately."""
         return x[step, jnp.arange(x.shape[1])[None]]
 
     def take(
         self, x: Float[Array, "batch *observation"], members: Int[Array, "some"]
     ) -> Float[Array, "some *observation"]:
-        """Select members; the batch is the first axis."""
+        """Select members of a batch."""
         return x[members]
 
     def full(
@@ -132,7 +96,7 @@ def shifted_images(
 
 @dataclass(frozen=True)
 class SparseInputs:
-    """Observations given by the places of their ones, `[ones, batch]`."""
+    """Observations given by the places of their ones, `[ones, batch]`; see `DenseInputs`."""
 
     shape: tuple[int, ...]
     maps: MapOrder
@@ -219,3 +183,6 @@ def _rows(
 ) -> Float[Array, "*batch outputs"]:
     """Return rows of the kernel; zero out of bounds."""
     return kernel.at[places].get(mode="fill", fill_value=0.0)
+
+
+Inputs: TypeAlias = DenseInputs | SparseInputs

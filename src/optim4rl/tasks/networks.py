@@ -20,15 +20,10 @@ FILTERS = 16
 
 
 class Dense(eqx.Module):
-    """An affine map, LeCun-normal kernel and zero bias."""
+    """An affine map."""
 
     kernel: Float[Array, "inputs outputs"]
     bias: Float[Array, "outputs"]
-
-    def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray) -> None:
-        """Draw the kernel."""
-        self.kernel = _kernel_init(key, (inputs, outputs), jnp.float32)
-        self.bias = jnp.zeros(outputs, jnp.float32)
 
 
 class Conv2x2(eqx.Module):
@@ -43,11 +38,6 @@ class Conv2x2(eqx.Module):
     kernel: Float[Array, "2 2 channels filters"]
     bias: Float[Array, "filters"]
 
-    def __init__(self, channels: int, filters: int, *, key: PRNGKeyArray) -> None:
-        """Draw the kernel."""
-        self.kernel = _kernel_init(key, (2, 2, channels, filters), jnp.float32)
-        self.bias = jnp.zeros(filters, jnp.float32)
-
 
 class ActorCritic(eqx.Module):
     """Policy and value of one observation, from a shared torso.
@@ -60,7 +50,6 @@ class ActorCritic(eqx.Module):
     dense: Dense
     policy: Dense
     value: Dense
-    maps: MapOrder = eqx.field(static=True)
 
 
 class SeparateMLPs(eqx.Module):
@@ -68,7 +57,6 @@ class SeparateMLPs(eqx.Module):
 
     policy: tuple[Dense, ...]
     value: tuple[Dense, ...]
-    activation: Activation = eqx.field(static=True)
 
 
 def activation(name: Activation) -> Callable[[Array], Array]:
@@ -81,7 +69,6 @@ def make_mlps(
     num_outputs: int,
     policy_layers: tuple[int, ...],
     value_layers: tuple[int, ...],
-    activation: Activation,
     initialisation: Initialisation = "lecun",
     *,
     key: PRNGKeyArray,
@@ -93,7 +80,6 @@ def make_mlps(
         num_outputs: Number of parameters of the policy's distribution.
         policy_layers: Units of the policy's hidden layers.
         value_layers: Units of the value's hidden layers.
-        activation: Activation between the layers.
         initialisation: Initialisation of the kernels. "lecun" has variance 1 / fan-in.
             "orthogonal" has orthogonal columns or rows, times the root of 2 in hidden layers, 0.01
             in the policy's last layer and 1 in the value's (Huang et al. 2022, "The 37
@@ -103,14 +89,12 @@ def make_mlps(
 
     def layers(hidden: tuple[int, ...], outputs: int) -> tuple[Dense, ...]:
         sizes = itertools.pairwise((inputs, *hidden, outputs))
-        return tuple(Dense(*size, key=key) for size in sizes)
+        return tuple(_blank(*size) for size in sizes)
 
-    def shapes() -> SeparateMLPs:
-        policy, value = layers(policy_layers, num_outputs), layers(value_layers, 1)
-        return SeparateMLPs(policy, value, activation)
-
-    drawn = jax.eval_shape(shapes)
-    return _draw(drawn, key) if initialisation == "lecun" else _draw_orthogonal(drawn, key)
+    shapes = jax.eval_shape(
+        lambda: SeparateMLPs(layers(policy_layers, num_outputs), layers(value_layers, 1))
+    )
+    return _draw(shapes, key) if initialisation == "lecun" else _draw_orthogonal(shapes, key)
 
 
 def make_network(
@@ -148,17 +132,20 @@ def make_network(
         inputs = math.prod(observation_shape)
         if kind == "conv":
             channels = observation_shape[0 if maps == "channels" else -1]
-            conv = Conv2x2(channels, FILTERS, key=key)
+            conv = Conv2x2(
+                jnp.zeros((2, 2, channels, FILTERS), jnp.float32), jnp.zeros(FILTERS, jnp.float32)
+            )
             inputs = inputs // channels * FILTERS
         return ActorCritic(
-            conv=conv,
-            dense=Dense(inputs, width, key=key),
-            policy=Dense(width, num_actions, key=key),
-            value=Dense(width, 1, key=key),
-            maps=maps,
+            conv, _blank(inputs, width), _blank(width, num_actions), _blank(width, 1)
         )
 
     return _draw(jax.eval_shape(shapes), key)
+
+
+def _blank(inputs: int, outputs: int) -> Dense:
+    """Return a layer of this size, whose numbers are still to be drawn."""
+    return Dense(jnp.zeros((inputs, outputs), jnp.float32), jnp.zeros(outputs, jnp.float32))
 
 
 Network = TypeVar("Network", ActorCritic, SeparateMLPs)
@@ -193,18 +180,12 @@ def _draw_orthogonal(shapes: SeparateMLPs, key: PRNGKeyArray) -> SeparateMLPs:
         gains = [math.sqrt(2.0)] * (len(drawn) - 1) + [last_gain]
         keys = jax.random.split(key, len(drawn))
         return tuple(
-            eqx.tree_at(
-                lambda x: (x.kernel, x.bias),
-                layer,
-                (gain * _orthogonal(k, *layer.kernel.shape), jnp.zeros(layer.bias.shape)),
-            )
+            Dense(gain * _orthogonal(k, *layer.kernel.shape), jnp.zeros_like(layer.bias))
             for gain, k, layer in zip(gains, keys, drawn, strict=True)
         )
 
     policy, value = jax.random.split(key)
-    return SeparateMLPs(
-        layers(shapes.policy, 0.01, policy), layers(shapes.value, 1.0, value), shapes.activation
-    )
+    return SeparateMLPs(layers(shapes.policy, 0.01, policy), layers(shapes.value, 1.0, value))
 
 
 def _orthogonal(key: PRNGKeyArray, inputs: int, outputs: int) -> Float[Array, "inputs outputs"]:
@@ -214,7 +195,8 @@ def _orthogonal(key: PRNGKeyArray, inputs: int, outputs: int) -> Float[Array, "i
     at once, for a batch of agents, deadlock on a machine with two cores.
     """
     tall = inputs >= outputs
-    normal = jax.random.normal(key, (inputs, outputs) if tall else (outputs, inputs))
+    shape = (inputs, outputs) if tall else (outputs, inputs)
+    normal = jax.random.normal(key, shape, jnp.float32)
 
     def add(done: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
         """Add a direction orthogonal to the earlier ones; the later columns are still zero."""

@@ -137,8 +137,8 @@ class Task:
     @cached_property
     def inputs(self) -> Inputs:
         """Return the reader of `vector`'s observations for the network."""
-        inputs = SparseInputs if self._looks_up else DenseInputs
-        return inputs(self.observation_shape, self.config.maps)
+        arguments = (self.observation_shape, self.config.maps)
+        return SparseInputs(*arguments) if self._looks_up else DenseInputs(*arguments)
 
     @cached_property
     def distribution(self) -> Distribution:

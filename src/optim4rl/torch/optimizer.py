@@ -191,8 +191,7 @@ class Optim4RL(torch.optim.Optimizer):
                     None if x is None else torch.as_tensor(x, dtype=torch.float32, device=device)
                     for x in (training, epoch_proportion)
                 ]
-                told = active, proportions
-                self._update(group, found, params, gradients, memories, steps, *told)
+                self._update(group, found, params, gradients, memories, steps, active, proportions)
         return loss
 
     def _dormancy(self, index: int, dormancy: Mapping[str, Tensor]) -> list[Tensor]:
@@ -255,15 +254,26 @@ class Optim4RL(torch.optim.Optimizer):
     ) -> None:
         """Move parameters and state, all of a group's tensors at once."""
         rule = self._rule_on(params[0].device)
+        sizes = [p.numel() for p in params]
         with torch.autocast(params[0].device.type, enabled=False):
             if rule.native is not None and runs_on(gradients, [*memories, *steps]):
                 direction = rule.native.directions(gradients, memories, steps, layout)
                 rule.finish(direction, layout)
             else:
-                own = layout, params, gradients, memories, steps
-                direction = _step(rule, *own, dormancy, proportions)
+                given = Given(
+                    _flat(gradients),
+                    torch.cat(memories, dim=1),
+                    torch.stack(steps),
+                    _flat(params) if "params" in rule.spec.structure.reads else None,
+                    layout,
+                    None if dormancy is None else _flat(dormancy),
+                    proportions,
+                )
+                direction, memory = rule.step(given)
+                torch._foreach_copy_(memories, torch.split(memory, sizes, dim=1))
+                torch._foreach_add_(steps, 1.0)
         direction *= group["lr"] * group["step_scale"]
-        moves = torch.split(direction, [p.numel() for p in params])
+        moves = torch.split(direction, sizes)
         torch._foreach_sub_(
             params, [move.view_as(p).to(p.dtype) for move, p in zip(moves, params, strict=True)]
         )
@@ -408,33 +418,6 @@ class _Groups(NamedTuple):
         """Return whether these are the same parameters, with the same shapes and names."""
         same = all(a() is b() for a, b in zip(self.params, other.params, strict=False))
         return same and self._replace(params=[]) == other._replace(params=[])
-
-
-def _step(
-    rule: Rule,
-    layout: Layout,
-    params: list[Tensor],
-    gradients: list[Tensor],
-    memories: list[Tensor],
-    steps: list[Tensor],
-    dormancy: list[Tensor] | None,
-    proportions: Sequence[Tensor | None],
-) -> Tensor:
-    """Return the directions of all tensors in a row, by the formulae; update the state."""
-    given = Given(
-        _flat(gradients),
-        torch.cat(memories, dim=1),
-        torch.stack(steps),
-        _flat(params) if "params" in rule.spec.structure.reads else None,
-        layout,
-        None if dormancy is None else _flat(dormancy),
-        proportions,
-    )
-    direction, memory = rule.step(given)
-    sizes = [p.numel() for p in params]
-    torch._foreach_copy_(memories, torch.split(memory, sizes, dim=1))
-    torch._foreach_add_(steps, 1.0)
-    return direction
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

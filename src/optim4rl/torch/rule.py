@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from optim4rl.optimizers.arrays import unit_rms
 from optim4rl.optimizers.cells import CARRIES, Carry, Weights, cell_kernel, forward
-from optim4rl.optimizers.spec import OptimizerSpec, spec_from_dict
-from optim4rl.optimizers.structures import Extras, Features, Reading, unit_rms
+from optim4rl.optimizers.spec import OptimizerSpec
+from optim4rl.optimizers.structures import Extras, Features, Reading
 from optim4rl.optimizers.tensors import (
     EPSILON,
     Layout,
@@ -26,12 +27,7 @@ from optim4rl.optimizers.tensors import (
     pieces,
     tensor_inputs,
 )
-from optim4rl.optimizers.weight_files import (
-    WeightFile,
-    WeightsError,
-    read_weights,
-    require_tensors,
-)
+from optim4rl.optimizers.weight_files import WeightFile, read_rule
 from optim4rl.torch.native import NativeRule, native_rule
 
 
@@ -265,13 +261,7 @@ def load_rule(weights: str | Path) -> Rule:
     Raises:
         WeightsError: the file cannot be used, or its rule does not exist in PyTorch.
     """
-    file = read_weights(weights)
-    try:
-        spec = spec_from_dict(file.spec)
-        shapes = spec.weight_shapes
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{file.path}: {error}") from error
-    require_tensors(file, shapes)
+    spec, file = read_rule(weights)
     networks = tuple(_network(file, f"network{i}.") for i in range(len(spec.networks)))
     kernels = tuple(None if spec.cell == "none" else cell_kernel(x, spec.cell) for x in networks)
     return Rule(spec, networks, kernels, native_rule(spec, networks), file.learning_rate)

@@ -57,14 +57,19 @@ class Kernel:
     status: Callable[[], str]
 
 
-def structure_refusal(spec: OptimizerSpec) -> str | None:
-    """Return why only `plain` can run the rule, in one line; None if other kernels can."""
+def structure_refusal(spec: OptimizerSpec, *fields: str) -> str | None:
+    """Return why a kernel of single coordinates cannot run the rule, in one line, or None.
+
+    Args:
+        spec: the rule.
+        fields: further fields of the spec that the kernel does not know.
+    """
     structure = spec.structure
     if structure.tensorwise or structure.reads:
         return (
             f"structure = {structure.name!r}: it runs only structures that read single coordinates"
         )
-    for field in ("clip_norm", "zero_mean"):
+    for field in ("clip_norm", "zero_mean", *fields):
         if getattr(spec, field):
             return f"{field} = {getattr(spec, field)!r}: it runs only rules without {field}"
     return None

@@ -7,6 +7,7 @@ XLA's own threads share the agents (`jax.vmap`) and the chunks of coordinates. R
 depend on the number of threads.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,13 +63,13 @@ def replay_vjp(
     layout: Layout = (),
 ) -> MetaParameters:
     """Return the meta-gradient of `sum(cotangents * directions)`, like `xla.replay_vjp`."""
-    weights = _pack(spec, meta_parameters)
+    weights, unpack = jax.vjp(partial(_pack, spec), meta_parameters)
     call = jax.ffi.ffi_call(
         LIBRARY.target(packing.REPLAY),
         jax.ShapeDtypeStruct(weights.shape, jnp.float32),
         vmap_method="broadcast_all",
     )
-    packed = call(
+    gradient = call(
         weights,
         _clocks(spec, state.age, gradients.shape[0]),
         gradients,
@@ -77,7 +78,8 @@ def replay_vjp(
         cotangents,
         **_attributes(spec, layout, gradients.shape[1]),
     )
-    return _unpack(spec, packed, meta_parameters)
+    (unpacked,) = unpack(gradient)
+    return unpacked
 
 
 KERNEL = Kernel("native", refusal, step, replay_vjp, LIBRARY.status)
@@ -87,18 +89,6 @@ def _pack(spec: OptimizerSpec, meta_parameters: MetaParameters) -> Float[Array, 
     return jnp.concatenate(
         [meta_parameters[network][name].ravel() for network, name in packing.weight_names(spec)]
     )
-
-
-def _unpack(
-    spec: OptimizerSpec, packed: Float[Array, " weights"], like: MetaParameters
-) -> MetaParameters:
-    names = list(packing.weight_names(spec))
-    arrays = [like[network][name] for network, name in names]
-    parts = jnp.split(packed, np.cumsum([x.size for x in arrays])[:-1])
-    result: MetaParameters = {network: {} for network in like}
-    for (network, name), part, array in zip(names, parts, arrays, strict=True):
-        result[network][name] = part.reshape(array.shape)
-    return result
 
 
 def _clocks(spec: OptimizerSpec, age: Int[Array, ""], K: int) -> Float[Array, "K 4"]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from optim4rl.optimizers.arrays import unit_rms
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.tensors import EPSILON, is_centred, layer_scale, orthogonalise
@@ -38,13 +39,6 @@ def normalise(
     return spec.step_scale * _NORMALISE[spec.normalise](tensor, direction)
 
 
-def scale_to_unit_rms(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Scale one tensor's direction to a root mean square of 1."""
-    axes = tuple(range(direction.ndim - len(tensor.shape), direction.ndim))
-    mean_square = jnp.mean(jnp.square(direction), axes, keepdims=True)
-    return direction * jax.lax.rsqrt(mean_square + EPSILON)
-
-
 def _as_its_layer(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     if is_centred(tensor):
         inputs = tuple(axis - len(tensor.shape) for axis in tensor.inputs)
@@ -62,7 +56,7 @@ def _orthogonal(tensor: Tensor, direction: Float[Array, "*shape"]) -> Float[Arra
 
 
 _NORMALISE: dict[str, Callable[[Tensor, Array], Array]] = {
-    "rms": scale_to_unit_rms,
+    "rms": lambda tensor, x: unit_rms(x, EPSILON, x.ndim - len(tensor.shape)),
     "layers": _as_its_layer,
     "orthogonal": _orthogonal,
 }

@@ -26,19 +26,19 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from optim4rl.optimizers import rule
-from optim4rl.optimizers.inputs import rows_at, segments
-from optim4rl.optimizers.kernels.interface import Kernel, structure_refusal
-from optim4rl.optimizers.layout import Layout
-from optim4rl.optimizers.networks import (
+from optim4rl.optimizers.cells import (
     Carry,
     CellKind,
     Rows,
     Weights,
-    cell_backward,
     cell_forward,
     cell_kernel,
     num_layers,
 )
+from optim4rl.optimizers.inputs import rows_at, segments
+from optim4rl.optimizers.kernels.interface import Kernel, structure_refusal
+from optim4rl.optimizers.layout import Layout
+from optim4rl.optimizers.networks import cell_backward
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import Reading
 
@@ -398,10 +398,8 @@ def _tile(ref: Any, rows: int, columns: Array, step: tuple[Array, ...]) -> tuple
 def _refusal(spec: OptimizerSpec) -> str | None:
     if spec.cell not in _READS_HIDDEN:
         return f"cell = {spec.cell!r}: it runs only {', '.join(_READS_HIDDEN)}"
-    if reason := structure_refusal(spec):
+    if reason := structure_refusal(spec, "head_norm"):
         return reason
-    if spec.head_norm:
-        return "head_norm = True: it runs only rules without head_norm"
     platform = jax.default_backend()
     return None if platform == "gpu" else f"it needs a GPU, and JAX runs on {platform} here"
 

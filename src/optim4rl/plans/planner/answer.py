@@ -2,41 +2,44 @@
 
 from typing import Any, Final, get_args
 
-from optim4rl.plans.ablation import Expectation
-from optim4rl.plans.plan import Plan, PlanError, parse_plan
+from optim4rl.plans.ablation import Action, Expectation, Plan, PlanError
+from optim4rl.plans.plan import parse_plan
 from optim4rl.plans.planner.render import normalise
 from optim4rl.plans.planner.text import PlannerError
 
+
+def object_schema(**properties: Any) -> dict[str, Any]:
+    """Return the JSON schema of an object with all of these properties and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def array_schema(items: Any) -> dict[str, Any]:
+    """Return the JSON schema of a list of such items."""
+    return {"type": "array", "items": items}
+
+
+TEXT_SCHEMA: Final = {"type": "string"}
 # The schema of an answer, for endpoints that accept a schema.
-ANSWER_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "reasoning": {"type": "string"},
-        "ablations": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "title": {"type": "string"},
-                    "part": {"type": "string"},
-                    "action": {"type": "string", "enum": ["ADD", "REMOVE", "REPLACE"]},
-                    "replacements": {"type": "array", "items": {"type": "string"}},
-                    "metrics": {"type": "array", "items": {"type": "string"}},
-                    "expected": {"type": "string", "enum": list(get_args(Expectation))},
-                    "tests": {"type": "string"},
-                    "priority": {"type": "integer"},
-                },
-                "required": [
-                    *("title", "part", "action", "replacements", "metrics"),
-                    *("expected", "tests", "priority"),
-                ],
-                "additionalProperties": False,
-            },
-        },
-    },
-    "required": ["reasoning", "ablations"],
-    "additionalProperties": False,
-}
+ANSWER_SCHEMA: Final = object_schema(
+    reasoning=TEXT_SCHEMA,
+    ablations=array_schema(
+        object_schema(
+            title=TEXT_SCHEMA,
+            part=TEXT_SCHEMA,
+            action={**TEXT_SCHEMA, "enum": list(get_args(Action))},
+            replacements=array_schema(TEXT_SCHEMA),
+            metrics=array_schema(TEXT_SCHEMA),
+            expected={**TEXT_SCHEMA, "enum": list(get_args(Expectation))},
+            tests=TEXT_SCHEMA,
+            priority={"type": "integer"},
+        )
+    ),
+)
 
 
 class AnswerError(ValueError):
@@ -49,7 +52,9 @@ def read_answer(text: str, title: str) -> Plan:
     Raises:
         AnswerError: the answer holds no plan.
     """
-    text = _without_thoughts(text).strip()
+    if text.lstrip().startswith("<think>"):  # Some local models put thoughts before the answer.
+        text = text.partition("</think>")[2]
+    text = text.strip()
     if not text:
         raise AnswerError("the answer is empty")
     try:
@@ -57,10 +62,3 @@ def read_answer(text: str, title: str) -> Plan:
         return normalise(Plan(title, plan.reasoning, plan.ablations))
     except (PlanError, PlannerError) as error:
         raise AnswerError(f"the answer holds no plan: {error}") from error
-
-
-def _without_thoughts(text: str) -> str:
-    """Return the answer without the thoughts that some local models put before it."""
-    if text.lstrip().startswith("<think>"):
-        return text.partition("</think>")[2]
-    return text

@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from optim4rl.plans.components import Value
 from optim4rl.plans.mapping import MappedAblation
 from optim4rl.plans.plan import Ablation, Plan
+from optim4rl.plans.planner.answer import TEXT_SCHEMA, array_schema, object_schema
 from optim4rl.plans.planner.prompt import Message
 from optim4rl.plans.planner.propose import Chat, Record
 from optim4rl.plans.planner.text import PlannerError
@@ -37,7 +38,7 @@ def export_lines(plan: Plan) -> str:
         json.dumps(
             {
                 "name": ablation.title or ablation.part,
-                "ablated_part": ablation.part or ablation.title,
+                "ablated_part": ablation.name,
                 "action": ablation.action or "REPLACE",
                 "replacement": list(ablation.replacements) or None,
                 "metrics": list(ablation.metrics),
@@ -131,7 +132,7 @@ def _is_match(one: MappedAblation, other: MappedAblation) -> bool:
 def _part(entry: MappedAblation) -> str | frozenset[str]:
     if entry.component is not None:
         return entry.component.key
-    return frozenset(normalised_words(entry.ablation.part or entry.ablation.title))
+    return frozenset(normalised_words(entry.ablation.name))
 
 
 def _replacements(entry: MappedAblation) -> set[Value | frozenset[str]]:
@@ -155,26 +156,12 @@ One ablation of the plan may match several of the paper. Answer with one JSON ob
 else: {"discussion": "why", "matches": [{"paper": 1, "plan": 3}, {"paper": 2, "plan": null}]}, \
 where numbers are those of the lines, from 1."""
 
-JUDGE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "discussion": {"type": "string"},
-        "matches": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "paper": {"type": "integer"},
-                    "plan": {"type": ["integer", "null"]},
-                },
-                "required": ["paper", "plan"],
-                "additionalProperties": False,
-            },
-        },
-    },
-    "required": ["discussion", "matches"],
-    "additionalProperties": False,
-}
+JUDGE_SCHEMA: Final = object_schema(
+    discussion=TEXT_SCHEMA,
+    matches=array_schema(
+        object_schema(paper={"type": "integer"}, plan={"type": ["integer", "null"]})
+    ),
+)
 
 
 def judge_plan(plan: Plan, wanted: Plan, chat: Chat, record: Record) -> Matches:

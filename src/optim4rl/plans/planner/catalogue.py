@@ -21,17 +21,17 @@ def catalogue_text(known: Catalogue) -> str:
     """Return every component with its replacements, and every metric, as JSON for a prompt."""
     components = [
         {
-            "part": component.phrases[0],
+            "part": component.name,
             "what the method does": component.description,
-            "reference": reference_of(component).phrases[0],
+            "reference": reference_of(component).name,
             "replacements": [
-                {"name": choice.phrases[0], "meaning": choice.description}
+                {"name": choice.name, "meaning": choice.description}
                 for choice in component.alternatives
             ],
         }
         for component in known.components
     ]
-    metrics = [{"name": m.phrases[0], "meaning": m.description} for m in known.metrics]
+    metrics = [{"name": m.name, "meaning": m.description} for m in known.metrics]
     return json.dumps({"components": components, "metrics": metrics}, indent=1, ensure_ascii=False)
 
 
@@ -74,29 +74,30 @@ def catalogue_plan(method: Method) -> Plan:
     known = method.known
     named = _named_components(method)
     chosen = [entry for entry in candidates(known) if entry.component.key in named]
-    metrics = {metric.key: metric.phrases[0] for metric in known.metrics}
+    metrics = {metric.key: metric.name for metric in known.metrics}
     further = dict(known.further_metrics)
     ablations = tuple(
         Ablation(
-            f"Ablation of {entry.component.phrases[0]}: {entry.choice.phrases[0]}",
-            entry.component.phrases[0],
+            f"Ablation of {entry.component.name}: {entry.choice.name}",
+            entry.component.name,
             "REPLACE",
-            (entry.choice.phrases[0],),
+            (entry.choice.name,),
             tuple(
                 metrics[key]
                 for key in (*known.default_metrics, *further.get(entry.component.key, ()))
             ),
             # Assume that the published design is right, until a study shows otherwise.
             expected="worse",
-            tests=f"whether {entry.component.phrases[0]} is needed as it is",
+            tests=f"whether {entry.component.name} is needed as it is",
             priority=rank,
         )
         for rank, entry in enumerate(chosen, start=1)
     )
     reasons = "\n".join(_reasons(method, named, chosen))
+    references = ", ".join(reference_of(component).name for component in known.components)
     introduction = (
-        "One ablation for each replacement that the study knows, compared with "
-        f"{_reference_name(known)}."
+        "One ablation for each replacement that the study knows, compared with the study's "
+        f"reference ({references})."
     )
     if known.extent:
         introduction += (
@@ -111,11 +112,11 @@ def _reasons(method: Method, named: Mapping[str, str], chosen: list[Candidate]) 
     for component in method.known.components:
         if component.key in named:
             found = "" if method.is_own else f" The text names it: '{named[component.key]}'."
-            yield f"- {component.phrases[0]}: {component.description}{found}"
+            yield f"- {component.name}: {component.description}{found}"
         else:
-            yield f"- {component.phrases[0]}: left out, because the text does not name it."
+            yield f"- {component.name}: left out, because the text does not name it."
     for rank, entry in enumerate(chosen, start=1):
-        what = f"{entry.component.phrases[0]}, {entry.choice.phrases[0]}"
+        what = f"{entry.component.name}, {entry.choice.name}"
         if method.known.extent is None:
             yield f"{rank}. {what}. {entry.choice.description}".rstrip()
             continue
@@ -131,7 +132,7 @@ def _named_components(method: Method) -> dict[str, str]:
     """Return the method's components, each with the registry's phrase that names it."""
     components = method.known.components
     if method.is_own:
-        return {component.key: component.phrases[0] for component in components}
+        return {component.key: component.name for component in components}
     named = {}
     sentences = [normalised_words(sentence) for sentence in _sentences(method.text)]
     for component in components:
@@ -140,7 +141,7 @@ def _named_components(method: Method) -> dict[str, str]:
                 named[component.key] = phrase
                 break
     if not named:
-        phrases = ", ".join(component.phrases[0] for component in components)
+        phrases = ", ".join(component.name for component in components)
         raise PlannerError(
             f"method {method.name!r} names no component that the study can ablate ({phrases}); "
             "give --model: a chat model may find more in it"
@@ -158,8 +159,3 @@ def _sentences(text: str) -> Iterator[str]:
         words = sentence.split()
         for start in range(0, max(len(words), 1), _PIECE - 8):
             yield " ".join(words[start : start + _PIECE])
-
-
-def _reference_name(known: Catalogue) -> str:
-    names = [reference_of(component).phrases[0] for component in known.components]
-    return f"the study's reference ({', '.join(names)})"

@@ -63,7 +63,7 @@ def read_method(path: Path, known: Catalogue = OPTIM4RL) -> Method:
 def method_of(known: Catalogue) -> Method:
     """Return the method of an experiment, as its catalogue describes it."""
     parts = [
-        f"- {c.phrases[0].capitalize()}: {c.description} Here: {reference_of(c).description}"
+        f"- {c.name.capitalize()}: {c.description} Here: {reference_of(c).description}"
         for c in known.components
     ]
     about = f"{known.about}:" if known.about else "Its parts:"

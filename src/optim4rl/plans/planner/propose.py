@@ -200,19 +200,20 @@ def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Reco
         PlannerError: no answer holds a plan; all answers are in the record.
     """
     run = _Run(f"optim4rl-planner/{one_line(model, 60)}/{method.name}", method.known)
-    first = first_messages(method)
-    messages, stopped = first, None
+    messages = first = first_messages(method)
     while True:
         if stopped := limits.forbid(run.spent, messages):
             break
         record.add("prompt", {"model": model, "messages": messages})
         try:
-            answer = _ask(chat, messages, record)
+            answer = chat.ask(messages)
         except ChatError as error:
+            record.add("failure", {"message": str(error), "raw": error.raw})
             if run.plan is None:
                 raise
             stopped = str(error)
             break
+        record.add("answer", {"raw": answer.raw})
         run.requests += 1
         # A response may not state its tokens.
         usage = answer.usage or Usage(_likely_tokens(messages), _tokens_of(answer.text))
@@ -231,16 +232,6 @@ def propose(method: Method, model: str, chat: Chat, limits: Limits, record: Reco
     return Proposal(
         run.plan, unmapped(map_plan(run.plan, method.known)), run.requests, run.spent, stopped
     )
-
-
-def _ask(chat: Chat, messages: list[Message], record: Record) -> Answer:
-    try:
-        answer = chat.ask(messages)
-    except ChatError as error:
-        record.add("failure", {"message": str(error), "raw": error.raw})
-        raise
-    record.add("answer", {"raw": answer.raw})
-    return answer
 
 
 def _failure(run: _Run, model: str, stopped: str | None, path: Path) -> str:

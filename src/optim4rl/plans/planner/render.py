@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from optim4rl.plans.components import Catalogue
-from optim4rl.plans.mapping import MappedAblation, Match, map_plan
+from optim4rl.plans.mapping import MappedAblation, map_plan
 from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import Ablation, Plan, PlanError, parse_plan
 from optim4rl.plans.planner.text import PlannerError, one_line
@@ -63,25 +63,13 @@ def _readable_text(plan: Plan, mapped: Sequence[MappedAblation]) -> str | None:
 
 def unmapped(mapped: Sequence[MappedAblation]) -> tuple[str, ...]:
     """Return the parts of a plan that map to nothing in a study, with reasons, one line each."""
-    return tuple(note for entry in mapped for note in _notes(entry))
-
-
-def _notes(entry: MappedAblation) -> list[str]:
-    name = one_line(entry.ablation.part or entry.ablation.title, 80)
-    if entry.component is None:
-        return [one_line(f"the study does not know the part '{name}' ({entry.reason})", 400)]
-    kinds: tuple[tuple[str, tuple[Match, ...]], ...] = (
-        ("replacement", entry.replacements),
-        ("metric", entry.metrics),
-    )
-    return [
-        one_line(
-            f"the study does not know the {kind} '{match.text}' of '{name}' ({match.reason})", 400
-        )
-        for kind, matches in kinds
-        for match in matches
-        if match.key is None
-    ]
+    notes = []
+    for entry in mapped:
+        name = one_line(entry.ablation.name, 80)
+        for kind, match in entry.unknown:
+            what = f"part '{name}'" if kind == "part" else f"{kind} '{match.text}' of '{name}'"
+            notes.append(one_line(f"the study does not know the {what} ({match.reason})", 400))
+    return tuple(notes)
 
 
 def _content(plan: Plan) -> list[tuple[object, ...]]:
@@ -107,7 +95,7 @@ def _tidy_ablation(ablation: Ablation) -> Ablation:
         ablation,
         title=one_line(ablation.title, 120),
         # The reader takes a missing part from the heading; here headings are only for people.
-        part=one_line(ablation.part or ablation.title, _MAX_VALUE),
+        part=one_line(ablation.name, _MAX_VALUE),
         replacements=tidied(ablation.replacements),
         metrics=tidied(ablation.metrics),
         tests=one_line(ablation.tests, _MAX_VALUE),
@@ -135,7 +123,7 @@ def _write(
             lines.append(f"- **Tests**: {_escape(ablation.tests)}")
         if ablation.priority is not None:
             lines.append(f"- **Priority**: {ablation.priority}")
-        notes = _notes(mapped[index]) if mapped else []
+        notes = unmapped(mapped[index : index + 1])
         lines += [f"- **Note**: {_escape(note)}" for note in notes]
         lines.append("")
     return "\n".join(lines)

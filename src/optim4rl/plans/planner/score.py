@@ -82,11 +82,11 @@ def score_plan(mapped: Sequence[MappedAblation], wanted: Sequence[MappedAblation
     ablations = tuple(
         Found(
             entry.ablation.title or entry.ablation.part,
-            pairs([entry]),
-            tuple(pair for pair in pairs([entry]) if pair in proposed),
+            own,
+            tuple(pair for pair in own if pair in proposed),
         )
         for entry in wanted
-        if pairs([entry])
+        if (own := pairs([entry]))
     )
     if not ablations:
         raise PlannerError(

@@ -14,10 +14,7 @@ from optim4rl.tasks.environments.names import (
     environment_names as environment_names,
     package_names as package_names,
 )
-from optim4rl.tasks.environments.physics import (
-    make_brax,
-    make_playground,
-)
+from optim4rl.tasks.environments.physics import make_brax, make_playground
 from optim4rl.tasks.environments.worlds import GRID_WORLDS
 
 

@@ -1,14 +1,14 @@
 """Catch, bsuite's smallest game, as a gymnax environment."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from gymnax.environments.environment import Environment, EnvParams
-from gymnax.environments.spaces import Box, Discrete
+from gymnax.environments.environment import EnvParams
+from gymnax.environments.spaces import Box
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from optim4rl.tasks.environments.sparse import time_limit, uniforms
+from optim4rl.tasks.environments.sparse import SparseGame, time_limit
 
 
 class CatchState(NamedTuple):
@@ -20,7 +20,7 @@ class CatchState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax is untyped
+class Catch(SparseGame):
     """A ball falls one row a step; the paddle on the bottom row moves left, stays, or moves right.
 
     The episode ends when the ball reaches the bottom row, `rows - 1` steps after the reset. Its
@@ -47,47 +47,19 @@ class Catch(Environment[CatchState, EnvParams]):  # type: ignore[misc]  # gymnax
         """Return 3: left, stay, right."""
         return 3
 
-    def action_space(self, params: EnvParams | None = None) -> Discrete:
-        """Return the actions: left, stay, right."""
-        return Discrete(self.num_actions)
-
     def observation_space(self, params: EnvParams | None = None) -> Box:
         """Return the space of the board."""
         return Box(0.0, 1.0, (self.rows, self.columns), jnp.float32)
 
-    def reset_env(
-        self, key: PRNGKeyArray, params: EnvParams
-    ) -> tuple[Float[Array, "rows columns"], CatchState]:
-        """Drop a ball in a random column, with the paddle in the middle."""
-        state = self.reset_from(uniforms(key, (1,)))
-        return self.get_obs(state), state
-
-    def step_env(
-        self,
-        key: PRNGKeyArray,
-        state: CatchState,
-        action: Int[Array, ""] | int,
-        params: EnvParams,
-    ) -> tuple[
-        Float[Array, "rows columns"],
-        CatchState,
-        Float[Array, ""],
-        Bool[Array, ""],
-        dict[str, Any],
-    ]:
-        """Move the paddle by `action - 1` columns and the ball by one row."""
-        state, reward, landed = self.step_from(jnp.zeros(0), state, action)
-        return self.get_obs(state), state, reward, landed, {}
-
     def reset_from(self, uniforms: Float[Array, "1"]) -> CatchState:
-        """Start a game; the uniform number times the columns is the ball's column."""
+        """Drop a ball in column `uniforms * columns`, with the paddle in the middle."""
         column = (uniforms[0] * self.columns).astype(jnp.int32)
         return CatchState(jnp.int32(0), column, jnp.int32(self.columns // 2))
 
     def step_from(
-        self, uniforms: Float[Array, "0"], state: CatchState, action: Int[Array, ""] | int
+        self, uniforms: Float[Array, "0"], state: CatchState, action: Int[Array, ""]
     ) -> tuple[CatchState, Float[Array, ""], Bool[Array, ""]]:
-        """Step once; a step is deterministic."""
+        """Move the paddle by `action - 1` columns and the ball by one row; nothing is random."""
         paddle = jnp.clip(state.paddle_column + action - 1, 0, self.columns - 1)
         state = CatchState(state.time + 1, state.ball_column, paddle)
         landed = state.time == self.rows - 1

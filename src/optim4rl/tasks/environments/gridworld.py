@@ -6,17 +6,17 @@ variants of Lan et al., "Learning to Optimize for Reinforcement Learning" (arXiv
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.environment import Environment, EnvParams
-from gymnax.environments.spaces import Box, Discrete
+from gymnax.environments.environment import EnvParams
+from gymnax.environments.spaces import Box
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from optim4rl.tasks.config import TimeLimit
-from optim4rl.tasks.environments.sparse import time_limit, uniforms
+from optim4rl.tasks.environments.sparse import SparseGame, time_limit
 from optim4rl.tasks.environments.worlds import GridWorldConfig
 
 
@@ -33,7 +33,7 @@ class GridWorldState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  # gymnax is untyped
+class GridWorld(SparseGame):
     """An agent walks on a walled grid and collects objects.
 
     Actions are the 3 x 3 cells around the agent, row by row: 0 is up left, 4 stays, 8 is down
@@ -66,40 +66,11 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         """Return 9: eight directions and staying."""
         return 9
 
-    def action_space(self, params: EnvParams | None = None) -> Discrete:
-        """Return the actions: eight directions and staying."""
-        return Discrete(self.num_actions)
-
     def observation_space(self, params: EnvParams | None = None) -> Box:
         """Return the space of the maps."""
         config = self.config
         shape = (len(config.objects) + 1, config.rows + 2, config.columns + 2)
         return Box(0.0, 1.0, shape, jnp.float32)
-
-    def reset_env(
-        self, key: PRNGKeyArray, params: EnvParams
-    ) -> tuple[Float[Array, "maps height width"], GridWorldState]:
-        """Place the agent and all objects on distinct cells, uniformly."""
-        state = self.reset_from(uniforms(key, (self.reset_uniforms,)))
-        return self.get_obs(state), state
-
-    def step_env(
-        self,
-        key: PRNGKeyArray,
-        state: GridWorldState,
-        action: Int[Array, ""] | int,
-        params: EnvParams,
-    ) -> tuple[
-        Float[Array, "maps height width"],
-        GridWorldState,
-        Float[Array, ""],
-        Bool[Array, ""],
-        dict[str, Any],
-    ]:
-        """Move, collect, and let collected objects reappear."""
-        numbers = uniforms(key, (self.step_uniforms,))
-        state, reward, ended = self.step_from(numbers, state, jnp.asarray(action, jnp.int32))
-        return self.get_obs(state), state, reward, ended, {}
 
     @property
     def step_uniforms(self) -> int:
@@ -112,7 +83,7 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
         return len(self.config.objects) + 1
 
     def reset_from(self, uniforms: Float[Array, "numbers"]) -> GridWorldState:
-        """Place the agent and then each object on a cell that is still free."""
+        """Place the agent and then each object on a cell that is still free, uniformly."""
         placed: list[Int[Array, ""]] = []
         for uniform in uniforms:
             placed.append(_free_cell(uniform, placed, self.config.cells))
@@ -121,7 +92,10 @@ class GridWorld(Environment[GridWorldState, EnvParams]):  # type: ignore[misc]  
     def step_from(
         self, uniforms: Float[Array, "objects"], state: GridWorldState, action: Int[Array, ""]
     ) -> tuple[GridWorldState, Float[Array, ""], Bool[Array, ""]]:
-        """Step; one number decides end, respawn and cell: given u < p, u / p is uniform again."""
+        """Move, collect, and let collected objects reappear.
+
+        One number decides end, respawn and cell: given u < p, u / p is uniform again.
+        """
         reward, end, respawn = np.asarray(self.config.objects, np.float32).reshape(-1, 3).T
         agent = self._move(state.agent, action)
         collected = state.objects == agent

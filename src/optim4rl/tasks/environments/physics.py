@@ -25,7 +25,6 @@ from optim4rl.tasks.environments.episodes import (
     numpys_rules,
     running_returns,
 )
-from optim4rl.tasks.environments.names import BRAX as BRAX, PLAYGROUND as PLAYGROUND
 from optim4rl.tasks.environments.sparse import time_limit
 
 # Brax's simulators; the first is the default here.

@@ -5,7 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from gymnax.environments.environment import EnvParams
+from gymnax.environments.environment import Environment, EnvParams
+from gymnax.environments.spaces import Discrete
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
@@ -15,8 +16,8 @@ class SparseEnvironment(Protocol):
 
     The numbers of a whole rollout are drawn at once. Networks look up the ones instead of
     multiplying by zeros. The gymnax methods must give the same results: `step_env` and `reset_env`
-    are `step_from` and `reset_from` of fresh uniforms, and `get_obs` draws `ones`. All methods are
-    for ONE environment; vmap over many.
+    are `step_from` and `reset_from` of fresh uniforms (see `SparseGame`), and `get_obs` draws
+    `ones`. All methods are for ONE environment; vmap over many.
 
     Attributes:
         step_uniforms: how many numbers a step takes.
@@ -44,6 +45,27 @@ class SparseEnvironment(Protocol):
 
     def steps_between_truncations(self, params: EnvParams) -> int | None:
         """Return the least number of steps between two truncations; None if there are none."""
+
+
+class SparseGame(Environment[Any, EnvParams]):  # type: ignore[misc]  # gymnax is untyped
+    """The gymnax methods of a `SparseEnvironment` with discrete actions."""
+
+    def action_space(self, params: EnvParams | None = None) -> Discrete:
+        """Return the actions."""
+        return Discrete(self.num_actions)
+
+    def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Float[Array, "..."], Any]:
+        """Reset from fresh uniform numbers."""
+        state = self.reset_from(uniforms(key, (self.reset_uniforms,)))
+        return self.get_obs(state), state
+
+    def step_env(
+        self, key: PRNGKeyArray, state: Any, action: Int[Array, ""] | int, params: EnvParams
+    ) -> tuple[Float[Array, "..."], Any, Float[Array, ""], Bool[Array, ""], dict[str, Any]]:
+        """Step from fresh uniform numbers."""
+        numbers = uniforms(key, (self.step_uniforms,))
+        state, reward, ended = self.step_from(numbers, state, jnp.asarray(action, jnp.int32))
+        return self.get_obs(state), state, reward, ended, {}
 
 
 def is_sparse(environment: object) -> bool:

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 
 from optim4rl.cpp.library import Library
 from optim4rl.tasks.inputs import SparseInputs
-from optim4rl.tasks.kernels.interface import ConvGradient
 from optim4rl.tasks.networks import Conv2x2
 
 _FORWARD, _BACKWARD = "optim4rl_conv_forward", "optim4rl_conv_backward"
@@ -48,7 +47,7 @@ class NativeConvLayers:
         kernel: Float[Array, "features units"],
         observation: Int[Array, "ones batch"],
         cotangent: Float[Array, "batch units"],
-    ) -> ConvGradient:
+    ) -> tuple[Conv2x2, Float[Array, "features units"]]:
         """Return the result of `XlaConvLayers.backward`."""
         parameters = (conv.kernel, conv.bias, kernel)
         call = jax.ffi.ffi_call(
@@ -56,7 +55,10 @@ class NativeConvLayers:
             [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in parameters],
             vmap_method="expand_dims",
         )
-        return ConvGradient(*call(observation, *parameters, cotangent, **self._attributes))
+        conv_kernel, conv_bias, dense_kernel = call(
+            observation, *parameters, cotangent, **self._attributes
+        )
+        return Conv2x2(conv_kernel, conv_bias), dense_kernel
 
     @property
     def _attributes(self) -> dict[str, Any]:

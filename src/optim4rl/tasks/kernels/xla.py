@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from optim4rl.tasks.inputs import Inputs
-from optim4rl.tasks.kernels.interface import ConvGradient
 from optim4rl.tasks.networks import Conv2x2
 
 
@@ -29,8 +28,8 @@ class XlaConvLayers:
         kernel: Float[Array, "features units"],
         observation: Num[Array, "..."],
         cotangent: Float[Array, "batch units"],
-    ) -> ConvGradient:
-        """Return the gradients: the transpose of `forward`.
+    ) -> tuple[Conv2x2, Float[Array, "features units"]]:
+        """Return the gradients of both layers' parameters: the transpose of `forward`.
 
         The convolution runs again, for all observations at once. Its images are large, so storing
         them in each step of a rollout would take longer.
@@ -38,11 +37,8 @@ class XlaConvLayers:
         features = self._features(conv, observation)
         images = jnp.where(features > 0, cotangent @ kernel.T, 0.0)
         images = images.reshape(len(images), -1, conv.bias.size)
-        return ConvGradient(
-            self.inputs.conv_gradient(observation, images),
-            jnp.sum(images, axis=(0, 1)),
-            features.T @ cotangent,
-        )
+        kernel_gradient = self.inputs.conv_gradient(observation, images)
+        return Conv2x2(kernel_gradient, jnp.sum(images, axis=(0, 1))), features.T @ cotangent
 
     def _features(
         self, conv: Conv2x2, observation: Num[Array, "..."]
