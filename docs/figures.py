@@ -51,6 +51,7 @@ SUITES = {
     "unseen": ("unseen/runs.parquet",),
     "scaled-generalist": ("scaled-generalist/control.parquet",),
     "grid-to-brax": ("unseen/runs.parquet",),
+    "paper-protocol": ("../replication/catch.parquet",),
 }
 STUDIES = {
     "plan-on-catch": ("plan-on-catch/runs.parquet",),
