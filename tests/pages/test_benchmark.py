@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from documented import columns, types
 from optim4rl.benchmark import loop, table as benchmark_table
@@ -239,6 +241,26 @@ def test_an_untrained_rule_is_drawn_as_a_control_whatever_follows():
     looks = {name: line for (name, _), (line, _) in plots._with_looks(dict.fromkeys(names), ())}
     assert [line["ls"] for line in looks.values()] == ["-", "--", "-", "--", "--"]
     assert looks["x untrained+decay"]["color"] == looks["x+decay"]["color"]
+
+
+def test_many_optimizers_look_different():
+    names = [f"x{index}" for index in range(20)]
+    looks = [line for _, (line, _) in plots._with_looks(dict.fromkeys(names), ())]
+    assert len({(line["color"], line["ls"]) for line in looks}) == 20
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 30])
+def test_a_legend_is_as_wide_as_its_figure(count):
+    figure = Figure(figsize=(8.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for index in range(count):
+        axes.plot([0, 1], label=f"a rule of some length {index}, step tuned")
+    plots._legend(axes)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert figure.bbox.containsx(legend.get_window_extent().x0)
+    assert figure.bbox.containsx(legend.get_window_extent().x1)
+    assert axes.get_window_extent().height > 0.5 * 4.0 * figure.dpi  # room for the curves is left
 
 
 def test_the_page_says_how_settings_were_chosen(written, tmp_path):

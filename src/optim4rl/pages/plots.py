@@ -19,8 +19,12 @@ from optim4rl.pages.page import read_progress
 _T = TypeVar("_T")
 Against = Literal["env_steps", "seconds"]
 
+# Inches of a legend: a line with its margins, a letter, and a row.
+_HANDLE, _LETTER, _ROW = 0.7, 0.08, 0.23
 # Okabe and Ito's palette: every kind of colour vision can tell these colours apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# The lines of the first optimizers, and of those that have the same colours again.
+_LINES = ("-", "-.", ":")
 
 
 def plot_suite(
@@ -83,11 +87,13 @@ def plot_profiles(
 
 
 def _legend(axes: Any) -> None:
-    """Draw one legend above the whole figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
-    )
+    """Draw one legend above the whole figure, as wide as the figure, which grows by its height."""
+    figure, (handles, labels) = axes.figure, axes.get_legend_handles_labels()
+    column = _HANDLE + _LETTER * max(map(len, labels), default=0)
+    columns = max(1, min(4, len(labels), int(figure.get_figwidth() / column)))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + _ROW * max(0, rows - 2))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _draw_curves(
@@ -114,13 +120,15 @@ def _with_looks(
     drawn: Mapping[str, _T], background: Collection[str]
 ) -> Iterator[tuple[tuple[str, _T], tuple[_Look, _Look]]]:
     """Yield each named item with its line and band; a control is dashed, in its rule's colour."""
-    colours, taken = cycle(_COLOURS), dict[str, str]()
+    looks = cycle((colour, style) for style in _LINES for colour in _COLOURS)
+    taken = dict[str, tuple[str, str]]()
     for index, (name, what) in enumerate(drawn.items()):
         control = CONTROL in name  # Companions may follow.
         behind = control or name in background
-        colour = taken.get(name.replace(CONTROL, "", 1)) or next(colours)
-        taken[name] = colour
-        line = {"color": colour, "lw": 1.2 if behind else 2.0, "ls": "--" if control else "-"}
+        colour, style = taken.get(name.replace(CONTROL, "", 1)) or next(looks)
+        taken[name] = colour, style
+        style = "--" if control else style
+        line = {"color": colour, "lw": 1.2 if behind else 2.0, "ls": style}
         band = {"color": colour, "alpha": 0.05 if behind else 0.18, "lw": 0}
         order = {"zorder": (2 if behind else 3) - index / len(drawn)}
         yield (name, what), (line | order, band | order)
