@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ def ladder(tmp_path, monkeypatch):
     """The experiment, on a single task with the shortest of lives."""
     path = ROOT / "examples" / "experiments" / "ladder.py"
     spec = importlib.util.spec_from_file_location("ladder", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(importlib.sys.modules, "ladder", module)
+    assert spec is not None and spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ladder", module)
     spec.loader.exec_module(module)
     one = {"tasks": ("catch",), "learners": ("ppo",), "minibatches": (2,), "epochs": (1,)}
     rest = {"layers": (), "activations": (), "observations": (), "envs_per_agent": 2}
