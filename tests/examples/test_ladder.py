@@ -17,7 +17,8 @@ def ladder(tmp_path, monkeypatch):
     """The experiment, on a single task with the shortest of lives."""
     path = ROOT / "examples" / "experiments" / "ladder.py"
     spec = importlib.util.spec_from_file_location("ladder", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "ladder", module)
     spec.loader.exec_module(module)
