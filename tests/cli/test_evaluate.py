@@ -272,6 +272,13 @@ def test_a_task_has_its_defaults_and_takes_other_sizes():
     assert make_suite(EvaluateOptions(("w",), stress_rollouts=6)).tasks[0].stress_rollouts == 6
 
 
+def test_step_scales_are_asked_for_only_if_a_learned_rule_is_there():
+    suite = make_suite(EvaluateOptions(("mine.py:make",), suite="classic", rates=(0.1, 0.2)))
+    assert suite.rates == (0.1, 0.2)
+    with pytest.raises(ValueError, match="the same budget"):
+        make_suite(EvaluateOptions(("mine.py:make", "w"), suite="classic", rates=(0.1, 0.2)))
+
+
 @pytest.mark.parametrize(
     ("task", "rollouts", "stress"),
     [("brax:halfcheetah", None, 200), ("brax:humanoid", None, 100), ("brax:ant", 150, 150)],
@@ -289,8 +296,8 @@ def test_an_episode_of_1000_steps_ends_in_a_stress_run(task, rollouts, stress):
     [
         ("--suite nothing", ["suites are grid"]),
         ("--suite grid --only ctach", ["Did you mean 'catch'"]),
-        ("--suite grid --rates 0.1 0.2", ["the same budget"]),
-        ("--task catch --rates 0.1 0.2", ["the same budget"]),
+        ("ppo-generalist --suite grid --rates 0.1 0.2", ["the same budget"]),
+        ("ppo-generalist --task catch --rates 0.1 0.2", ["the same budget"]),
         ("--suite grid --seeds 0", ["seeds = 0"]),
         ("--suite grid --stress-scales 2 1", ["stress_scales"]),
         ("--task catch --suite grid", ["task = 'catch'", "suite = 'grid'"]),

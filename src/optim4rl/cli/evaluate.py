@@ -243,8 +243,9 @@ def make_suite(options: EvaluateOptions) -> Suite:
             rollouts=options.rollouts,
             num_envs=options.num_envs,
         )
-    # An empty grid is none.
-    return with_given(suite, rates=options.rates or None, step_scales=options.step_scales or None)
+    # An empty grid is none. Without a learned rule no step scale is tuned, so any as many will do.
+    scales = options.step_scales or (() if options.learned else options.rates)
+    return with_given(suite, rates=options.rates or None, step_scales=scales or None)
 
 
 def _stress_rollouts(task: str) -> int:
