@@ -1,6 +1,7 @@
 """The rule that modulates Muon's steps: closed forms, and each part by itself."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,12 @@ import numpy as np
 import pytest
 
 from optim4rl.optimizers import LEARNED, OptimizerSpec, init_meta_parameters, learned_optimizer
+from optim4rl.optimizers.kernels import plain
+from optim4rl.optimizers.kernels.interface import Met
+from optim4rl.optimizers.layout import infer_layout
 from optim4rl.optimizers.modulated import STEP_RMS, Modulated
 from optim4rl.optimizers.processing import Raw
+from optim4rl.optimizers.rule import init_state
 from optim4rl.optimizers.structure import Extras, Reading
 
 SPEC = LEARNED["modulated"]
@@ -169,3 +174,34 @@ def test_a_rule_that_reads_nothing_is_refused():
     with pytest.raises(ValueError, match=r"inputs = \(\): the structure reads nothing"):
         dataclasses.replace(SPEC, structure=nothing, inputs=())
     assert OptimizerSpec(structure=nothing, inputs=("kind",), cell="none").networks[0].inputs == 4
+
+
+def test_a_rule_can_read_a_tensors_use_alone():
+    """Tensors of one kind get the same gain, whatever their gradients."""
+    spec = dataclasses.replace(
+        SPEC, structure=Modulated(**dict.fromkeys(PARTS, False)), zero_head=False
+    )
+    weights = init_meta_parameters(spec, jax.random.key(1))
+    found = updates(spec, weights, {"w": jnp.ones((6, 3))}, gradients((6, 3)))
+    sizes = [rms(x) / STEP_RMS for x in found]
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-3)
+    assert abs(sizes[0] - 1.0) > 0.01
+
+
+def test_agents_with_rules_of_their_own_step_as_if_alone():
+    """The plain kernel runs them side by side."""
+    spec, agents = dataclasses.replace(SPEC, zero_head=False), 3
+    weights = jax.vmap(partial(init_meta_parameters, spec))(jax.random.split(jax.random.key(0), 3))
+    layout = infer_layout({"a": jnp.ones((6, 3)), "b": jnp.ones(3)})
+    state = init_state(spec, (21,))
+    met = [Met(x, Extras(jnp.ones(21))) for x in gradients((21,), agents)]
+    step = jax.jit(partial(plain.KERNEL.step, spec, layout=layout))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *met)
+    together = jax.vmap(step, (0, 0, None))(weights, stacked, state)
+    for agent in range(agents):
+        alone = step(jax.tree.map(lambda x: x[agent], weights), met[agent], state)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x[agent], y, rtol=1e-4, atol=1e-6),
+            together,
+            alone,
+        )

@@ -45,6 +45,13 @@ OTHERS = {
         processing=jax_processing.Symlog(), structure=jax_structures.NonAdaptive(), cell="lstm"
     ),
     "no-cell": OptimizerSpec(processing=jax_processing.Andrychowicz(), cell="none", clip=None),
+    # Its network reads nothing but what a tensor is for.
+    "uses-alone": dataclasses.replace(
+        LEARNED["modulated"],
+        structure=jax_structures.Modulated(
+            training=False, epochs=False, age=False, noise=False, size=False
+        ),
+    ),
 }
 SPECS = {**LEARNED, **OTHERS}
 STEPS = 100

@@ -111,9 +111,15 @@ def read(
     if spec.per_tensor and spec.cell != "none":  # A carry has the tensor's shape.
         features = tuple(x + jnp.zeros_like(gradient)[None] for x in features)
     if rows is not None:
-        # Zeros made from the features give the rows their shape and their sharding.
-        features = tuple(jnp.concatenate([x, rows + jnp.zeros_like(x[:1])]) for x in features)
+        features = tuple(jnp.concatenate([x, rows + _blank_row(x)]) for x in features)
     return features, reading
+
+
+def _blank_row(features: Float[Array, "features *shape"]) -> Float[Array, "1 *shape"]:
+    """Return a row of zeros with the features' shape and, if there is a feature, their sharding."""
+    if features.shape[0]:
+        return jnp.zeros_like(features[:1])
+    return jnp.zeros((1, *features.shape[1:]), features.dtype)
 
 
 def write(spec: OptimizerSpec, reading: Reading, outputs: Outputs) -> Float[Array, "*shape"]:

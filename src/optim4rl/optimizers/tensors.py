@@ -251,7 +251,8 @@ def orthogonalise(tensor: Tensor, direction: Any) -> Any:
         direction: an array of any framework, in the tensor's shape; several may be stacked along
             axes before the tensor's axes.
     """
-    if tensor.matrix is None:
+    # A single row or column is orthogonal already.
+    if tensor.matrix is None or 1 in tensor.matrix:
         return direction
     leading = direction.shape[: -len(tensor.shape)]
     kernel = direction.reshape((*leading, *tensor.matrix))

@@ -79,7 +79,7 @@ def _make_orthogonal(layout: Layout, direction: Float[Tensor, " n"]) -> None:
     together: dict[object, list[Tensor]] = {}
     for tensor, where in pieces(layout, direction.numel()):
         shape = tensor.matrix
-        if shape is None:
+        if shape is None or 1 in shape:  # A single row or column is orthogonal already.
             continue
         rows, columns = sorted(shape)
         kernel = direction[where].view(shape)
@@ -227,7 +227,7 @@ class Rule:
                 for tensor, where in pieces(given.layout, given.gradient.numel())
             ]
             features = tuple(
-                torch.cat([x.reshape(len(x), -1) for x in network], dim=1)
+                torch.cat([x.reshape(len(x), math.prod(x.shape[1:])) for x in network], dim=1)
                 for network in zip(*found, strict=True)
             )
         if not spec.inputs:

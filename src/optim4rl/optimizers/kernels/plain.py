@@ -96,10 +96,21 @@ def replay_vjp(
     return gradient
 
 
+def step_agents(spec: OptimizerSpec, *arrays: Any, layout: Layout) -> tuple[Array, RuleState]:
+    """Run `step`; `jax.vmap` runs it for one agent after the other, as `xla.one_by_one` says.
+
+    The exception is a rule whose networks run once for a tensor. It works on few numbers at a time,
+    so its cost is that of starting operations, and agents share that cost side by side.
+    """
+    run = step if spec.per_tensor else one_by_one(step)
+    after: tuple[Array, RuleState] = run(spec, *arrays, layout=layout)
+    return after
+
+
 KERNEL = Kernel(
     name="plain",
     refusal=lambda spec: None,
-    step=one_by_one(step),
+    step=step_agents,
     replay_vjp=one_by_one(replay_vjp),
     status=lambda: "runs every rule everywhere",
 )
