@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -198,10 +199,7 @@ def test_agents_with_rules_of_their_own_step_as_if_alone():
     step = jax.jit(partial(plain.KERNEL.step, spec, layout=layout))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *met)
     together = jax.vmap(step, (0, 0, None))(weights, stacked, state)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     for agent in range(agents):
-        alone = step(jax.tree.map(lambda x: x[agent], weights), met[agent], state)
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x[agent], y, rtol=1e-4, atol=1e-6),
-            together,
-            alone,
-        )
+        own, expected = (jax.tree.map(itemgetter(agent), x) for x in (weights, together))
+        jax.tree.map(close, step(own, met[agent], state), expected)
