@@ -120,7 +120,7 @@ def _leads(results: Results, reading: str) -> Iterator[Estimate]:
                 if not kept:
                     continue
                 lead = lead_over(x[kept], y[kept], results.auc_scale.only(kept))
-                yield from _normalised(lead.auc)
+                yield from _normalised(lead.difference)
                 yield lead.mean_improvement
                 if left_out is None:
                     yield from lead.improvement

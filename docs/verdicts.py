@@ -105,7 +105,7 @@ def suite(path: Path, name: str, others: tuple[str, ...]) -> list[str]:
             pairs.append(f"{other}, {'one setting' if reading == 'one' else 'tuned'}")
             comparisons.append(compare(*on_scale, name, other))
             effects.append(smallest_effect(*on_scale))
-            difference = lead_over(x, y, scale).auc.iqm
+            difference = lead_over(x, y, scale).difference.iqm
             assert difference is not None
             intervals.append(difference)
     claims = judge(comparisons, effects, intervals)

@@ -140,6 +140,22 @@ def test_a_learned_optimizer_is_that_of_its_weights(rules, tmp_path):
         np.testing.assert_allclose(steps(made), steps(rule.transformation(6e-3)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("decay", "left"), [(False, 0.5), (True, 0.5)])
+def test_steps_fall_once_whether_the_rule_or_its_rate_falls(tmp_path, decay, left):
+    """`modulated` falls by itself; on `discobench` every optimizer's rate falls, too."""
+    rule = untrained("modulated", 0.1, jax.random.key(0))
+    contender = Contender("rule", "learned", (Maker(None, keep_weights(tmp_path, rule)),), (1.0,))
+    if decay:
+        contender = contender.accompanied("decay")
+    made = made_of(contender, 0.1, updates=4, folder=tmp_path)
+    state, sizes = made.init(PARAMS), []
+    for share in (0.0, 0.25, 0.5):  # the last is the third of four updates
+        told = {"training_proportion": jnp.float32(share)}
+        updates, state = made.update(GRADIENTS, state, PARAMS, **told)
+        sizes.append(float(jnp.linalg.norm(updates["w"])))
+    assert sizes[2] / sizes[0] == pytest.approx(left, rel=1e-3)
+
+
 # Weights
 
 

@@ -215,7 +215,7 @@ def test_a_better_optimizer_stands_better():
     standing = stand(better, better, SCALE, SCALE, HIGH[:, None, :])
     assert standing.lead.mean_improvement == Estimate(1.0, 1.0, 1.0)
     assert len(standing.lead.improvement) == TASKS
-    assert standing.lead.auc.mean.value == pytest.approx(0.5)
+    assert standing.lead.difference.mean.value == pytest.approx(0.5)
     assert standing.learned is None
     assert standing.auc.mean.value == pytest.approx(1.5)
     assert (standing.diverged, standing.runs) == (0, better.size)
@@ -237,8 +237,8 @@ def test_what_is_learned_is_the_lead_over_the_control():
     unit = (HIGH - LOW)[:, None, :]
     trained, untrained = HIGH[:, None, :] + 0.5 * unit, HIGH[:, None, :] - 0.25 * unit
     standing = stand(trained, trained, SCALE, SCALE, HIGH[:, None, :], untrained)
-    assert standing.lead.auc.mean.value == pytest.approx(0.5)
-    assert standing.learned.auc.mean.value == pytest.approx(0.75)
+    assert standing.lead.difference.mean.value == pytest.approx(0.5)
+    assert standing.learned.difference.mean.value == pytest.approx(0.75)
     assert standing.learned.mean_improvement == Estimate(1.0, 1.0, 1.0)
 
 

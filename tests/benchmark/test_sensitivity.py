@@ -32,7 +32,7 @@ def test_the_task_that_carries_a_lead_is_seen():
     for task, part in enumerate(found.without):
         keep = [i for i in range(6) if i != task]
         lead = lead_over(x[keep], y[keep], scale_of(6).only(keep))
-        assert part.difference == pytest.approx(lead.auc.iqm.value, abs=1e-4)
+        assert part.difference == pytest.approx(lead.difference.iqm.value, abs=1e-4)
         assert part.improvement == pytest.approx(lead.mean_improvement.value)
 
 
@@ -42,7 +42,7 @@ def test_drawing_tasks_makes_intervals_wider():
     lead = lead_over(x, y, scale_of(4))
     for drawn, fixed in (
         (found.improvement, lead.mean_improvement),
-        (found.difference, lead.auc.iqm),
+        (found.difference, lead.difference.iqm),
     ):
         assert drawn.value == pytest.approx(fixed.value, abs=1e-4)
         assert drawn.low <= fixed.low

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optim4rl.benchmark.suites import SUITES
+from optim4rl.meta.recipe import build
+from optim4rl.optimizers.weights import flatten, load_weights
 from optim4rl.plans.mapping import MappedPlan
 from test_readme import ROOT
 
 
 @pytest.fixture
-def ladder(tmp_path, monkeypatch):
-    """The experiment, on a single task with the shortest of lives."""
+def published(monkeypatch):
+    """The experiment's file as a module."""
     path = ROOT / "examples" / "experiments" / "ladder.py"
     spec = importlib.util.spec_from_file_location("ladder", path)
     assert spec is not None
@@ -22,12 +25,20 @@ def ladder(tmp_path, monkeypatch):
     module: Any = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "ladder", module)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ladder(tmp_path, published):
+    """The experiment, on a single task with the shortest of lives."""
+    module = published
     one = {"tasks": ("catch",), "learners": ("ppo",), "minibatches": (2,), "epochs": (1,)}
-    rest = {"layers": (), "activations": (), "observations": (), "envs_per_agent": 2}
+    rest = {"layers": (), "activations": (), "observations": (), "windows": ()}
+    rest["envs_per_agent"] = 2
     meta = dataclasses.replace(module.RECIPE.meta, iterations=2, agents=2, inner_updates=4)
     module.RECIPE = dataclasses.replace(module.RECIPE, **one, **rest, width=(8,), meta=meta)
     module.VALIDATION = dataclasses.replace(module.RECIPE, width=(8,))
-    module.SCALE, module.ROLLOUTS = {"catch": (-1.0, 1.0)}, 2
+    module.SCALE, module.ROLLOUTS, module.LENGTHS = {"catch": (-1.0, 1.0)}, 2, {"catch": 4}
     module.FOLDER = tmp_path
     return module
 
@@ -45,15 +56,50 @@ def test_every_rung_adds_its_parts(ladder):
     assert top == preset
 
 
+def test_tasks_of_evaluation_are_neither_trained_on_nor_judged_by(published):
+    tasks = set(published.VALIDATION.tasks)
+    assert not tasks & set(published.RECIPE.tasks)
+    judges = {task.name for name in ("mixed", "discobench") for task in SUITES[name].tasks}
+    assert not judges & (tasks | set(published.RECIPE.tasks))
+
+
+def test_swimmer_is_seen_as_it_can_be_learned(published):
+    _, tasks = build(published.RECIPE)
+    seen = dict(zip(published.RECIPE.tasks, tasks, strict=True))
+    assert not seen["gymnax:Swimmer-misc"].task.config.normalise_observations
+    assert seen["gymnax:Reacher-misc"].task.config.normalise_observations
+
+
+def test_other_code_does_not_go_on_from_a_checkpoint(published, monkeypatch):
+    """A study's copy of the file is in a folder that is named after the code."""
+    paths = set()
+    for address in ("a" * 24, "b" * 24):
+        monkeypatch.setattr(published, "__file__", f"runs/ladder/experiments/{address}/ladder.py")
+        paths.add(published.checkpoint_path(published.Settings("noise"), 2))
+    assert {x.name for x in paths} == {"noise-2.safetensors"}
+    assert len(paths) == 2
+
+
 def test_a_training_resumes_and_its_weights_are_evaluated(ladder):
     settings = ladder.Settings("training")
     weights = ladder.train(settings, 0)
-    assert [x.name for x in ladder.FOLDER.glob("*0.safetensors")] == ["training-0.safetensors"]
+    path = ladder.checkpoint_path(settings, 0)
+    assert path.is_file()
+    lines = path.with_suffix(".csv").read_text().splitlines()
+    assert lines[0] == "iteration,meta_gradient_norm,return_catch"
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
+    (last,) = path.parent.glob("*.weights.safetensors")
+    assert last.name == "training-0-after-2.weights.safetensors"
+    kept = load_weights(last)
+    assert kept.spec == ladder.make_spec("training")
     again = ladder.train(settings, 0)  # It is finished, so its checkpoint is all.
-    assert weights.keys() == again.keys()
-    for name, array in weights.items():
-        np.testing.assert_array_equal(array, again[name])
+    for found in (again, flatten(kept.meta_parameters)):
+        assert weights.keys() == found.keys()
+        for name, array in weights.items():
+            np.testing.assert_array_equal(array, found[name])
+    assert path.with_suffix(".csv").read_text().splitlines() == lines
     found = ladder.run(settings, 0, weights)
     assert found.keys() == {"score", "catch"}
+    assert found["catch"].shape == (2,)  # means of two rollouts
     np.testing.assert_allclose(found["score"], (found["catch"] + 1.0) / 2.0)
     assert np.abs(found["catch"]).max() <= 1.0

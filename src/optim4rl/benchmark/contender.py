@@ -26,7 +26,13 @@ from optim4rl.files.reading import read_file
 from optim4rl.jobs.store import StoreError
 from optim4rl.optimizers.presets import CLASSICAL
 from optim4rl.optimizers.resetting import Reset
-from optim4rl.optimizers.rule import MetaParameters, init_meta_parameters, spec_to_dict
+from optim4rl.optimizers.rule import (
+    MetaParameters,
+    OptimizerSpec,
+    init_meta_parameters,
+    spec_to_dict,
+)
+from optim4rl.optimizers.structures import Modulated
 from optim4rl.optimizers.weights import LearnedOptimizer, load_weights, save_weights
 
 # baseline: a classical optimizer. given: from a user's file. learned: a rule with trained weights.
@@ -47,7 +53,8 @@ class Maker:
         source: a function in a user's file, as "ADDRESS:FUNCTION"; see `given_contender`.
         clip: clip the gradient's global norm to this; None: do not clip.
         epsilon: epsilon of a classical optimizer that has one; None: optax's default.
-        decay: let the rate fall linearly to zero over the run.
+        decay: let the rate fall linearly to zero over the run. A rule whose own steps fall
+            (`Modulated.decay`) leaves that to the rate: both would make them fall twice.
         reset: which state is reset before every rollout (`optimizers.resetting`); None: nothing.
         raw_rewards: train on rewards that are not normalised, with the environment's usual scale,
             whatever the task says.
@@ -100,7 +107,8 @@ class Maker:
         elif self.weights is not None:
             learned = load_weights(path)
             _require_address(path, weights_address(learned), self.weights)
-            family, parameters = Learned(learned.spec), learned.meta_parameters
+            spec = without_own_decay(learned.spec) if self.decay else learned.spec
+            family, parameters = Learned(spec), learned.meta_parameters
         else:
             address, _, function = str(self.source).partition(":")
             _require_address(path, source_address(read_file(path)), address)
@@ -129,6 +137,13 @@ class Maker:
                 case _:
                     changes[part] = True
         return dataclasses.replace(self, **changes)
+
+
+def without_own_decay(spec: OptimizerSpec) -> OptimizerSpec:
+    """Return the rule without a fall of its steps by itself, because its rate falls already."""
+    if not isinstance(spec.structure, Modulated):
+        return spec
+    return dataclasses.replace(spec, structure=dataclasses.replace(spec.structure, decay=False))
 
 
 def _require_address(path: Path, found: str, wanted: str) -> None:

@@ -134,6 +134,7 @@ class Results:
         runs: the curves.
         auc_scale: the tasks' scale of AUC.
         final_scale: the tasks' scale of final returns.
+        scale: the tasks' scale of the suite's own score.
         standings: each contender's standing in each reading.
         stuck: share of stuck runs by contender, task and multiple of the tuned setting; None where
             no baseline learns the task, since "stuck" is not defined there.
@@ -142,6 +143,7 @@ class Results:
     runs: Runs
     auc_scale: Scale
     final_scale: Scale
+    scale: Scale
     standings: Mapping[Reading, Mapping[str, Standing]]
     stuck: Mapping[str, Mapping[str, Mapping[float, Estimate | None]]]
 
@@ -418,12 +420,12 @@ def read(runs: Runs) -> Results:
         }
         for score in (area_under_curve, final_return)
     )
-    auc_scale, final_scale = (
+    auc_scale, final_scale, own_scale = (
         make_scale(
-            {name: scores["tuned"][name][:, 0] for name in b.ceilings},
+            {name: scores_of(runs.curves["tuned"][name], score)[:, 0] for name in b.ceilings},
             np.stack([score(each) for each in runs.untrained]),
         )
-        for scores, score in ((areas, area_under_curve), (finals, final_return))
+        for score in (area_under_curve, final_return, SCORES[b.suite.score])
     )
 
     def standing(contender: Contender, reading: Reading) -> Standing:
@@ -444,7 +446,7 @@ def read(runs: Runs) -> Results:
         name: {task: _stuck_rates(b, task, found, final_scale) for task, found in tasks.items()}
         for name, tasks in runs.stress.items()
     }
-    return Results(runs, auc_scale, final_scale, standings, stuck)
+    return Results(runs, auc_scale, final_scale, own_scale, standings, stuck)
 
 
 def scores_of(

@@ -219,24 +219,24 @@ class Lead:
     """Hold how far one optimizer is ahead of another.
 
     Attributes:
-        auc: its normalised AUC minus the other's. Claims are about the interquartile mean.
-        improvement: for each task, the probability that a run beats a run of the other, by AUC.
+        difference: its normalised score minus the other's. Claims are about the interquartile
+            mean.
+        improvement: for each task, the probability that a run beats a run of the other.
         mean_improvement: mean of these probabilities over all tasks.
     """
 
-    auc: Normalised
+    difference: Normalised
     improvement: tuple[Estimate, ...]
     mean_improvement: Estimate
 
 
-def lead_over(areas: Scores, others: OtherScores, scale: Scale) -> Lead:
-    """Compute one optimizer's lead over another, from AUC on the same seeds."""
+def lead_over(scores: Scores, others: OtherScores, scale: Scale) -> Lead:
+    """Compute one optimizer's lead over another, from one kind of score on the same seeds."""
+    each = zip(scores, others, strict=True)
     return Lead(
-        normalise_scores(areas, scale, minus=others),
-        tuple(
-            probability_of_improvement(x[None], y[None]) for x, y in zip(areas, others, strict=True)
-        ),
-        probability_of_improvement(areas, others),
+        normalise_scores(scores, scale, minus=others),
+        tuple(probability_of_improvement(x[None], y[None]) for x, y in each),
+        probability_of_improvement(scores, others),
     )
 
 
@@ -247,8 +247,8 @@ class Standing:
     Attributes:
         auc: normalised AUC.
         final: normalised final return.
-        lead: lead over the reference; None for the reference itself.
-        learned: lead over its untrained control; None if no control was run.
+        lead: lead over the reference by AUC; None for the reference itself.
+        learned: the same over its untrained control; None if no control was run.
         profile: performance profile by normalised AUC; None if no task has a scale.
         members: mean normalised AUC of each meta-seed.
         diverged: number of diverged runs.

@@ -28,7 +28,12 @@ SCORES: Mapping[Score, Callable[[Curves], Float[np.ndarray, " run"]]] = {
     "final_return": final_return,
     "greedy_return": greedy_return,
 }
-# Names of the scores on pages.
+# Names of the scores on pages, and in sentences that explain them.
+SCORE_NAMES: Mapping[Score, str] = {
+    "auc": "AUC",
+    "final_return": "final return",
+    "greedy_return": "greedy return",
+}
 SCORE_WORDS: Mapping[Score, str] = {
     "auc": "AUC, the mean return over a run,",
     "final_return": "final return",

@@ -363,8 +363,9 @@ def _claim_values(each: LeadClaim) -> dict[str, Any]:
         "contender": each.contender,
         "other": each.other,
         "reading": each.reading,
-        "difference": estimate_json(each.lead.auc.iqm),
-        "difference_of_means": estimate_json(each.lead.auc.mean),
+        "score": each.score,
+        "difference": estimate_json(each.lead.difference.iqm),
+        "difference_of_means": estimate_json(each.lead.difference.mean),
         "improvement": estimate_json(each.lead.mean_improvement),
         "p": each.claim.comparison.test.p,
         "p_corrected": each.claim.p,
@@ -399,11 +400,15 @@ def _contender_values(results: Results, contender: Contender) -> dict[str, Any]:
 
 
 def _raw_values(members: Sequence[Curves]) -> dict[str, Any]:
-    """Compute interquartile means in the task's own units."""
-    return {
+    """Compute interquartile means in the task's own units, and the mean of greedy returns."""
+    values = {
         key: estimate_json(bootstrap_interval(scores_of([members], score)))
         for key, score in (("auc", area_under_curve), ("final", final_return))
     }
+    if all(curves.greedy is not None for curves in members):
+        found = scores_of([members], greedy_return)
+        values["greedy_mean"] = estimate_json(bootstrap_interval(found, statistic="mean"))
+    return values
 
 
 def _choice_values(choice: Choice, tasks: list[str]) -> dict[str, Any]:
@@ -442,9 +447,9 @@ def _standing_values(standing: Standing, tasks: list[str]) -> dict[str, Any]:
     return {
         "auc": values(standing.auc),
         "final": values(standing.final),
-        "minus_reference": values(lead.auc if lead else None),
+        "minus_reference": values(lead.difference if lead else None),
         "improvement_over_reference": improvement(lead),
-        "minus_untrained": values(learned.auc if learned else None),
+        "minus_untrained": values(learned.difference if learned else None),
         "improvement_over_untrained": improvement(learned),
         "auc_of_meta_seeds": [finite(x) for x in standing.members],
         "diverged": standing.diverged,

@@ -7,10 +7,11 @@ import numpy as np
 
 from optim4rl.benchmark.contender import Contender
 from optim4rl.benchmark.loop import Reading, Results, scores_of
-from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing
+from optim4rl.benchmark.scale import MIN_META_SEEDS, Lead, Standing, lead_over
+from optim4rl.benchmark.scores import SCORE_NAMES, SCORES, Score
 from optim4rl.benchmark.tuning import is_coarse
 from optim4rl.evaluation.claims import Claim, judge, smallest_effect
-from optim4rl.evaluation.returns import Estimate, Statistic, area_under_curve, compare
+from optim4rl.evaluation.returns import Estimate, Statistic, compare
 from optim4rl.pages.words import p_value, smallest_found, with_interval
 
 # Roles of the contenders whose leads are judged.
@@ -53,53 +54,63 @@ def lead_cells(lead: Lead | None, statistic: Statistic) -> list[str]:
     """Format a lead: the difference by a statistic, and the probability of improvement."""
     if lead is None:
         return ["-", "-"]
-    difference = lead.auc.iqm if statistic == "iqm" else lead.auc.mean
+    found = lead.difference
+    difference = found.iqm if statistic == "iqm" else found.mean
     return [with_interval(difference), with_interval(lead.mean_improvement)]
 
 
 @dataclass(frozen=True)
 class LeadClaim:
-    """Hold the claim about a learned contender against another, in one reading."""
+    """Hold the claim about a learned or given contender against another, in one reading.
+
+    Attributes:
+        contender: its name.
+        other: the other's name.
+        reading: the reading.
+        score: the score that is compared.
+        lead: its lead over the other by this score.
+        claim: the verdict.
+    """
 
     contender: str
     other: str
     reading: Reading
+    score: Score
     lead: Lead
     claim: Claim
 
 
 def lead_claims(results: Results) -> list[LeadClaim]:
-    """Judge every learned contender against the reference and its untrained control.
+    """Judge every learned or given contender against each baseline and its untrained control.
 
-    All comparisons are judged together. The difference is between interquartile means of
-    normalised AUC. Its interval also resamples the runs that define the scale.
+    All comparisons are judged together, by the score that chooses settings in this suite. The
+    difference is between interquartile means of normalised scores. Its interval also resamples the
+    runs that define the scale.
     """
-    reference = results.benchmark.reference
-    pairs: list[tuple[Contender, str, Reading, Lead]] = []
-    for contender in results.benchmark.contenders:
-        for reading in results.benchmark.readings:
-            standing = results.standings[reading][contender.name]
-            for lead, other in ((standing.lead, reference), (standing.learned, contender.control)):
-                if contender.role in CLAIMING and lead is not None and lead.auc.iqm is not None:
-                    pairs.append((contender, str(other), reading, lead))
-    comparisons, effects = [], []
-    for contender, other, reading, _ in pairs:
-        x, y = (_on_scale(results, reading, name) for name in (contender.name, other))
-        comparisons.append(compare(x, y, contender.name, other, metric="normalised AUC"))
-        effects.append(smallest_effect(x, y))
-    intervals = [lead.auc.iqm for *_, lead in pairs if lead.auc.iqm is not None]
-    return [
-        LeadClaim(contender.name, other, reading, lead, claim)
-        for (contender, other, reading, lead), claim in zip(
-            pairs, judge(comparisons, effects, intervals), strict=True
-        )
+    b, scale = results.benchmark, results.scale
+    if not scale.resolved.any():
+        return []
+    pairs = [
+        (contender.name, other, reading)
+        for contender in b.contenders
+        if contender.role in CLAIMING
+        for reading in b.readings
+        for other in (*(x.name for x in b.baselines), contender.control)
+        if other is not None
     ]
-
-
-def _on_scale(results: Results, reading: Reading, name: str) -> np.ndarray:
-    """Compute normalised AUC of a contender's runs on the tasks that have a scale."""
-    areas = scores_of(results.runs.curves[reading][name], area_under_curve)
-    return results.auc_scale.apply(areas)[results.auc_scale.resolved]
+    leads, comparisons, effects, intervals = [], [], [], []
+    metric = f"normalised {SCORE_NAMES[b.suite.score]}"
+    for name, other, reading in pairs:
+        curves = results.runs.curves[reading]
+        x, y = (scores_of(curves[each], SCORES[b.suite.score]) for each in (name, other))
+        leads.append(lead_over(x, y, scale))
+        x, y = (scale.apply(each)[scale.resolved] for each in (x, y))
+        comparisons.append(compare(x, y, name, other, metric=metric))
+        effects.append(smallest_effect(x, y))
+        if (interval := leads[-1].difference.iqm) is not None:
+            intervals.append(interval)
+    judged = zip(pairs, leads, judge(comparisons, effects, intervals), strict=True)
+    return [LeadClaim(*pair, b.suite.score, lead, claim) for pair, lead, claim in judged]
 
 
 def claims(results: Results) -> list[str]:
@@ -135,9 +146,9 @@ def describe_claim(each: LeadClaim) -> str:
     """Put a verdict into a sentence, by the rule of `evaluation.claims`."""
     claim, other = each.claim, each.other
     figures = (
-        f"difference in the IQM of normalised AUC {with_interval(each.lead.auc.iqm)}, corrected p "
-        f"{p_value(claim.p)}; a run of it beats a run of {other} with probability "
-        f"{with_interval(each.lead.mean_improvement)}"
+        f"difference in the IQM of normalised {SCORE_NAMES[each.score]} "
+        f"{with_interval(each.lead.difference.iqm)}, corrected p {p_value(claim.p)}; a run of it "
+        f"beats a run of {other} with probability {with_interval(each.lead.mean_improvement)}"
     )
     if any(claim.comparison.diverged):
         figures += "; a run diverged, so ranks decide"

@@ -124,7 +124,7 @@ def cost_values(results: Results, reading: Reading) -> dict[str, Mapping[str, An
     return {
         name: {
             "time_over_reference": finite(x.ratio),
-            "minus_reference": None if x.lead is None else estimate_json(x.lead.auc.mean),
+            "minus_reference": None if x.lead is None else estimate_json(x.lead.difference.mean),
             "improvement": None if x.lead is None else estimate_json(x.lead.mean_improvement),
             "tasks": {
                 task: {
