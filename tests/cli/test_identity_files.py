@@ -1,5 +1,6 @@
 """The identity experiment's curves as files, and all tables in the hands of pandas."""
 
+import dataclasses
 import json
 import subprocess
 import venv
@@ -44,6 +45,20 @@ def test_a_result_is_not_written_over_by_its_own_table(tmp_path, capsys, monkeyp
         main(["identity", "--scale=smoke", "--out", str(tmp_path / "x.parquet")])
     assert exit.value.code == 2
     assert "x.parquet': the name of a JSON file is needed" in capsys.readouterr().err
+
+
+def test_another_seed_is_another_recording(tmp_path, monkeypatch):
+    asked = []
+
+    def experiment(task, name, config, keep):
+        asked.append(config)
+        return IdentityResult("catch", (row("constant", [0.1]),), (), {})
+
+    monkeypatch.setattr(identity, "identity_experiment", experiment)
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    for seed in (0, 3):
+        main(["identity", "--scale=smoke", f"--seed={seed}", "--out", str(tmp_path / "x.json")])
+    assert asked == [identity.SMOKE, dataclasses.replace(identity.SMOKE, seed=3)]
 
 
 def test_the_curves_are_a_table_and_in_tensorboard(written):

@@ -1,7 +1,6 @@
 """The jobs of a study besides evaluation: what they are asked, what they find, what is kept."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from neighbours import neighbours
 from optim4rl.fields import to_json
 from optim4rl.jobs.job import Result
 from optim4rl.jobs.store import StoreError, get_result, put_result
+from optim4rl.meta import resumable
 from optim4rl.meta.trainer import MetaDivergenceError
 from optim4rl.optimizers.rule import init_meta_parameters
 from optim4rl.optimizers.weights import flatten, load_weights
@@ -32,6 +32,7 @@ from pretended import IDENTITY
 SMALL = TrainingSettings(
     width=4, agents=2, envs_per_agent=2, iterations=2, inner_updates=2, reset_interval=2
 )
+LONGER = dataclasses.replace(SMALL, iterations=4)
 TRAINING = Training("catch", REFERENCE, SMALL, 64, 3e-3, 1)
 
 
@@ -102,9 +103,31 @@ def test_a_meta_training_that_diverges_says_so_and_has_no_weights(tmp_path, monk
         error.args = ("no finite numbers at iteration 3",)
         raise error
 
-    monkeypatch.setattr(cells, "train", train)
+    monkeypatch.setattr(resumable, "train", train)
     found = meta_train(tmp_path, training_job(TRAINING).arguments)
     assert found == Result({}, {"failure": "no finite numbers at iteration 3"})
+
+
+def test_a_meta_training_that_was_cut_off_goes_on_where_it_was(tmp_path, monkeypatch):
+    job, saves = training_job(dataclasses.replace(TRAINING, training=LONGER)), []
+    whole = meta_train(tmp_path / "whole", job.arguments)
+
+    def cut(*given):
+        save(*given)
+        saves.append(given)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    save = resumable.save_checkpoint
+    monkeypatch.setattr(resumable, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(resumable, "save_checkpoint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(tmp_path / "cut", job.arguments)
+    resumed = meta_train(tmp_path / "cut", job.arguments)
+    assert len(saves) == LONGER.iterations - 1
+    assert resumed.arrays.keys() == whole.arrays.keys()
+    for name, x in whole.arrays.items():
+        np.testing.assert_array_equal(resumed.arrays[name], x)
 
 
 # Members
@@ -144,9 +167,44 @@ def test_an_unfinished_training_has_no_member(tmp_path):
 def test_the_identity_experiment_is_that_of_its_scale(scale, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(identity, "identity_experiment", lambda *x: asked.append(x) or IDENTITY)
-    monkeypatch.setattr(cells, "make_task", lambda config: SimpleNamespace(config=config))
     found = run_identity(tmp_path, identity_job(scale).arguments)
     assert identity.from_json(found.info["identity"]) == IDENTITY
-    ((task, name, config),) = asked
+    ((task, name, config, _),) = asked
     assert (task.config.environment, name) == (cells.IDENTITY_TASKS[scale],) * 2
     assert config == IDENTITY_SCALES[scale]
+
+
+def test_the_papers_gradients_are_those_of_its_agent_on_512_environments():
+    task = cells.identity_task("big_dense_long", IDENTITY_SCALES["paper"])
+    assert task.config.num_envs == 512
+    steps = IDENTITY_SCALES["paper"].updates * task.env_steps_per_rollout
+    assert steps == pytest.approx(3e7, rel=1e-3)
+    usual = cells.default_config("catch").num_envs
+    assert cells.identity_task("catch", IDENTITY_SCALES["quick"]).config.num_envs == usual
+
+
+def test_a_stop_of_the_identity_experiment_costs_one_network(tmp_path, monkeypatch):
+    numbers = dict.fromkeys(("online", "online_nonzero", "frozen", "frozen_nonzero"), 0.5)
+    spread = dict.fromkeys(numbers, (0.4, 0.6))
+    row = identity.IdentityRow(
+        "raw", "linear", "constant", 3e-3, *numbers.values(), {-3: 0.1}, np.array([0.1]), 2, spread
+    )
+    made = []
+
+    def experiment(task, name, config, keep):
+        def make():
+            made.append(name)
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            return (row,)
+
+        rows = [x for network in config.networks for x in keep(network, make)]
+        return identity.IdentityResult(name, tuple(rows), (), {})
+
+    monkeypatch.setattr(identity, "identity_experiment", experiment)
+    asked = identity_job("smoke").arguments
+    with pytest.raises(KeyboardInterrupt):
+        run_identity(tmp_path, asked)
+    found = identity.from_json(run_identity(tmp_path, asked).info["identity"])
+    assert len(found.rows) == len(IDENTITY_SCALES["smoke"].networks)
+    assert len(made) == len(found.rows) + 1

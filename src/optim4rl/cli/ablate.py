@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,18 +27,23 @@ from optim4rl.cli.trackers import (
     tracking,
     with_progress,
 )
-from optim4rl.fields import POSITIVE, check_fields, to_json
+from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
-from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
-from optim4rl.jobs.store import has_results, kept
+from optim4rl.jobs.store import has_results
 from optim4rl.meta.agents import num_rollouts
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import PlanError
-from optim4rl.study.cells import IDENTITY_SCALES, IDENTITY_TASKS, training_tasks
+from optim4rl.study.cells import (
+    IDENTITY_SCALES,
+    IDENTITY_TASKS,
+    identity_task,
+    keep_networks,
+    training_tasks,
+)
 from optim4rl.study.identity import IdentityResult, IdentityRow
 from optim4rl.study.layout import lay_out
 from optim4rl.study.lint import lint
@@ -193,6 +198,7 @@ class IdentityOptions:
             none.
         scale: number of updates, networks and seeds.
         task: task whose gradients are recorded. Default: the scale's own.
+        seed: seed of the recording, of the split into shares, and of the networks.
         tracker: send the curves to TensorBoard or Weights & Biases, too.
         json: print the result as JSON.
     """
@@ -200,6 +206,7 @@ class IdentityOptions:
     out: Path | None = None
     scale: IdentityScale = "quick"
     task: str | None = None
+    seed: int = 0
     tracker: TrackerName | None = None
     json: bool = False
 
@@ -216,17 +223,13 @@ def identity(options: IdentityOptions) -> None:
             )
         folder = options.out.parent
     require_tracker(options.tracker, folder)
-    from optim4rl.study.identity import (
-        identity_experiment,
-        rows_from_json,
-        to_json as identity_json,
-    )
-    from optim4rl.tasks import default_config, make_task
+    from optim4rl.study.identity import identity_experiment, to_json as identity_json
 
     name = options.task or IDENTITY_TASKS[options.scale]
-    task = make_task(default_config(name))
-    config = IDENTITY_SCALES[options.scale]
+    config = replace(IDENTITY_SCALES[options.scale], seed=options.seed)
+    task = identity_task(name, config)
     parts = options.out.with_name(f"{options.out.name}.parts") if options.out is not None else None
+    keep_rows = keep_networks(parts, name, config)
     with (
         locked(parts) if parts is not None else nullcontext(),
         progress_bar(f"identity experiment on {name}", "networks") as update,
@@ -241,14 +244,10 @@ def identity(options: IdentityOptions) -> None:
         ) -> tuple[IdentityRow, ...]:
             nonlocal done
             stop.raise_if_asked()
-            job = Job(
-                "optim4rl.study.cells:run_identity",
-                to_json({"task": name, "network": network, "config": config}),
-            )
-            result = kept(parts, job, lambda: Result({}, {"rows": identity_json(make())}))
+            rows = keep_rows(network, make)
             done += 1
             update(done, len(config.networks), " to ".join(network))
-            return rows_from_json(result.info["rows"])
+            return rows
 
         result = identity_experiment(task, name, config, keep)
     text = json.dumps({**identity_json(result), **provenance("optim4rl.study.cells")})

@@ -1,7 +1,7 @@
 """The jobs of a study besides evaluation: meta-trainings, and the identity experiment."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ import numpy as np
 from optim4rl.benchmark.contender import Maker, keep_weights
 from optim4rl.fields import from_json, to_json
 from optim4rl.jobs.job import Job, Result
-from optim4rl.jobs.store import get_result
-from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, init, train
+from optim4rl.jobs.store import get_result, kept
+from optim4rl.meta.resumable import train_resumably
+from optim4rl.meta.trainer import MetaConfig, MetaDivergenceError, MetaTask, init
 from optim4rl.optimizers.rule import OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
 from optim4rl.study import identity
 from optim4rl.study.experiment import describe_change
 from optim4rl.study.settings import IdentityScale, TrainingSettings
 from optim4rl.study.variant import REFERENCE, Variant, variant_spec, variant_training
-from optim4rl.tasks import default_config, make_task
+from optim4rl.tasks import Task, default_config, make_task
 
 IDENTITY_SCALES: dict[IdentityScale, identity.IdentityConfig] = {
     "smoke": identity.SMOKE,
@@ -112,23 +113,23 @@ def identity_job(scale: IdentityScale) -> Job:
 def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
     """Meta-train, and return the weights and the norm of the meta-gradient by iteration.
 
-    The same training gives the same arrays, bit for bit, on one machine. A training that diverges
-    returns no arrays, and its info has the key "failure".
+    The same training gives the same arrays, bit for bit, on one machine. A long one saves
+    checkpoints below the folder, and goes on from them. A training that diverges returns no arrays,
+    and its info has the key "failure".
     """
-    del folder
     training: Training = from_json(Training, arguments)
     spec, config = training.spec, training.config
     tasks = training_tasks(training.environment, training.settings)
-    state = init(spec, tasks, config)
-    norms = np.zeros(0, np.float32)
     if training.trained:
+        path = folder / "checkpoints" / f"{training_job(training).address}.safetensors"
         try:
-            state, progress = train(spec, tasks, config, state=state, chunk=config.iterations)
-            norms = np.asarray(progress.meta_gradient_norm) if progress else norms
+            weights, norms = train_resumably(spec, tasks, config, path, to_json(training))
         except MetaDivergenceError as error:
             return Result({}, {"failure": str(error)})
-    weights = {name: np.asarray(x) for name, x in flatten(state.meta_parameters).items()}
-    return Result({**weights, "meta_gradient_norm": norms}, {})
+    else:
+        weights, norms = init(spec, tasks, config).meta_parameters, np.zeros(0, np.float32)
+    arrays = {name: np.asarray(x) for name, x in flatten(weights).items()}
+    return Result({**arrays, "meta_gradient_norm": norms}, {})
 
 
 def keep_member(folder: Path, training: Training) -> Maker:
@@ -167,9 +168,31 @@ def _what_counts(training: Training) -> tuple[OptimizerSpec, MetaConfig, Trainin
 
 
 def run_identity(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Run the identity experiment at a scale; the result is in the info."""
-    del folder
-    name = IDENTITY_TASKS[arguments["scale"]]
-    task, config = make_task(default_config(name)), IDENTITY_SCALES[arguments["scale"]]
-    result = identity.identity_experiment(task, name, config)
+    """Run the identity experiment at a scale; the result is in the info.
+
+    A stop costs one network: the rows of finished networks are kept below the folder.
+    """
+    name, config = IDENTITY_TASKS[arguments["scale"]], IDENTITY_SCALES[arguments["scale"]]
+    keep = keep_networks(folder / "identity.parts", name, config)
+    result = identity.identity_experiment(identity_task(name, config), name, config, keep)
     return Result({}, {"identity": identity.to_json(result)})
+
+
+def identity_task(name: str, config: identity.IdentityConfig) -> Task:
+    """Return the task whose gradients the identity experiment records."""
+    usual = default_config(name)
+    return make_task(dataclasses.replace(usual, num_envs=config.num_envs or usual.num_envs))
+
+
+def keep_networks(folder: Path | None, name: str, config: identity.IdentityConfig) -> identity.Keep:
+    """Return a function that keeps the rows of each network in a folder; None: nowhere."""
+
+    def keep(
+        network: tuple[str, str], make: Callable[[], tuple[identity.IdentityRow, ...]]
+    ) -> tuple[identity.IdentityRow, ...]:
+        asked = to_json({"task": name, "network": network, "config": config})
+        job = Job("optim4rl.study.cells:run_identity", asked)
+        result = kept(folder, job, lambda: Result({}, {"rows": identity.to_json(make())}))
+        return identity.rows_from_json(result.info["rows"])
+
+    return keep

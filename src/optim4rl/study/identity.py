@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from optim4rl.fields import COUNT, NOT_NEGATIVE, check_fields
+from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
 from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
 from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
 from optim4rl.study.identity_results import (
@@ -84,6 +84,7 @@ class IdentityConfig:
         head_sizes: hidden layers of the MLP.
         networks: the (input, output) pairs to compare.
         seed: seed of all random numbers in the experiment.
+        num_envs: environments of the agent whose gradients are recorded; None: the task's own.
 
     Raises:
         ValueError: a size is not a positive whole number, a grid is empty, a learning rate is
@@ -103,6 +104,7 @@ class IdentityConfig:
     head_sizes: tuple[int, ...] = (16, 16)
     networks: tuple[tuple[str, str], ...] = NETWORKS
     seed: int = 0
+    num_envs: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -118,6 +120,8 @@ class IdentityConfig:
             window=COUNT,
             hidden_size=COUNT,
             head_sizes=COUNT,
+            seed=COUNT_OR_ZERO,
+            num_envs=COUNT,
         )
         for field in ("learning_rates", "networks"):
             if not getattr(self, field):
@@ -479,4 +483,6 @@ QUICK = IdentityConfig(
     updates=400, every=25, max_coordinates=100, passes=40, seeds=2, learning_rates=(1e-2, 1e-3)
 )
 # The paper's 3e7 environment steps, in updates of 512 environments x 20 steps.
-PAPER = IdentityConfig(updates=2930, every=100, max_coordinates=1000, passes=10, seeds=5)
+PAPER = IdentityConfig(
+    updates=2930, every=100, max_coordinates=1000, passes=10, seeds=5, num_envs=512
+)

@@ -34,16 +34,11 @@ from optim4rl.jobs.job import Job, Result
 from optim4rl.jobs.pool import Stages
 from optim4rl.jobs.pools import Workers, open_pool
 from optim4rl.jobs.store import get_result
-from optim4rl.meta.checkpoint import (
-    has_checkpoint,
-    previous_checkpoint,
-    resume_checkpoint,
-    save_checkpoint,
-)
 from optim4rl.meta.memory import available_bytes, choose_chunk
 from optim4rl.meta.population import Execution
 from optim4rl.meta.recipe import Recipe, build
-from optim4rl.meta.trainer import MetaDivergenceError, init, train
+from optim4rl.meta.resumable import train_resumably
+from optim4rl.meta.trainer import MetaDivergenceError, init
 from optim4rl.optimizers.weights import LearnedOptimizer, flatten, unflatten
 from optim4rl.study.experiment import META_SEEDS, TUNING_META_SEED
 
@@ -53,8 +48,6 @@ CLASSICAL = ("adam", "rmsprop")
 # The seeds of evaluation. Runs of this length have no stress test.
 PROTOCOL = Protocol(seeds=10, tuning_seeds=4, stress_scales=(1.0,), stress_seeds=1)
 TUNED_STEP = ", step tuned"
-# Interval of checkpoints of a meta-training, so that an interrupted one resumes.
-SAVES = 20
 
 
 @dataclass(frozen=True)
@@ -163,8 +156,7 @@ def training_job(training: Trained) -> Job:
 def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
     """Meta-train by a recipe: return the weights, or "failure" in the info if it diverges.
 
-    It saves checkpoints below the folder at intervals, resumes from them, and deletes them at the
-    end.
+    It saves checkpoints below the folder, and goes on from them.
     """
     training: Trained = from_json(Trained, arguments)
     spec, tasks = build(training.recipe)
@@ -174,30 +166,13 @@ def meta_train(folder: Path, arguments: Mapping[str, Any]) -> Result:
         plan = choose_chunk(spec, tasks, meta, Execution(), available)
         execution = Execution(agents_per_chunk=plan.agents_per_chunk)
         path = folder / "checkpoints" / f"{training_job(training).address}.safetensors"
-        settings = to_json(training)
-        state = init(spec, tasks, meta, execution=execution)
-        if has_checkpoint(path):
-            state = resume_checkpoint(path, state, settings, execution).state
-        failure: str | None = None
         try:
-            state, _ = train(
-                spec,
-                tasks,
-                meta,
-                state=state,
-                chunk=-(-meta.iterations // SAVES),
-                report=lambda state, progress: save_checkpoint(path, state, settings),
-                execution=execution,
-            )
+            weights, _ = train_resumably(spec, tasks, meta, path, to_json(training), execution)
         except MetaDivergenceError as error:
-            failure = str(error)
-        for done in (path, previous_checkpoint(path)):
-            done.unlink(missing_ok=True)
-        if failure is not None:
-            return Result({}, {"failure": failure})
+            return Result({}, {"failure": str(error)})
     else:
-        state = init(spec, tasks, meta)
-    return Result({k: np.asarray(x) for k, x in flatten(state.meta_parameters).items()}, {})
+        weights = init(spec, tasks, meta).meta_parameters
+    return Result({k: np.asarray(x) for k, x in flatten(weights).items()}, {})
 
 
 def keep_members(
