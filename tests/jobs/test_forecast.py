@@ -35,6 +35,24 @@ def test_the_second_job_of_a_program_says_how_long_the_others_take():
     assert forecast.left() == pytest.approx(3 * 6.0)
 
 
+def test_a_long_first_job_was_not_compilation_alone():
+    """Nobody is told minutes when jobs take a quarter of an hour."""
+    first, *others = jobs("a", 1, 5, work=2.0)
+    forecast = Forecast([first, *others])
+    forecast.note(first, 900.0)
+    assert forecast.left() == pytest.approx(4 * 840.0)
+    forecast.note(others[0], 850.0)
+    assert forecast.left() == pytest.approx(3 * 850.0)
+
+
+def test_a_kind_that_has_run_again_tells_more_than_another_kinds_first_job():
+    (long, *_), (short, *rest) = jobs("a", 1, 3), jobs("b", 1, 3)
+    forecast = Forecast([*jobs("a", 1, 3), short, *rest])
+    for job, seconds in ((long, 160.0), (short, 3.0), (rest[0], 2.0)):
+        forecast.note(job, seconds)
+    assert forecast.left() == pytest.approx(2 * 100.0 + 2.0)
+
+
 def test_programs_that_are_still_to_be_compiled_count():
     wanted = jobs("a", 4, 3)
     forecast, seen = Forecast(wanted), set()

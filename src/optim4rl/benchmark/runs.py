@@ -74,7 +74,7 @@ def job(batch: Batch) -> Job:
         what=describe(batch),
         program=(batch.config, shared),
         files=() if maker.file is None else (maker.file.as_posix(),),
-        kind=batch.config.environment,
+        kind=f"{batch.config.environment}, {'learning' if _learns(batch) else 'no updates'}",
         work=_SECONDS_PER_ROLLOUT * batch.rollouts * len(batch.runs) / BATCH,
     )
 
@@ -85,7 +85,7 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
     task = make_task(batch.config)
     updates = batch.schedule * task.updates_per_rollout
     family, parameters = batch.maker.family(folder, updates, task.updates_per_rollout)
-    if not any(rate for rate, _ in batch.runs):
+    if not _learns(batch):
         family, parameters = Still(), None
     try:
         curves = train_runs(task, family, parameters, batch.runs, batch.rollouts, batch.schedule)
@@ -103,6 +103,11 @@ def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
     optional = {"greedy": curves.greedy, "seconds": curves.seconds}
     arrays |= {name: x for name, x in optional.items() if x is not None}
     return Result(arrays, {})
+
+
+def _learns(batch: Batch) -> bool:
+    """Return whether the agents update: those of the untrained policy never do."""
+    return any(rate for rate, _ in batch.runs)
 
 
 def describe(batch: Batch) -> str:

@@ -2,13 +2,17 @@
 
 A job has a kind, and an amount of work that is comparable within its kind. The first job of a
 program compiles it, so its time is work and compilation. The time of the other jobs is only work.
-For a kind without finished jobs, we assume the average speed of the finished jobs.
+If a kind has only such first jobs, we assume that they compiled for at most a minute. For a kind
+without finished jobs, we assume the average speed of the finished jobs.
 """
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
 from optim4rl.jobs.job import Job
+
+# The most seconds that a program takes to compile, as long as we know no better.
+MOST_COMPILING = 60.0
 
 
 def kinds_first(jobs: Iterable[Job]) -> list[Job]:
@@ -62,8 +66,15 @@ class Forecast:
         if not self._first:
             return None
         each = {kind: self._seconds[kind] / max(work, 1e-9) for kind, work in self._work.items()}
-        # Until a program has run again, we assume that a job takes its `work` in seconds.
-        usual = sum(self._seconds.values()) / max(sum(self._work.values()), 1e-9) if each else 1.0
+        guessed = defaultdict[str, float](lambda: 1.0)  # a job takes its `work` in seconds, or more
+        for job, took in self._first:
+            speed = (took - MOST_COMPILING) / max(job.work, 1e-9)
+            guessed[job.kind] = max(guessed[job.kind], speed)
+        each = guessed | each
+        if self._work:
+            usual = sum(self._seconds.values()) / max(sum(self._work.values()), 1e-9)
+        else:
+            usual = sum(each.values()) / len(each)
         spent = [took - job.work * each.get(job.kind, usual) for job, took in self._first]
         compiling = max(0.0, sum(spent) / len(spent))
         running = sum(max(0.0, x) * each.get(kind, usual) for kind, x in self._left.items())
