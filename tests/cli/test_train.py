@@ -75,6 +75,17 @@ def progress(out):
         return list(csv.DictReader(file))
 
 
+def test_weights_are_kept_on_the_way_and_change_nothing(whole, tmp_path):
+    """Whatever the chunks; a stop before the end keeps them, too."""
+    found = run(tmp_path / "kept", "--iterations=4", "--keep-every=3", "--chunk=2")
+    kept = load_weights(found / "weights-after-3.safetensors")
+    assert kept.card["settings"] == load_weights(found / "weights.safetensors").card["settings"]
+    assert [x.name for x in found.glob("weights-after-*")] == ["weights-after-3.safetensors"]
+    assert same_weights(found, whole)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "none", "--keep-every=0")
+
+
 def test_a_run_writes_its_settings_weights_and_progress(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
         "SHA256SUMS",
@@ -95,7 +106,7 @@ def test_a_run_writes_its_settings_weights_and_progress(whole):
     card = json.loads(check_seal(whole / "checkpoint.safetensors")["card"])
     assert card["config"] == weights.card["settings"]
     assert card["notes"]["versions"] == settings["versions"]
-    assert card["notes"]["code"] == settings["code"] == code_hash("optim4rl.meta.recipe")
+    assert card["notes"]["code"] == settings["code"] == code_hash("optim4rl.cli.train")
     assert settings["meta"]["iterations"] == 4
     assert settings["width"] == [8]
     assert weights.card["tasks"] == ["catch"]

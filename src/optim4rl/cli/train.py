@@ -95,6 +95,9 @@ class TrainOptions:
         out: output folder.
         recipe: the optimizer, its tasks, and the meta-training.
         chunk: meta-iterations between two checkpoints. Default: as many as take about five seconds.
+        keep_every: keep the weights after every so many iterations, too, as
+            weights-after-N.safetensors, so that tasks of validation can choose among them. Default:
+            keep the last.
         resume: continue from the checkpoint in the output folder.
         execution: devices, memory, kernel.
         processes: several processes.
@@ -106,6 +109,7 @@ class TrainOptions:
     out: Path
     recipe: Recipe = Recipe()
     chunk: int | None = None
+    keep_every: int | None = None
     resume: bool = False
     execution: ExecutionOptions = ExecutionOptions()
     processes: ProcessOptions = ProcessOptions()
@@ -146,7 +150,7 @@ class _Training:
             "tasks": list(recipe.tasks),
             "seed": recipe.meta.seed,
             "settings": self.settings,
-            **provenance("optim4rl.meta.recipe"),
+            **provenance(__name__),
             "training_seconds": None if seconds is None else round(seconds, 1),
             "results": {},
         }
@@ -157,7 +161,7 @@ class _Training:
 
 def run(options: TrainOptions) -> None:
     """Run the command."""
-    check_fields(options, chunk=COUNT)
+    check_fields(options, chunk=COUNT, keep_every=COUNT)
     require_tracker(options.tracker, options.out)
     compiling = CompileClock()
     first_process = jax.process_index() == 0
@@ -252,7 +256,7 @@ def _meta_train(
     first_process = jax.process_index() == 0
     if first_process:
         remove_manifest(options.out)
-        written = json.dumps({**settings, **provenance("optim4rl.meta.recipe")}, indent=1)
+        written = json.dumps({**settings, **provenance(__name__)}, indent=1)
         write_atomically(options.out / "settings.json", written.encode())
     steps = sum(
         t.settings(meta).agents
@@ -284,7 +288,7 @@ def _meta_train(
             meta,
             state=resumed.state,
             chunk=pace.most,
-            size=pace.start,
+            size=keeper.start,
             report=keeper.keep,
             execution=execution,
         )
@@ -323,15 +327,23 @@ class _ChunkKeeper:
     rotate: bool
     best: float = 0.0
 
+    def start(self) -> int:
+        """Start a chunk, and return its number of iterations: up to the next weights to keep."""
+        size, every = self.pace.start(), self.training.options.keep_every
+        return size if every is None else min(size, every - self.done % every)
+
     def keep(self, state: MetaState, progress: Progress) -> None:
         """Keep a chunk, and stop after it if a signal asked for that."""
         training, pace, before = self.training, self.pace, self.done
         done, iterations = int(state.iteration), training.options.recipe.meta.iterations
         count, seconds = done - before, pace.elapsed
-        notes = dict(provenance("optim4rl.meta.recipe"))
+        notes = dict(provenance(__name__))
         if self.log is not None:
             self.log.append(before, progress)
             notes["log"] = self.log.extent
+            every = training.options.keep_every
+            if every is not None and done > before and done % every == 0:
+                training.save(f"weights-after-{done}.safetensors", state, None)
         save_checkpoint(training.checkpoint, state, training.settings, notes, rotate=self.rotate)
         pace.note(count, seconds)
         rate = count * self.steps / pace.elapsed
