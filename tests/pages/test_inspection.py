@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from optim4rl.evaluation.phases import TENSORS, Phases
 from optim4rl.evaluation.response import CLASSICAL, TimeScales, measure
 from optim4rl.optimizers import LEARNED, untrained
 from optim4rl.pages.inspection import (
@@ -68,9 +69,23 @@ def test_nothing_in_the_page_runs_or_loads(html):
     assert HOSTILE in "".join(page.text)
 
 
+def test_a_rule_that_reads_uses_is_drawn_by_phase(inspection):
+    share = (np.arange(16) + 0.5) / 16
+    uses = {use: share * (1 + place) for place, use in enumerate(TENSORS)}
+    phases = Phases(share, uses, {use: 0.5 * x for use, x in uses.items()})
+    drawn = replace(inspection, phases=phases)
+    page = Page(render_inspection(drawn))
+    assert page.tags.count("figure") == 15
+    said = " ".join(page.text)
+    assert "kernel 0.0312, 0.531; bias 0.0625, 1.06; policy head 0.0938, 1.59; value" in said
+    assert "Muon’s kernels start at 0.17" in said
+    assert to_json(drawn)["phases"]["last_epoch"]["bias"] == share.tolist()
+
+
 def test_it_has_every_picture_with_a_title_and_words(html):
     page = Page(html)
     assert page.tags.count("figure") == page.tags.count("figcaption") == 11
+    assert "By phase of training" not in "".join(page.text)  # It reads no use.
     said = " ".join(page.text)
     for words in ("Response surface", "changes its sign", "Implied momentum", "Time scales"):
         assert words in said

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
+from optim4rl.evaluation.phases import Phases, measure_phases
 from optim4rl.evaluation.response import (
     CLASSICAL,
     LIFE,
@@ -35,9 +36,12 @@ from optim4rl.optimizers.rule import spec_to_dict
 from optim4rl.optimizers.weights import LearnedOptimizer
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis, Series
+from optim4rl.pages.inspection_phases import phase_pictures, phases_json
 from optim4rl.pages.inspection_pictures import (
     UNIT,
     Decades,
+    Picture,
+    Section,
     as_svg,
     drawn_steps,
     steps_axis,
@@ -72,20 +76,23 @@ class Inspection:
         optimizer: the optimizer itself.
         responses: its response under `RULE`, and the responses of Adam and sign-SGD.
         scales: the time scales of its state.
+        phases: its steps by phase of training and use of the tensor; None if it does not read what
+            a tensor is for.
     """
 
     name: str
     optimizer: LearnedOptimizer
     responses: Mapping[str, Response]
     scales: TimeScales
+    phases: Phases | None = None
 
 
 def inspect(name: str, optimizer: LearnedOptimizer) -> Inspection:
     """Measure all that the page shows. It takes seconds, mostly to compile."""
     classical = {other: measure(tx) for other, tx in CLASSICAL.items()}
-    return Inspection(
-        name, optimizer, {RULE: respond(optimizer), **classical}, time_scales(optimizer)
-    )
+    responses = {RULE: respond(optimizer), **classical}
+    phases = measure_phases(optimizer) if optimizer.spec.inputs else None
+    return Inspection(name, optimizer, responses, time_scales(optimizer), phases)
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:
@@ -95,6 +102,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "name": inspection.name,
         **facts(inspection.optimizer),
         "sizes": SIZES.tolist(),
+        "phases": None if inspection.phases is None else phases_json(inspection.phases),
         "responses": {name: _summary(r) for name, r in inspection.responses.items()},
         "time_constants": {
             f"{size:g}": {"hidden": _values(hidden), "moments": _values(moments)}
@@ -160,26 +168,6 @@ def render_inspection(inspection: Inspection) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """Hold a picture with its title, its unit and its explanation."""
-
-    title: str
-    unit: str
-    drawing: Markup
-    words: str
-
-
-@dataclass(frozen=True)
-class _Section:
-    """Hold pictures of one kind."""
-
-    key: str
-    title: str
-    words: str
-    pictures: tuple[_Picture, ...]
-
-
 def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     """Yield questions, answers and evidence, the most important first."""
     rule, adam = (inspection.responses[name] for name in (RULE, ADAM))
@@ -215,35 +203,43 @@ def _answers(inspection: Inspection) -> Iterable[tuple[str, str, str]]:
     )
 
 
-def _sections(inspection: Inspection) -> Iterable[_Section]:
+def _sections(inspection: Inspection) -> Iterable[Section]:
     responses = inspection.responses
-    yield _Section(
+    yield Section(
         "size",
         "Step against gradient",
         "The step under a constant gradient, for each size and sign of the gradient.",
         tuple(_size_pictures(responses)),
     )
-    yield _Section(
+    yield Section(
         "surface",
         "Response surface",
         "The step under a constant positive gradient, at every age of the optimizer.",
         tuple(_surface_pictures(responses)),
     )
-    yield _Section(
+    yield Section(
         "history",
         "Step against history",
         f"The step under gradients of one size, {number(TYPICAL)}, with four histories.",
         tuple(_history_pictures(responses)),
     )
-    yield _Section(
+    yield Section(
         "life",
         "Over a life",
         f"Means over {NOISY_STREAMS} streams of noisy gradients and {WINDOW} updates each.",
         tuple(_life_pictures(responses)),
     )
+    if inspection.phases is not None:
+        yield Section(
+            "phases",
+            "By phase of training and use of the tensor",
+            "The root mean square of the steps of a small network’s tensors under noisy gradients, "
+            "while the rule is told how much of the training is done.",
+            tuple(phase_pictures(inspection.phases)),
+        )
 
 
-def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+def _size_pictures(responses: Mapping[str, Response]) -> Iterable[Picture]:
     rule = responses[RULE]
     decades = np.log10(SIZES)
     x = Decades(-10.0, 2.0, tuple(np.arange(-10.0, 3.0, 2.0).tolist()))
@@ -269,10 +265,10 @@ def _size_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         drawing = figures.line_chart(
             series, x, y, x_label="|g|", label=f"{title}: step against the gradient’s size"
         )
-        yield _Picture(title, UNIT, drawing, words)
+        yield Picture(title, UNIT, drawing, words)
 
 
-def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[Picture]:
     words = {
         RULE: "Horizontal stripes mean that the size decides the step, vertical stripes that the "
         "age does. Grey: the step goes against the gradient.",
@@ -285,7 +281,7 @@ def _surface_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
             f"Step of {name} by size of the gradient and age",
         )
         title = name[0].upper() + name[1:]
-        yield _Picture(title, UNIT, drawing, sentence)
+        yield Picture(title, UNIT, drawing, sentence)
 
 
 def _history_picture(
@@ -294,7 +290,7 @@ def _history_picture(
     until: int,
     steps: Mapping[str, np.ndarray],
     bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = {},
-) -> _Picture:
+) -> Picture:
     """Draw the steps under gradients of one history.
 
     Args:
@@ -317,10 +313,10 @@ def _history_picture(
             for name, (low, high) in bands.items()
         },
     )
-    return _Picture(title, UNIT, drawing, words)
+    return Picture(title, UNIT, drawing, words)
 
 
-def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+def _history_pictures(responses: Mapping[str, Response]) -> Iterable[Picture]:
     rule, adam = responses[RULE], responses[ADAM]
     column = index(TYPICAL)
     yield _history_picture(
@@ -363,12 +359,12 @@ def _history_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
     )
 
 
-def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
+def _life_pictures(responses: Mapping[str, Response]) -> Iterable[Picture]:
     middles = np.arange(WINDOW / 2, LIFE, WINDOW)
     life = figures.axis([0.0, float(LIFE)], ticks=4, margin=0.0)
     over_life = partial(_chart, middles, x=life, x_label="update", dots=True)
     effective = {name: r.effective_step for name, r in responses.items()}
-    yield _Picture(
+    yield Picture(
         "Effective step",
         UNIT,
         over_life(
@@ -380,7 +376,7 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
         f"{change(float(effective[RULE][0]), float(effective[RULE][-1]))}.",
     )
     momenta = {name: r.implied_momentum for name, r in responses.items()}
-    yield _Picture(
+    yield Picture(
         "Implied momentum",
         "share of the step",
         over_life(
@@ -393,7 +389,7 @@ def _life_pictures(responses: Mapping[str, Response]) -> Iterable[_Picture]:
     )
     lags = np.arange(24)
     kernels = {name: relative(r.kernel[-1])[lags] for name, r in responses.items()}
-    yield _Picture(
+    yield Picture(
         "Memory of one gradient",
         "share of its largest effect",
         _chart(

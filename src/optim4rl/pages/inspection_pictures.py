@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,26 @@ from optim4rl.pages.inspection_words import power
 # Steps below 10^FLOOR are drawn as zero.
 FLOOR = -4
 UNIT = "step in learning rates"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Hold a picture with its title, its unit and its explanation."""
+
+    title: str
+    unit: str
+    drawing: Markup
+    words: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Hold pictures of one kind."""
+
+    key: str
+    title: str
+    words: str
+    pictures: tuple[Picture, ...]
 
 
 class Decades(Axis):
