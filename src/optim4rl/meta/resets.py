@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from optim4rl.meta.config import ResetSchedule
 
+# Folded into the key of the offsets: the agents' first keys are split from that key, too.
+OFFSETS = 2**31 - 3
+
 
 def reset_intervals(
     num_agents: int, longest: int, shortest: int | None = None
@@ -41,7 +44,7 @@ def reset_offsets(
     if schedule == "staggered":
         return jnp.asarray(np.arange(num_agents, dtype=np.int32) * intervals // num_agents)
     if schedule == "random":
-        return jax.random.randint(key, (num_agents,), 0, intervals)
+        return jax.random.randint(jax.random.fold_in(key, OFFSETS), (num_agents,), 0, intervals)
     if schedule == "synchronous":
         return jnp.zeros((num_agents,), jnp.int32)
     return jnp.full((num_agents,), -1, jnp.int32)

@@ -39,6 +39,10 @@ from optim4rl.tasks.normalisation import (
 )
 from optim4rl.tasks.ppo import PPO, PPOConfig
 
+# Folded into a rollout's key for the learner's draws. Environments split the key into a few, and
+# `split(key)[i]` is `fold_in(key, i)`, so a small number would give one of theirs.
+LEARNER = 2**31 - 2
+
 
 class RolloutStats(NamedTuple):
     """Undiscounted, unscaled returns of the episodes that ended in a rollout."""
@@ -221,7 +225,7 @@ class Task:
             target,
             actor.live,
         )
-        return self.learner.batch(rollout, jax.random.fold_in(key, 1)), after, _stats(steps)
+        return self.learner.batch(rollout, jax.random.fold_in(key, LEARNER)), after, _stats(steps)
 
     def loss(self, params: Any, batch: Any, index: Int[Array, ""]) -> Float[Array, ""]:
         """Return the loss of the rollout's inner update number `index`, at any parameters."""
