@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from optim4rl.benchmark.suites import SUITES
@@ -15,17 +16,23 @@ from optim4rl.plans.mapping import MappedPlan
 from test_readme import ROOT
 
 
-@pytest.fixture
-def published(monkeypatch):
-    """The experiment's file as a module."""
-    path = ROOT / "examples" / "experiments" / "ladder.py"
-    spec = importlib.util.spec_from_file_location("ladder", path)
+def load_example(name):
+    """An example's file as a module."""
+    path = ROOT / "examples" / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ladder", module)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def published():
+    """The experiment's file as a module."""
+    return load_example("ladder")
 
 
 @pytest.fixture
@@ -103,3 +110,27 @@ def test_a_training_resumes_and_its_weights_are_evaluated(ladder):
     assert found["catch"].shape == (2,)  # means of two rollouts
     np.testing.assert_allclose(found["score"], (found["catch"] + 1.0) / 2.0)
     assert np.abs(found["catch"]).max() <= 1.0
+
+
+def test_each_rung_is_compared_with_the_rung_below():
+    """The noise ratios are worth 0.5, the other parts nothing."""
+    module = load_example("ladder_table")
+    rng, rows = np.random.default_rng(0), []
+    for rung, name in enumerate(module.RUNGS.values()):
+        for meta_seed in range(1 if name == "untrained" else 3):
+            for seed in range(5):
+                auc = 0.5 * (rung >= 4) + 0.02 * rng.standard_normal()
+                rows.append((name, "tuned", meta_seed, seed, auc))
+    columns = ["optimizer", "purpose", "meta_seed", "seed", "auc"]
+    lines = module.table_of_rungs(pl.DataFrame(rows, columns, orient="row"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[0] for row in cells] == list(module.RUNGS)
+    assert [row[-1].partition(";")[0] for row in cells] == [
+        "",
+        "not clear",
+        "not clear",
+        "not clear",
+        "clearly better",
+        "not clear",
+    ]
+    assert float(cells[4][2].split()[0]) == pytest.approx(0.5, abs=0.05)
