@@ -32,8 +32,8 @@ class ReplicateOptions:
       optim4rl replicate catch --out runs/paper-catch
 
     Attributes:
-        experiment: catch takes two hours on two cores, small_dense_long about two days,
-            big_dense_long most of a week.
+        experiment: catch takes two hours on two cores, small_dense_long 2 to 3 days,
+            big_dense_long 4 to 6 days (estimates, but for catch).
         out: folder for results.md, settings.md, runs.parquet, pictures, and finished jobs.
         arms: names of the arms to run, for instance "Version A". Default: all.
         meta_seeds: reported meta-trainings of each arm. Default: the experiment's own.
