@@ -5,6 +5,7 @@ its memory of each coordinate. All functions here are pure and know nothing of t
 agents: a gradient is an array of any shape, and the update has the same shape.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -75,18 +76,20 @@ def step(
     state: RuleState,
     rows: Float[Array, "rows ..."] | None = None,
     extras: Extras = NO_EXTRAS,
+    apply: Callable[..., tuple[Array, Carry]] = apply_network,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """Make one step of the rule; return the direction `d` and the new state.
 
     Parameters move by `-alpha * d`. The direction comes from the formula, before `spec.normalise`,
     which needs the whole tensor. `rows` holds the inputs that `spec.inputs` names, for each
-    coordinate or with axes of length 1, or None; `extras` holds what the structure reads. Infinite
-    gradients are clipped if the spec clips; a NaN stays in its own coordinate.
+    coordinate or with axes of length 1, or None; `extras` holds what the structure reads; `apply`
+    runs the networks. Infinite gradients are clipped if the spec clips; a NaN stays in its own
+    coordinate.
     """
     features, reading = read(spec, gradient, state.moments, state.age, rows, extras)
     outputs, carries = zip(
         *(
-            apply_network(meta_parameters[f"network{index}"], spec.cell, x, carry)
+            apply(meta_parameters[f"network{index}"], spec.cell, x, carry)
             for index, (x, carry) in enumerate(zip(features, state.carries, strict=True))
         ),
         strict=True,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_batching import sequential_vmap
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 from optax._src import base as optax_base
@@ -21,6 +22,7 @@ from optim4rl.optimizers.kernels import plain
 from optim4rl.optimizers.kernels.interface import Kernel, KernelName, Step
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.layout import Kinds, Layout, Tensor, infer_layout
+from optim4rl.optimizers.networks import BLOCK, apply_in_blocks
 from optim4rl.optimizers.presets import ScalarOrSchedule
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState, init_state
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
@@ -57,9 +59,10 @@ def scale_by_learned_rule(
 
     Args:
         spec, meta_parameters: the rule and its weights; the state holds no copy of them.
-        kernel: the implementation of the rule, by name (`kernels.select`). None, like "plain", is
-            plain JAX, which keeps the sharding of each leaf. "auto" is the fastest that runs the
-            rule here, or None if there are several devices to shard over. You can differentiate
+        kernel: the implementation of the rule, by name (`kernels.select`). None is plain JAX, which
+            keeps the sharding of each leaf; "plain" is the same in blocks of coordinates on CPUs.
+            "auto" is the fastest that runs the rule here, or None if there are several devices to
+            shard over. You can differentiate
             every kernel in reverse mode; the derivative is plain JAX's.
         kinds: what each parameter is for: a tree of kinds, or a function of path and leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
@@ -264,32 +267,46 @@ def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:
     if kernel is None or (kernel == "auto" and jax.device_count() > 1):
         return step_plain
     chosen = choose(spec, kernel)
-    if chosen.name == "plain":
+    if chosen.name != "plain":
+        run = partial(_step_flat, chosen, spec)
+    elif spec.per_tensor or jax.default_backend() != "cpu":
         return step_plain
+    else:
+        run = partial(_step_blocks, spec)
 
-    def step_fused(
-        meta_parameters: MetaParameters,
-        gradient: Float[Array, "*shape"],
-        state: RuleState,
-        extras: Extras,
-        *,
-        tensor: Tensor,
-    ) -> tuple[Float[Array, "*shape"], RuleState]:
-        fused = jax.custom_vjp(partial(_step_flat, chosen, spec, tensor))
+    def step_fused(*given: Any, tensor: Tensor) -> tuple[Float[Array, "*shape"], RuleState]:
+        fused = jax.custom_vjp(partial(run, tensor))
 
         def oracle(*given: Any) -> Any:
             # JAX passes constants as NumPy numbers.
-            weights, gradient, state = jax.tree.map(jnp.asarray, given)
-            return step_plain(weights, gradient, state, extras, tensor=tensor)
+            return step_plain(*jax.tree.map(jnp.asarray, given), tensor=tensor)
 
-        # Kernels have no derivative with respect to gradients and states.
+        # Kernels have no derivative of their own, and loops over agents would not save memory.
         fused.defvjp(
             lambda *given: (fused(*given), given),
             lambda given, cotangents: jax.vjp(oracle, *given)[1](cotangents),
         )
-        return fused(meta_parameters, gradient, state)
+        stepped: tuple[Array, RuleState] = fused(*given)
+        return stepped
 
     return step_fused
+
+
+def _step_blocks(
+    spec: OptimizerSpec,
+    tensor: Tensor,
+    meta_parameters: MetaParameters,
+    gradient: Float[Array, "*shape"],
+    state: RuleState,
+    extras: Extras,
+) -> tuple[Float[Array, "*shape"], RuleState]:
+    """Make a plain step with the networks in blocks; `jax.vmap` runs one agent after the other."""
+    run = partial(plain.step_tensor, spec, tensor=tensor, apply=apply_in_blocks)
+    given = (meta_parameters, gradient, state, extras)
+    stepped: tuple[Array, RuleState] = (
+        run(*given) if gradient.size <= BLOCK else sequential_vmap(run)(*given)
+    )
+    return stepped
 
 
 def _step_flat(
@@ -299,8 +316,10 @@ def _step_flat(
     meta_parameters: MetaParameters,
     gradient: Float[Array, "*shape"],
     state: RuleState,
+    extras: Extras,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """Make a kernel's step on a leaf of any shape."""
+    del extras  # Only the plain kernel runs rules that read them.
     if gradient.size == 0:
         return gradient, state._replace(age=state.age + 1)
     rows = jax.tree.map(

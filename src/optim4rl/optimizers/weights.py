@@ -123,7 +123,7 @@ def load(
         step_scale: multiplies every update; tune it like a learning rate. It may be a schedule,
             too.
         kernel: the implementation of the rule: "auto", "native", "xla", "plain" or "pallas"; None
-            is "plain" (`transform.scale_by_learned_rule`).
+            is plain JAX (`transform.scale_by_learned_rule`).
         kinds: what each parameter is for, for weights that read it: a tree of "weight", "bias",
             "policy_head" and "value_head", or a function of a leaf's path and the leaf. None:
             inferred from names and shapes (`layout.infer_layout`).

@@ -4,6 +4,7 @@ Only this kernel runs rules that read whole tensors, parameters or noise.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from optim4rl.optimizers.kernels.interface import Kernel, Met
 from optim4rl.optimizers.kernels.normalise import normalise, raw
 from optim4rl.optimizers.kernels.xla import one_by_one
 from optim4rl.optimizers.layout import Layout, Tensor, pieces
+from optim4rl.optimizers.networks import apply_network
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, RuleState
 from optim4rl.optimizers.structures import NO_EXTRAS, Extras
 from optim4rl.optimizers.tensors import clip_flat, without_mean
@@ -29,12 +31,13 @@ def step_tensor(
     extras: Extras,
     *,
     tensor: Tensor,
+    apply: Callable[..., Any] = apply_network,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """Run one step on a tensor in its own shape: return the normalised direction and new state."""
-    rows = tensor_rows(spec.inputs, tensor)
+    given = (meta_parameters, gradient, state, tensor_rows(spec.inputs, tensor), extras, apply)
     if spec.normalise == "none":
-        return rule.step(spec, meta_parameters, gradient, state, rows, extras)
-    direction, after = rule.step(raw(spec), meta_parameters, gradient, state, rows, extras)
+        return rule.step(spec, *given)
+    direction, after = rule.step(raw(spec), *given)
     return normalise(spec, tensor, direction), after
 
 
