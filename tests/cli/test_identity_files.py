@@ -56,9 +56,10 @@ def test_another_seed_is_another_recording(tmp_path, monkeypatch):
 
     monkeypatch.setattr(identity, "identity_experiment", experiment)
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
-    for seed in (0, 3):
-        main(["identity", "--scale=smoke", f"--seed={seed}", "--out", str(tmp_path / "x.json")])
-    assert asked == [identity.SMOKE, dataclasses.replace(identity.SMOKE, seed=3)]
+    for option in ("--seed=3", "--recordings=4"):
+        main(["identity", "--scale=smoke", option, "--out", str(tmp_path / "x.json")])
+    changes = ({"seed": 3}, {"recordings": 4})
+    assert asked == [dataclasses.replace(identity.SMOKE, **change) for change in changes]
 
 
 def test_the_curves_are_a_table_and_in_tensorboard(written):
@@ -67,6 +68,9 @@ def test_the_curves_are_a_table_and_in_tensorboard(written):
     annealed = table.filter(schedule="annealed")
     assert annealed["progress"].to_list() == [0.0, 1.0]
     assert annealed["accuracy"].to_list() == [0.2, 0.6]
+    accuracies = pl.read_parquet(written / "identity.accuracies.parquet")
+    assert accuracies.columns == columns("accuracies")
+    assert accuracies["frozen_nonzero"].to_list() == [0.2, 0.2]
     scalars = read_scalars(written / "tensorboard")
     assert scalars["accuracy/constant/raw-linear"] == [
         (step, pytest.approx(x)) for step, x in ((0, 0.1), (500, 0.3), (1000, 0.5))
@@ -95,7 +99,7 @@ for name in ("identity", "long", "lists"):
         [python, "-c", program, written], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines() == [
-        "identity 5 input output schedule progress accuracy",
+        "identity 5 recording input output schedule progress accuracy",
         "long 6 optimizer meta_seed run update env_steps return diverged",
         "lists 2 run env_steps return",
     ]

@@ -11,11 +11,12 @@ from optim4rl.benchmark import loop
 from optim4rl.cli import main as cli
 from optim4rl.cli.main import main
 from optim4rl.jobs import provenance
+from optim4rl.jobs.job import Result
 from optim4rl.jobs.provenance import package_versions
 from optim4rl.jobs.store import finished_jobs
 from optim4rl.optimizers.weights import save_weights, untrained
 from optim4rl.study import identity, runner
-from optim4rl.study.identity import IdentityResult, IdentityRow
+from optim4rl.study.identity import IdentityResult, IdentityRow, to_json
 from pretended import PretendedPool
 
 PLAN = """# A small study
@@ -51,11 +52,13 @@ def jobs(monkeypatch):
     def experiment(task, name, config, keep):
         def make():
             made.append(name)
-            row = (*numbers.values(), {-3: 0.1}, np.array([0.1, 0.5]), 2, spread)
-            return (IdentityRow("raw", "linear", "constant", 3e-3, *row),)
+            return Result({}, {"rows": to_json((row,))})
 
-        rows = [row for network in config.networks for row in keep(network, make)]
-        return IdentityResult(name, tuple(rows), (), {})
+        more = (*numbers.values(), {-3: 0.1}, np.array([0.1, 0.5]), 2, spread)
+        row = IdentityRow("raw", "linear", "constant", 3e-3, *more)
+        for network in config.networks:
+            keep({"network": network}, make)
+        return IdentityResult(name, (row,) * len(config.networks), (), {})
 
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
     monkeypatch.setattr(identity, "identity_experiment", experiment)

@@ -418,6 +418,15 @@ def test_identity_verdict_needs_every_seed(small: StudyResults, frozen: float, t
     assert told in page.text
 
 
+def test_recordings_are_counted(small: StudyResults) -> None:
+    recordings = [make_identity(0.4), make_identity(0.4), make_identity(0.99)]
+    rows = [replace(x, recording=i) for i, made in enumerate(recordings) for x in made.rows]
+    several = replace(make_identity(), rows=tuple(rows))
+    page = Page(render_report(replace(small, rows=small.rows[:1], identity=several)))
+    assert "the published picture reproduces in 3 of 3 recordings" in page.text
+    assert "processed pair is ahead in 1 of 3 recordings, the raw pair in 2" in page.text
+
+
 # --- What it says ---------------------------------------------------------------------------------
 
 

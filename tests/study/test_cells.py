@@ -183,7 +183,7 @@ def test_the_papers_gradients_are_those_of_its_agent_on_512_environments():
     assert cells.identity_task("catch", IDENTITY_SCALES["quick"]).config.num_envs == usual
 
 
-def test_a_stop_of_the_identity_experiment_costs_one_network(tmp_path, monkeypatch):
+def test_a_stop_of_the_identity_experiment_costs_one_part(tmp_path, monkeypatch):
     numbers = dict.fromkeys(("online", "online_nonzero", "frozen", "frozen_nonzero"), 0.5)
     spread = dict.fromkeys(numbers, (0.4, 0.6))
     row = identity.IdentityRow(
@@ -196,10 +196,11 @@ def test_a_stop_of_the_identity_experiment_costs_one_network(tmp_path, monkeypat
             made.append(name)
             if len(made) == 3:
                 raise KeyboardInterrupt
-            return (row,)
+            return Result({}, {"rows": identity.to_json((row,))})
 
-        rows = [x for network in config.networks for x in keep(network, make)]
-        return identity.IdentityResult(name, tuple(rows), (), {})
+        for network in config.networks:
+            keep({"network": network}, make)
+        return identity.IdentityResult(name, (row,) * len(config.networks), (), {})
 
     monkeypatch.setattr(identity, "identity_experiment", experiment)
     asked = identity_job("smoke").arguments

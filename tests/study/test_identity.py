@@ -370,6 +370,63 @@ def test_the_whole_experiment_on_any_task():
     assert result.settings["passes"] == 20
 
 
+def test_each_recording_is_an_experiment_of_its_own():
+    config = dataclasses.replace(CONFIG, networks=NETWORKS[-1:], recordings=2)
+    both = identity_experiment(NoisyQuadratic(), "quadratic", config)
+    assert [row.recording for row in both.rows] == [0, 0, 1, 1]
+    for number in (0, 1):
+        own = dataclasses.replace(config, recordings=1, seed=config.seed + number)
+        alone = identity_experiment(NoisyQuadratic(), "quadratic", own)
+        found = [row for row in both.rows if row.recording == number]
+        for x, y in zip(found, alone.rows, strict=True):
+            expected = dataclasses.replace(y, recording=number)
+            np.testing.assert_equal(dataclasses.asdict(x), dataclasses.asdict(expected))
+    assert both.rows[0].curve.tolist() != both.rows[2].curve.tolist()
+
+
+def test_what_is_kept_is_not_made_again():
+    kept, made = {}, []
+
+    def keep(question, make):
+        address = json.dumps(question, sort_keys=True)
+        if address not in kept:
+            made.append(question)
+            kept[address] = make()
+        return kept[address]
+
+    config = dataclasses.replace(CONFIG, networks=NETWORKS[-2:], recordings=2)
+    results = [identity_experiment(NoisyQuadratic(), "quadratic", config, keep) for _ in range(2)]
+    np.testing.assert_equal(*(identity.to_json(x) for x in results))
+    assert len(made) == 2 * (1 + 2)
+
+
+def test_means_over_recordings_by_hand():
+    def row(recording, value, rate, decades):
+        spread = dict.fromkeys(identity.ACCURACIES, (value - 0.1, value + 0.1))
+        return IdentityRow(
+            "raw",
+            "linear",
+            "annealed",
+            rate,
+            *[value] * 4,
+            by_decade=decades,
+            curve=np.array([0.0, value]),
+            seeds=2,
+            spread=spread,
+            recording=recording,
+        )
+
+    rows = (row(0, 0.25, 1e-3, {-3: 0.5, -2: 1.0}), row(1, 0.75, 3e-3, {-3: 0.0}))
+    (mean,) = identity.over_recordings(rows)
+    assert [getattr(mean, name) for name in identity.ACCURACIES] == [0.5] * 4
+    assert math.isnan(mean.learning_rate)
+    assert mean.by_decade == {-3: 0.25, -2: 1.0}
+    assert mean.curve.tolist() == [0.0, 0.5]
+    assert mean.spread["frozen"] == (0.15, 0.85)
+    (alone,) = identity.over_recordings(rows[:1])
+    np.testing.assert_equal(dataclasses.asdict(alone), dataclasses.asdict(rows[0]))
+
+
 @pytest.mark.parametrize(
     ("gradients", "message"),
     [

@@ -3,11 +3,11 @@
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -30,6 +30,7 @@ from optim4rl.cli.trackers import (
 from optim4rl.fields import POSITIVE, check_fields
 from optim4rl.files.atomic import write_atomically
 from optim4rl.files.folders import locked
+from optim4rl.jobs.job import Result
 from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import has_results
@@ -41,10 +42,11 @@ from optim4rl.study.cells import (
     IDENTITY_SCALES,
     IDENTITY_TASKS,
     identity_task,
-    keep_networks,
+    keep_parts,
     training_tasks,
 )
 from optim4rl.study.identity import IdentityResult, IdentityRow
+from optim4rl.study.identity_results import ACCURACIES, over_recordings
 from optim4rl.study.layout import lay_out
 from optim4rl.study.lint import lint
 from optim4rl.study.opening import Opened, describe_new_version, open_given, open_own
@@ -194,11 +196,13 @@ class IdentityOptions:
       optim4rl identity --out runs/identity.json --scale quick
 
     Attributes:
-        out: file for the result as JSON; a Parquet file of the same name holds the curves. Default:
-            none.
-        scale: number of updates, networks and seeds.
+        out: file for the result as JSON; Parquet files of the same name hold the accuracies and the
+            curves. Default: none.
+        scale: number of recordings, updates, networks and seeds.
         task: task whose gradients are recorded. Default: the scale's own.
-        seed: seed of the recording, of the split into shares, and of the networks.
+        seed: seed of the recording, of the split into shares, and of the networks; each further
+            recording has the next.
+        recordings: number of recorded agents. Default: the scale's own.
         tracker: send the curves to TensorBoard or Weights & Biases, too.
         json: print the result as JSON.
     """
@@ -207,6 +211,7 @@ class IdentityOptions:
     scale: IdentityScale = "quick"
     task: str | None = None
     seed: int = 0
+    recordings: int | None = None
     tracker: TrackerName | None = None
     json: bool = False
 
@@ -226,34 +231,36 @@ def identity(options: IdentityOptions) -> None:
     from optim4rl.study.identity import identity_experiment, to_json as identity_json
 
     name = options.task or IDENTITY_TASKS[options.scale]
-    config = replace(IDENTITY_SCALES[options.scale], seed=options.seed)
+    config = with_given(
+        IDENTITY_SCALES[options.scale], seed=options.seed, recordings=options.recordings
+    )
     task = identity_task(name, config)
     parts = options.out.with_name(f"{options.out.name}.parts") if options.out is not None else None
-    keep_rows = keep_networks(parts, name, config)
+    keep_part = keep_parts(parts)
+    total = config.recordings * (1 + len(config.networks))
     with (
         locked(parts) if parts is not None else nullcontext(),
-        progress_bar(f"identity experiment on {name}", "networks") as update,
-        stop_in_order(lambda: "the network in flight is finished") as stop,
+        progress_bar(f"identity experiment on {name}", "recordings and networks") as update,
+        stop_in_order(lambda: "the part in flight is finished") as stop,
         keeping(lambda: parts is not None and has_results(parts)),
     ):
         done = 0
-        update(done, len(config.networks))
+        update(done, total)
 
-        def keep(
-            network: tuple[str, str], make: Callable[[], tuple[IdentityRow, ...]]
-        ) -> tuple[IdentityRow, ...]:
+        def keep(question: Mapping[str, Any], make: Callable[[], Result]) -> Result:
             nonlocal done
             stop.raise_if_asked()
-            rows = keep_rows(network, make)
+            result = keep_part(question, make)
             done += 1
-            update(done, len(config.networks), " to ".join(network))
-            return rows
+            update(done, total, " to ".join(question.get("network", ())))
+            return result
 
         result = identity_experiment(task, name, config, keep)
     text = json.dumps({**identity_json(result), **provenance("optim4rl.study.cells")})
     if options.out is not None:
         write_atomically(options.out, text.encode())
-        _write_accuracies(result, options.out.with_suffix(".parquet"))
+        _write_curves(result, options.out.with_suffix(".parquet"))
+        _write_accuracies(result, options.out.with_suffix(".accuracies.parquet"))
     with tracking(options.tracker, folder, result.settings) as tracker:
         _log_accuracies(result, tracker)
     if options.json:
@@ -271,19 +278,29 @@ def _print_accuracies(result: IdentityResult, name: str) -> None:
                 for x in (row.online, row.online_nonzero, row.frozen, row.frozen_nonzero)
             ),
         ]
-        for row in result.rows
+        for row in over_recordings(result.rows)
     ]
     columns = ["network", "online", "online, non-zero", "frozen", "frozen, non-zero"]
     print_table(f"RNN accuracy on {name} (share within 10 % of the target)", columns, rows)
 
 
 def _write_accuracies(result: IdentityResult, path: Path) -> None:
-    """Write accuracy while training as Parquet, one row for each network and point of time."""
+    """Write accuracies as Parquet, one row for each recording and network."""
+    import polars as pl
+
+    names = ("recording", "input", "output", "schedule", "learning_rate", *ACCURACIES)
+    rows = [{name: getattr(row, name) for name in names} for row in result.rows]
+    _write_table(pl.DataFrame(rows), path)
+
+
+def _write_curves(result: IdentityResult, path: Path) -> None:
+    """Write accuracy while training as Parquet, by recording, network and point of time."""
     import polars as pl
 
     tables = [
         pl.DataFrame(
             {
+                "recording": row.recording,
                 "input": row.input,
                 "output": row.output,
                 "schedule": row.schedule,
@@ -293,14 +310,18 @@ def _write_accuracies(result: IdentityResult, path: Path) -> None:
         )
         for row in result.rows
     ]
+    _write_table(pl.concat(tables), path)
+
+
+def _write_table(table: Any, path: Path) -> None:
     buffer = io.BytesIO()
-    pl.concat(tables).write_parquet(buffer)
+    table.write_parquet(buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def _log_accuracies(result: IdentityResult, tracker: Tracker) -> None:
     """Log accuracy while training, by thousandths of the training."""
-    for row in result.rows:
+    for row in over_recordings(result.rows):
         name = f"accuracy/{row.schedule}/{row.input}-{row.output}"
         for done, accuracy in zip(_progress(row), row.curve, strict=True):
             tracker.log(round(1000 * done), {name: float(accuracy)})

@@ -10,7 +10,13 @@ from markupsafe import Markup
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis, Frame, Series
 from optim4rl.pages.words import percent
-from optim4rl.study.identity_results import Histogram, IdentityResult, IdentityRow
+from optim4rl.study.identity_results import (
+    Histogram,
+    IdentityResult,
+    IdentityRow,
+    networks,
+    over_recordings,
+)
 
 INPUT_NAMES = {"raw": "raw g", "sign_log": "sign and log", "symlog": "symlog"}
 OUTPUT_NAMES = {"linear": "linear", "sign_exp": "sgn · exp", "symexp": "symexp"}
@@ -55,12 +61,13 @@ class IdentityView:
 
 def identity_view(result: IdentityResult) -> IdentityView:
     """Make the identity experiment's tables, charts and words."""
-    schedules = list(dict.fromkeys(row.schedule for row in result.rows))
-    by_schedule = {name: [r for r in result.rows if r.schedule == name] for name in schedules}
+    means = over_recordings(result.rows)
+    schedules = list(dict.fromkeys(row.schedule for row in means))
+    by_schedule = {name: [r for r in means if r.schedule == name] for name in schedules}
     return IdentityView(
         result=result,
         words=tuple(_identity_words(result)),
-        grids=tuple(_grids(result.rows)),
+        grids=tuple(_grids(means)),
         decades=tuple((name, _decade_chart(rows)) for name, rows in by_schedule.items()),
         curves=tuple((name, _accuracy_chart(rows)) for name, rows in by_schedule.items()),
         histogram=_histogram(result.histograms) if result.histograms else None,
@@ -114,14 +121,17 @@ def _pair_name(input: str, output: str) -> str:
 
 
 def _identity_words(result: IdentityResult) -> Iterable[str]:
-    rows = {(r.input, r.output, r.schedule): r for r in result.rows}
-    raw, processed = (rows.get((*pair, "constant")) for pair in PAPER_PAIRS)
-    if processed and raw:
-        found = "reproduces" if _ahead(processed, raw, "online") else "does not reproduce"
+    of_network = networks(result.rows)
+    means = {(x.input, x.output, x.schedule): x for x in over_recordings(result.rows)}
+    raw, processed = ((*pair, "constant") for pair in PAPER_PAIRS)
+    if raw in means and processed in means:
+        ahead, of = _ahead(of_network[processed], of_network[raw], "online")
         yield (
             "Measured as in the paper (all targets, while training, constant learning rate), the "
-            f"processed pair (sgn · exp out) reaches {percent(processed.online)}, and the raw pair "
-            f"(linear out) {percent(raw.online)}: the published picture {found}."
+            f"processed pair (sgn · exp out) reaches {percent(means[processed].online)}, and the "
+            f"raw pair (linear out) {percent(means[raw].online)}: the published picture "
+            f"{'reproduces' if ahead else 'does not reproduce'}"
+            f"{f' in {ahead} of {of} recordings' if ahead and of > 1 else ''}."
         )
     spread = "; ".join(
         f"of the {h.label}, {percent(h.zeros)} are exactly zero and the others span "
@@ -134,24 +144,34 @@ def _identity_words(result: IdentityResult) -> Iterable[str]:
         "hits every target that is exactly zero, and a linear output hardly ever does."
         f"{f' Here, {spread}.' if spread else ''}"
     )
-    raw, processed = (rows.get((*pair, "annealed")) for pair in PAPER_PAIRS)
-    if processed and raw:
-        if _ahead(processed, raw, "frozen_nonzero"):
-            found = "the processed pair is ahead here too"
-        elif _ahead(raw, processed, "frozen_nonzero"):
-            found = "raw gradients are ahead"
-        else:
-            found = "their ranges over seeds overlap, and neither is ahead"
+    raw, processed = ((*pair, "annealed") for pair in PAPER_PAIRS)
+    if raw in means and processed in means:
         yield (
             "On non-zero targets (frozen networks, held-out gradients, annealed learning rate), "
-            f"the processed pair reaches {percent(processed.frozen_nonzero)}, and the raw pair "
-            f"{percent(raw.frozen_nonzero)}: {found}."
+            f"the processed pair reaches {percent(means[processed].frozen_nonzero)}, and the raw "
+            f"pair {percent(means[raw].frozen_nonzero)}: "
+            f"{_who_is_ahead(of_network[processed], of_network[raw])}."
         )
 
 
-def _ahead(x: IdentityRow, y: IdentityRow, measure: str) -> bool:
-    """Return whether every seed of X is above every seed of Y."""
-    return _spread(x, measure)[0] > _spread(y, measure)[1]
+def _who_is_ahead(processed: Sequence[IdentityRow], raw: Sequence[IdentityRow]) -> str:
+    ahead, of = _ahead(processed, raw, "frozen_nonzero")
+    behind, _ = _ahead(raw, processed, "frozen_nonzero")
+    if of > 1:
+        return (
+            f"the processed pair is ahead in {ahead} of {of} recordings, the raw pair in {behind}"
+        )
+    if ahead:
+        return "the processed pair is ahead here too"
+    if behind:
+        return "raw gradients are ahead"
+    return "their ranges over seeds overlap, and neither is ahead"
+
+
+def _ahead(x: Sequence[IdentityRow], y: Sequence[IdentityRow], measure: str) -> tuple[int, int]:
+    """Return in how many recordings every seed of X is above every seed of Y, and of how many."""
+    pairs = list(zip(x, y, strict=True))
+    return sum(_spread(a, measure)[0] > _spread(b, measure)[1] for a, b in pairs), len(pairs)
 
 
 _SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))

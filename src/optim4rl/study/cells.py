@@ -170,10 +170,11 @@ def _what_counts(training: Training) -> tuple[OptimizerSpec, MetaConfig, Trainin
 def run_identity(folder: Path, arguments: Mapping[str, Any]) -> Result:
     """Run the identity experiment at a scale; the result is in the info.
 
-    A stop costs one network: the rows of finished networks are kept below the folder.
+    A stop costs one network: recordings and the rows of finished networks are kept below the
+    folder.
     """
     name, config = IDENTITY_TASKS[arguments["scale"]], IDENTITY_SCALES[arguments["scale"]]
-    keep = keep_networks(folder / "identity.parts", name, config)
+    keep = keep_parts(folder / "identity.parts")
     result = identity.identity_experiment(identity_task(name, config), name, config, keep)
     return Result({}, {"identity": identity.to_json(result)})
 
@@ -184,15 +185,10 @@ def identity_task(name: str, config: identity.IdentityConfig) -> Task:
     return make_task(dataclasses.replace(usual, num_envs=config.num_envs or usual.num_envs))
 
 
-def keep_networks(folder: Path | None, name: str, config: identity.IdentityConfig) -> identity.Keep:
-    """Return a function that keeps the rows of each network in a folder; None: nowhere."""
+def keep_parts(folder: Path | None) -> identity.Keep:
+    """Return a function that keeps the parts of the experiment in a folder; None: nowhere."""
 
-    def keep(
-        network: tuple[str, str], make: Callable[[], tuple[identity.IdentityRow, ...]]
-    ) -> tuple[identity.IdentityRow, ...]:
-        asked = to_json({"task": name, "network": network, "config": config})
-        job = Job("optim4rl.study.cells:run_identity", asked)
-        result = kept(folder, job, lambda: Result({}, {"rows": identity.to_json(make())}))
-        return identity.rows_from_json(result.info["rows"])
+    def keep(question: Mapping[str, Any], make: Callable[[], Result]) -> Result:
+        return kept(folder, Job("optim4rl.study.cells:run_identity", question), make)
 
     return keep

@@ -17,7 +17,6 @@ exact zeros as hits and measures while training; this module separates all of th
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,14 +26,26 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from optim4rl.fields import COUNT, COUNT_OR_ZERO, NOT_NEGATIVE, check_fields
+from optim4rl.fields import to_json as to_plain
+from optim4rl.jobs.job import Result
 from optim4rl.optimizers.networks import Carry, Weights, apply_network, init_carry, init_network
 from optim4rl.optimizers.processing import LOG_DOMAIN_LIMIT, PROCESSINGS, Raw, SignLog, Symlog
+from optim4rl.study.identity_config import (
+    FEATURES,
+    NETWORKS as NETWORKS,
+    OUTPUTS,
+    PAPER as PAPER,
+    QUICK as QUICK,
+    SMOKE as SMOKE,
+    IdentityConfig as IdentityConfig,
+)
 from optim4rl.study.identity_results import (
+    ACCURACIES as ACCURACIES,
     Histogram as Histogram,
     IdentityResult as IdentityResult,
     IdentityRow as IdentityRow,
     from_json as from_json,
+    over_recordings as over_recordings,
     rows_from_json as rows_from_json,
     to_json as to_json,
 )
@@ -42,108 +53,31 @@ from optim4rl.study.recording import (
     GaussianClusters as GaussianClusters,
     check_gradients,
     histogram as histogram,
+    record_both,
     record_gradients as record_gradients,
-    rmsprop,
     supervised_gradients as supervised_gradients,
 )
 from optim4rl.tasks.interface import InnerTask
 
-# The two factors crossed, so that they are not confounded, and the symmetric log with two outputs.
-NETWORKS: tuple[tuple[str, str], ...] = (
-    ("raw", "linear"),
-    ("raw", "sign_exp"),
-    ("sign_log", "linear"),
-    ("sign_log", "sign_exp"),
-    ("symlog", "sign_exp"),
-    ("symlog", "symexp"),
-)
 SCHEDULES = ("constant", "annealed")
 
 _AnyArray = Array | np.ndarray
-# Networks with fewer features get zeros up to this many, so that one program serves all.
-_FEATURES = 2
 _CURVE_POINTS = 200
 
 
-@dataclass(frozen=True)
-class IdentityConfig:
-    """Sizes and settings of the experiment.
-
-    Attributes:
-        updates: number of the agent's updates whose gradients are recorded.
-        every: stride of the recorded parameters; the paper's is 100.
-        max_coordinates: at most this many coordinates are kept, drawn at random.
-        passes: number of passes over all recorded updates, each from a zero state.
-        seeds: seeds of the networks' weights; all share one recording.
-        learning_rates: Adam's learning rates for the networks; the best is reported.
-        adam_epsilon: Adam's epsilon for the networks. Many gradients of the squared error are
-            smaller than optax's default of 1e-8, with which Adam would not be scale-free here.
-        recording_learning_rate: RMSProp's learning rate for the agent and the supervised network.
-        window: steps of truncated back-propagation; windows pass the state on.
-        hidden_size: units of the LSTM.
-        head_sizes: hidden layers of the MLP.
-        networks: the (input, output) pairs to compare.
-        seed: seed of all random numbers in the experiment.
-        num_envs: environments of the agent whose gradients are recorded; None: the task's own.
-
-    Raises:
-        ValueError: a size is not a positive whole number, a grid is empty, a learning rate is
-            negative or not finite, a network is unknown.
-    """
-
-    updates: int
-    every: int
-    max_coordinates: int
-    passes: int
-    seeds: int
-    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4, 1e-4)
-    adam_epsilon: float = 1e-16
-    recording_learning_rate: float = 3e-3
-    window: int = 5
-    hidden_size: int = 8
-    head_sizes: tuple[int, ...] = (16, 16)
-    networks: tuple[tuple[str, str], ...] = NETWORKS
-    seed: int = 0
-    num_envs: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            updates=COUNT,
-            every=COUNT,
-            max_coordinates=COUNT,
-            passes=COUNT,
-            seeds=COUNT,
-            learning_rates=NOT_NEGATIVE,
-            adam_epsilon=NOT_NEGATIVE,
-            recording_learning_rate=NOT_NEGATIVE,
-            window=COUNT,
-            hidden_size=COUNT,
-            head_sizes=COUNT,
-            seed=COUNT_OR_ZERO,
-            num_envs=COUNT,
-        )
-        for field in ("learning_rates", "networks"):
-            if not getattr(self, field):
-                raise ValueError(f"{field} = {getattr(self, field)!r}: at least one is needed")
-        if self.max_coordinates < 4:
-            raise ValueError(f"max_coordinates = {self.max_coordinates!r}: at least 4 are needed")
-        for source, form in self.networks:
-            if source not in PROCESSINGS or PROCESSINGS[source].first_features > _FEATURES:
-                raise ValueError(f"networks: unknown input {source!r}")
-            if form not in _OUTPUTS:
-                raise ValueError(f"networks: unknown output {form!r}; known: {', '.join(_OUTPUTS)}")
-
-
 # Returns a network's rows, by calling the function or from a store.
-Keep = Callable[[tuple[str, str], Callable[[], tuple[IdentityRow, ...]]], tuple[IdentityRow, ...]]
+KeepRows = Callable[
+    [tuple[str, str], Callable[[], tuple[IdentityRow, ...]]], tuple[IdentityRow, ...]
+]
+# Returns the result of a question in plain JSON, by calling the function or from a store.
+Keep = Callable[[Mapping[str, Any], Callable[[], Result]], Result]
 
 
 def identity_experiment(
     task: InnerTask,
     task_name: str,
     config: IdentityConfig,
-    keep: Keep = lambda network, make: make(),
+    keep: Keep = lambda question, make: make(),
 ) -> IdentityResult:
     """Record gradients, train the networks on them, and compare supervised gradients.
 
@@ -151,30 +85,58 @@ def identity_experiment(
         task: source of the gradients.
         task_name: the task's name in results.
         config: sizes and settings.
-        keep: returns a network's rows: computes them, or reads rows that it kept earlier.
+        keep: returns a recording, or a network's rows: computes them, or reads what it kept.
 
     Raises:
         ValueError: for the same reasons as in `run_identity`.
     """
-    transformation = rmsprop(config.recording_learning_rate)
-    key_agent, key_supervised = jax.random.split(jax.random.key(config.seed))
-    recorded = record_gradients(task, transformation, config.updates, key_agent, config.every)
-    num_parameters = sum(
-        math.prod(leaf.shape)
-        for leaf in jax.tree.leaves(jax.eval_shape(task.init_params, key_agent))
-    )
-    supervised = supervised_gradients(
-        num_parameters, transformation, config.updates, key_supervised, config.every
+    made = [
+        _one_recording(
+            task,
+            task_name,
+            dataclasses.replace(config, seed=config.seed + number, recordings=1),
+            keep,
+        )
+        for number in range(config.recordings)
+    ]
+    agent, supervised = (
+        np.concatenate([gradients[source] for gradients, _ in made])
+        for source in ("agent", "supervised")
     )
     return IdentityResult(
         task=f"{task_name}, RMSProp {config.recording_learning_rate:g}",
-        rows=run_identity(recorded, config, keep),
+        rows=tuple(
+            dataclasses.replace(row, recording=number)
+            for number, (_, rows) in enumerate(made)
+            for row in rows
+        ),
         histograms=(
-            histogram(task_name, recorded),
+            histogram(task_name, agent),
             histogram("supervised (Gaussian clusters)", supervised),
         ),
-        settings={**dataclasses.asdict(config), "recorded_coordinates": recorded.shape[1]},
+        settings={**dataclasses.asdict(config), "recorded_coordinates": agent.shape[1]},
     )
+
+
+def _one_recording(
+    task: InnerTask, task_name: str, config: IdentityConfig, keep: Keep
+) -> tuple[Mapping[str, np.ndarray], tuple[IdentityRow, ...]]:
+    """Return the recorded gradients and the networks' rows."""
+    asked = {"task": task_name, "config": to_plain(config)}
+
+    def record() -> Result:
+        size = (config.updates, config.every, config.seed)
+        return Result(record_both(task, config.recording_learning_rate, *size), {})
+
+    def rows_of(
+        network: tuple[str, str], make: Callable[[], tuple[IdentityRow, ...]]
+    ) -> tuple[IdentityRow, ...]:
+        question = {**asked, "network": list(network)}
+        found = keep(question, lambda: Result({}, {"rows": to_json(make())}))
+        return rows_from_json(found.info["rows"])
+
+    gradients = keep({**asked, "recorded": "gradients"}, record).arrays
+    return gradients, run_identity(gradients["agent"], config, rows_of)
 
 
 def within_tenth(
@@ -198,7 +160,7 @@ def _symexp(gradient: Float[Array, "*shape"], output: Float[Array, "*shape"]) ->
 
 
 # Decodes a network's output o, given the gradient g that the network read.
-_OUTPUTS: Mapping[str, Callable[[Array, Array], Array]] = {
+_DECODERS: Mapping[str, Callable[[Array, Array], Array]] = {
     "linear": Raw().decode,  # o
     "sign_exp": SignLog().decode,  # sgn(g) exp(o)
     "symexp": _symexp,
@@ -208,7 +170,7 @@ _OUTPUTS: Mapping[str, Callable[[Array, Array], Array]] = {
 def run_identity(
     gradients: Float[np.ndarray, "time coordinate"],
     config: IdentityConfig,
-    keep: Keep = lambda network, make: make(),
+    keep: KeepRows = lambda network, make: make(),
 ) -> tuple[IdentityRow, ...]:
     """Train every network of the grid on the recorded gradients; one row per network and schedule.
 
@@ -292,7 +254,7 @@ def _unroll(
         return carry, output[0]
 
     carry, outputs = jax.lax.scan(step, carry, features, unroll=unroll)
-    return jax.lax.switch(form, list(_OUTPUTS.values()), gradients, outputs), carry
+    return jax.lax.switch(form, [_DECODERS[name] for name in OUTPUTS], gradients, outputs), carry
 
 
 def _zero_carry(weights: Weights, coordinates: int) -> Carry:
@@ -359,9 +321,9 @@ def _fit_network(source: str, output: str, data: _Data, config: IdentityConfig) 
             _init_weights(source, config),
             jnp.asarray(_rates(config, windows)),
             jnp.float32(config.adam_epsilon),
-            jnp.int32(list(_OUTPUTS).index(output)),
+            jnp.int32(OUTPUTS.index(output)),
             (
-                _features(source, data.train).reshape(*by_window, _FEATURES, -1),
+                _features(source, data.train).reshape(*by_window, FEATURES, -1),
                 jnp.asarray(data.train).reshape(*by_window, -1),
             ),
             (_features(source, test), jnp.asarray(test)),
@@ -383,7 +345,7 @@ def _init_weights(source: str, config: IdentityConfig) -> Weights:
         for key in keys
     ]
     weights = {name: jnp.stack([seed[name] for seed in seeds]) for name in seeds[0]}
-    unused = _FEATURES - features
+    unused = FEATURES - features
     return weights | {"input": jnp.pad(weights["input"], ((0, 0), (0, 0), (0, unused)))}
 
 
@@ -391,7 +353,7 @@ def _features(
     source: str, gradients: Float[np.ndarray, "time coordinate"]
 ) -> Float[Array, "time features coordinate"]:
     encoded = PROCESSINGS[source]().first(jnp.asarray(gradients))
-    padded = jnp.pad(encoded, ((0, _FEATURES - len(encoded)), (0, 0), (0, 0)))
+    padded = jnp.pad(encoded, ((0, FEATURES - len(encoded)), (0, 0), (0, 0)))
     return padded.swapaxes(0, 1)
 
 
@@ -442,6 +404,7 @@ def _row(
     accuracies = {
         name: np.where(fit.finite, accuracy, np.nan) for name, accuracy in accuracies.items()
     }
+    means: dict[str, Any] = {name: float(x.mean()) for name, x in accuracies.items()}
     decades = np.floor(np.log10(np.abs(data.held_out[nonzero]))).astype(int)
     by_decade = {
         int(decade): float(
@@ -457,7 +420,7 @@ def _row(
         output=network[1],
         schedule=schedule,
         learning_rate=rate,
-        **{name: float(accuracy.mean()) for name, accuracy in accuracies.items()},
+        **means,
         by_decade=by_decade,
         curve=np.array([block.mean() for block in blocks]),
         seeds=len(fit.finite),
@@ -471,18 +434,3 @@ def _row(
 def _share(hits: _AnyArray, total: int) -> np.ndarray:
     """Return the share of hits; NaN if there were no targets."""
     return np.asarray(hits) / (total or math.nan)
-
-
-# Seconds; shows only that everything runs.
-SMOKE = IdentityConfig(
-    updates=20, every=25, max_coordinates=16, passes=2, seeds=1, learning_rates=(1e-2,)
-)
-# Half a minute of one core. So few updates need a larger learning rate than the paper's grid has.
-# Even then, the networks with a sign_exp output are still learning at the end.
-QUICK = IdentityConfig(
-    updates=400, every=25, max_coordinates=100, passes=40, seeds=2, learning_rates=(1e-2, 1e-3)
-)
-# The paper's 3e7 environment steps, in updates of 512 environments x 20 steps.
-PAPER = IdentityConfig(
-    updates=2930, every=100, max_coordinates=1000, passes=10, seeds=5, num_envs=512
-)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ class IdentityRow:
         input: name of the processing of the input ("sign_log", "raw", "symlog").
         output: name of the output form ("sign_exp", "linear", "symexp").
         schedule: "constant" or "annealed".
-        learning_rate: the best of the grid, by accuracy on the tuning share of the data.
+        learning_rate: the best of the grid, by accuracy on the tuning share of the data; NaN in a
+            mean over recordings that chose different ones.
         online: accuracy on all targets while training, as in the paper.
         online_nonzero: the same on targets that are not exactly zero.
         frozen: accuracy of the frozen network on held-out gradients, all targets.
@@ -47,6 +49,7 @@ class IdentityRow:
         curve: online accuracy (all targets) over training, thinned to at most 200 points.
         seeds: number of seeds that each accuracy is averaged over.
         spread: lowest and highest value over seeds, for each of the four accuracies.
+        recording: number of the recording, from 0.
     """
 
     input: str
@@ -61,6 +64,7 @@ class IdentityRow:
     curve: Float[np.ndarray, " points"]
     seeds: int
     spread: Mapping[str, tuple[float, float]]
+    recording: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class IdentityResult:
 
     Attributes:
         task: source of the recorded gradients: the task and the optimizer.
-        rows: one row for each network.
+        rows: one row for each recording and network.
         histograms: the recorded agent-gradients and those of a supervised network.
         settings: sizes and settings of the experiment.
     """
@@ -78,6 +82,45 @@ class IdentityResult:
     rows: tuple[IdentityRow, ...]
     histograms: tuple[Histogram, ...]
     settings: Mapping[str, Any]
+
+
+ACCURACIES = ("online", "online_nonzero", "frozen", "frozen_nonzero")
+
+
+def networks(rows: Sequence[IdentityRow]) -> dict[tuple[str, str, str], list[IdentityRow]]:
+    """Return the rows of each (input, output, schedule), a row for each recording."""
+    found: dict[tuple[str, str, str], list[IdentityRow]] = {}
+    for row in rows:
+        found.setdefault((row.input, row.output, row.schedule), []).append(row)
+    return found
+
+
+def over_recordings(rows: Sequence[IdentityRow]) -> tuple[IdentityRow, ...]:
+    """Return each network's means over the recordings; the spread is over all their seeds."""
+    return tuple(_mean(of_network) for of_network in networks(rows).values())
+
+
+def _mean(rows: Sequence[IdentityRow]) -> IdentityRow:
+    rates = {row.learning_rate for row in rows}
+    means: dict[str, Any] = {
+        name: float(np.mean([getattr(row, name) for row in rows])) for name in ACCURACIES
+    }
+    spreads = {name: [row.spread[name] for row in rows] for name in rows[0].spread}
+    decades = sorted({decade for row in rows for decade in row.by_decade})
+    return dataclasses.replace(
+        rows[0],
+        learning_rate=rates.pop() if len(rates) == 1 else math.nan,
+        **means,
+        by_decade={
+            decade: float(np.mean([r.by_decade[decade] for r in rows if decade in r.by_decade]))
+            for decade in decades
+        },
+        curve=np.mean([row.curve for row in rows], axis=0),
+        spread={
+            name: (float(np.min([low for low, _ in x])), float(np.max([high for _, high in x])))
+            for name, x in spreads.items()
+        },
+    )
 
 
 def to_json(result: "IdentityResult | tuple[IdentityRow, ...]") -> Any:

@@ -141,6 +141,23 @@ def supervised_gradients(
     return record_gradients(problem, transformation, updates, key, every)
 
 
+def record_both(
+    task: InnerTask, learning_rate: float, updates: int, every: int, seed: int
+) -> dict[str, Float[np.ndarray, "time coordinate"]]:
+    """Record an agent under RMSProp, and a supervised network of about the same size."""
+    transformation = rmsprop(learning_rate)
+    key_agent, key_supervised = jax.random.split(jax.random.key(seed))
+    agent = record_gradients(task, transformation, updates, key_agent, every)
+    num_parameters = sum(
+        math.prod(leaf.shape)
+        for leaf in jax.tree.leaves(jax.eval_shape(task.init_params, key_agent))
+    )
+    supervised = supervised_gradients(
+        num_parameters, transformation, updates, key_supervised, every
+    )
+    return {"agent": agent, "supervised": supervised}
+
+
 def histogram(label: str, gradients: Float[np.ndarray, "..."]) -> Histogram:
     """Return a histogram of log10|g| in quarter decades from 1e-12 to 10.
 
