@@ -198,6 +198,7 @@ def test_the_experiments_have_the_papers_settings():
         assert x.rollouts * x.num_envs * 20 == pytest.approx(steps, rel=2e-3)
         assert {arm.recipe.learning_rate for arm in x.arms} == {(alpha,)}
     for experiment in EXPERIMENTS.values():
+        assert len(experiment.step_scales) == len(experiment.rates)  # an equal tuning budget
         for arm in experiment.arms:
             assert arm.recipe.envs_per_agent == 1
             assert arm.recipe.meta.inner_updates == 4

@@ -43,7 +43,7 @@ EXPERIMENTS = {
         reset_intervals=(32, 64),
         rollouts=390,  # 5e5 steps
         num_envs=64,
-        step_scales=(1.0, 3.0, 10.0, 30.0, 100.0),
+        step_scales=(0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     ),
     "small_dense_long": _SMALL_DENSE_LONG,
     "big_dense_long": replace(

@@ -89,7 +89,7 @@ class Replication:
         reset_intervals: the grid of the reset interval, in meta-iterations.
         rollouts: length of an evaluation run.
         num_envs: environments per agent in evaluation.
-        step_scales: multiples of alpha for tuning the step.
+        step_scales: multiples of alpha for tuning the step, as many as there are rates.
         rates: learning rates of the classical optimizers.
         protocol: seeds of the evaluation.
     """
@@ -100,7 +100,7 @@ class Replication:
     reset_intervals: tuple[int, ...]
     rollouts: int
     num_envs: int
-    step_scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    step_scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     rates: tuple[float, ...] = RATES
     protocol: Protocol = PROTOCOL
 
