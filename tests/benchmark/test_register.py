@@ -61,6 +61,11 @@ def test_the_projects_register_can_be_read():
         ({"tasks": ["catch"]}, "it registered catch, but the run has catch, small_dense"),
         ({"first_seed": 4000}, "it has 10 seeds from 4000, and the run 10 from 3000"),
         ({"seeds": 8}, "give --seeds 8 --first-seed 3000"),
+        (
+            {"compared_with": ["adam", "muon_ppo"]},
+            "it compares with muon_ppo, and the run has adam",
+        ),
+        ({"compared_with": ["untrained control"]}, "it compares with untrained control, and"),
         ({"tuning_seeds": 4}, "it has 4 tuning seeds, and the run 2; give --tuning-seeds 4"),
     ],
 )

@@ -24,6 +24,9 @@ from optim4rl.benchmark.loop import Benchmark
 from optim4rl.fields import COUNT, COUNT_OR_ZERO, check_fields, check_values
 from optim4rl.files.reading import read_text
 
+# The rule with fresh weights, in `compared_with`.
+CONTROL = "untrained control"
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -35,7 +38,7 @@ class Registered:
         first_seed: the first reported seed.
         seeds: number of reported seeds.
         contenders: the contenders, in words.
-        compared_with: the contenders that the claim compares with, in words.
+        compared_with: names of the contenders that the claim compares with, or `CONTROL`.
         suite: the suite of the tasks.
         tuning_seeds: number of tuning seeds; None: any number.
         score: the score that is compared, in words.
@@ -130,6 +133,13 @@ def require_claim(path: Path, name: str, b: Benchmark) -> str:
         raise ValueError(
             f"claim = {name!r}: it has {claim.tuning_seeds} tuning seeds, and the run "
             f"{protocol.tuning_seeds}; give --tuning-seeds {claim.tuning_seeds}"
+        )
+    names = {x.name for x in b.contenders}
+    known_names = names | ({CONTROL} if any(x.role == "control" for x in b.contenders) else set())
+    if missing := [x for x in claim.compared_with if x not in known_names]:
+        raise ValueError(
+            f"claim = {name!r}: it compares with {', '.join(missing)}, and the run has "
+            f"{', '.join(sorted(names))}; give --baselines or controls to match"
         )
     for other, earlier in claims.items():
         if other == name:
