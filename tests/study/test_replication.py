@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from optim4rl.benchmark import scale
-from optim4rl.benchmark.protocol import Protocol
+from optim4rl.benchmark.protocol import TUNING_SEED, Protocol
+from optim4rl.benchmark.runs import Batch
+from optim4rl.benchmark.suites import SuiteTask
 from optim4rl.cli.replicate import ReplicateOptions, lay_out
+from optim4rl.evaluation.learning import BATCH
+from optim4rl.fields import from_json
 from optim4rl.jobs.store import has_result
 from optim4rl.meta import resumable
 from optim4rl.meta.recipes import RECIPES
@@ -24,12 +28,15 @@ from optim4rl.study.replication import (
     Replication,
     Setting,
     Tried,
+    benchmark_of,
     choose_settings,
+    choosing_benchmark,
     make_training,
     meta_train,
     run_replication,
     training_job,
 )
+from optim4rl.tasks import TaskConfig
 from pretended import PretendedPool
 
 TINY = replace(
@@ -100,6 +107,38 @@ def test_every_setting_of_the_grid_is_tried_on_a_meta_seed_that_is_not_reported(
     for arm in replication.arms:
         for setting in replication.settings_of(arm):
             assert has_result(folder, training_job(make_training(arm, setting, TUNING_META_SEED)))
+
+
+def test_runs_that_choose_fill_their_batches_and_stop_where_asked(replicated):
+    replication, _, found, _ = replicated
+    short = replace(replication, tuning_rollouts=2)
+    folder = found.results.benchmark.folder
+    assert choosing_benchmark(short, folder).protocol.tuning_seeds == BATCH
+    assert benchmark_of(short, folder, ()).protocol == replication.protocol
+    with pretending() as pool:
+        again = run_replication(short, folder / "short")
+    asked = [from_json(Batch, job.arguments) for job in pool.ran if "runs" in job.arguments]
+    tuning = [x for x in asked if x.runs[0][1] >= TUNING_SEED]
+    # Settings have whole batches; steps and rates two seeds at each of two values; agents that
+    # never update two seeds.
+    assert {(len(x.runs), x.rollouts, x.schedule) for x in tuning} == {
+        (BATCH, 2, 3),
+        (4, 2, 3),
+        (4, 2, 2),
+        (2, 2, 2),
+    }
+    assert {x.rollouts for x in asked if x not in tuning} == {3}
+    write_replication(again, "optim4rl replicate catch")
+    for name in ("results.md", "settings.md"):
+        text = (folder / "short" / name).read_text()
+        assert "2 of 3 rollouts" in text
+        assert "learn early" in " ".join(text.split())
+    assert "2 of 3 rollouts" not in (folder / "results.md").read_text()
+
+
+def test_a_run_that_chooses_is_no_longer_than_a_run():
+    with pytest.raises(ValueError, match="tuning_rollouts = 4: at most the 3 rollouts of a run"):
+        SuiteTask(TaskConfig(), 3, tuning_rollouts=4)
 
 
 def test_what_is_finished_is_not_run_again(replicated):
@@ -199,6 +238,8 @@ def test_the_experiments_have_the_papers_settings():
         assert {arm.recipe.learning_rate for arm in x.arms} == {(alpha,)}
     for experiment in EXPERIMENTS.values():
         assert len(experiment.step_scales) == len(experiment.rates)  # an equal tuning budget
+        runs = len(experiment.rates) * experiment.protocol.tuning_seeds
+        assert runs % BATCH == 0  # no empty places
         for arm in experiment.arms:
             assert arm.recipe.envs_per_agent == 1
             assert arm.recipe.meta.inner_updates == 4
@@ -207,7 +248,8 @@ def test_the_experiments_have_the_papers_settings():
 
 def test_options_narrow_an_experiment_and_unknown_arms_are_refused(tmp_path):
     options = ReplicateOptions("catch", tmp_path, arms=("Version B",), meta_seeds=2, seeds=3)
-    found = lay_out(options)
+    found = lay_out(replace(options, tuning_rollouts=60))
+    assert found.tuning_rollouts == 60
     assert [(arm.name, arm.meta_seeds) for arm in found.arms] == [("Version B", 2)]
     assert found.protocol.seeds == 3
     for name in ("meta_seeds", "seeds"):

@@ -179,7 +179,8 @@ def scoring_runs(
             contender.members[member],
             [contender.unit * value for value in values],
             b.protocol.tuning,
-            task.rollouts,
+            task.choosing,
+            schedule=task.rollouts,
         )
     ]
 
@@ -217,9 +218,9 @@ def stress_runs(
     )
 
 
-def untrained_runs(task: SuiteTask, seeds: Sequence[int]) -> list[Batch]:
+def untrained_runs(task: SuiteTask, seeds: Sequence[int], rollouts: int) -> list[Batch]:
     """Return runs of agents that never update."""
-    return split(task.config, UNTRAINED, [0.0], seeds, task.rollouts)
+    return split(task.config, UNTRAINED, [0.0], seeds, rollouts)
 
 
 def _members(b: Benchmark) -> Iterator[tuple[Contender, int]]:
@@ -232,8 +233,8 @@ def first_jobs(b: Benchmark) -> list[Job]:
     """Return all jobs that can run before settings are chosen."""
     batches = []
     for task in b.suite.tasks:
-        for seeds in (b.protocol.tuning, b.protocol.reported):
-            batches += untrained_runs(task, seeds)
+        batches += untrained_runs(task, b.protocol.tuning, task.choosing)
+        batches += untrained_runs(task, b.protocol.reported, task.rollouts)
         for contender, member in _members(b):
             batches += tuning_runs(b, task, contender, member)
     return [job(batch) for batch in batches]
@@ -348,7 +349,7 @@ def choose(b: Benchmark, grids: Grids) -> dict[str, tuple[Choice, ...]]:
         if len(x.grid) > 1
     }
     untrained = [
-        SCORES[b.suite.score](read_batches(b.folder, untrained_runs(task, b.protocol.tuning))[0.0])
+        SCORES[b.suite.score](_only(b, untrained_runs(task, b.protocol.tuning, task.choosing)))
         for task in b.suite.tasks
     ]
     low = np.array([scores.mean() for scores in untrained])
@@ -382,7 +383,9 @@ def collect(b: Benchmark, choices: Mapping[str, tuple[Choice, ...]]) -> Runs:
         reading: {x.name: tuple(reported(x, task, reading) for task in tasks) for x in b.contenders}
         for reading in b.readings
     }
-    untrained = tuple(_only(b, untrained_runs(task, b.protocol.reported)) for task in b.suite.tasks)
+    untrained = tuple(
+        _only(b, untrained_runs(task, b.protocol.reported, task.rollouts)) for task in b.suite.tasks
+    )
     stress = {x.name: _stress(b, x, choices[x.name]) for x in b.contenders}
     return Runs(b, choices, curves, untrained, stress)
 

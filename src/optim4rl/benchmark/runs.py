@@ -75,7 +75,7 @@ def job(batch: Batch) -> Job:
         program=(batch.config, shared),
         files=() if maker.file is None else (maker.file.as_posix(),),
         kind=f"{batch.config.environment}, {'learning' if _learns(batch) else 'no updates'}",
-        work=_SECONDS_PER_ROLLOUT * batch.rollouts * len(batch.runs) / BATCH,
+        work=_SECONDS_PER_ROLLOUT * batch.rollouts,  # Empty places take as long as runs.
     )
 
 

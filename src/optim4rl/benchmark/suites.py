@@ -27,17 +27,30 @@ class SuiteTask:
         rollouts: rollouts of a run.
         stress_rollouts: rollouts of a run of the stress test; None: no stress test, because no
             optimizer learns the task so early.
+        tuning_rollouts: rollouts of a run that chooses a setting, the first of a whole run; None:
+            as many as in a run.
     """
 
     config: TaskConfig
     rollouts: int
     stress_rollouts: int | None = None
+    tuning_rollouts: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rollouts", "stress_rollouts"):
+        for name in ("rollouts", "stress_rollouts", "tuning_rollouts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value!r}: at least 1 is needed")
+        if self.choosing > self.rollouts:
+            raise ValueError(
+                f"tuning_rollouts = {self.tuning_rollouts!r}: at most the {self.rollouts} rollouts "
+                "of a run"
+            )
+
+    @property
+    def choosing(self) -> int:
+        """Return the rollouts of a run that chooses a setting."""
+        return self.tuning_rollouts or self.rollouts
 
     @property
     def name(self) -> str:

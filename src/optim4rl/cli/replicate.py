@@ -40,6 +40,8 @@ class ReplicateOptions:
         seeds: reported runs of each meta-training. Default: the experiment's own.
         meta_learning_rates: grid of the meta-learning rate. Default: the paper's.
         reset_intervals: grid of the reset interval, in meta-iterations. Default: the paper's.
+        tuning_rollouts: length of the runs that choose settings, steps and rates. Short runs save
+            time, and favour what learns early. Default: as long as reported runs.
         workers: where jobs run.
         json: print the results as JSON.
     """
@@ -51,6 +53,7 @@ class ReplicateOptions:
     seeds: int | None = None
     meta_learning_rates: tuple[float, ...] | None = None
     reset_intervals: tuple[int, ...] | None = None
+    tuning_rollouts: int | None = None
     workers: Workers = Workers()
     json: bool = False
 
@@ -94,4 +97,5 @@ def lay_out(options: ReplicateOptions) -> Replication:
         protocol=with_given(own.protocol, seeds=options.seeds),
         meta_learning_rates=options.meta_learning_rates,
         reset_intervals=options.reset_intervals,
+        tuning_rollouts=options.tuning_rollouts,
     )

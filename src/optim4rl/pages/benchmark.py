@@ -307,6 +307,21 @@ def _tuning(b: Benchmark) -> str:
         f"{every} is tuned with {counted(protocol.tuning_seeds, 'seed')} on every task "
         f"({shown}) and reported on {reported} that chose no setting. The setting with the best "
         f"{SCORE_WORDS[b.suite.score]} is chosen. {_extension(protocol.extensions)}"
+        f"{_short_tuning(b)}"
+    )
+
+
+def _short_tuning(b: Benchmark) -> str:
+    short = [
+        f"{task.choosing:,} of {task.rollouts:,} rollouts on {task.name}"
+        for task in b.suite.tasks
+        if task.choosing < task.rollouts
+    ]
+    if not short:
+        return ""
+    return (
+        f" Tuning runs stop early, after {', '.join(short)}. So tuning favours settings that learn "
+        "early, and does not see a run that fails later."
     )
 
 
@@ -344,6 +359,7 @@ def to_json(results: Results) -> dict[str, Any]:
             task.name: {
                 **settings_json(task.config),
                 "rollouts": task.rollouts,
+                "tuning_rollouts": task.choosing,
                 "auc_scale": _scale_values(results.auc_scale, index),
                 "final_scale": _scale_values(results.final_scale, index),
             }

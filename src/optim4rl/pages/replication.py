@@ -10,12 +10,15 @@ _HEAD = """# Settings of the meta-trainings
 
 Every arm was meta-trained once at each setting, on a meta-seed that is not reported. Then it ran
 with its step as trained, on seeds that are not reported. **Bold** marks the best AUC; the reported
-meta-trainings use its setting. The paper reports the best setting on the runs that chose it, which
-here are the runs of the bold row.
+meta-trainings use its setting. {paper}
 
 | arm | meta-learning rate | reset interval | AUC | final return |
 |---|---|---|---|---|
 """
+_WHOLE = """The paper reports the best setting on the runs that chose it, which
+here are the runs of the bold row."""
+_SHORT = """These runs stop after {:,} of {:,} rollouts. So the choice favours
+settings that learn early, and the paper's figure, the best setting on whole runs, is not here."""
 
 
 def write_replication(found: Replicated, command: str) -> None:
@@ -33,6 +36,8 @@ def write_replication(found: Replicated, command: str) -> None:
 def to_markdown(found: Replicated) -> str:
     """Write the page of tried settings as Markdown."""
     chosen = choose_settings(found.tried)
+    (task,) = found.results.benchmark.suite.tasks
+    paper = _SHORT.format(task.choosing, task.rollouts) if task.choosing < task.rollouts else _WHOLE
     rows = []
     for each in found.tried:
         mark = "**" if chosen[each.arm] == each.setting else ""
@@ -44,7 +49,7 @@ def to_markdown(found: Replicated) -> str:
             number(each.final, 3),
         ]
         rows.append(f"| {' | '.join(f'{mark}{cell}{mark}' for cell in cells)} |\n")
-    return _HEAD + "".join(rows) + "".join(_lost(found))
+    return _HEAD.format(paper=paper) + "".join(rows) + "".join(_lost(found))
 
 
 def _lost(found: Replicated) -> list[str]:

@@ -188,7 +188,8 @@ class OwnWork(Work):
         return dict(zip(scales, found, strict=True)) if found else {}
 
     def _floor(self) -> list[Batch]:
-        return untrained_runs(self._task, self.settings.evaluation.protocol.reported)
+        task = self._task
+        return untrained_runs(task, self.settings.evaluation.protocol.reported, task.rollouts)
 
     def floor(self) -> list[Job]:
         """Return runs of agents that never update."""

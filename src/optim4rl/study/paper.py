@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from optim4rl.evaluation.learning import BATCH
 from optim4rl.meta.recipe import Recipe
 from optim4rl.meta.recipes import RECIPES
 from optim4rl.study.replication import PROTOCOL, Arm, Replication
@@ -50,6 +51,6 @@ EXPERIMENTS = {
         _SMALL_DENSE_LONG,
         environment="big_dense_long",
         arms=_arms(RECIPES["paper/big_dense_long"], 3, 0),
-        protocol=replace(PROTOCOL, seeds=5),
+        protocol=replace(PROTOCOL, seeds=BATCH),
     ),
 }

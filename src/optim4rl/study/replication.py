@@ -28,6 +28,7 @@ from optim4rl.benchmark.loop import (
 from optim4rl.benchmark.protocol import Protocol, require_grid
 from optim4rl.benchmark.runs import job, read_batches
 from optim4rl.benchmark.suites import task_suite
+from optim4rl.evaluation.learning import BATCH
 from optim4rl.evaluation.returns import area_under_curve, final_return
 from optim4rl.fields import COUNT, POSITIVE, check_fields, from_json, to_json
 from optim4rl.jobs.job import Job, Result
@@ -92,6 +93,7 @@ class Replication:
         step_scales: multiples of alpha for tuning the step, as many as there are rates.
         rates: learning rates of the classical optimizers.
         protocol: seeds of the evaluation.
+        tuning_rollouts: length of a run that chooses a setting or a step; None: `rollouts`.
     """
 
     environment: str
@@ -103,6 +105,7 @@ class Replication:
     step_scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     rates: tuple[float, ...] = RATES
     protocol: Protocol = PROTOCOL
+    tuning_rollouts: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(
@@ -111,6 +114,7 @@ class Replication:
             reset_intervals=COUNT,
             rollouts=COUNT,
             num_envs=COUNT,
+            tuning_rollouts=COUNT,
         )
         for name in ("meta_learning_rates", "reset_intervals", "step_scales", "rates"):
             require_grid(name, [float(x) for x in getattr(self, name)])
@@ -205,14 +209,24 @@ class Tried:
     Attributes:
         arm: name of the arm.
         setting: the setting.
-        auc: mean return of the runs over all updates; NaN if a run diverged.
-        final: mean return of the last updates.
+        auc: mean return of the runs over all their updates; NaN if a run diverged.
+        final: mean return of their last updates.
     """
 
     arm: str
     setting: Setting
     auc: float
     final: float
+
+
+def choosing_benchmark(replication: Replication, folder: Path) -> Benchmark:
+    """Return the benchmark whose tuning seeds choose settings: as many as fill their batches.
+
+    A setting has one step, so its runs share a batch with no other setting's.
+    """
+    b = benchmark_of(replication, folder, ())
+    seeds = -(-b.protocol.tuning_seeds // BATCH) * BATCH
+    return replace(b, protocol=replace(b.protocol, tuning_seeds=seeds))
 
 
 def tuning_contenders(
@@ -231,14 +245,13 @@ def tuning_contenders(
 
 def tried_settings(replication: Replication, folder: Path) -> list[Tried]:
     """Return the outcome of every setting of the grid, once all its runs are finished."""
-    b = benchmark_of(replication, folder, ())
+    b = choosing_benchmark(replication, folder)
     found = []
     for arm, setting, contender in tuning_contenders(replication, partial(keep_members, folder)):
         auc = final = float("nan")
         if contender is not None:
-            (curves,) = read_batches(
-                folder, scoring_runs(b, b.suite.tasks[0], contender, 0)
-            ).values()
+            runs = scoring_runs(b, b.suite.tasks[0], contender, 0)
+            (curves,) = read_batches(folder, runs).values()
             auc, final = (float(f(curves).mean()) for f in (area_under_curve, final_return))
         found.append(Tried(arm.name, setting, auc, final))
     return found
@@ -267,7 +280,9 @@ def benchmark_of(
         stress_rollouts=1,
         num_envs=replication.num_envs,
     )
-    task = replace(suite.tasks[0], stress_rollouts=None)
+    task = replace(
+        suite.tasks[0], stress_rollouts=None, tuning_rollouts=replication.tuning_rollouts
+    )
     classical = tuple(baseline(name, replication.rates) for name in CLASSICAL)
     return Benchmark(
         replace(suite, tasks=(task,)), (*contenders, *classical), folder, replication.protocol
@@ -362,7 +377,7 @@ def _tuning_trainings(replication: Replication) -> list[Job]:
 
 
 def _tuning_runs(replication: Replication, folder: Path, members: Members) -> list[Job]:
-    b = benchmark_of(replication, folder, ())
+    b = choosing_benchmark(replication, folder)
     return [
         job(batch)
         for _, _, contender in tuning_contenders(replication, members)
