@@ -22,6 +22,7 @@ from optim4rl.evaluation.returns import (
     interquartile_mean,
 )
 from optim4rl.pages import figures
+from optim4rl.pages.identity import identity_words
 from optim4rl.pages.study import render_report, write_report
 from optim4rl.pages.summary import OUTCOMES, summarise, summary_table
 from optim4rl.pages.words import interval, number, p_value
@@ -29,7 +30,7 @@ from optim4rl.plans.components import Metric
 from optim4rl.plans.mapping import map_plan
 from optim4rl.plans.optim4rl import METRICS
 from optim4rl.plans.plan import Ablation, Plan
-from optim4rl.study.identity import Histogram, IdentityResult, IdentityRow
+from optim4rl.study.identity import ACCURACIES, Histogram, IdentityResult, IdentityRow
 from optim4rl.study.results import Row, RowKind, StudyResults
 
 FLOOR, CEILING = -0.6, 0.998
@@ -423,8 +424,24 @@ def test_recordings_are_counted(small: StudyResults) -> None:
     rows = [replace(x, recording=i) for i, made in enumerate(recordings) for x in made.rows]
     several = replace(make_identity(), rows=tuple(rows))
     page = Page(render_report(replace(small, rows=small.rows[:1], identity=several)))
+    assert "3 agents were recorded" in page.text
     assert "the published picture reproduces in 3 of 3 recordings" in page.text
     assert "processed pair is ahead in 1 of 3 recordings, the raw pair in 2" in page.text
+
+
+def test_a_diverged_run_of_the_identity_experiment_is_told() -> None:
+    """It leaves the mean over recordings without a number, and no pair ahead in its recording."""
+    made = make_identity()
+    lost = replace(
+        made.rows[1],
+        **dict.fromkeys(ACCURACIES, math.nan),
+        spread=dict.fromkeys(ACCURACIES, (math.nan, math.nan)),
+    )
+    second = (made.rows[0], lost, *made.rows[2:])
+    rows = (*made.rows, *(replace(x, recording=1) for x in second))
+    _, said, *_ = identity_words(replace(made, rows=rows))
+    assert "(sgn · exp out) reaches no accuracy (a run diverged or had no targets)" in said
+    assert said.endswith("reproduces in 1 of 2 recordings.")
 
 
 # --- What it says ---------------------------------------------------------------------------------

@@ -317,6 +317,23 @@ def test_another_seed_is_recorded_by_the_same_program():
     assert programs[0] == programs[1]
 
 
+def test_networks_share_no_key_with_the_recorded_agents(monkeypatch):
+    keys = []
+
+    def recorded(task, transformation, updates, key, every):
+        keys.append(key)
+
+    def drawn(key, *sizes, **settings):
+        keys.append(key)
+        return {"input": jnp.zeros((1, 1))}
+
+    monkeypatch.setattr(recording, "record_gradients", recorded)
+    monkeypatch.setattr(identity, "init_network", drawn)
+    recording.record_both(NoisyQuadratic(), 1e-3, 7, 3, CONFIG.seed)
+    identity._init_weights("raw", CONFIG)
+    assert len({str(jax.random.key_data(key)) for key in keys}) == 2 + CONFIG.seeds
+
+
 def test_supervised_gradients_come_from_a_network_of_the_size_asked_for_that_learns():
     gradients = supervised_gradients(3000, optax.rmsprop(3e-3), 5, jax.random.key(0), every=1)
     assert gradients.shape[0] == 5

@@ -35,6 +35,7 @@ from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import has_results
 from optim4rl.meta.agents import num_rollouts
+from optim4rl.pages.identity import identity_words
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import PlanError
@@ -282,6 +283,7 @@ def _print_accuracies(result: IdentityResult, name: str) -> None:
     ]
     columns = ["network", "online", "online, non-zero", "frozen", "frozen, non-zero"]
     print_table(f"RNN accuracy on {name} (share within 10 % of the target)", columns, rows)
+    print(*identity_words(result), sep="\n")
 
 
 def _write_accuracies(result: IdentityResult, path: Path) -> None:

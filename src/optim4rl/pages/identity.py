@@ -66,7 +66,7 @@ def identity_view(result: IdentityResult) -> IdentityView:
     by_schedule = {name: [r for r in means if r.schedule == name] for name in schedules}
     return IdentityView(
         result=result,
-        words=tuple(_identity_words(result)),
+        words=tuple(identity_words(result)),
         grids=tuple(_grids(means)),
         decades=tuple((name, _decade_chart(rows)) for name, rows in by_schedule.items()),
         curves=tuple((name, _accuracy_chart(rows)) for name, rows in by_schedule.items()),
@@ -120,16 +120,24 @@ def _pair_name(input: str, output: str) -> str:
     return f"{INPUT_NAMES.get(input, input)} → {OUTPUT_NAMES.get(output, output)}"
 
 
-def _identity_words(result: IdentityResult) -> Iterable[str]:
+def identity_words(result: IdentityResult) -> Iterable[str]:
+    """Say in sentences what the experiment shows."""
     of_network = networks(result.rows)
+    count = len({row.recording for row in result.rows})
+    if count > 1:
+        yield (
+            f"{count} agents were recorded, and each recording has networks of its own. Accuracies "
+            "are means over the recordings; their ranges are over all seeds of all recordings. A "
+            "pair is ahead in a recording if each of its seeds is above each of the other pair's."
+        )
     means = {(x.input, x.output, x.schedule): x for x in over_recordings(result.rows)}
     raw, processed = ((*pair, "constant") for pair in PAPER_PAIRS)
     if raw in means and processed in means:
         ahead, of = _ahead(of_network[processed], of_network[raw], "online")
         yield (
             "Measured as in the paper (all targets, while training, constant learning rate), the "
-            f"processed pair (sgn · exp out) reaches {percent(means[processed].online)}, and the "
-            f"raw pair (linear out) {percent(means[raw].online)}: the published picture "
+            f"processed pair (sgn · exp out) reaches {_reached(means[processed].online)}, and the "
+            f"raw pair (linear out) {_reached(means[raw].online)}: the published picture "
             f"{'reproduces' if ahead else 'does not reproduce'}"
             f"{f' in {ahead} of {of} recordings' if ahead and of > 1 else ''}."
         )
@@ -148,10 +156,18 @@ def _identity_words(result: IdentityResult) -> Iterable[str]:
     if raw in means and processed in means:
         yield (
             "On non-zero targets (frozen networks, held-out gradients, annealed learning rate), "
-            f"the processed pair reaches {percent(means[processed].frozen_nonzero)}, and the raw "
-            f"pair {percent(means[raw].frozen_nonzero)}: "
+            f"the processed pair reaches {_reached(means[processed].frozen_nonzero)}, and the raw "
+            f"pair {_reached(means[raw].frozen_nonzero)}: "
             f"{_who_is_ahead(of_network[processed], of_network[raw])}."
         )
+
+
+def _reached(accuracy: float) -> str:
+    return (
+        "no accuracy (a run diverged or had no targets)"
+        if math.isnan(accuracy)
+        else percent(accuracy)
+    )
 
 
 def _who_is_ahead(processed: Sequence[IdentityRow], raw: Sequence[IdentityRow]) -> str:

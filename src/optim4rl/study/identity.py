@@ -335,7 +335,9 @@ def _fit_network(source: str, output: str, data: _Data, config: IdentityConfig) 
 def _init_weights(source: str, config: IdentityConfig) -> Weights:
     """Return weights with a leading axis of seeds."""
     features = PROCESSINGS[source].first_features
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    # `record_both` has the first two keys.
+    _, _, key = jax.random.split(jax.random.key(config.seed), 3)
+    keys = jax.random.split(key, config.seeds)
     # One seed at a time and outside jit: all gates, seeds and networks share a few operations.
     # One function for all of them takes longer to compile than the training takes.
     seeds = [

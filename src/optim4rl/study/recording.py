@@ -146,7 +146,7 @@ def record_both(
 ) -> dict[str, Float[np.ndarray, "time coordinate"]]:
     """Record an agent under RMSProp, and a supervised network of about the same size."""
     transformation = rmsprop(learning_rate)
-    key_agent, key_supervised = jax.random.split(jax.random.key(seed))
+    key_agent, key_supervised, _ = jax.random.split(jax.random.key(seed), 3)
     agent = record_gradients(task, transformation, updates, key_agent, every)
     num_parameters = sum(
         math.prod(leaf.shape)
