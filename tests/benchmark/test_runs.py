@@ -2,15 +2,21 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from neighbours import neighbours
+from optim4rl.benchmark import progress
 from optim4rl.benchmark.contender import UNTRAINED, Maker
+from optim4rl.benchmark.progress import SavedProgress
 from optim4rl.benchmark.runs import Batch, job, read_batches, split, train_batch
+from optim4rl.evaluation import learning
 from optim4rl.evaluation.curves import HEALTHY, Curves
-from optim4rl.evaluation.learning import BATCH, Classical, train_runs
+from optim4rl.evaluation.learning import BATCH, CHUNK, Classical, train_runs
+from optim4rl.files.sealed import write_sealed
 from optim4rl.jobs.job import Refusal, Result
 from optim4rl.jobs.store import StoreError, get_result, has_result, put_result, result_path
 from optim4rl.jobs.worker import answer
@@ -182,3 +188,73 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     lost = job(dataclasses.replace(ONE, maker=Maker(None, "nowhere")))
     with pytest.raises(WeightsError, match="nowhere"):
         answer(tmp_path, lost.question | {"address": lost.address})
+
+
+def stopped_after(saves):
+    """A way to write sealed files that is stopped before one save more."""
+    left = [saves]
+
+    def write(*given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write_sealed(*given)
+
+    return write
+
+
+@pytest.mark.parametrize("maker", [ADAM, Maker("muon", clip=0.5, decay=True, reset="time")])
+def test_a_stopped_batch_goes_on_bit_for_bit(maker, tmp_path, monkeypatch):
+    asked = job(dataclasses.replace(ONE, maker=maker, rollouts=3 * CHUNK - 5, schedule=200))
+    whole = train_batch(tmp_path / "whole", asked.arguments).arrays
+    assert not (tmp_path / "whole").exists(), "a short batch saves nothing"
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(progress, "write_sealed", stopped_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            train_batch(tmp_path, asked.arguments)
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert saved.stem == asked.address
+    advance, firsts = learning._advance, []
+
+    class Watched:
+        lower = staticmethod(advance.lower)
+
+        def __call__(self, *given):
+            firsts.append(given[6])
+            return advance(*given)
+
+    monkeypatch.setattr(learning, "_advance", Watched())
+    found = train_batch(tmp_path, asked.arguments).arrays
+    assert firsts == [2 * CHUNK], "finished chunks are not run again"
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert found.keys() == whole.keys()
+    for name in found.keys() - {"seconds"}:
+        np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
+    assert (found["seconds"] > 0).all()
+
+
+def test_any_arrays_are_progress(tmp_path, monkeypatch):
+    """Random keys, half-precision numbers, empty arrays, scalars, NumPy arrays in 64 bits."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0.0)
+    tree = {
+        "keys": jax.random.split(jax.random.key(3), 2),
+        "half": jnp.linspace(0.0, 1.0, 3, dtype=jnp.bfloat16),
+        "flags": jnp.array([True, False]),
+        "none": jnp.zeros((0, 4)),
+        "count": jnp.int32(7),
+        "seconds": np.asarray(1.0 / 3.0),
+    }
+    keeper = SavedProgress(tmp_path / "a.safetensors")
+    blank = jax.tree.map(lambda x: np.zeros_like(x) if isinstance(x, np.ndarray) else x[...], tree)
+    assert keeper.restore(blank) is blank
+    keeper.keep(tree)
+    found = keeper.restore(blank)
+    for name, x in tree.items():
+        assert type(found[name]) is type(x)
+        assert (found[name].dtype, found[name].shape) == (x.dtype, x.shape)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), found, tree))
+    keeper.path.write_bytes(keeper.path.read_bytes()[:-1] + b"!")
+    assert keeper.restore(blank) is blank, "damaged: the batch starts anew"
+    keeper.remove()
+    assert not keeper.path.exists()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from optim4rl.benchmark.contender import Maker
+from optim4rl.benchmark.progress import SavedProgress
 from optim4rl.evaluation.curves import Curves, NoEpisodeError, stack
 from optim4rl.evaluation.learning import BATCH, Still, train_runs
 from optim4rl.fields import from_json, to_json
@@ -80,21 +81,27 @@ def job(batch: Batch) -> Job:
 
 
 def train_batch(folder: Path, arguments: Mapping[str, Any]) -> Result:
-    """Train the agents of a batch; the folder must hold its weights."""
+    """Train the agents of a batch; the folder must hold its weights.
+
+    A long batch saves its progress below the folder, and goes on from there.
+    """
     batch: Batch = from_json(Batch, arguments)
+    progress = SavedProgress(folder / "checkpoints" / f"{job(batch).address}.safetensors")
     task = make_task(batch.config)
     updates = batch.schedule * task.updates_per_rollout
     family, parameters = batch.maker.family(folder, updates, task.updates_per_rollout)
     if not _learns(batch):
         family, parameters = Still(), None
+    lengths = batch.rollouts, batch.schedule
     try:
-        curves = train_runs(task, family, parameters, batch.runs, batch.rollouts, batch.schedule)
+        curves = train_runs(task, family, parameters, batch.runs, *lengths, progress)
     except NoEpisodeError as error:
         raise Refusal(
             f"task = {batch.config.environment!r}: no episode ended in the {batch.rollouts} "
             "rollouts of a run; give more with --stress-rollouts for the stress test, or with "
             "--rollouts for all runs"
         ) from error
+    progress.remove()
     arrays = {
         "returns": curves.returns,
         "diverged_at": curves.diverged_at,

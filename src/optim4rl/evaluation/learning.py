@@ -142,6 +142,17 @@ BATCH = 8
 CHUNK = 30
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Keep the progress of a batch, a pytree of arrays, so that a stopped batch goes on."""
+
+    def restore(self, fresh: Any) -> Any:
+        """Return the progress that was kept; `fresh`, a tree of the same arrays, if none was."""
+
+    def keep(self, progress: Any) -> None:
+        """Keep the progress after another chunk; the arrays are gone after the call."""
+
+
 def learning_curves(
     task: EvaluationTask,
     family: Family,
@@ -179,19 +190,22 @@ def train_runs(
     runs: Sequence[tuple[float, int]],
     updates: int,
     whole: int | None = None,
+    keeper: Keeper | None = None,
 ) -> Curves:
     """Train an agent for every pair of a rate and a seed; see `learning_curves`.
 
-    Optimizers are told which share of `whole` rollouts is done; None: of `updates`.
+    Optimizers are told which share of `whole` rollouts is done; None: of `updates`. A keeper is for
+    runs of a single batch.
 
     A run's seconds are the seconds of its batch divided by the number of agents in it. On CPUs we
     measure CPU time of this process, which other processes change little. A worker of `jobs` has
     one thread, so there it is time of one core. On other devices we measure wall-clock time.
     """
+    if keeper is not None and len(runs) > BATCH:
+        raise ValueError(f"runs: {len(runs)} runs; with a keeper at most {BATCH} are possible")
+    lengths = updates, whole or updates
     batches = [
-        _train_batch(
-            task, family, parameters, runs[start : start + BATCH], updates, whole or updates
-        )
+        _train_batch(task, family, parameters, runs[start : start + BATCH], *lengths, keeper)
         for start in range(0, len(runs), BATCH)
     ]
     sums, counts, finite, greedy, seconds = (np.concatenate(x) for x in zip(*batches, strict=True))
@@ -216,6 +230,15 @@ class _Agent(NamedTuple):
     actor: Any
 
 
+class _Progress(NamedTuple):
+    """Hold how far a batch is: its agents, what they did, rollouts done, and their seconds."""
+
+    agents: _Agent
+    outcomes: tuple[np.ndarray, ...]
+    done: np.ndarray
+    seconds: np.ndarray
+
+
 def _train_batch(
     task: EvaluationTask,
     family: Family,
@@ -223,6 +246,7 @@ def _train_batch(
     runs: Sequence[tuple[float, int]],
     updates: int,
     whole: int,
+    keeper: Keeper | None,
 ) -> tuple[np.ndarray, ...]:
     """Train a batch of (rate, seed) pairs, filled up to `BATCH`."""
     filled = [*runs, *[runs[0]] * (BATCH - len(runs))]
@@ -231,21 +255,29 @@ def _train_batch(
     agents = _start(task, family, parameters, rates, keys)
     # Compiled before the clock starts; the calls below find the program.
     counts = updates, whole
-    _advance.lower(task, family, parameters, rates, keys, agents, 0, *counts).compile()
+    program = _advance.lower(task, family, parameters, rates, keys, agents, 0, *counts)
+    program.compile()
+    length = -(-updates // CHUNK) * CHUNK
+    outcomes = tuple(np.zeros((BATCH, length), x.dtype) for x in program.out_info[1])
+    progress = _Progress(agents, outcomes, np.zeros((), np.int64), np.zeros(()))
+    if keeper is not None:
+        progress = keeper.restore(progress)
+    agents, outcomes, done, seconds = progress
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    started = clock()
-    outcomes = []
-    for first in range(0, updates, CHUNK):
+    for first in range(int(done), length, CHUNK):
+        started = clock()
         agents, outcome = _advance(task, family, parameters, rates, keys, agents, first, *counts)
-        outcomes.append(jax.tree.map(np.asarray, outcome))
-    done = CHUNK * len(outcomes)
-    seconds = (clock() - started) * updates / done / BATCH
-    found = (np.concatenate(x, axis=1) for x in zip(*outcomes, strict=True))
+        for all_of_it, part in zip(outcomes, outcome, strict=True):
+            all_of_it[:, first : first + CHUNK] = np.asarray(part)
+        seconds = np.asarray(seconds + clock() - started)
+        if keeper is not None:
+            keeper.keep(_Progress(agents, outcomes, np.asarray(first + CHUNK), seconds))
     greedy = np.full(BATCH, np.nan)
     if _is_greedy(task):
         greedy = np.asarray(_play_greedily(task, keys, agents), np.float64)
     count = len(runs)
-    return *(x[:count, :updates] for x in found), greedy[:count], np.full(count, seconds)
+    each = np.full(count, float(seconds) * updates / length / BATCH)
+    return *(x[:count, :updates] for x in outcomes), greedy[:count], each
 
 
 @partial(jax.jit, static_argnames=("task", "family"))

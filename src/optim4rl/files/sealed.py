@@ -19,6 +19,8 @@ from optim4rl.files.atomic import replacing
 from optim4rl.files.reading import opened, read_file
 
 SEAL = "sha256"
+# Long work saves its state if so many seconds have passed: short work saves nothing.
+SECONDS_BETWEEN_SAVES = 60.0
 _OPEN = "0" * 64
 _LARGEST_HEADER = 100_000_000  # as in safetensors
 _BLOCK = 1 << 20

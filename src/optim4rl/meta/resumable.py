@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from optim4rl.files.sealed import SECONDS_BETWEEN_SAVES as SECONDS_BETWEEN_SAVES
 from optim4rl.meta.checkpoint import (
     has_checkpoint,
     previous_checkpoint,
@@ -24,8 +25,6 @@ from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 
 # A training runs in this many chunks of iterations, and may save its state after each of them.
 CHUNKS = 20
-# A training saves its state if so many seconds have passed: short trainings save nothing.
-SECONDS_BETWEEN_SAVES = 60.0
 
 
 def train_resumably(
