@@ -52,8 +52,8 @@ def test_an_arm_with_a_tuned_step_has_its_control(tmp_path):
 @pytest.mark.parametrize(
     ("file", "name", "expected"),
     [
-        ("ppo-generalist/runs.parquet", "weights +2", "1.222 (1.05 to 1.53)"),
-        ("ppo-generalist/control.parquet", "weights +2 untrained", "1.052 (0.97 to 1.18)"),
+        ("ppo-generalist-bare/runs.parquet", "weights +2", "1.222 (1.05 to 1.53)"),
+        ("ppo-generalist-bare/control.parquet", "weights +2 untrained", "1.052 (0.97 to 1.18)"),
         ("unseen/runs.parquet", "scaled-generalist +2", "0.888 (0.75 to 1.10)"),
         (
             "scaled-generalist/control.parquet",

@@ -15,7 +15,7 @@ from test_rule import random_weights
 from optim4rl.optimizers import LEARNED, infer_layout, init_state, scale_by_learned_rule
 from optim4rl.optimizers.kernels.normalise import normalise, raw
 from optim4rl.optimizers.kernels.select import KERNELS, choose
-from optim4rl.optimizers.tensors import Normalisation, Tensor, orthogonalise
+from optim4rl.optimizers.tensors import Normalisation, Tensor, orthogonal, orthogonalise
 
 PARAMS = {
     "conv": jnp.zeros((2, 2, 1, 3)),
@@ -144,6 +144,19 @@ def test_an_orthogonal_direction_is_as_large_in_every_direction(shape, seed, log
     clear = values[sizes > 0.02 * np.linalg.norm(sizes)]
     assert (0.6 * rms < clear).all()
     assert (clear < 1.45 * rms).all()
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (16, 100), (3, 700)])
+def test_wide_matrices_take_the_same_steps(shape):
+    """The steps one by one, in float64."""
+    matrix = np.random.default_rng(0).normal(size=shape) * np.logspace(0, -3, shape[0])[:, None]
+    y = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = y @ y.T
+        y = 3.4445 * y + (-4.7750 * square + 2.0315 * square @ square) @ y
+    expected = y * np.linalg.norm(matrix) / np.linalg.norm(y)
+    found = orthogonal(jnp.asarray(matrix, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_orthogonal_directions_turn_with_their_kernel_and_change_with_its_size():

@@ -152,9 +152,11 @@ def test_a_claim_never_takes_bare_adam_for_the_adam_of_ppo_users(suite, monkeypa
     monkeypatch.setattr(scale, "RESAMPLES", 200)
     found = {"adam": ((made_up(2.0, 1.0, 1.0),),), "mine": ((made_up(3.0, 1.0, 1.0),),)}
 
+    tuned = found
+
     def claim():
         sources = dict.fromkeys(found, Path("runs.parquet"))
-        board = Board(suite, ("catch",), {"one": found, "tuned": found}, (still,), sources)
+        board = Board(suite, ("catch",), {"one": found, "tuned": tuned}, (still,), sources)
         text = leaderboard_page([board], [Path("runs.parquet")], Path("page.md"))
         return next(line for line in text.splitlines() if line.startswith("> **Claim.**"))
 
@@ -167,9 +169,10 @@ def test_a_claim_never_takes_bare_adam_for_the_adam_of_ppo_users(suite, monkeypa
     }
     assert claim() == f"> **Claim.** {bare[suite]}"
     found["adam_ppo"] = ((made_up(3.0, 1.0, 1.0),),)
-    assert (
-        claim() == f"> **Claim.** On `{suite}`, no contender beats `adam_ppo` more often than not."
-    )
+    nobody = f"> **Claim.** On `{suite}`, no contender beats `adam_ppo` more often than not."
+    assert claim() == nobody
+    tuned = found | {"mine": ((made_up(4.0, 1.0, 1.0),),)}
+    assert claim() == f"{nobody} Tuned for each task, `mine` beats it."
 
 
 def page_of(names, suite="one", tasks=("catch",), table="runs.parquet"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from optim4rl.optimizers import arrays, processing, structures
+from optim4rl.optimizers import arrays, processing, structures, tensors
 
 X = np.array([[-3.0, -0.5, 0.0], [1e-8, 0.5, 2.0]], np.float32)
 OUTER = X[:, None] * X[..., None]
@@ -62,3 +62,13 @@ def test_no_derivative_goes_through_a_stopped_gradient():
     x = torch.tensor(X, requires_grad=True)
     (structures.straight_through_sign(x) * 2.0).sum().backward()
     assert torch.equal(x.grad, torch.full(X.shape, 2.0))
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (5, 6), (2, 3, 30)])
+def test_orthogonal_matrices_are_the_same_and_leave_what_they_are_given(shape):
+    """`shift` changes tensors in place; nothing that is still needed may change."""
+    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    tensor = torch.tensor(matrix)
+    found, expected = tensors.orthogonal(tensor), tensors.orthogonal(jnp.asarray(matrix))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+    np.testing.assert_array_equal(tensor, matrix)

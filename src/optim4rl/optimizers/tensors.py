@@ -33,6 +33,9 @@ EPSILON = 1e-9
 # Newton and Schulz's iteration (`orthogonalise`): its polynomial, and its number of steps.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
+# Columns for each row from which products of `y y'` alone are faster, at ten times the rounding
+# error (2e-4 of the largest entry). They take half the time at 8 columns a row.
+_WIDE = 3
 
 _BEYOND_NAMES = "\U0010ffff"  # sorts after all other text
 
@@ -275,12 +278,34 @@ def orthogonal(matrix: Any) -> Any:
     """
     size = _norm(matrix)
     a, b, c = _NEWTON_SCHULZ
-    h = b / (2.0 * c**0.5)
     y = matrix * (c**0.25 / size)
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        square = shift(y @ y.mT, h)
-        y = shift(square @ square, a - h * h) @ y
+    h = b / (2.0 * c**0.5)
+
+    def polynomial(gram: Any) -> Any:
+        square = shift(1.0 * gram, h)  # a copy, because `shift` changes tensors in place
+        return shift(square @ square, a - h * h)
+
+    rows, columns = matrix.shape[-2:]
+    if columns < _WIDE * rows:
+        for _ in range(_NEWTON_SCHULZ_STEPS):
+            y = polynomial(y @ y.mT) @ y
+    else:
+        y = _product(polynomial, y @ y.mT) @ y
     return y * (size / _norm(y))
+
+
+def _product(polynomial: Callable[[Any], Any], gram: Any) -> Any:
+    """Return the product of all steps' polynomials from the first `y y'`.
+
+    All of them commute, so only two products are as large as the matrix, not two in each step.
+    """
+    product = polynomial(gram)
+    last = product
+    for _ in range(_NEWTON_SCHULZ_STEPS - 1):
+        gram = last @ gram @ last
+        last = polynomial(gram)
+        product = last @ product
+    return product
 
 
 def _norm(matrix: Any) -> Any:

@@ -62,8 +62,8 @@ def scale_by_learned_rule(
         kernel: the implementation of the rule, by name (`kernels.select`). None is plain JAX, which
             keeps the sharding of each leaf; "plain" is the same in blocks of coordinates on CPUs.
             "auto" is the fastest that runs the rule here, or None if there are several devices to
-            shard over. You can differentiate
-            every kernel in reverse mode; the derivative is plain JAX's.
+            shard over. You can differentiate every kernel in reverse mode; the derivative is plain
+            JAX's.
         kinds: what each parameter is for: a tree of kinds, or a function of path and leaf. None:
             inferred from names and shapes (`layout.infer_layout`).
         state_dtype: dtype of the state: float32, or bfloat16 at half the memory. bfloat16 rounds

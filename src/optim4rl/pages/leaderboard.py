@@ -8,7 +8,7 @@ counts.
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class Board:
         untrained: each task's runs of agents that never update.
         sources: each contender's table.
         seeds: the reported seeds.
+        title: its name on the page; empty: the suite's.
     """
 
     suite: str
@@ -61,6 +62,12 @@ class Board:
     untrained: tuple[Curves, ...]
     sources: Mapping[str, Path]
     seeds: tuple[int, ...] = ()
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return its name on the page."""
+        return self.title or self.suite
 
     @property
     def ceilings(self) -> tuple[str, ...]:
@@ -135,7 +142,17 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
         suite = untrained["suite"][0] or _suite_of(lengths) or path.resolve().parent.name
         seeds = tuple(untrained["seed"].unique().sort())
         grouped.setdefault((suite, lengths, seeds), []).append((path, table))
-    return [_board(*key, group) for key, group in grouped.items()]
+    suites = [suite for suite, *_ in grouped]
+    boards = (_board(*key, group) for key, group in grouped.items())
+    return [
+        replace(board, title=_with_seeds(board)) if suites.count(board.suite) > 1 else board
+        for board in boards
+    ]
+
+
+def _with_seeds(board: Board) -> str:
+    """Name a board of a suite that has several."""
+    return f"{board.suite}, seeds {board.seeds[0]} to {board.seeds[-1]}"
 
 
 def _suite_of(lengths: tuple[tuple[str, int], ...]) -> str | None:
@@ -289,10 +306,7 @@ def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) 
         {reading: rank(board, reading) for reading in _READINGS if reading in board.curves}
         for board in boards
     ]
-    claim = " ".join(
-        _claim(board, next(iter(each.values())))
-        for board, each in zip(boards, rankings, strict=True)
-    )
+    claim = " ".join(_claim(board, each) for board, each in zip(boards, rankings, strict=True))
     runs = sum(
         len(member.returns)
         for board in boards
@@ -312,26 +326,34 @@ def leaderboard_page(boards: Sequence[Board], paths: Sequence[Path], out: Path) 
     return "\n".join(parts) + "\n"
 
 
-def _claim(board: Board, first: Ranking) -> str:
-    """Say who beats the reference more often than not, at one setting.
+def _claim(board: Board, rankings: Mapping[Reading, Ranking]) -> str:
+    """Say who beats the reference more often than not, at one setting, and tuned if others do.
 
     If the reference is bare, say first that nothing is shown about Adam as PPO users run it.
     """
+    first, *others = rankings.values()
     if first.reference is None:
-        return f"On `{board.suite}`, no reference was run."
-    ahead = [
-        f"`{name}`"
-        for name in first.order(first.standings)
-        if (lead := first.standings[name].lead) is not None and lead.mean_improvement.low > 0.5
-    ]
-    who = f"{' and '.join(ahead) or 'no contender'} beat{'s' * (len(ahead) < 2)}"
+        return f"On `{board.name}`, no reference was run."
+    who = _who_beats(first)
     if not _is_bare(board, first.reference):
-        return f"On `{board.suite}`, {who} `{first.reference}` more often than not."
+        tuned = [x for x in map(_who_beats, others) if x != who]
+        return f"On `{board.name}`, {who} `{first.reference}` more often than not." + "".join(
+            f" Tuned for each task, {x} it." for x in tuned
+        )
     return (
-        f"On `{board.suite}`, no contender is shown to beat Adam as PPO users run it: the tables "
+        f"On `{board.name}`, no contender is shown to beat Adam as PPO users run it: the tables "
         f"have no runs of `{_PPO_REFERENCE}`. Bare `{first.reference}` is easier to beat: {who} it "
         "more often than not."
     )
+
+
+def _who_beats(ranking: Ranking) -> str:
+    ahead = [
+        f"`{name}`"
+        for name in ranking.order(ranking.standings)
+        if (lead := ranking.standings[name].lead) is not None and lead.mean_improvement.low > 0.5
+    ]
+    return f"{' and '.join(ahead) or 'no contender'} beat{'s' * (len(ahead) < 2)}"
 
 
 def _is_bare(board: Board, reference: str) -> bool:
@@ -356,7 +378,7 @@ def _overview(
         found = [x.standings.get(name) for x in firsts]
         rows.append([name, *("-" if x is None else with_interval(x.auc.mean) for x in found)])
     yield from ("AUC, one setting for all tasks of a suite:", "")
-    yield from markdown_table(["contender", *(x.suite for x in boards)], rows)
+    yield from markdown_table(["contender", *(x.name for x in boards)], rows)
 
 
 def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path) -> Iterator[str]:
@@ -383,7 +405,7 @@ def _board_section(board: Board, rankings: Mapping[Reading, Ranking], out: Path)
     about = (
         f"Tasks and environment steps of a run: {tasks}. {len(board.untrained[0].returns)} seeds."
     )
-    yield from ("", f"## {board.suite}", "", f"{about} {_remark(board, first.reference)}", "")
+    yield from ("", f"## {board.name}", "", f"{about} {_remark(board, first.reference)}", "")
     yield from markdown_table([*header, "table"], rows)
     yield from _greedy_lines(board, names)
 
