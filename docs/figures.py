@@ -24,6 +24,7 @@ from optim4rl.evaluation.returns import (
     compare,
     final_return,
 )
+from optim4rl.pages.costs import time_standings
 from optim4rl.pages.sensitivity import sensitivities
 
 DOCS = Path(__file__).parent
@@ -47,7 +48,11 @@ of version 0.1.0 hold no tuning runs; those that `evaluate` writes today hold th
 |---|---|---|---|
 """
 SUITES = {
-    "ppo-generalist": ("ppo-generalist/runs.parquet", "ppo-generalist/control.parquet"),
+    "ppo-generalist": ("ppo-generalist/runs.parquet",),
+    "ppo-generalist-bare": (
+        "ppo-generalist-bare/runs.parquet",
+        "ppo-generalist-bare/control.parquet",
+    ),
     "unseen": ("unseen/runs.parquet",),
     "scaled-generalist": ("scaled-generalist/control.parquet",),
     "grid-to-brax": ("unseen/runs.parquet",),
@@ -95,6 +100,14 @@ def of_suite(path: Path) -> Iterator[Estimate]:
             yield from _normalised(standing.final)
     for reading in results.benchmark.readings:
         yield from _leads(results, reading)
+        found_in_time = time_standings(
+            results.runs.curves[reading], results.benchmark.reference, results.auc_scale
+        )
+        for in_time in found_in_time.values():
+            yield from in_time.areas
+            if in_time.lead is not None:
+                yield in_time.lead.mean_improvement
+                yield from _normalised(in_time.lead.difference)
         for found in sensitivities(results, reading).values():
             yield found.improvement
             if found.difference is not None:

@@ -46,10 +46,10 @@ they are on the scale from the untrained policy (0) to tuned Adam (1). `weights 
 """
 # Title, table of runs, its page, what is compared with what.
 SUITES = (
-    ("ppo-generalist", "ppo-generalist/runs.parquet", "weights +2", ("adam", "muon")),
+    ("ppo-generalist", "ppo-generalist-bare/runs.parquet", "weights +2", ("adam", "muon")),
     (
         "ppo-generalist, untrained",
-        "ppo-generalist/control.parquet",
+        "ppo-generalist-bare/control.parquet",
         "weights +2",
         ("weights +2 untrained",),
     ),
