@@ -127,7 +127,7 @@ def test_rows_are_the_runs(runs, table):
 
 
 def test_a_suite_of_0_1_0_is_read():
-    path = DOCS / "results" / "ppo-generalist" / "runs.parquet"
+    path = DOCS / "results" / "ppo-generalist-bare" / "runs.parquet"
     before, found = pl.read_parquet(path), read_runs(path)
     assert found.height == before.height
     untrained = found.filter(role="untrained")

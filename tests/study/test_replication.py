@@ -133,6 +133,7 @@ def test_runs_that_choose_fill_their_batches_and_stop_where_asked(replicated):
         text = (folder / "short" / name).read_text()
         assert "2 of 3 rollouts" in text
         assert "learn early" in " ".join(text.split())
+    write_replication(found, "optim4rl replicate catch")
     assert "2 of 3 rollouts" not in (folder / "results.md").read_text()
 
 
