@@ -296,16 +296,13 @@ def _step_blocks(
     spec: OptimizerSpec,
     tensor: Tensor,
     meta_parameters: MetaParameters,
-    gradient: Float[Array, "*shape"],
-    state: RuleState,
-    extras: Extras,
+    gradient: Array,
+    *more: Any,
 ) -> tuple[Float[Array, "*shape"], RuleState]:
     """Make a plain step with the networks in blocks; `jax.vmap` runs one agent after the other."""
     run = partial(plain.step_tensor, spec, tensor=tensor, apply=apply_in_blocks)
-    given = (meta_parameters, gradient, state, extras)
-    stepped: tuple[Array, RuleState] = (
-        run(*given) if gradient.size <= BLOCK else sequential_vmap(run)(*given)
-    )
+    one_by_one = run if gradient.size <= BLOCK else sequential_vmap(run)
+    stepped: tuple[Array, RuleState] = one_by_one(meta_parameters, gradient, *more)
     return stepped
 
 
