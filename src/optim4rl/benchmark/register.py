@@ -139,7 +139,7 @@ def require_claim(path: Path, name: str, b: Benchmark) -> str:
     if missing := [x for x in claim.compared_with if x not in known_names]:
         raise ValueError(
             f"claim = {name!r}: it compares with {', '.join(missing)}, and the run has "
-            f"{', '.join(sorted(names))}; give --baselines or controls to match"
+            f"{', '.join(sorted(names))}; add them with --baselines, or leave out --no-controls"
         )
     for other, earlier in claims.items():
         if other == name:

@@ -281,7 +281,7 @@ def _step(spec: OptimizerSpec, kernel: KernelName | None) -> Step:
             # JAX passes constants as NumPy numbers.
             return step_plain(*jax.tree.map(jnp.asarray, given), tensor=tensor)
 
-        # Kernels have no derivative of their own, and loops over agents would not save memory.
+        # The derivative is plain JAX's: no kernel has one of its own.
         fused.defvjp(
             lambda *given: (fused(*given), given),
             lambda given, cotangents: jax.vjp(oracle, *given)[1](cotangents),

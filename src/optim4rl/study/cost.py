@@ -32,7 +32,7 @@ JOB_SECONDS: Final[Mapping[str, Mapping[str, float]]] = {
         "training": 80.0,
         "untrained": 0.1,
         "batch": 15.0,
-        "identity": 7200.0,
+        "identity": 3000.0,
     },
 }
 
