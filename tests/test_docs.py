@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 from optim4rl.benchmark.suites import SUITES
@@ -103,6 +104,28 @@ def test_a_result_begins_with_its_claim_evidence_and_limit(page):
 def test_every_result_is_in_the_index():
     linked = {(INDEX.parent / x).resolve() for x in re.findall(r"\]\(([^)#:]+)", INDEX.read_text())}
     assert set(RESULTS) <= linked
+
+
+def test_the_accuracies_of_the_identity_experiment_come_out_of_its_table():
+    page = ROOT / "docs" / "studies" / "identity.md"
+    accuracies = pl.read_parquet(page.with_suffix("") / "accuracies.parquet")
+
+    def cell(input, output, schedule, measure):
+        of_network = accuracies.filter(input=input, output=output, schedule=schedule)[measure]
+        assert len(of_network) == 4
+        middle, low, high = (
+            round(100 * x) for x in (of_network.mean(), of_network.min(), of_network.max())
+        )
+        return f"{middle} % ({low} to {high})"
+
+    pairs = {"raw": "linear", "sign_log": "sign_exp", "symlog": "symexp"}
+    shown = page.read_text("utf-8")
+    for schedule, measure in (("constant", "online"), ("annealed", "frozen_nonzero")):
+        cells = [cell(x, pairs[x], schedule, measure) for x in ("sign_log", "raw", "symlog")]
+        assert f"| {' | '.join(cells)} |" in shown
+    for name, input in (("raw", "raw"), ("sign and log", "sign_log")):
+        cells = [cell(input, x, "annealed", "frozen_nonzero") for x in ("linear", "sign_exp")]
+        assert f"| {name} | {' | '.join(cells)} |" in shown
 
 
 def test_no_table_stands_twice():

@@ -39,12 +39,13 @@ def written(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_result_is_not_written_over_by_its_own_table(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["x.parquet", "x.html"])
+def test_a_result_is_not_written_over_by_its_own_table_or_page(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli, "configure_jax", lambda: None)
     with pytest.raises(SystemExit) as exit:
-        main(["identity", "--scale=smoke", "--out", str(tmp_path / "x.parquet")])
+        main(["identity", "--scale=smoke", "--out", str(tmp_path / name)])
     assert exit.value.code == 2
-    assert "x.parquet': the name of a JSON file is needed" in capsys.readouterr().err
+    assert f"{name}': the name of a JSON file is needed" in capsys.readouterr().err
 
 
 def test_another_seed_is_another_recording(tmp_path, monkeypatch):
@@ -76,6 +77,9 @@ def test_the_curves_are_a_table_and_in_tensorboard(written):
         (step, pytest.approx(x)) for step, x in ((0, 0.1), (500, 0.3), (1000, 0.5))
     ]
     assert json.loads((written / "identity.json").read_text())["task"] == "catch"
+    page = (written / "identity.html").read_text()
+    assert "<title>The identity experiment on catch</title>" in page
+    assert "<td>constant <small>0.003</small></td>" in page  # the table of all networks
 
 
 @pytest.mark.slow

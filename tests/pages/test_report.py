@@ -405,7 +405,7 @@ def test_identity_section_is_there_only_with_the_experiment(
     without = Page(render_report(small))
     assert "identity" not in [a["id"] for a in without.all("section")]
     assert "The identity experiment" not in without.text
-    assert "49 % are exactly zero" in page.text
+    assert "49 % of the gradients are exactly zero" in page.text
     assert "the published picture reproduces" in page.text
 
 

@@ -383,7 +383,7 @@ def test_the_whole_experiment_on_any_task():
         ("symlog", "symexp"),
         ("symlog", "symexp"),
     ]
-    assert [h.label for h in result.histograms] == ["quadratic", "supervised (Gaussian clusters)"]
+    assert [h.label for h in result.histograms] == ["quadratic", "supervised learning"]
     assert result.settings["recorded_coordinates"] == 40
     assert result.settings["passes"] == 20
 

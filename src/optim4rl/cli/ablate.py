@@ -35,7 +35,7 @@ from optim4rl.jobs.pools import Workers, in_words
 from optim4rl.jobs.provenance import provenance
 from optim4rl.jobs.store import has_results
 from optim4rl.meta.agents import num_rollouts
-from optim4rl.pages.identity import identity_words
+from optim4rl.pages.identity import identity_words, write_identity
 from optim4rl.plans.mapping import MappedPlan
 from optim4rl.plans.optim4rl import OPTIM4RL
 from optim4rl.plans.plan import PlanError
@@ -197,8 +197,8 @@ class IdentityOptions:
       optim4rl identity --out runs/identity.json --scale quick
 
     Attributes:
-        out: file for the result as JSON; Parquet files of the same name hold the accuracies and the
-            curves. Default: none.
+        out: file for the result as JSON; files of the same name are a page (HTML), and tables of
+            the accuracies and the curves (Parquet). Default: none.
         scale: number of recordings, updates, networks and seeds.
         task: task whose gradients are recorded. Default: the scale's own.
         seed: seed of the recording, of the split into shares, and of the networks; each further
@@ -222,10 +222,10 @@ def identity(options: IdentityOptions) -> None:
     folder = None
     if options.out is not None:
         require_file_name("out", options.out)
-        if options.out.suffix == ".parquet":
+        if options.out.suffix in (".parquet", ".html"):
             raise ValueError(
-                f"out = {str(options.out)!r}: the name of a JSON file is needed; the curves go to "
-                "the Parquet file of the same name"
+                f"out = {str(options.out)!r}: the name of a JSON file is needed; the page and the "
+                "Parquet files get the same name"
             )
         folder = options.out.parent
     require_tracker(options.tracker, folder)
@@ -260,6 +260,7 @@ def identity(options: IdentityOptions) -> None:
     text = json.dumps({**identity_json(result), **provenance("optim4rl.study.cells")})
     if options.out is not None:
         write_atomically(options.out, text.encode())
+        write_identity(result, options.out.with_suffix(".html"))
         _write_curves(result, options.out.with_suffix(".parquet"))
         _write_accuracies(result, options.out.with_suffix(".accuracies.parquet"))
     with tracking(options.tracker, folder, result.settings) as tracker:

@@ -1,14 +1,17 @@
-"""Prepare the identity experiment's tables, charts and words for a study's page."""
+"""Write the identity experiment as a page, and prepare its part of a study's page."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
+from optim4rl.files.atomic import write_atomically
 from optim4rl.pages import figures
 from optim4rl.pages.figures import Axis, Frame, Series
+from optim4rl.pages.page import page_template
 from optim4rl.pages.words import percent
 from optim4rl.study.identity_results import (
     Histogram,
@@ -57,6 +60,12 @@ class IdentityView:
     histogram: Markup | None
     input_names: Mapping[str, str]
     output_names: Mapping[str, str]
+
+
+def write_identity(result: IdentityResult, path: Path) -> None:
+    """Write the identity experiment as a page of its own: HTML that loads nothing."""
+    html = page_template("identity.html.jinja").render(identity=identity_view(result))
+    write_atomically(path, html.encode())
 
 
 def identity_view(result: IdentityResult) -> IdentityView:
@@ -142,7 +151,7 @@ def identity_words(result: IdentityResult) -> Iterable[str]:
             f"{f' in {ahead} of {of} recordings' if ahead and of > 1 else ''}."
         )
     spread = "; ".join(
-        f"of the {h.label}, {percent(h.zeros)} are exactly zero and the others span "
+        f"in {h.label} {percent(h.zeros)} of the gradients are exactly zero, and the others span "
         f"{h.decades:.1f} decades (1st to 99th percentile)"
         for h in result.histograms
     )
@@ -191,6 +200,7 @@ def _ahead(x: Sequence[IdentityRow], y: Sequence[IdentityRow], measure: str) -> 
 
 
 _SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+_MOST_TICKS = 10
 _WIDE = Frame(width=540.0, height=260.0, right=190.0)
 
 
@@ -201,11 +211,11 @@ def _series(row: IdentityRow, x: np.ndarray, y: np.ndarray, *, dots: bool = Fals
 
 def _decade_chart(rows: Sequence[IdentityRow]) -> Markup:
     decades = sorted({decade for row in rows for decade in row.by_decade})
-    x = (
-        Axis(decades[0] - 0.3, decades[-1] + 0.3, tuple(map(float, decades)))
-        if decades
-        else _SHARES
-    )
+    x = _SHARES
+    if decades:
+        first, last = decades[0], decades[-1]
+        ticks = range(last, first - 1, -max(1, (last - first) // _MOST_TICKS + 1))
+        x = Axis(first - 0.3, last + 0.3, tuple(map(float, reversed(ticks))))
     places = np.array(decades, float)
     shares = [np.array([row.by_decade.get(d, math.nan) for d in decades]) for row in rows]
     series = [_series(row, places, y, dots=True) for row, y in zip(rows, shares, strict=True)]

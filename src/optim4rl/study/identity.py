@@ -112,7 +112,7 @@ def identity_experiment(
         ),
         histograms=(
             histogram(task_name, agent),
-            histogram("supervised (Gaussian clusters)", supervised),
+            histogram("supervised learning", supervised),
         ),
         settings={**dataclasses.asdict(config), "recorded_coordinates": agent.shape[1]},
     )
