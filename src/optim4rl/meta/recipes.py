@@ -100,6 +100,42 @@ _PPO = Recipe(
         meta_clip="running",
     ),
 )
+# Lives of many lengths: else a rule cannot tell its age from the share of training that is done.
+_MODULATED = Recipe(
+    optimizer="modulated",
+    tasks=(
+        "catch",
+        "small_dense_long/free",
+        "small_dense_short/free",
+        "gymnax:CartPole-v1",
+        "gymnax:CartPole-v1",
+        "gymnax:Reacher-misc",
+        "gymnax:Swimmer-misc",
+    ),
+    learners=("ppo",) * 7,
+    minibatches=(4, 8, 4, 4, 8, 8, 4),
+    epochs=(4, 2, 4, 4, 2, 2, 4),
+    windows=(512, 2048, 1024, 1024, 1536, 512, 1024),
+    layers=("64-64", "64-64", "64-64", "64-64", "32-32", "64-64", "32-32-32"),
+    activations=("tanh", "tanh", "tanh", "tanh", "relu", "tanh", "relu"),
+    # Swimmer hardly learns from normalised observations (docs/tasks.md).
+    observations=("raw", "raw", "raw", "raw", "raw", "normalised", "raw"),
+    normalise_rewards=True,
+    width=(32, 64),
+    envs_per_agent=16,
+    clip=1.0,
+    meta=MetaConfig(
+        iterations=400,
+        reset_interval=1,
+        estimator="es",
+        sigma=0.3,
+        fitness="ranks",
+        final_share=0.5,
+        meta_learning_rate=0.02,
+        cosine_to=0.1,
+        meta_clip="running",
+    ),
+)
 # Our recipe for the paper's rules on Catch.
 _OURS = Recipe(
     optimizer="optim4rl",
@@ -124,6 +160,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "zoo/optim4rl-catch": _OURS,
     "zoo/optim4rl-rlc-catch": replace(_OURS, optimizer="optim4rl-rlc"),
+    "ppo/modulated": _MODULATED,
     "paper/catch": _CATCH,
     "paper/small_dense_long": _SMALL,
     "paper/big_dense_long": _BIG,
