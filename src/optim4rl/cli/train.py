@@ -8,7 +8,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -350,12 +350,18 @@ class _ChunkKeeper:
         self.best = max(self.best, rate)
         log_progress(self.tracker, before, progress, training.labels, rate)
         self.rotate, self.done = True, done
-        returns = mean_returns(progress, slice(None))
-        note = " ".join(f"return {math.nan if x is None else x:.3g}" for x in returns)
+        note = returns_in_words(training.labels, mean_returns(progress, slice(None)))
         self.update(done, iterations, note, f"{rate:,.0f} steps/s", pace.left(iterations - done))
         self.stop.number, pace.size = _agreed(self.stop.number, pace.size)
         if done < iterations and not state.stopped:
             self.stop.raise_if_asked()
+
+
+def returns_in_words(labels: Sequence[str], returns: Sequence[float | None]) -> str:
+    """Write the return of each task; None is "nan": no episode ended."""
+    names = labels if len(labels) > 1 else ("return",)
+    values = (math.nan if x is None else x for x in returns)
+    return ", ".join(f"{name} {x:.3g}" for name, x in zip(names, values, strict=True))
 
 
 def _write_table(log: Path, path: Path) -> None:
