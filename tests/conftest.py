@@ -15,6 +15,8 @@ from pathlib import Path
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
+if metadata.version("jaxlib") == "0.11.2":  # as the command does: see `cli.runtime`
+    os.environ.setdefault("JAX_USE_SHARDY_PARTITIONER", "0")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -496,6 +496,19 @@ def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):
     assert os.environ["XLA_FLAGS"] == mine
 
 
+@pytest.mark.parametrize(("version", "told"), [("0.11.2", "0"), ("0.11.1", None)])
+def test_a_partitioner_that_crashes_is_switched_off(version, told, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    # Set before deleted, so that what the command sets is undone, too.
+    monkeypatch.setenv("JAX_USE_SHARDY_PARTITIONER", "")
+    monkeypatch.delenv("JAX_USE_SHARDY_PARTITIONER")
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    configure_jax()
+    assert os.environ.get("JAX_USE_SHARDY_PARTITIONER") == told
+
+
 def test_switches_of_another_jax_are_left_alone(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from test_meta_gradient import Quadratic, factor_rule, quick_jit
+from test_meta_gradient import Quadratic, factor_rule
 
 from optim4rl.meta.augmentation import Augmented, augment
 from optim4rl.meta.config import Augmentation
@@ -44,7 +44,7 @@ def test_with_scale_one_everything_is_identical():
     """Parameters, batches, actors, stats and gradients, of Catch."""
     task = make_task(TaskConfig("catch", num_envs=2, width=4, learner=A2CConfig(rollout=5)))
 
-    @partial(quick_jit, static_argnums=0)
+    @partial(jax.jit, static_argnums=0)
     def life(wrapped):
         this: Any = Augmented(task, Augmentation()) if wrapped else task
         params, actor = this.init_params(KEYS[0]), this.init_actor(KEYS[0])
@@ -71,7 +71,7 @@ def test_the_loss_is_the_same_function_in_other_variables(tensors):
     settings = Augmentation(10.0, 100.0, 5.0, rescale_tensors=tensors)
     augmented = Augmented(task, settings)
 
-    @quick_jit
+    @jax.jit
     def run():
         params, actor = augmented.init_params(KEYS[0]), augmented.init_actor(KEYS[0])
         scales = actor.scales
@@ -99,7 +99,7 @@ def test_the_loss_is_the_same_function_in_other_variables(tensors):
 def test_scales_are_log_uniform_and_the_keys_own():
     """Of 500 lives: within the limits, evenly over the decades, parameters apart from the rest."""
     augmented = Augmented(Rewarded(), Augmentation(10.0, 100.0, 5.0))
-    scales = quick_jit(jax.vmap(augmented.scales))(KEYS)
+    scales = jax.jit(jax.vmap(augmented.scales))(KEYS)
     logs = []
     for found, limit in (
         ((*scales.parameters.values(),), 10.0),
@@ -118,7 +118,7 @@ def test_scales_are_log_uniform_and_the_keys_own():
             logs.append(u)
     correlations = np.corrcoef(logs) - np.eye(4)
     assert abs(correlations).max() < 4 / np.sqrt(500)
-    identical(scales, quick_jit(jax.vmap(augmented.scales))(KEYS))
+    identical(scales, jax.jit(jax.vmap(augmented.scales))(KEYS))
 
 
 def test_every_life_of_an_agent_has_scales_of_its_own():
@@ -127,7 +127,7 @@ def test_every_life_of_an_agent_has_scales_of_its_own():
     tasks = (MetaTask(Augmented(Quadratic((0.5, 1.0)), ALL), 0.01),)
     config = MetaConfig(agents=2, inner_updates=1, reset_interval=4, shortest_interval=2)
 
-    @quick_jit
+    @jax.jit
     def run():
         start = init(spec, tasks, config, weights, Execution())
 

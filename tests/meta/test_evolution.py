@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_meta_gradient import Quadratic, factor_rule, quick_jit
+from test_meta_gradient import Quadratic, factor_rule
 from test_population import assert_close
 
 from optim4rl.meta import evolution
@@ -109,7 +109,7 @@ def test_es_is_unbiased_over_whole_lives():
     es = estimator(dataclasses.replace(CONFIG, estimator="es"))
     assert es.rollouts == K * LIFE
 
-    @quick_jit
+    @jax.jit
     def run(keys):
         state = es.init(FACTOR, keys[0])
         return jax.lax.map(lambda key: es.estimate(FACTOR, state, key).gradient, keys)
@@ -125,9 +125,9 @@ def pes():
     """Estimates of eight lives: a function of the offsets, and of whether to forget."""
     pes = estimator(CONFIG)
     assert pes.rollouts == K
-    start = quick_jit(pes.init)(FACTOR, jax.random.key(0))
+    start = jax.jit(pes.init)(FACTOR, jax.random.key(0))
 
-    @quick_jit
+    @jax.jit
     def run(offsets, memory):
         def body(state, key):
             population = state.agents._replace(perturbation=memory * state.agents.perturbation)
@@ -139,7 +139,7 @@ def pes():
 
     def estimates(schedule, memory=1.0):
         config = dataclasses.replace(CONFIG, resets=schedule)
-        offsets = quick_jit(estimator(config).init)(FACTOR, jax.random.key(0)).offsets
+        offsets = jax.jit(estimator(config).init)(FACTOR, jax.random.key(0)).offsets
         return np.asarray(run(offsets, memory)).reshape(-1, LIFE)
 
     return estimates
@@ -177,7 +177,7 @@ def test_pairs_share_everything_but_the_perturbation():
     config = dataclasses.replace(CONFIG, agents=6, shortest_interval=2)
     pes = estimator(config, Episodes((1.0, 2.0)))
 
-    @quick_jit
+    @jax.jit
     def run():
         start = pes.init(FACTOR, jax.random.key(0))
 
@@ -213,7 +213,7 @@ def test_kernels_step_agents_that_have_a_rule_each(kernel):
     layout = (Tensor((70,), "bias", 0.0),)
     step = jax.vmap(partial(choose(spec, kernel).step, spec, layout=layout))
 
-    @quick_jit
+    @jax.jit
     def both():
         keys = jax.random.split(jax.random.key(0), 3)
         rules = jax.vmap(partial(init_meta_parameters, spec))(keys)
@@ -244,7 +244,7 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
     task = Rarely((1.0, 2.0))
     pes = estimator(dataclasses.replace(CONFIG, agents=2, inner_updates=7), task)
 
-    @quick_jit
+    @jax.jit
     def run():
         keys = jax.random.split(jax.random.key(0), 2)
         rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
@@ -278,7 +278,7 @@ def test_a_loss_mixes_the_whole_life_and_its_end(final_share, expected):
     es = estimator(config, Counting())
     keys = jax.random.split(jax.random.key(0), 2)
     rules = jax.tree.map(lambda x: jnp.stack([x, x]), FACTOR)
-    _, losses = quick_jit(lambda rules: es._lives((), jnp.zeros(2), (rules, keys)))(rules)
+    _, losses = jax.jit(lambda rules: es._lives((), jnp.zeros(2), (rules, keys)))(rules)
     np.testing.assert_allclose(losses, -expected)
 
 
@@ -297,7 +297,7 @@ def test_ranks_go_down_where_returns_do():
         task = OneParameter((scale * CURVATURE,))
         config = dataclasses.replace(CONFIG, estimator="es", fitness="ranks", sigma=0.05)
         es = make_estimator(SPEC, MetaTask(task, ALPHA / scale), config, Execution())
-        run = quick_jit(lambda key, es=es: es.estimate(FACTOR, es.init(FACTOR, key), key).gradient)
+        run = jax.jit(lambda key, es=es: es.estimate(FACTOR, es.init(FACTOR, key), key).gradient)
         found.append(float(run(jax.random.key(0))["network0"]["factor"][0]))
     assert found[0] < 0  # a larger factor is better: 1 - 0.2 x 1.5 has not reached 0
     assert found[1] == pytest.approx(found[0], rel=1e-3)

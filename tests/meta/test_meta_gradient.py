@@ -85,17 +85,8 @@ TASKS = {"quadratic": Quadratic(), "catch": DifferentiableCatch()}
 ALPHA = 0.01
 INTERVAL = 3
 
-# These programs run for milliseconds: what counts is how fast they compile.
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 
-
-@partial(quick_jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def live_weights(spec):
     """Weights that are nowhere zero, so that every path through the rule is live."""
     weights, unravel = ravel_pytree(rule.init_meta_parameters(spec, jax.random.key(0)))
@@ -163,7 +154,7 @@ def meta_gradients(preset, task, num_agents, validation, inner_updates=2, iterat
         )(weights)
         return found.agents, (found.gradient, expected, agents.rule.age)
 
-    @quick_jit
+    @jax.jit
     def run(offsets):
         intervals = reset_intervals(num_agents, INTERVAL)
         masks = jax.vmap(lambda t: reset_mask(t, offsets, intervals))(jnp.arange(iterations))
@@ -229,7 +220,7 @@ def factor_rule():
     spec = dataclasses.replace(
         LEARNED["l2lgd2"], hidden_size=2, head_sizes=(), zero_head=True, clip=None
     )
-    weights = quick_jit(lambda: rule.init_meta_parameters(spec, jax.random.key(0)))()
+    weights = jax.jit(lambda: rule.init_meta_parameters(spec, jax.random.key(0)))()
     return spec, {"network0": {**weights["network0"], "head0_bias": jnp.array([0.3])}}
 
 
@@ -244,11 +235,11 @@ def test_meta_gradient_of_a_factor_has_a_closed_form(inner_updates):
     """
     spec, weights = factor_rule()
     task, rate, num_agents = Quadratic(), 0.1, 3
-    agents = quick_jit(
+    agents = jax.jit(
         lambda: init_agents(spec, task, jax.random.split(jax.random.key(1), num_agents))
     )()
 
-    @quick_jit
+    @jax.jit
     def found():
         return {
             validation: meta_gradient(
@@ -284,7 +275,7 @@ def test_what_it_reports_of_the_rollouts():
     spec, weights = factor_rule()
     task = Quadratic()
 
-    @quick_jit
+    @jax.jit
     def run():
         agents = init_agents(spec, task, jax.random.split(jax.random.key(1), 2))
         return meta_gradient(
@@ -335,7 +326,7 @@ def test_a_rollout_may_serve_several_updates(validation):
             losses.append(task.loss(unravel(agent.params)))
         return losses[-1] if validation == "last" else sum(losses) / 3
 
-    @quick_jit
+    @jax.jit
     def both():
         found = meta_gradient(
             spec,
@@ -381,10 +372,10 @@ def test_meta_gradient_is_linear_over_agents():
         ).gradient
 
     # The quadratic's gradient needs no key, so that each agent may go its way alone.
-    agents = quick_jit(
+    agents = jax.jit(
         lambda: init_agents(spec, task, jax.random.split(jax.random.key(1), num_agents))
     )()
-    gradient = quick_jit(gradient)
+    gradient = jax.jit(gradient)
     found = gradient(agents)
     each = [gradient(jax.tree.map(lambda x, i=i: x[i : i + 1], agents)) for i in range(num_agents)]
     expected = flat(jax.tree.map(lambda *x: sum(x) / num_agents, *each))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_meta_gradient import Quadratic, factor_rule, quick_jit
+from test_meta_gradient import Quadratic, factor_rule
 
 from optim4rl.meta.config import ResetSchedule
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
@@ -143,7 +143,7 @@ def pipeline():
     tasks = (MetaTask(Quadratic((0.0, 0.5, 1.0)), 0.1),)
     config = MetaConfig(agents=3, inner_updates=2, reset_interval=3, meta_learning_rate=1e-30)
 
-    @quick_jit
+    @jax.jit
     def run(offsets):
         def body(state, _):
             state, _ = iterate(spec, tasks, config, state)

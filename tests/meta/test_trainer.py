@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_meta_gradient import Minibatches, Quadratic, factor_rule, meta_gradient, quick_jit
+from test_meta_gradient import Minibatches, Quadratic, factor_rule, meta_gradient
 
 from optim4rl.meta import trainer
 from optim4rl.meta.agents import init_agents
@@ -102,7 +102,7 @@ def test_a_finished_run_has_nothing_left_to_do(trained):
 def test_meta_training_lowers_the_loss_of_a_fresh_agent(trained):
     """A golden run: after ten updates from fresh starts, trained against untrained weights."""
 
-    @quick_jit
+    @jax.jit
     def final_loss(weights):
         keys = jax.random.split(jax.random.key(99), 16)
         agents = init_agents(SPEC, TASKS[0].task, keys)
@@ -172,7 +172,7 @@ def test_meta_gradients_of_several_tasks_are_clipped_one_by_one_then_averaged():
     tasks = (MetaTask(Quadratic((1.0, 2.0)), 0.05), MetaTask(Quadratic((3.0, 6.0)), 0.1, window=5))
     config = dataclasses.replace(CONFIG, meta_clip="norm", meta_clip_limit=0.1)
 
-    @quick_jit
+    @jax.jit
     def run():
         start = trainer.init(SPEC, tasks, config, WEIGHTS)
         gradients = [
@@ -274,7 +274,7 @@ def test_the_scale_of_a_tasks_meta_objective_drops_out():
     tasks = (MetaTask(Minibatches(), 0.05), MetaTask(Quadratic(), 0.05))
     start = trainer.init(SPEC, tasks, config)
 
-    @quick_jit
+    @jax.jit
     def run(scale):
         scaled = (MetaTask(Scaled(scale=scale), 0.05), tasks[1])
 
@@ -299,7 +299,7 @@ def test_cosine_decay(share):
     optimizer = meta_optimizer(config)
     weights = {"w": jnp.zeros(1)}
 
-    @quick_jit
+    @jax.jit
     def steps():
         def body(state, _):
             updates, state = optimizer.update({"w": jnp.ones(1)}, state, weights)

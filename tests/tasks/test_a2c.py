@@ -26,15 +26,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import rlax
 
-# These programs run for milliseconds: what counts is how fast they compile.
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
-
 
 def column(*values: Any) -> jax.Array:
     """One environment's rollout."""
@@ -218,7 +209,7 @@ def learn(task: Task, updates: int = 300) -> tuple[np.ndarray, np.ndarray]:
     """Train with Adam; the action probabilities and values at observations -1, 0 and 1."""
     optimizer = optax.adam(1e-2)
 
-    @quick_jit
+    @jax.jit
     def run() -> Any:
         def update(carry: Any, key: jax.Array) -> Any:
             params, state, actor = carry

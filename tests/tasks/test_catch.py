@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_a2c import quick_jit
 
 from optim4rl.tasks.environments.catch import Catch
 
@@ -32,7 +31,7 @@ def test_every_possible_game_equals_gymnax() -> None:
     theirs = jax.tree.map(lambda leaf: jnp.full(len(columns), leaf), theirs)
     theirs = theirs.replace(ball_x=jnp.asarray(columns))
 
-    @quick_jit
+    @jax.jit
     def differences(ours, theirs, action):
         board, ours, reward, landed, _ = jax.vmap(catch.step_env, (None, 0, 0, None))(
             key, ours, action, params
@@ -60,7 +59,7 @@ def test_every_possible_game_equals_gymnax() -> None:
 
 def reset(environment: Any, keys: jax.Array, params: Any) -> Any:
     """Of many games."""
-    return quick_jit(jax.vmap(environment.reset, (0, None)))(keys, params)
+    return jax.jit(jax.vmap(environment.reset, (0, None)))(keys, params)
 
 
 def test_first_boards_equal_gymnax() -> None:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_a2c import quick_jit
 
 from by_hand import answer
 from optim4rl.cpp.library import ISA_VARIABLE
@@ -113,7 +112,7 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_it_gives_what_xla_gives(name: str) -> None:
     """Any sizes, any biases."""
-    found, expected = (quick_jit(partial(run, layers)) for layers in both(name))
+    found, expected = (jax.jit(partial(run, layers)) for layers in both(name))
     for seed, bias in enumerate(BIASES):
         arguments = problem(name, bias, seed)
         reference = expected(*arguments)
@@ -148,7 +147,7 @@ def test_agents_side_by_side(axes: tuple[Any, ...], nested: tuple[Any, ...]) -> 
     found, expected = (
         jax.vmap(jax.vmap(partial(run, layers), nested), axes) for layers in both("odd")
     )
-    assert_close(quick_jit(found)(*arguments), quick_jit(expected)(*arguments))
+    assert_close(jax.jit(found)(*arguments), jax.jit(expected)(*arguments))
     for equation in jax.make_jaxpr(found)(*arguments).eqns:
         if equation.primitive.name == "broadcast_in_dim":
             assert equation.outvars[0].aval.size == equation.invars[0].aval.size
@@ -165,7 +164,7 @@ def test_the_network_is_the_one_that_autodiff_knows(maps: Any, live: bool) -> No
     np.add.at(written, (np.arange(10)[None], np.asarray(x)), 1.0)
     mask = jnp.array([1.0, 1, 1, 1, 0, 0]) if live else None
 
-    @quick_jit
+    @jax.jit
     def compare(key: jax.Array, images: jax.Array, cotangents: Any) -> Any:
         params = torso.init(key)
         params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params)
@@ -208,7 +207,7 @@ def test_it_works_inside_scan_and_gives_the_same_bits_every_time() -> None:
         jnp.stack(x) for x in zip(*(problem("wide", "mixed", i) for i in range(5)), strict=True)
     ]
 
-    @quick_jit
+    @jax.jit
     def loop() -> Any:
         def body(_: None, __: None) -> Any:
             return None, jax.vmap(partial(run, layers))(*many)
@@ -218,7 +217,7 @@ def test_it_works_inside_scan_and_gives_the_same_bits_every_time() -> None:
     result = jax.tree.map(np.asarray, loop())
     for x in jax.tree.leaves(result):
         np.testing.assert_array_equal(x, np.broadcast_to(x[:1], x.shape))
-    out, gradient = quick_jit(partial(run, layers))(*(x[2] for x in many))
+    out, gradient = jax.jit(partial(run, layers))(*(x[2] for x in many))
     np.testing.assert_array_equal(result[0][0, 2], out)
     assert_close(jax.tree.map(lambda x: x[0, 2], result[1]), gradient, 1e-6)
 
@@ -237,7 +236,7 @@ def test_every_instruction_set(isa: str, tmp_path: Any, monkeypatch: pytest.Monk
         return
     for name in ("wide", "odd"):
         arguments = problem(name, "mixed")
-        found, expected = (quick_jit(partial(run, layers)) for layers in both(name))
+        found, expected = (jax.jit(partial(run, layers)) for layers in both(name))
         assert_close(found(*arguments), expected(*arguments))
 
 
@@ -249,7 +248,7 @@ def replace_library(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
 def test_a_number_that_is_none_shows_where_it_is_touched() -> None:
     """Divergence is never hidden: not in the convolution, nor in what lies beneath the ones."""
     layers, _ = both("odd")
-    forward = quick_jit(partial(run, layers))
+    forward = jax.jit(partial(run, layers))
     kernel, bias, dense, x, cotangent = problem("odd", "mixed")
     out, (_, gradient) = forward(kernel, bias.at[2].set(jnp.nan), dense, x, cotangent)
     assert np.isnan(out).all()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from test_a2c import quick_jit
 
 from optim4rl.tasks.distributions import MIN_SCALE, Categorical, Distribution, TanhNormal
 
@@ -19,7 +18,7 @@ NORMAL = TanhNormal(low=(-2.0, 0.0), high=(2.0, 10.0), shape=(2,))
 both = pytest.mark.parametrize("distribution", [CATEGORICAL, NORMAL])
 
 
-@partial(quick_jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _everything(distribution: Any, uniforms: Any, outputs: Any) -> Any:
     raw = distribution.sample(uniforms, outputs)
     log_prob = distribution.log_prob(outputs, raw)
@@ -80,7 +79,7 @@ def test_squashed_density_and_entropy() -> None:
         return scipy.stats.norm.logpdf(np.arctanh(action), 0.3, scale) - np.log1p(-(action**2))
 
     grid = np.linspace(-0.999, 0.999, 50)
-    found = quick_jit(normal.log_prob)(
+    found = jax.jit(normal.log_prob)(
         jnp.broadcast_to(jnp.asarray(outputs), (50, 2)),
         jnp.asarray(np.arctanh(grid), jnp.float32)[:, None],
     )
@@ -128,7 +127,7 @@ def test_the_mean_log_probability_gradient_is_zero(distribution: Any) -> None:
     uniforms = np.stack([x.ravel() for x in np.meshgrid(*[axis] * distribution.uniforms)])
     outputs = jnp.asarray(random_outputs(distribution))
 
-    @quick_jit
+    @jax.jit
     def score(uniforms: jax.Array) -> Any:
         many = jnp.broadcast_to(outputs, (uniforms.shape[1], distribution.outputs))
         raw = distribution.sample(uniforms, many)

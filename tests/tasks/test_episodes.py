@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_a2c import quick_jit
 
 from by_hand import unpack
 from optim4rl.tasks.environments.adapters import make_environment
@@ -77,7 +76,7 @@ def play_both(case: str) -> dict[str, Played]:
         )
         return (ours, theirs), {"sparse": written, "gymnax": (theirs, expected)}
 
-    @quick_jit
+    @jax.jit
     def run() -> Any:
         states = jax.vmap(environment.reset_from)(
             uniforms(jax.random.key(0), (ENVS, environment.reset_uniforms))
@@ -101,7 +100,7 @@ def play(vector: Vectorized, steps: int, actions: int) -> tuple[VectorState, Any
         state, result = vector.step(chance[0], state, chance[1])
         return state, (state, result)
 
-    @quick_jit
+    @jax.jit
     def run() -> Any:
         first = vector.reset(jax.random.key(0))
         random_play = jax.random.randint(jax.random.key(1), (steps, ENVS), 0, actions)
@@ -155,7 +154,7 @@ def test_final_observation_is_the_one_before_the_reset(interface: str) -> None:
 @pytest.mark.parametrize("vector", [gymnax_vector, sparse_vector])
 def test_nothing_is_returned_yet_at_the_reset(vector: Any) -> None:
     """Every episode starts with a return of 0."""
-    state = quick_jit(vector("catch").reset)(jax.random.key(0))
+    state = jax.jit(vector("catch").reset)(jax.random.key(0))
     np.testing.assert_array_equal(state.episode_return, np.zeros(ENVS))
 
 
@@ -203,7 +202,7 @@ def test_same_chance_same_episodes() -> None:
     chance = vector.draw(jax.random.key(3), steps=1, numbers=1)[1][0]
     state = vector.reset(jax.random.key(3))
     actions = jnp.arange(ENVS, dtype=jnp.int32) % 3
-    step = quick_jit(lambda state: vector.step(chance, state, actions))
+    step = jax.jit(lambda state: vector.step(chance, state, actions))
     for _ in range(9):
         previous = state
         state, result = step(previous)
@@ -227,7 +226,7 @@ def test_agents_can_be_vmapped_over_batches(vector: Any) -> None:
     catch = vector("catch", num_envs=2)
     keys = jax.random.split(jax.random.key(0), 3)
 
-    @quick_jit
+    @jax.jit
     def run(keys: jax.Array) -> Any:
         states = jax.vmap(catch.reset)(keys)
         chance = jax.vmap(lambda key: catch.draw(key, 1, 1)[1][0])(keys)

@@ -8,7 +8,6 @@ import jaxtyping
 import numpy as np
 import pytest
 from scipy import stats
-from test_a2c import quick_jit
 
 from optim4rl.tasks.environments.gridworld import GridWorld, GridWorldState
 from optim4rl.tasks.environments.worlds import GRID_WORLDS, GridObject, GridWorldConfig
@@ -41,7 +40,7 @@ def play(world: GridWorld, envs: int, steps: int, seed: int) -> dict[str, Any]:
         }
         return carried, record
 
-    @quick_jit
+    @jax.jit
     def run(key: jax.Array) -> Any:
         first_key, run_key = jax.random.split(key)
         _, states = jax.vmap(world.reset_env, (0, None))(jax.random.split(first_key, envs), params)
@@ -130,7 +129,7 @@ def test_reset_is_uniform_over_arrangements() -> None:
     world = GridWorld(GridWorldConfig(2, 3, objects, max_steps=5))
     keys = jax.random.split(KEY, 60_000)
     params = world.default_params
-    states = quick_jit(lambda keys: jax.vmap(world.reset_env, (0, None))(keys, params)[1])(keys)
+    states = jax.jit(lambda keys: jax.vmap(world.reset_env, (0, None))(keys, params)[1])(keys)
     cells = np.column_stack([states.agent, states.objects])
     arrangements, counts = np.unique(cells, axis=0, return_counts=True)
     assert len(arrangements) == 6 * 5 * 4
@@ -144,7 +143,7 @@ def repeat_step(
     """Take one step from one state many times; return the objects' cells and the terminations."""
     state = GridWorldState(jnp.int32(0), jnp.int32(agent), jnp.asarray(objects, jnp.int32))
 
-    @quick_jit
+    @jax.jit
     def step(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, after, _, terminated, _ = jax.vmap(world.step_env, (0, None, None, None))(
             keys, state, action, world.default_params
@@ -236,7 +235,7 @@ def test_the_nine_actions() -> None:
     world = GridWorld(GridWorldConfig(3, 3, (), max_steps=5))
     state = GridWorldState(jnp.int32(0), jnp.int32(4), jnp.zeros(0, jnp.int32))
 
-    @quick_jit
+    @jax.jit
     def every(actions: jax.Array) -> Any:
         step = jax.vmap(world.step_env, (None, None, 0, None))
         return step(KEY, state, actions, world.default_params)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_a2c import quick_jit
 
 from optim4rl.tasks.inputs import DenseInputs, SparseInputs
 
@@ -39,7 +38,7 @@ def test_lookups_equal_products(maps: Any) -> None:
     places, written = observations()
     sparse, dense = SparseInputs(SHAPE, maps), DenseInputs(SHAPE, maps)
 
-    @quick_jit
+    @jax.jit
     def everything() -> Any:
         full, conv = normal(SIZE, 6), normal(2, 2, CHANNELS[maps], 6)
         cotangents = normal(BATCH, 6), normal(BATCH, SIZE // CHANNELS[maps], 6)
@@ -66,7 +65,7 @@ def test_gradients_are_the_transposes(maps: Any) -> None:
     _, written = observations()
     dense = DenseInputs(SHAPE, maps)
 
-    @quick_jit
+    @jax.jit
     def everything() -> Any:
         full, conv = normal(SIZE, 6), normal(2, 2, CHANNELS[maps], 6)
         cotangents = normal(BATCH, 6), normal(BATCH, SIZE // CHANNELS[maps], 6)

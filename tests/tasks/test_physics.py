@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from test_a2c import quick_jit
 from test_ppo import train
 
 from optim4rl.tasks import PPOConfig, default_config, make_task
@@ -35,7 +34,7 @@ def pendulum() -> Any:
     assert params.max_steps_in_episode == 1000
     # The simulator is what takes long to compile: once for the vector and alone.
     simulator = SimpleNamespace(
-        reset=quick_jit(environment.simulator.reset), step=quick_jit(environment.simulator.step)
+        reset=jax.jit(environment.simulator.reset), step=jax.jit(environment.simulator.step)
     )
     limited = params.replace(max_steps_in_episode=LIMIT)
     vector = PhysicsVector(Physics("double pendulum", simulator), limited, ENVS)
@@ -168,7 +167,7 @@ def test_playground_is_learned_from() -> None:
     learner = dataclasses.replace(config.learner, rollout=3, epochs=2, minibatches=2)
     task = make_task(dataclasses.replace(config, num_envs=4, learner=learner))
 
-    @quick_jit
+    @jax.jit
     def run() -> Any:
         key = jax.random.key(0)
         params, actor = task.init_params(key), task.init_actor(key)

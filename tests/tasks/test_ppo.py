@@ -11,7 +11,7 @@ import optax
 import pytest
 import scipy.stats
 from gymnax.environments.spaces import Box
-from test_a2c import Probe, quick_jit
+from test_a2c import Probe
 
 from by_hand import answer, transitions
 from optim4rl.tasks import (
@@ -81,9 +81,7 @@ def test_the_loss_is_the_formula(distribution: Any, normalise: bool, value_clip:
     """Clipped ratios, squared errors, entropy; some ratios and values are clipped."""
     config = dataclasses.replace(CONFIG, normalise_advantages=normalise, value_clip=value_clip)
     outputs, value, samples = random_samples(distribution, 64)
-    found = quick_jit(ppo_loss, static_argnums=(0, 1))(
-        distribution, config, outputs, value, samples
-    )
+    found = jax.jit(ppo_loss, static_argnums=(0, 1))(distribution, config, outputs, value, samples)
 
     log_prob, entropy = log_probs_and_entropies(distribution, outputs, samples)
     advantage = np.asarray(samples.advantage, np.float64)
@@ -130,7 +128,7 @@ def test_a_ratio_beyond_the_clip_has_no_gradient() -> None:
         jnp.zeros(4, jnp.float32),
     )
     config = dataclasses.replace(CONFIG, entropy_weight=0.0)
-    gradient = quick_jit(jax.grad(ppo_loss, argnums=2), static_argnums=(0, 1))(
+    gradient = jax.jit(jax.grad(ppo_loss, argnums=2), static_argnums=(0, 1))(
         Categorical(2), config, logits, jnp.zeros(4, jnp.float32), samples
     )
     np.testing.assert_array_equal(np.abs(gradient).sum(axis=1) > 0, [False, True, True, False])
@@ -149,7 +147,7 @@ def test_a_value_beyond_the_clip_has_no_gradient() -> None:
         target,
     )
     config = dataclasses.replace(CONFIG, value_clip=0.2)
-    gradient = quick_jit(jax.grad(ppo_loss, argnums=3), static_argnums=(0, 1))(
+    gradient = jax.jit(jax.grad(ppo_loss, argnums=3), static_argnums=(0, 1))(
         Categorical(2), config, jnp.zeros((4, 2)), value, samples
     )
     np.testing.assert_array_equal(np.abs(gradient) > 0, [False, True, True, False])
@@ -166,7 +164,7 @@ def played(request: pytest.FixtureRequest) -> Any:
     options = {"policy_layers": (5,), "value_layers": (6, 7)} if request.param == "mlp" else {}
     task = small_task(torso=request.param, **options)
 
-    @quick_jit
+    @jax.jit
     def run(key: jax.Array) -> Any:
         params, actor = task.init_params(key), task.init_actor(key)
         batch, _, _ = task.rollout(params, actor, key)
@@ -207,7 +205,7 @@ def test_the_gradient_is_that_of_the_loss(played: Any) -> None:
     """Plain autodiff of the loss on the written-out rollout, by parameters that have moved on."""
     task, (params, batch, data, _, whole) = played
 
-    @quick_jit
+    @jax.jit
     def expected(params: Any) -> Any:
         def loss(params: Any) -> Any:
             outputs, value = jax.vmap(partial(answer, params))(data.observation.reshape(24, 10, 5))
@@ -277,7 +275,7 @@ def learn(environment: Probe, learner: str, updates: int = 300, **changes: Any) 
     task = task_from_environment(environment, config)
     optimizer = optax.adam(3e-3)
 
-    @quick_jit
+    @jax.jit
     def run() -> Any:
         def update(carry: Any, index: jax.Array) -> Any:
             params, state, batch = carry

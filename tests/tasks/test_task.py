@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.wrappers.purerl import LogWrapper
-from test_a2c import Probe, probe_task, quick_jit
+from test_a2c import Probe, probe_task
 
 from by_hand import answer, transitions, unpack
 from optim4rl.tasks import (
@@ -88,7 +88,7 @@ def play(task: Task, key: int = 2) -> Any:
 def player(task: Task) -> Any:
     """The program of `play`, compiled once for each task."""
 
-    @quick_jit
+    @jax.jit
     def run(key: jax.Array) -> Any:
         params = task.init_params(jax.random.key(0))
         actor = task.init_actor(jax.random.key(0))
@@ -118,7 +118,7 @@ def assert_is_the_gradient_of_the_loss(task: Task, played: Any) -> None:
     config = task.config.learner
     assert isinstance(config, A2CConfig)
 
-    @quick_jit
+    @jax.jit
     def expected(params: Any) -> Any:
         target = lambda_returns(
             data.reward, data.terminated, data.truncated, data.next_value, config.gamma, config.lam
@@ -178,7 +178,7 @@ def test_the_gradient_is_that_of_the_loss(
 MIXED = dataclasses.replace(SMALL, width=(3, 5, 8))
 
 
-@quick_jit
+@jax.jit
 def mixed_agents() -> Any:
     """Three hundred agents of three widths: keys, parameters, actors."""
     keys = jax.random.split(jax.random.key(7), 300)
@@ -194,7 +194,7 @@ def test_agents_draw_their_width() -> None:
     found, counts = np.unique(widths, return_counts=True)
     np.testing.assert_array_equal(found, [3, 5, 8])
     assert counts.min() > 70  # 100 expected, 8.2 standard deviation
-    widest = quick_jit(jax.vmap(make_task(dataclasses.replace(SMALL, width=8)).init_params))(keys)
+    widest = jax.jit(jax.vmap(make_task(dataclasses.replace(SMALL, width=8)).init_params))(keys)
     scale = np.sqrt(8 / widths)[:, None, None]
     for head in ("policy", "value"):
         kernel = getattr(params, head).kernel
@@ -226,7 +226,7 @@ def test_a_padded_agent_is_the_narrow_agent() -> None:
 
     wide_task, narrow_task = make_task(MIXED), make_task(dataclasses.replace(SMALL, width=5))
 
-    @quick_jit
+    @jax.jit
     def both(key: jax.Array) -> Any:
         small = narrow(params), actor._replace(live=None)
         return [
@@ -272,7 +272,7 @@ def test_observations_are_normalised_by_what_was_seen_before() -> None:
     config = dataclasses.replace(SMALL, environment="small_dense_short")
     task = make_task(dataclasses.replace(config, normalise_observations=True))
 
-    @quick_jit
+    @jax.jit
     def run() -> Any:
         key = jax.random.key(0)
         params, actor = task.init_params(key), task.init_actor(key)
@@ -322,7 +322,7 @@ def test_any_observation_becomes_floats() -> None:
 def test_the_recorded_rollout_is_consistent(catch: Any) -> None:
     """Values are those of what was seen, next values those of what came next, games end at nine."""
     params, _, (actor, data, stats) = catch
-    values = quick_jit(jax.vmap(jax.vmap(lambda x: answer(params, x)[1])))
+    values = jax.jit(jax.vmap(jax.vmap(lambda x: answer(params, x)[1])))
     np.testing.assert_allclose(data.value, values(data.observation), rtol=1e-5, atol=1e-6)
     observation = unpack(make_task(SMALL).vector, actor.episodes.observation)
     after = jnp.concatenate([data.observation[1:], observation[None]])
@@ -408,7 +408,7 @@ def test_an_episode_that_the_limit_cuts_is_truncated_or_terminated(time_limit: A
     config = TaskConfig("empty", num_envs=3, width=4, learner=A2CConfig(rollout=5))
     task = task_from_environment(world, config)
 
-    @quick_jit
+    @jax.jit
     def run(key: jax.Array) -> Any:
         return transitions(task, task.init_params(key), task.init_actor(key), key)
 
@@ -487,7 +487,7 @@ def test_a_greedy_agent_plays_one_episode_without_chance(limit: int, expected: f
     params = jax.tree.map(jnp.zeros_like, task.init_params(jax.random.key(0)))
     params = eqx.tree_at(lambda tree: tree.policy.bias, params, jnp.array([0.0, 0.1]))
     actor = task.init_actor(jax.random.key(0))
-    found = quick_jit(task.greedy_return)(params, actor, jax.random.key(1))
+    found = jax.jit(task.greedy_return)(params, actor, jax.random.key(1))
     assert float(found) == expected
 
 

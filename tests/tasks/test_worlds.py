@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_a2c import quick_jit
 
 from optim4rl.tasks.environments.adapters import make_environment
 from optim4rl.tasks.environments.episodes import SparseVector, VectorState
@@ -99,7 +98,7 @@ def play(name: str, policy: Policy, episodes: int) -> Any:
     vector = SparseVector(environment, params, episodes, shape)
     pairs = len(config.objects) // 2
 
-    @quick_jit
+    @jax.jit
     def step(state: VectorState, number: Any, actions: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(1), number)
         return vector.step(vector.draw(key, 1, 1)[1][0], state, actions)

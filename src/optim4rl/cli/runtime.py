@@ -30,8 +30,11 @@ def configure_jax() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     _add_xla_flag("--xla_force_host_platform_device_count", str(count_cores()))
-    if metadata.version("jaxlib").startswith("0.10."):
+    jaxlib = metadata.version("jaxlib")
+    if jaxlib.startswith("0.10."):
         _add_xla_flag("--xla_cpu_use_fusion_emitters", "false")
+    if jaxlib == "0.11.2":  # Its newer partitioner crashes when agents are shared by devices.
+        os.environ.setdefault("JAX_USE_SHARDY_PARTITIONER", "0")
 
 
 def _add_xla_flag(name: str, value: str) -> None:
