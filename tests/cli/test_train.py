@@ -318,8 +318,8 @@ def meta_config(settings):
     ("labels", "returns", "told"),
     [
         (("catch",), [0.0377], "return 0.0377"),
-        (("catch", "big_dense_long"), [-1.0, 26.44], "catch -1, big_dense_long 26.4"),
-        (("catch", "catch (2)"), [None, 1.0], "catch nan, catch (2) 1"),
+        (("catch", "big_dense_long"), [-1.0, 26.44], "returns: catch -1, big_dense_long 26.4"),
+        (("catch", "catch (2)"), [None, 1.0], "returns: catch nan, catch (2) 1"),
     ],
 )
 def test_progress_names_the_tasks(labels, returns, told):

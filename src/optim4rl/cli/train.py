@@ -359,9 +359,10 @@ class _ChunkKeeper:
 
 def returns_in_words(labels: Sequence[str], returns: Sequence[float | None]) -> str:
     """Write the return of each task; None is "nan": no episode ended."""
-    names = labels if len(labels) > 1 else ("return",)
-    values = (math.nan if x is None else x for x in returns)
-    return ", ".join(f"{name} {x:.3g}" for name, x in zip(names, values, strict=True))
+    values = [f"{math.nan if x is None else x:.3g}" for x in returns]
+    if len(values) == 1:
+        return f"return {values[0]}"
+    return "returns: " + ", ".join(map(" ".join, zip(labels, values, strict=True)))
 
 
 def _write_table(log: Path, path: Path) -> None:
