@@ -27,7 +27,8 @@ from optim4rl.files.folders import locked
 from optim4rl.files.sealed import check_seal
 from optim4rl.jobs.provenance import code_hash
 from optim4rl.meta.checkpoint import load_checkpoint
-from optim4rl.meta.recipe import Recipe, build, per_task, settings_of
+from optim4rl.meta.config import Augmentation
+from optim4rl.meta.recipe import Recipe, build, per_task, settings_of, task_configs
 from optim4rl.meta.recipes import RECIPES
 from optim4rl.meta.trainer import MetaConfig, Progress, init
 from optim4rl.optimizers.presets import learned_spec
@@ -84,6 +85,27 @@ def test_weights_are_kept_on_the_way_and_change_nothing(whole, tmp_path):
     assert same_weights(found, whole)
     with pytest.raises(SystemExit):
         run(tmp_path / "none", "--keep-every=0")
+
+
+def test_variants_of_a_task_take_turns(tmp_path, capsys):
+    """Two of three in every iteration; a stop in between changes nothing."""
+    options = ["--learners=ppo", "--variants=3", "--tasks-per-iteration=2", "--estimator=es"]
+    options += ["--inner-updates=64", "--reset-interval=3", "--shortest-interval=1", "--chunk=1"]
+    options += ["--cosine-to=1"]
+    found = run(tmp_path / "whole", *options, "--iterations=3")
+    summary = json.loads(capsys.readouterr().out)
+    settings = json.loads((found / "settings.json").read_text())
+    assert settings["tasks"] == ["catch"] * 3
+    assert len(settings["num_envs"]) == len(settings["horizons"]) == 3
+    rows = progress(found)
+    returns = [[row[f"return_{x}"] != "" for x in task_labels(["catch"] * 3)] for row in rows]
+    assert [sum(row) for row in returns] == [2] * 3
+    assert summary["env_steps_per_second"] > 0
+    half = run(tmp_path / "half", *options, "--iterations=2")
+    assert progress(half) == rows[:2]
+    with pytest.raises(SystemExit):
+        run(tmp_path / "none", "--variants=3")
+    assert "learners: variants are of PPO, and catch has A2C" in capsys.readouterr().err
 
 
 def test_a_run_writes_its_settings_weights_and_progress(whole):
@@ -395,9 +417,8 @@ def test_one_value_serves_all_tasks_or_each_has_its_own():
 def test_a_task_that_comes_twice_has_a_column_for_each(tmp_path):
     labels = task_labels(("catch", "small_dense_long", "catch", "catch"))
     assert labels == ("catch", "small_dense_long", "catch (2)", "catch (3)")
-    progress = Progress(
-        jnp.ones(1), tuple(Stats(jnp.full(1, x), jnp.ones(1)) for x in range(4)), jnp.ones((1, 4))
-    )
+    stats = tuple(Stats(jnp.full(1, x), jnp.ones(1)) for x in range(4))
+    progress = Progress(jnp.ones(1), stats, jnp.ones((1, 4)), jnp.ones((1, 4), jnp.int32))
     ProgressLog(tmp_path / "progress.csv", labels).append(0, progress)
     (row,) = csv.DictReader((tmp_path / "progress.csv").read_text().splitlines())
     assert [row[f"return_{label}"] for label in labels] == ["0", "1", "2", "3"]
@@ -469,6 +490,22 @@ def test_a_task_takes_the_learner_that_is_asked_for():
     assert learners(learners=(), value_weight=0.1) == expected
 
 
+def test_a_task_has_the_environments_and_the_horizon_that_are_asked_for():
+    """A2C's rollout, too; without them all have --envs-per-agent and the learner's own."""
+    tasks = ("catch", "gymnax:CartPole-v1")
+    plain = task_configs(Recipe(tasks=tasks, envs_per_agent=5))
+    usual = [default_config(name).learner.rollout for name in tasks]
+    assert [(x.num_envs, x.learner.rollout) for x in plain] == [(5, n) for n in usual]
+    found = task_configs(Recipe(tasks=tasks, num_envs=(2, 8), horizons=(6, 16)))
+    assert [(x.num_envs, x.learner.rollout) for x in found] == [(2, 6), (8, 16)]
+
+
+def test_more_tasks_an_iteration_than_there_are_is_refused():
+    meta = MetaConfig(tasks_per_iteration=3)
+    with pytest.raises(ValueError, match=r"^tasks_per_iteration = 3: there are 2 tasks"):
+        build(Recipe(tasks=("catch", "catch"), meta=meta))
+
+
 def test_a_task_sees_observations_as_it_is_asked_for():
     """By itself each sees its own; neither choice changes anything else."""
     tasks = ("catch", "gymnax:Pendulum-v1")
@@ -506,13 +543,21 @@ def test_separate_networks_have_the_layers_that_are_asked_for():
 
 def test_settings_that_came_later_are_recorded_only_if_set():
     """So a checkpoint of version 0.1.0 goes on: it means the defaults."""
-    later = {"epochs": (4,), "layers": ("8",), "activations": ("relu",)}
+    later: dict[str, Any] = {
+        "epochs": (4,),
+        "layers": ("8",),
+        "activations": ("relu",),
+        "num_envs": (2,),
+        "horizons": (8,),
+    }
+    new = {"fitness": "ranks", "final_share": 0.5, "tasks_per_iteration": 1}
     plain = settings_of(Recipe())
-    assert not {*later, "fitness", "final_share"} & {*plain, *plain["meta"]}
-    meta = MetaConfig(estimator="es", fitness="ranks", final_share=0.5)
-    found = settings_of(Recipe(**later, meta=meta))
+    assert not {*later, *new} & {*plain, *plain["meta"]}
+    meta, scales = MetaConfig(**new, estimator="es"), Augmentation(rescale_initial=2.0)
+    found = settings_of(Recipe(**later, augmentation=scales, meta=meta))
     assert found == plain | {x: list(v) for x, v in later.items()} | {
-        "meta": plain["meta"] | {"estimator": "es", "fitness": "ranks", "final_share": 0.5}
+        "augmentation": plain["augmentation"] | {"rescale_initial": 2.0},
+        "meta": plain["meta"] | {"estimator": "es"} | new,
     }
 
 
@@ -605,7 +650,6 @@ def test_a_plan_for_whole_lives(capsys):
         (["--optimizer=linear"], "another rule: processing is .* there and"),
         (["--clip=2"], r"another rule: clip is None there and 2\.0 here"),
         (["--estimator=es", "--agents=3"], "agents = 3: es has antithetic pairs"),
-        (["--estimator=es", "--shortest-interval=1"], "shortest_interval = 1: .* need the esti"),
         (["--shortest-interval=3"], "shortest_interval = 3: 1 to reset_interval = 2 is needed"),
         (["--sigma=0"], "sigma = 0.0: a positive finite number"),
         (["--rescale-gradients=0.1"], "rescale_gradients = 0.1: a finite number of at least 1"),

@@ -144,7 +144,35 @@ def test_every_life_of_an_agent_has_scales_of_its_own():
     assert len(np.unique(scales)) == 5
 
 
-@pytest.mark.parametrize("name", ["parameters", "gradients", "rewards"])
+@pytest.mark.parametrize("tensors", [True, False])
+def test_first_parameters_are_larger_or_smaller_and_nothing_else(tensors):
+    """Each tensor by its own factor, or all by one; the loss is the task's own."""
+    task = Quadratic()
+    augmented = augment(task, Augmentation(rescale_initial=10.0, rescale_tensors=tensors))
+
+    @jax.jit
+    @jax.vmap
+    def start(key):
+        factors = jax.tree.map(jnp.divide, augmented.init_params(key), task.init_params(key))
+        return factors, augmented.init_actor(key).scales
+
+    factors, scales = start(KEYS)
+    assert all((s == 1).all() for s in jax.tree.leaves(scales))
+    x, y = (np.log10(np.asarray(factors[name], np.float64)) for name in ("x", "y"))
+    np.testing.assert_allclose(x - x[:, :1], 0, atol=1e-5)
+    if tensors:
+        assert abs(np.corrcoef(x[:, 0], y)[0, 1]) < 4 / np.sqrt(500)
+    else:
+        np.testing.assert_allclose(x[:, 0], y, atol=1e-5)
+    assert abs(y).max() <= 1 + 1e-5
+    assert abs(np.sort((y + 1) / 2) - np.arange(500) / 500).max() < 1.95 / np.sqrt(500)
+    params = task.init_params(KEYS[0])
+    batch, _, _ = augmented.rollout(params, augmented.init_actor(KEYS[0]), KEYS[1])
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, augmented.gradient(params, batch), task.gradient(params, None))
+
+
+@pytest.mark.parametrize("name", ["parameters", "gradients", "rewards", "initial"])
 @pytest.mark.parametrize("value", [0.5, 0.0, float("inf"), float("nan")])
 def test_what_is_no_scale_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"^rescale_{name} = {value!r}: a finite number of at"):

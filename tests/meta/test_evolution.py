@@ -25,6 +25,7 @@ from optim4rl.optimizers.kernels.select import KERNELS, choose
 from optim4rl.optimizers.layout import Tensor
 from optim4rl.optimizers.presets import LEARNED
 from optim4rl.optimizers.rule import init_meta_parameters, init_state
+from optim4rl.optimizers.structures import NO_EXTRAS
 from optim4rl.tasks import default_config, make_task
 
 SPEC, _ = factor_rule()
@@ -249,7 +250,7 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
         keys = jax.random.split(jax.random.key(0), 2)
         rules = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), FACTOR)
         learners = evolution.Learners(init_agents(SPEC, task, keys), jnp.array([0.0, -1.0]))
-        return learners, pes.live(rules, learners, keys, jnp.full(2, 7))
+        return learners, pes.live(rules, learners, keys, jnp.full(2, 7), 7)
 
     before, (after, losses, stats) = run()
     np.testing.assert_allclose(losses, -np.array([2 * 3 + 5 * 2, 2 * 3 + 5 * 2 - 2]) / 7, rtol=1e-6)
@@ -260,26 +261,79 @@ def test_a_curve_holds_its_value_where_no_episode_ends():
     np.testing.assert_allclose(after.agents.params, before.agents.params * factor**7, rtol=1e-5)
 
 
+@dataclass(frozen=True)
+class Counting(OneParameter):
+    """One episode ends in every rollout; it returns the number of the rollout."""
+
+    def rollout(self, params, actor, key):
+        return None, actor + 1, Returns(jnp.asarray(actor, jnp.float32), jnp.asarray(1))
+
+    def init_actor(self, key):
+        return jnp.int32(0)
+
+
 @pytest.mark.parametrize(("final_share", "expected"), [(0.0, 9.5), (1.0, 18.5), (0.5, 14.0)])
 def test_a_loss_mixes_the_whole_life_and_its_end(final_share, expected):
     """Returns 0 to 19 in twenty rollouts: the last tenth is 18 and 19."""
-
-    class Counting(OneParameter):
-        def rollout(self, params, actor, key):
-            return None, actor + 1, Returns(jnp.asarray(actor, jnp.float32), jnp.asarray(1))
-
-        def init_actor(self, key):
-            return jnp.int32(0)
-
     config = dataclasses.replace(
         CONFIG, agents=2, estimator="es", reset_interval=20, inner_updates=1
     )
     config = dataclasses.replace(config, final_share=final_share)
     es = estimator(config, Counting())
-    keys = jax.random.split(jax.random.key(0), 2)
+    keys, most = jax.random.split(jax.random.key(0), 2), jnp.int32(20)
     rules = jax.tree.map(lambda x: jnp.stack([x, x]), FACTOR)
-    _, losses = jax.jit(lambda rules: es._lives((), jnp.zeros(2), (rules, keys)))(rules)
+    _, losses = jax.jit(lambda rules: es._lives(most, jnp.zeros(2), (rules, keys)))(rules)
     np.testing.assert_allclose(losses, -expected)
+
+
+def test_an_estimate_draws_the_length_of_its_lives(monkeypatch):
+    """Intervals from 2 to 5, each as likely as its share of the logarithm, and losses of these."""
+    config = dataclasses.replace(CONFIG, agents=2, estimator="es", reset_interval=5)
+    es = estimator(dataclasses.replace(config, shortest_interval=2), Counting())
+    assert es.rollouts == 5 * K
+    told = []
+    monkeypatch.setattr(evolution, "extras_of", lambda *x: told.append(x[-1]) or NO_EXTRAS)
+
+    @jax.jit
+    def run(keys):
+        state = es.init(FACTOR, keys[0])
+
+        def one(key):
+            estimate = es.estimate(FACTOR, state, key)
+            return estimate.rollouts, estimate.stats
+
+        return jax.lax.map(one, keys)
+
+    rollouts, stats = run(jax.random.split(jax.random.key(0), 2000))
+    lengths, counts = np.unique(rollouts, return_counts=True)
+    np.testing.assert_array_equal(lengths, K * np.array([2, 3, 4, 5]))
+    shares = np.diff(np.log([2, 3, 4, 5, 6])) / np.log(3)
+    np.testing.assert_allclose(counts / 2000, shares, atol=4 * np.sqrt(0.25 / 2000))
+    # Two agents, each with an episode in every rollout.
+    np.testing.assert_array_equal(stats.episode_count, 2 * rollouts)
+    np.testing.assert_array_equal(stats.return_sum, rollouts * (rollouts - 1))
+    assert all(lives.shape == (2,) for lives in told)
+
+
+@pytest.mark.parametrize("rollouts", [4, 19, 20])
+def test_a_shorter_life_has_an_end_of_its_own(rollouts):
+    curves = jnp.outer(jnp.arange(20.0), jnp.array([1.0, 2.0]))
+    found = evolution._score(curves, jnp.int32(rollouts), 0.25)
+    lived = np.arange(rollouts)
+    expected = 0.75 * lived.mean() + 0.25 * lived[-max(rollouts // 10, 1) :].mean()
+    np.testing.assert_allclose(found, [expected, 2 * expected], rtol=1e-6)
+
+
+def test_lives_end_when_all_agents_are_lost():
+    """Parameters overflow after a while. With one agent that does not, all live on."""
+    es = estimator(dataclasses.replace(CONFIG, agents=2, estimator="es", reset_interval=100))
+    keys, most = jax.random.split(jax.random.key(0), 2), jnp.int32(200)
+    run = jax.jit(lambda rules: es._lives(most, jnp.zeros(2), (rules, keys)))
+    for factors, whole in (([1e6, 1e7], False), ([1.5, 1e7], True)):
+        stats, losses = run({"network0": {"factor": jnp.array(factors)[:, None]}})
+        assert 0 < stats.episode_count <= 2 * 2 * 200
+        assert (stats.episode_count == 2 * 2 * 200) == whole
+        np.testing.assert_array_equal(np.isnan(losses), [not whole, True])
 
 
 def test_ranks_compare_the_two_lives_of_a_pair():
@@ -383,5 +437,3 @@ def test_what_does_not_fit_an_estimator_is_refused():
         estimator(CONFIG, Quadratic())
     with pytest.raises(ValueError, match=r"^agents = 7: es has antithetic pairs of agents, so an"):
         MetaConfig(agents=7, estimator="es")
-    with pytest.raises(ValueError, match=r"^shortest_interval = 5: lives of mixed length need the"):
-        MetaConfig(estimator="es", shortest_interval=5)

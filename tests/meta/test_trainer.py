@@ -57,14 +57,11 @@ def test_same_seed_same_result_other_seed_another(trained):
 
 
 def test_what_a_task_has_of_its_own_takes_the_configs_place(trained):
-    """Window, estimator and agents; lives of mixed length do not reach a task with "es"."""
+    """Window, estimator and agents."""
     own = dataclasses.replace(TASKS[0], window=4, estimator="truncated", agents=4)
     other = dataclasses.replace(CONFIG, inner_updates=2, estimator="pes", agents=2)
     assert_identical(train(SPEC, (own,), other, chunk=30), trained)
     assert TASKS[0].settings(CONFIG) == CONFIG
-    mixed = dataclasses.replace(CONFIG, shortest_interval=2)
-    evolving = dataclasses.replace(own, estimator="es").settings(mixed)
-    assert evolving == dataclasses.replace(CONFIG, estimator="es")
     with pytest.raises(ValueError, match="agents = 3: pes has antithetic pairs"):
         dataclasses.replace(own, estimator="pes", agents=3).settings(CONFIG)
 
@@ -225,9 +222,11 @@ def test_meta_clips(clip, gradient, expected):
     np.testing.assert_allclose([*found["a"], found["b"][0, 0]], expected, rtol=1e-6)
 
 
-def combined(gradients, clip, limit, *, squared_norms=None, iteration=0):
-    norms = jnp.zeros(len(gradients)) if squared_norms is None else squared_norms
-    return combine_meta_gradients(gradients, norms, jnp.asarray(iteration), clip, limit)
+def combined(gradients, clip, limit, *, squared_norms=None, estimates=(1, 1), drawn=(True, True)):
+    tasks = len(gradients)
+    norms = jnp.zeros(tasks) if squared_norms is None else squared_norms
+    estimates, drawn = jnp.array(estimates[:tasks]), jnp.array(drawn[:tasks])
+    return combine_meta_gradients(gradients, norms, estimates, drawn, clip, limit)
 
 
 @pytest.mark.parametrize("clip", get_args(MetaClip))
@@ -251,8 +250,57 @@ def test_running_normalisation_divides_by_the_usual_norm():
             expected = (gradients / usual[:, None]).mean(axis=0)
             expected *= min(1, limit / np.linalg.norm(expected))
             trees = [{"network0": {"a": jnp.asarray(g, jnp.float32)}} for g in gradients]
-            found, norms = combined(trees, "running", limit, squared_norms=norms, iteration=t)
+            estimates = (t + 1, t + 1)
+            found, norms = combined(
+                trees, "running", limit, squared_norms=norms, estimates=estimates
+            )
             np.testing.assert_allclose(found["network0"]["a"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", get_args(MetaClip))
+def test_a_task_that_is_not_drawn_counts_for_nothing(clip):
+    """The mean is over the drawn task; the other keeps its running norm, even if it has none."""
+    zero = jax.tree.map(jnp.zeros_like, GRADIENT)
+    for norm, estimates in ((4.0, (1, 7)), (0.0, (1, 0))):
+        norms = jnp.array([0.0, norm])
+        found, after = combined(
+            [GRADIENT, zero],
+            clip,
+            1.0,
+            squared_norms=norms,
+            estimates=estimates,
+            drawn=(True, False),
+        )
+        alone, expected = combined([GRADIENT], clip, 1.0)
+        assert_identical(found, alone)
+        np.testing.assert_array_equal(after, [expected[0], norm])
+
+
+def test_every_iteration_draws_some_of_the_tasks():
+    """Two of four: all pairs come, and the agents of the others wait."""
+    tasks = tuple(MetaTask(Quadratic(), rate) for rate in (0.05, 0.04, 0.03, 0.02))
+    config = dataclasses.replace(CONFIG, iterations=30, tasks_per_iteration=2, agents=2)
+    states, rows = [trainer.init(SPEC, tasks, config).estimators], []
+
+    def keep(state, progress):
+        states.append(jax.tree.map(jnp.copy, state.estimators))
+        rows.append(progress)
+
+    start = trainer.init(SPEC, tasks, config)
+    train(SPEC, tasks, config, state=start, chunk=1, report=keep)
+    progress = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    drawn = progress.rollouts > 0
+    assert len(np.unique(drawn, axis=0)) == 6
+    np.testing.assert_array_equal(progress.rollouts, 5 * drawn)  # K and the validation
+    np.testing.assert_array_equal(drawn.sum(axis=1), 2)
+    np.testing.assert_array_equal(progress.task_norms > 0, drawn)
+    mean = progress.task_norms.sum(axis=1) / 2
+    np.testing.assert_allclose(progress.meta_gradient_norm, mean, rtol=1e-6)
+    for before, after, now in zip(states[:-1], states[1:], drawn, strict=True):
+        for index in np.flatnonzero(~now):
+            assert_identical(before[index], after[index])
+        for index in np.flatnonzero(now):
+            assert after[index].iteration == before[index].iteration + 1
 
 
 def test_the_scale_of_a_tasks_meta_objective_drops_out():
@@ -328,6 +376,7 @@ CHOICES = {
     "meta_clip": get_args(MetaClip),
 }
 BAD = [
+    ("tasks_per_iteration", 0, "a whole number of at least 1 or None is needed"),
     ("shortest_interval", 0, "1 to reset_interval = 5 is needed"),
     ("shortest_interval", 6, "1 to reset_interval = 5 is needed"),
     *[(field, 0, "a whole number of at least 1 is needed") for field in SIZES],

@@ -16,6 +16,7 @@ from optim4rl.benchmark import loop, table as benchmark_table
 from optim4rl.benchmark.contender import weights_address
 from optim4rl.benchmark.protocol import EVALUATION_SEED, STRESS_SEED, TUNING_SEED
 from optim4rl.benchmark.table import read_runs
+from optim4rl.cli.progress_log import task_labels
 from optim4rl.evaluation.claims import holm
 from optim4rl.optimizers.weights import load_weights
 from optim4rl.pages import plots
@@ -461,3 +462,22 @@ def test_what_somebody_calls_a_file_breaks_no_table(weights, tmp_path):
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     for lines in (table.splitlines() for table in tables):
         assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_training_on_many_tasks_has_a_curve_for_each_environment(tmp_path):
+    """The mean over its tasks; an iteration that draws none of them leaves a gap."""
+    labels = task_labels(["catch"] * 5 + ["gymnax:CartPole-v1"] * 5)
+    returns = {label: np.full(3, np.nan) for label in labels}
+    returns["catch"][0], returns["catch (5)"][0], returns["catch (2)"][2] = 1.0, 3.0, 5.0
+    means = plots._of_environments(returns)
+    np.testing.assert_array_equal(means.pop("catch"), [2.0, np.nan, 5.0])
+    np.testing.assert_array_equal(means.pop("gymnax:CartPole-v1"), [np.nan] * 3)
+    assert not means
+    rows = zip(*([f"{x:g}" if x == x else "" for x in y] for y in returns.values()), strict=True)
+    lines = [",".join(["iteration", "meta_gradient_norm", *(f"return_{x}" for x in labels)])]
+    lines += [",".join([str(i + 1), "1", *row]) for i, row in enumerate(rows)]
+    (tmp_path / "progress.csv").write_text("\n".join(lines) + "\n")
+    plots.plot_training(tmp_path / "progress.csv", tmp_path / "picture.svg")
+    picture = (tmp_path / "picture.svg").read_text()
+    assert picture.count(">catch<") == picture.count(">gymnax:CartPole-v1<") == 1
+    assert "(2)" not in picture

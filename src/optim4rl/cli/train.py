@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from optim4rl.cli.pace import Pace
 from optim4rl.cli.processes import ProcessOptions
@@ -47,9 +48,9 @@ from optim4rl.meta.trainer import (
     MetaTask,
     Progress,
     init,
-    make_estimator,
     train,
 )
+from optim4rl.meta.variants import draw_variants
 from optim4rl.optimizers.kernels.interface import KernelName
 from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec
 from optim4rl.optimizers.weights import LearnedOptimizer, save_weights
@@ -94,6 +95,9 @@ class TrainOptions:
     Attributes:
         out: output folder.
         recipe: the optimizer, its tasks, and the meta-training.
+        variants: train on so many variants of the tasks in their place. Each draws its layers,
+            activation, environments, horizon, minibatches and epochs; all learners must be PPO.
+            Default: the tasks as they are.
         chunk: meta-iterations between two checkpoints. Default: as many as take about five seconds.
         keep_every: keep the weights after every so many iterations, too, as
             weights-after-N.safetensors, so that tasks of validation can choose among them. Default:
@@ -108,6 +112,7 @@ class TrainOptions:
 
     out: Path
     recipe: Recipe = Recipe()
+    variants: int | None = None
     chunk: int | None = None
     keep_every: int | None = None
     resume: bool = False
@@ -161,7 +166,10 @@ class _Training:
 
 def run(options: TrainOptions) -> None:
     """Run the command."""
-    check_fields(options, chunk=COUNT, keep_every=COUNT)
+    check_fields(options, variants=COUNT, chunk=COUNT, keep_every=COUNT)
+    if options.variants is not None:
+        recipe = draw_variants(options.recipe, options.variants, options.recipe.meta.seed)
+        options = dataclasses.replace(options, recipe=recipe)
     require_tracker(options.tracker, options.out)
     compiling = CompileClock()
     first_process = jax.process_index() == 0
@@ -258,11 +266,8 @@ def _meta_train(
         remove_manifest(options.out)
         written = json.dumps({**settings, **provenance(__name__)}, indent=1)
         write_atomically(options.out / "settings.json", written.encode())
-    steps = sum(
-        t.settings(meta).agents
-        * make_estimator(training.spec, t, meta, execution).rollouts
-        * t.task.env_steps_per_rollout
-        for t in training.tasks
+    steps = np.array(
+        [t.settings(meta).agents * t.task.env_steps_per_rollout for t in training.tasks]
     )
     started, first = time.perf_counter(), int(resumed.state.iteration)
     pace = Pace(options.chunk, lambda: compiling.seconds)
@@ -296,7 +301,7 @@ def _meta_train(
     return state, {
         "seconds": round(seconds, 1),
         # The speed of the whole run, and of its fastest chunk, which compiled nothing.
-        "env_steps_per_second": round((meta.iterations - first) * steps / seconds),
+        "env_steps_per_second": round(keeper.played / seconds),
         "env_steps_per_second_at_best": round(keeper.best),
         "compile_seconds": round(compiling.seconds, 1),
     }
@@ -307,17 +312,18 @@ class _ChunkKeeper:
     """Keep every finished chunk: its log and checkpoint; show it in the terminal and a tracker.
 
     Attributes:
-        steps: environment steps of an iteration.
+        steps: environment steps of one rollout of all agents, for each task.
         log: the log; only the first process has one.
         update: the progress bar's update.
         done: iterations that are kept.
         rotate: whether to keep the checkpoint before the new one; a damaged one must not replace
             the good one before it.
         best: speed of the fastest chunk, in environment steps a second.
+        played: environment steps so far.
     """
 
     training: _Training
-    steps: int
+    steps: Int[np.ndarray, " tasks"]
     log: ProgressLog | None
     tracker: Tracker
     update: Callable[..., None]
@@ -326,6 +332,7 @@ class _ChunkKeeper:
     done: int
     rotate: bool
     best: float = 0.0
+    played: int = 0
 
     def start(self) -> int:
         """Start a chunk, and return its number of iterations: up to the next weights to keep."""
@@ -346,11 +353,16 @@ class _ChunkKeeper:
                 training.save(f"weights-after-{done}.safetensors", state, None)
         save_checkpoint(training.checkpoint, state, training.settings, notes, rotate=self.rotate)
         pace.note(count, seconds)
-        rate = count * self.steps / pace.elapsed
+        played = int((progress.rollouts @ self.steps).sum())
+        self.played += played
+        rate = played / pace.elapsed
         self.best = max(self.best, rate)
         log_progress(self.tracker, before, progress, training.labels, rate)
         self.rotate, self.done = True, done
-        note = returns_in_words(training.labels, mean_returns(progress, slice(None)))
+        returns = mean_returns(progress, slice(None))
+        drawn = np.flatnonzero(progress.rollouts.sum(axis=0))
+        labels = [training.labels[task] for task in drawn]
+        note = returns_in_words(labels, [returns[task] for task in drawn])
         self.update(done, iterations, note, f"{rate:,.0f} steps/s", pace.left(iterations - done))
         self.stop.number, pace.size = _agreed(self.stop.number, pace.size)
         if done < iterations and not state.stopped:

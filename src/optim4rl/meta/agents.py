@@ -73,6 +73,16 @@ def layout_of(task: InnerTask) -> Layout:
     return _parameters(task)[0]
 
 
+@lru_cache(maxsize=64)
+def stats_shapes(task: InnerTask) -> Any:
+    """Return shapes and types of what a rollout of one agent reports."""
+
+    def stats(key: PRNGKeyArray) -> Any:
+        return task.rollout(task.init_params(key), task.init_actor(key), key)[2]
+
+    return jax.eval_shape(stats, jax.random.key(0))
+
+
 def play(
     task: InnerTask, agents: Agents, keys: Key[Array, " M"], index: Array
 ) -> tuple[Any, Any, Any]:

@@ -3,7 +3,8 @@
 A rule that meets one task at many scales cannot rely on one scale (Metz et al. 2022, arXiv
 2211.09760). A change of variables rescales parameters, theta = s * theta': the agent learns theta',
 and the loss is the same function of theta. One factor multiplies the loss, and so the gradients.
-Another multiplies the rewards that agents learn from, but not the reported returns.
+Another multiplies the rewards that agents learn from, but not the reported returns. Further factors
+make the first parameters larger or smaller; this changes the start and no function.
 """
 
 import math
@@ -19,6 +20,8 @@ from optim4rl.tasks.interface import InnerTask, update_extras, update_gradient
 
 # Folded into an agent's key to draw its scales. The task itself folds in small numbers.
 _STREAM = 2**31 - 1
+# Likewise, for the factors on its first parameters. Tasks fold in 2**31 - 2.
+_INITIAL = 2**31 - 3
 
 
 @runtime_checkable
@@ -57,8 +60,13 @@ def augment(task: InnerTask, augmentation: Augmentation) -> InnerTask:
         ValueError: the task's rewards cannot be rescaled.
     """
     settings = augmentation
-    factors = (settings.rescale_parameters, settings.rescale_gradients, settings.rescale_rewards)
-    return task if set(factors) == {1.0} else Augmented(task, augmentation)
+    factors = {
+        settings.rescale_parameters,
+        settings.rescale_gradients,
+        settings.rescale_rewards,
+        settings.rescale_initial,
+    }
+    return task if factors == {1.0} else Augmented(task, augmentation)
 
 
 @dataclass(frozen=True)
@@ -92,20 +100,25 @@ class Augmented:
             jax.random.fold_in(key, _STREAM), 3
         )
         settings = self.augmentation
-        leaves, tree = jax.tree.flatten(jax.eval_shape(self.task.init_params, key))
-        shape = (len(leaves),) if settings.rescale_tensors else (1,)
-        drawn = _log_uniform(key_parameters, settings.rescale_parameters, shape)
-        drawn = jnp.broadcast_to(drawn, (len(leaves),))
         return Scales(
-            jax.tree.unflatten(tree, list(drawn)),
+            self._of_tensors(key, key_parameters, settings.rescale_parameters),
             _log_uniform(key_gradients, settings.rescale_gradients),
             _log_uniform(key_rewards, settings.rescale_rewards),
         )
 
+    def _of_tensors(self, key: PRNGKeyArray, key_draw: PRNGKeyArray, factor: float) -> Any:
+        """Draw a factor for each tensor, or one for all, in a tree like the parameters."""
+        leaves, tree = jax.tree.flatten(jax.eval_shape(self.task.init_params, key))
+        shape = (len(leaves),) if self.augmentation.rescale_tensors else (1,)
+        drawn = _log_uniform(key_draw, factor, shape)
+        return jax.tree.unflatten(tree, list(jnp.broadcast_to(drawn, (len(leaves),))))
+
     def init_params(self, key: PRNGKeyArray) -> Any:
-        """Return the task's parameters, divided by the scales."""
-        parameters = self.scales(key).parameters
-        return jax.tree.map(jnp.divide, self.task.init_params(key), parameters)
+        """Return the task's parameters, larger or smaller by chance, divided by the scales."""
+        key_initial = jax.random.fold_in(key, _INITIAL)
+        initial = self._of_tensors(key, key_initial, self.augmentation.rescale_initial)
+        params = jax.tree.map(jnp.multiply, self.task.init_params(key), initial)
+        return jax.tree.map(jnp.divide, params, self.scales(key).parameters)
 
     def init_actor(self, key: PRNGKeyArray) -> AugmentedActor:
         """Return the task's actor, with the scales of this life."""

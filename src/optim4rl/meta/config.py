@@ -23,12 +23,14 @@ class Augmentation:
             share in the meta-objective of a truncated meta-gradient; 1: none.
         rescale_rewards: x of the factor on the rewards that an agent learns from; reported returns
             do not change; 1: none.
-        rescale_tensors: whether every tensor of parameters has its own factor.
+        rescale_initial: x of the factors on an agent's first parameters; 1: none.
+        rescale_tensors: whether every tensor of parameters has its own factors.
     """
 
     rescale_parameters: float = 1.0
     rescale_gradients: float = 1.0
     rescale_rewards: float = 1.0
+    rescale_initial: float = 1.0
     rescale_tensors: bool = True
 
     def __post_init__(self) -> None:
@@ -37,6 +39,7 @@ class Augmentation:
             rescale_parameters=AT_LEAST_1,
             rescale_gradients=AT_LEAST_1,
             rescale_rewards=AT_LEAST_1,
+            rescale_initial=AT_LEAST_1,
         )
 
 
@@ -46,6 +49,7 @@ class MetaConfig:
 
     Attributes:
         iterations: meta-iterations, each with one update of the rule.
+        tasks_per_iteration: tasks drawn anew for each meta-iteration; the others wait. None: all.
         agents: agents M of each task; with "es" and "pes" they are M/2 antithetic pairs.
         inner_updates: K, the inner updates of a meta-iteration.
         estimator: estimator of the meta-gradient. "truncated" differentiates through the K updates.
@@ -59,8 +63,10 @@ class MetaConfig:
             rest is the weight of the whole of it.
         resets: reset schedule; "staggered" is pipeline training.
         reset_interval: I, in meta-iterations: one life is I * K inner updates.
-        shortest_interval: gives lives of mixed length. Each agent has its own interval, from this
-            to `reset_interval`, evenly spread in logarithm. None: all have `reset_interval`.
+        shortest_interval: gives lives of mixed length, with intervals from this to
+            `reset_interval`. Each agent has its own, evenly spread in logarithm. With "es" a task
+            draws one for all its agents in each iteration, uniformly in logarithm. None: all have
+            `reset_interval`.
         validation: rollouts in the meta-objective of "truncated": "last" (the paper's) or "dense".
         meta_learning_rate: learning rate of Adam, the meta-optimizer.
         cosine_to: share of the meta-learning rate at the end of a cosine decay; 1 is constant.
@@ -73,6 +79,7 @@ class MetaConfig:
     """
 
     iterations: int = 200
+    tasks_per_iteration: int | None = None
     agents: int = 8
     inner_updates: int = 4
     estimator: EstimatorName = "truncated"
@@ -93,6 +100,7 @@ class MetaConfig:
         check_fields(
             self,
             iterations=COUNT,
+            tasks_per_iteration=COUNT,
             agents=COUNT,
             inner_updates=COUNT,
             reset_interval=COUNT,
@@ -107,11 +115,6 @@ class MetaConfig:
             raise ValueError(
                 f"shortest_interval = {shortest!r}: 1 to reset_interval = {self.reset_interval} is "
                 "needed, or None"
-            )
-        if self.estimator == "es" and shortest is not None:
-            raise ValueError(
-                f"shortest_interval = {shortest!r}: lives of mixed length need the estimator "
-                "truncated or pes; with es all agents live reset_interval"
             )
         if self.estimator != "es" and self.fitness == "ranks":
             raise ValueError(f"fitness = 'ranks': the estimator es is needed, not {self.estimator}")

@@ -50,8 +50,6 @@ class MetaTask:
     def settings(self, config: MetaConfig) -> MetaConfig:
         """Return the config with this task's own values.
 
-        With "es" all agents live for `reset_interval`; lives of mixed length apply to other tasks.
-
         Raises:
             ValueError: the task's estimator cannot work with this number of agents.
         """
@@ -61,7 +59,6 @@ class MetaTask:
             inner_updates=self.window or config.inner_updates,
             estimator=estimator,
             agents=self.agents or config.agents,
-            shortest_interval=None if estimator == "es" else config.shortest_interval,
             fitness=config.fitness if estimator == "es" else "returns",
         )
 
@@ -87,11 +84,13 @@ class Estimate(NamedTuple):
         gradient: an estimate of the meta-gradient.
         state: the estimator's state after it.
         stats: the task's stats, summed over rollouts and agents.
+        rollouts: the rollouts that each agent may have played.
     """
 
     gradient: MetaParameters
     state: EstimatorState
     stats: Any
+    rollouts: Int[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class GradientEstimator(ABC):
 
     @property
     def rollouts(self) -> int:
-        """Return how many rollouts each agent plays for one estimate: the rollouts of K updates."""
+        """Return the most rollouts of an agent in one estimate: the rollouts of K updates."""
         return num_rollouts(self.meta_task.task, self.config.inner_updates)
 
     @abstractmethod
@@ -163,7 +162,7 @@ class TruncatedMetaGradient(GradientEstimator):
             self._window, meta_parameters, state.agents, given, self.execution
         )
         after = EstimatorState(agents, state.offsets, state.iteration + 1)
-        return Estimate(gradient, after, stats)
+        return Estimate(gradient, after, stats, jnp.int32(self.rollouts))
 
     @property
     def _intervals(self) -> Int[np.ndarray, " M"]:

@@ -6,8 +6,9 @@ standard deviation `sigma` around the rule. Agents come in antithetic pairs: age
 have opposite perturbations, and share their first parameters, environments and all random numbers.
 """
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +25,16 @@ from optim4rl.meta.agents import (
     layout_of,
     met,
     play,
+    stats_shapes,
 )
 from optim4rl.meta.estimators import Estimate, EstimatorState, GradientEstimator
 from optim4rl.meta.population import reset_agents, share_out
 from optim4rl.meta.resets import reset_intervals, reset_mask, reset_offsets
 from optim4rl.optimizers.kernels.select import choose
 from optim4rl.optimizers.rule import MetaParameters
-from optim4rl.tasks.interface import InnerTask
+
+# Folded into an estimate's key to draw the length of its lives.
+_LENGTH = 2**31 - 4
 
 
 class Learners(NamedTuple):
@@ -50,7 +54,8 @@ class _Evolution(GradientEstimator):
     """Shared part of both strategies; the task must report returns."""
 
     def __post_init__(self) -> None:
-        if not _reports_returns(self.meta_task.task):
+        reported = stats_shapes(self.meta_task.task)
+        if not all(hasattr(reported, name) for name in ("return_sum", "episode_count")):
             raise ValueError(
                 f"estimator = {self.config.estimator!r}: it needs returns, so a task whose "
                 "rollouts report return_sum and episode_count (tasks.interface.EvaluationTask)"
@@ -62,6 +67,7 @@ class _Evolution(GradientEstimator):
         learners: Learners,
         keys: Key[Array, " M"],
         lives: Int[Array, " M"],
+        rollouts: int | Int[Array, ""],
     ) -> tuple[Learners, Float[Array, " M"], Any]:
         """Let agents learn from the rollouts of one estimate, each with its own rule.
 
@@ -70,13 +76,14 @@ class _Evolution(GradientEstimator):
             learners: the agents.
             keys: one key for each agent; its rollouts depend on no other.
             lives: each agent's whole life in rollouts; its rule is told how much of it is done.
+            rollouts: rollouts of this estimate. It ends earlier if all agents are lost.
 
         Returns:
             The agents afterwards; their losses; and the task's stats, summed over rollouts and
             agents. A loss is minus the mean return over rollouts, mixed with the mean over their
             last tenth (`MetaConfig.final_share`). The return of a rollout is the mean over the
             episodes that ended in it; if none ended, it is the return of the last rollout in which
-            one did. The loss is NaN if a parameter is not finite.
+            one did. The loss is NaN if a parameter is not finite: the agent is lost.
         """
         spec, task = self.spec, self.meta_task.task
         kernel = choose(spec, self.execution.kernel)
@@ -89,23 +96,52 @@ class _Evolution(GradientEstimator):
             params = agents.params - self.meta_task.learning_rate * directions
             return agents._replace(params=params, rule=rule), None
 
-        def play_and_learn(learners: Learners, index: Array) -> tuple[Learners, tuple[Array, Any]]:
-            batch, actor, stats = play(task, learners.agents, keys, index)
+        def play_and_learn(now: _Now) -> _Now:
+            agents, index = now.learners.agents, now.rollout
+            batch, actor, stats = play(task, agents, keys, index)
             ended = stats.return_sum / jnp.maximum(stats.episode_count, 1)
-            returns = jnp.where(stats.episode_count > 0, ended, learners.returns)
-            agents = learners.agents._replace(actor=actor)
+            returns = jnp.where(stats.episode_count > 0, ended, now.learners.returns)
+            agents = agents._replace(actor=actor)
             indices = jnp.arange(task.updates_per_rollout)
             agents, _ = jax.lax.scan(partial(learn, batch), agents, indices)
-            return Learners(agents, returns), (returns, stats)
+            total = jax.tree.map(lambda sum, x: sum + x.sum(axis=0), now.stats, stats)
+            curves = now.curves.at[index].set(returns)
+            return _Now(index + 1, Learners(agents, returns), curves, total)
 
-        indices = jnp.arange(self.rollouts)
-        learners, (curves, stats) = jax.lax.scan(play_and_learn, learners, indices)
-        stats = jax.tree.map(lambda x: jnp.sum(x, axis=(0, 1)), stats)
+        def goes_on(now: _Now) -> Bool[Array, ""]:
+            return (now.rollout < rollouts) & _finite(now.learners).any()
+
+        stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stats_shapes(task))
+        start = _Now(jnp.int32(0), learners, jnp.zeros((self.rollouts, keys.size)), stats)
+        now = jax.lax.while_loop(goes_on, play_and_learn, start)
         # A policy with NaN still acts, and its returns are finite but meaningless.
-        finite = jnp.isfinite(learners.agents.params).all(axis=1)
-        last, share = curves[-max(self.rollouts // 10, 1) :].mean(axis=0), self.config.final_share
-        score = (1.0 - share) * curves.mean(axis=0) + share * last
-        return learners, jnp.where(finite, -score, jnp.nan), stats
+        score = _score(now.curves, rollouts, self.config.final_share)
+        return now.learners, jnp.where(_finite(now.learners), -score, jnp.nan), now.stats
+
+
+class _Now(NamedTuple):
+    """Agents in the middle of an estimate: the rollouts done, the curves and stats so far."""
+
+    rollout: Int[Array, ""]
+    learners: Learners
+    curves: Float[Array, "rollouts M"]
+    stats: Any
+
+
+def _finite(learners: Learners) -> Bool[Array, " M"]:
+    return jnp.isfinite(learners.agents.params).all(axis=1)
+
+
+def _score(
+    curves: Float[Array, "most M"], rollouts: int | Int[Array, ""], final_share: float
+) -> Float[Array, " M"]:
+    """Return the mean of the first rollouts, mixed with the mean of their last tenth."""
+    tenth = jnp.maximum(rollouts // 10, 1)
+    index = jnp.arange(len(curves))[:, None]
+    last = jnp.where((index >= rollouts - tenth) & (index < rollouts), curves, 0.0)
+    whole = jnp.where(index < rollouts, curves, 0.0)
+    mean, end = whole.sum(axis=0) / rollouts, last.sum(axis=0) / tenth
+    return (1.0 - final_share) * mean + final_share * end
 
 
 @dataclass(frozen=True)
@@ -113,12 +149,13 @@ class EvolutionStrategies(_Evolution):
     """Evolution strategies over whole lives (Salimans et al. 2017, arXiv 1703.03864).
 
     In each estimate every agent starts fresh and lives for `reset_interval` times K inner updates
-    under one perturbed rule. The two agents of a pair differ only in the perturbation.
+    under one perturbed rule. The two agents of a pair differ only in the perturbation. With
+    `shortest_interval` each estimate draws the interval of its lives.
     """
 
     @property
     def rollouts(self) -> int:
-        """Return the rollouts of a life."""
+        """Return the rollouts of the longest life."""
         return super().rollouts * self.config.reset_interval
 
     def init(self, meta_parameters: MetaParameters, key: PRNGKeyArray) -> EstimatorState:
@@ -133,13 +170,14 @@ class EvolutionStrategies(_Evolution):
         """Return the mean over agents of loss (or rank) times perturbation, over sigma squared."""
         config, (mean, unravel) = self.config, ravel_pytree(meta_parameters)
         key_draw, key_agents = jax.random.split(key)
+        rollouts = self._draw_rollouts(jax.random.fold_in(key, _LENGTH))
         pairs = config.agents // 2
         drawn = jax.random.normal(key_draw, (pairs, mean.size))
         rules = mean[None] + config.sigma * jnp.concatenate([drawn, -drawn])
         keys = _paired(jax.random.split(key_agents, pairs))
         stats, losses = share_out(
             self._lives,
-            (),
+            rollouts,
             jnp.zeros(config.agents),
             (jax.vmap(unravel)(rules), keys),
             self.execution,
@@ -149,22 +187,31 @@ class EvolutionStrategies(_Evolution):
         # Perturbations as float32 has rounded them in the rules.
         perturbations = (rules - mean[None]) / config.sigma
         gradient = unravel(losses @ perturbations / (config.agents * config.sigma))
-        return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats)
+        return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats, rollouts)
+
+    def _draw_rollouts(self, key: PRNGKeyArray) -> Int[Array, ""]:
+        """Draw the rollouts of a life; the interval is uniform in logarithm."""
+        shortest, longest = self.config.shortest_interval, self.config.reset_interval
+        if shortest is None:
+            return jnp.int32(self.rollouts)
+        # All whole numbers between the two are possible, and the ends as likely as their share.
+        drawn = jax.random.uniform(key, minval=math.log(shortest), maxval=math.log(longest + 1))
+        interval = jnp.clip(jnp.exp(drawn).astype(jnp.int32), shortest, longest)
+        return self.rollouts // longest * interval
 
     def _lives(
         self,
-        shared: tuple[()],
+        rollouts: Int[Array, ""],
         losses: Float[Array, " chunk"],
         given: tuple[MetaParameters, Key[Array, " chunk"]],
     ) -> tuple[Any, Float[Array, " chunk"]]:
         """Run whole lives of a chunk of agents."""
-        del shared
         rules, keys = given
         key_init, key_rollouts = jax.vmap(jax.random.split, out_axes=1)(keys)
         agents = init_agents(self.spec, self.meta_task.task, key_init)
         learners = Learners(agents, jnp.zeros_like(losses))
-        lives = jnp.full(losses.shape, self.rollouts)
-        _, losses, stats = self.live(rules, learners, key_rollouts, lives)
+        lives = jnp.full(losses.shape, rollouts)
+        _, losses, stats = self.live(rules, learners, key_rollouts, lives, rollouts)
         return stats, losses
 
 
@@ -211,7 +258,7 @@ class PersistentEvolutionStrategies(_Evolution):
             self._window, meta_parameters, state.agents, (fresh, signs, keys, lives), self.execution
         )
         after = EstimatorState(population, state.offsets, state.iteration + 1)
-        return Estimate(gradient, after, stats)
+        return Estimate(gradient, after, stats, jnp.int32(self.rollouts))
 
     @property
     def _intervals(self) -> Int[np.ndarray, " pairs"]:
@@ -238,7 +285,8 @@ class PersistentEvolutionStrategies(_Evolution):
         drawn = jax.vmap(lambda key: jax.random.normal(key, mean.shape))(key_draw)
         drawn = sigma * signs[:, None] * drawn
         rules = jax.vmap(unravel)(mean[None] + drawn)
-        learners, losses, stats = self.live(rules, Learners(agents, returns), key_rollouts, lives)
+        learners = Learners(agents, returns)
+        learners, losses, stats = self.live(rules, learners, key_rollouts, lives, self.rollouts)
         total += drawn
         gradient = losses @ total / (sigma**2 * self.config.agents)
         return (unravel(gradient), stats), Persistent(learners, total)
@@ -259,14 +307,3 @@ def rank_pairs(losses: Float[Array, " M"]) -> Float[Array, " M"]:
 def _paired(x: Any) -> Any:
     """Return one entry for each agent, from one for each pair."""
     return jnp.concatenate([x, x])
-
-
-@lru_cache(maxsize=64)
-def _reports_returns(task: InnerTask) -> bool:
-    """Return whether a rollout's stats hold returns (`tasks.interface.EvaluationTask`)."""
-
-    def stats(key: PRNGKeyArray) -> Any:
-        return task.rollout(task.init_params(key), task.init_actor(key), key)[2]
-
-    reported = jax.eval_shape(stats, jax.random.key(0))
-    return all(hasattr(reported, name) for name in ("return_sum", "episode_count"))

@@ -38,6 +38,8 @@ class Recipe:
         populations: agents M of each task. Default: --agents.
         learners: learner of each task, "a2c" or "ppo" with its usual settings. Default: the task's
             own.
+        num_envs: environments of an agent in each task. Default: --envs-per-agent.
+        horizons: steps of a rollout in each task, in every environment. Default: the learner's own.
         minibatches: minibatches of each task's PPO. Default: the task's own. A2C has 1.
         epochs: epochs of each task's PPO. Default: the task's own. A2C has 1.
         layers: hidden layers of policy and value in each task with separate networks (`mlp`), such
@@ -70,6 +72,8 @@ class Recipe:
     estimators: tuple[EstimatorName, ...] = ()
     populations: tuple[int, ...] = ()
     learners: tuple[LearnerName, ...] = ()
+    num_envs: tuple[int, ...] = ()
+    horizons: tuple[int, ...] = ()
     minibatches: tuple[int, ...] = ()
     epochs: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
@@ -110,39 +114,53 @@ def build(recipe: Recipe) -> tuple[OptimizerSpec, "tuple[MetaTask, ...]"]:
     from optim4rl.meta.estimators import MetaTask
     from optim4rl.tasks import make_task
 
+    configs = task_configs(recipe)
+    usual = learned_spec(recipe.optimizer)
+    zero_head = usual.zero_head if recipe.zero_head is None else recipe.zero_head
+    spec = dataclasses.replace(usual, clip=recipe.clip or None, zero_head=zero_head)
+    rates = per_task("learning_rate", recipe.learning_rate, recipe.tasks)
+    scales = per_task("step_scale", recipe.step_scale, recipe.tasks)
+    tasks = []
+    for config, rate, scale, its in zip(configs, rates, scales, _own_settings(recipe), strict=True):
+        task = augment(make_task(config), recipe.augmentation)
+        of_meta_task = (its["windows"], its["estimators"], its["populations"])
+        tasks.append(MetaTask(task, rate * scale, *of_meta_task))
+    return spec, tuple(tasks)
+
+
+def task_configs(recipe: Recipe) -> tuple[TaskConfig, ...]:
+    """Return the config of each task of a recipe.
+
+    Raises:
+        ValueError: a field is wrong; the message names it.
+    """
     check_fields(
         recipe,
         width=COUNT_OR_ZERO,
         envs_per_agent=COUNT,
+        num_envs=COUNT,
+        horizons=COUNT,
         clip=NOT_NEGATIVE,
         minibatches=COUNT,
         epochs=COUNT,
         value_weight=NOT_NEGATIVE,
     )
-    usual = learned_spec(recipe.optimizer)
-    zero_head = usual.zero_head if recipe.zero_head is None else recipe.zero_head
-    spec = dataclasses.replace(usual, clip=recipe.clip or None, zero_head=zero_head)
     if not recipe.width:
         raise ValueError("width = (): at least one width is needed, or 0 for the paper's network")
     if not recipe.tasks:
         raise ValueError("tasks = (): at least one task is needed")
-    rates = per_task("learning_rate", recipe.learning_rate, recipe.tasks)
-    scales = per_task("step_scale", recipe.step_scale, recipe.tasks)
-    rewards = per_task("reward_scale", recipe.reward_scale, recipe.tasks)
-    own = _own_settings(recipe)
-    if not any(default_config(name).torso == "mlp" for name in recipe.tasks):
+    if (number := recipe.meta.tasks_per_iteration or 1) > len(recipe.tasks):
+        raise ValueError(f"tasks_per_iteration = {number}: there are {len(recipe.tasks)} tasks")
+    usual = [default_config(name) for name in recipe.tasks]
+    if not any(config.torso == "mlp" for config in usual):
         for field in ("layers", "activations"):
             if given := getattr(recipe, field):
                 raise ValueError(f"{field} = {given!r}: no task has separate networks (mlp)")
-    tasks = []
-    for name, rate, scale, reward, its in zip(
-        recipe.tasks, rates, scales, rewards, own, strict=True
-    ):
-        config = _task_config(recipe, default_config(name), reward, its)
-        task = augment(make_task(config), recipe.augmentation)
-        of_meta_task = (its["windows"], its["estimators"], its["populations"])
-        tasks.append(MetaTask(task, rate * scale, *of_meta_task))
-    return spec, tuple(tasks)
+    rewards = per_task("reward_scale", recipe.reward_scale, recipe.tasks)
+    return tuple(
+        _task_config(recipe, *each)
+        for each in zip(usual, rewards, _own_settings(recipe), strict=True)
+    )
 
 
 def _task_config(
@@ -157,7 +175,7 @@ def _task_config(
     observations = its["observations"]
     config = dataclasses.replace(
         usual,
-        num_envs=recipe.envs_per_agent,
+        num_envs=its["num_envs"] or recipe.envs_per_agent,
         maps=recipe.maps or usual.maps,
         learner=dataclasses.replace(learner, reward_scale=reward * learner.reward_scale),
         normalise_rewards=recipe.normalise_rewards or usual.normalise_rewards,
@@ -203,6 +221,7 @@ def _learner(
     name = its["learners"]
     if name is not None and not isinstance(learner, _LEARNERS[name]):
         learner = _LEARNERS[name](reward_scale=learner.reward_scale)
+    learner = dataclasses.replace(learner, rollout=its["horizons"] or learner.rollout)
     for field in ("minibatches", "epochs"):
         value = its[field]
         if isinstance(learner, PPOConfig):
@@ -215,8 +234,8 @@ def _learner(
 
 
 _OF_EACH_TASK = (
-    *("windows", "estimators", "populations", "learners", "minibatches", "epochs"),
-    *("layers", "activations", "observations"),
+    *("windows", "estimators", "populations", "learners", "num_envs", "horizons"),
+    *("minibatches", "epochs", "layers", "activations", "observations"),
 )
 
 
@@ -257,7 +276,10 @@ def starting_weights(recipe: Recipe, spec: OptimizerSpec) -> "MetaParameters | N
 
 
 # Fields that checkpoints of version 0.1.0 lack. They mean the defaults there.
-_LATER = {"epochs", "layers", "activations", "fitness", "final_share"}
+_LATER = {
+    *("epochs", "layers", "activations", "num_envs", "horizons", "rescale_initial"),
+    *("fitness", "final_share", "tasks_per_iteration"),
+}
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -271,5 +293,6 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
     settings = told(dataclasses.asdict(recipe), Recipe())
     settings["meta"] = told(settings["meta"], MetaConfig())
+    settings["augmentation"] = told(settings["augmentation"], Augmentation())
     found: dict[str, Any] = json.loads(json.dumps(settings))
     return found

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from optim4rl.meta.config import MetaConfig
+from optim4rl.meta.config import Augmentation, MetaConfig
 from optim4rl.meta.recipe import Recipe
+from optim4rl.meta.variants import draw_variants
 
 # The paper's settings: one environment for each agent, K + 1 rollouts of 20 steps in an iteration.
 _PAPER = MetaConfig(
@@ -136,6 +137,44 @@ _MODULATED = Recipe(
         meta_clip="running",
     ),
 )
+# Ten environments with two networks and learners each, eight of the twenty in an iteration, at
+# scales and lengths drawn anew for each life: a quarter of the longest one, or more.
+_VARIED = draw_variants(
+    replace(
+        _MODULATED,
+        tasks=(
+            "catch",
+            "small_dense_long/free",
+            "small_dense_short/free",
+            "gymnax:CartPole-v1",
+            "gymnax:Reacher-misc",
+            "gymnax:Swimmer-misc",
+            "gymnax:DeepSea-bsuite",
+            "gymnax:UmbrellaChain-bsuite",
+            "gymnax:DiscountingChain-bsuite",
+            "gymnax:SpaceInvaders-MinAtar",
+        ),
+        learners=("ppo",) * 10,
+        minibatches=(4,) * 10,
+        epochs=(4,) * 10,
+        # An eighth of the longest life; 16 updates are 512 environment steps.
+        windows=(128, 512, 256, 256, 256, 256, 128, 128, 128, 512),
+        layers=("64-64",) * 10,
+        activations=("tanh",) * 10,
+        observations=(*("raw",) * 4, "normalised", *("raw",) * 5),
+        augmentation=Augmentation(rescale_rewards=2.0, rescale_initial=2.0),
+        meta=replace(
+            _MODULATED.meta,
+            iterations=200,
+            tasks_per_iteration=8,
+            agents=16,
+            reset_interval=8,
+            shortest_interval=2,
+        ),
+    ),
+    20,
+    seed=0,
+)
 # Our recipe for the paper's rules on Catch.
 _OURS = Recipe(
     optimizer="optim4rl",
@@ -161,6 +200,7 @@ RECIPES: dict[str, Recipe] = {
     "zoo/optim4rl-catch": _OURS,
     "zoo/optim4rl-rlc-catch": replace(_OURS, optimizer="optim4rl-rlc"),
     "ppo/modulated": _MODULATED,
+    "ppo/varied": _VARIED,
     "paper/catch": _CATCH,
     "paper/small_dense_long": _SMALL,
     "paper/big_dense_long": _BIG,

@@ -16,8 +16,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from optim4rl.meta.agents import stats_shapes
 from optim4rl.meta.config import MetaClip, MetaConfig as MetaConfig, TaskClip
 from optim4rl.meta.estimators import (
+    Estimate,
     EstimatorState,
     GradientEstimator,
     MetaTask as MetaTask,
@@ -30,6 +32,9 @@ from optim4rl.optimizers.rule import MetaParameters, OptimizerSpec, init_meta_pa
 # Decay of the running mean that normalises a task's meta-gradient. It covers about ten iterations,
 # so no meta-gradient counts more than sqrt(10) usual ones.
 RUNNING_DECAY = 0.9
+
+# Folded into an iteration's key to draw its tasks. The tasks fold in their numbers.
+_DRAW = 2**31 - 1
 
 
 class MetaState(NamedTuple):
@@ -59,14 +64,17 @@ class Progress(NamedTuple):
     """Reports of meta-training, one entry for each iteration.
 
     Attributes:
-        meta_gradient_norm: global norm, before clipping, mean over tasks.
-        stats: each task's stats, summed over the rollouts and agents of the iteration.
+        meta_gradient_norm: global norm, before clipping, mean over the tasks of the iteration.
+        stats: each task's stats, summed over the rollouts and agents of the iteration. They and
+            everything below are 0 for a task that the iteration did not draw.
         task_norms: global norm of each task's own meta-gradient.
+        rollouts: rollouts of each task's agents.
     """
 
     meta_gradient_norm: Float[Array, " iterations"]
     stats: tuple[Any, ...]
     task_norms: Float[Array, "iterations tasks"]
+    rollouts: Int[Array, "iterations tasks"]
 
 
 class MetaDivergenceError(RuntimeError):
@@ -122,29 +130,39 @@ def clip_meta_gradient(gradient: MetaParameters, clip: TaskClip, limit: float) -
 def combine_meta_gradients(
     gradients: list[MetaParameters],
     squared_norms: Float[Array, " tasks"],
-    iteration: Int[Array, ""],
+    estimates: Int[Array, " tasks"],
+    drawn: Bool[Array, " tasks"],
     clip: MetaClip,
     limit: float,
 ) -> tuple[MetaParameters, Float[Array, " tasks"]]:
-    """Return the mean over tasks of comparable meta-gradients, and the running mean of their norms.
+    """Return the mean over drawn tasks of comparable meta-gradients, and the running mean norms.
 
     "running" corrects this mean for its start at zero as Adam does (Kingma & Ba 2015, section 3).
+
+    Args:
+        gradients: each task's meta-gradient, 0 for a task that is not drawn.
+        squared_norms: each task's running mean of the squared norm.
+        estimates: how many meta-gradients of each task there were, with this one.
+        drawn: which tasks the iteration has drawn.
+        clip: how meta-gradients are made comparable (`MetaConfig.meta_clip`).
+        limit: its limit.
     """
     found = jnp.stack([optax.tree.norm(gradient, squared=True) for gradient in gradients])
-    squared_norms = RUNNING_DECAY * squared_norms + (1 - RUNNING_DECAY) * found
+    after = RUNNING_DECAY * squared_norms + (1 - RUNNING_DECAY) * found
+    squared_norms = jnp.where(drawn, after, squared_norms)
     if clip == "running":
-        usual = jnp.sqrt(squared_norms / (1 - RUNNING_DECAY ** (iteration + 1)))
+        usual = jnp.sqrt(squared_norms / (1 - RUNNING_DECAY ** jnp.maximum(estimates, 1)))
         scaled = [
             jax.tree.map(lambda x, norm=norm: x / jnp.maximum(norm, 1e-12), gradient)
             for gradient, norm in zip(gradients, usual, strict=True)
         ]
-        return clip_meta_gradient(_mean(scaled), "norm", limit), squared_norms
+        return clip_meta_gradient(_mean(scaled, drawn), "norm", limit), squared_norms
     clipped = [clip_meta_gradient(gradient, clip, limit) for gradient in gradients]
-    return _mean(clipped), squared_norms
+    return _mean(clipped, drawn), squared_norms
 
 
-def _mean(trees: list[MetaParameters]) -> MetaParameters:
-    return jax.tree.map(lambda *x: sum(x) / len(trees), *trees)
+def _mean(trees: list[MetaParameters], drawn: Bool[Array, " tasks"]) -> MetaParameters:
+    return jax.tree.map(lambda *x: sum(x) / drawn.sum(), *trees)
 
 
 def make_estimator(
@@ -235,18 +253,24 @@ def iterate(
     state: MetaState,
     execution: Execution = Execution(),
 ) -> tuple[MetaState, Progress]:
-    """Run one meta-iteration: estimate each task's meta-gradient, and update the rule once."""
+    """Run one meta-iteration: estimate its tasks' meta-gradients, and update the rule once."""
     key = jax.random.fold_in(state.key, state.iteration)
+    drawn = _draw_tasks(config, len(tasks), jax.random.fold_in(key, _DRAW))
     results = [
-        make_estimator(spec, task, config, execution).estimate(
-            state.meta_parameters, estimator, jax.random.fold_in(key, index)
+        _estimate_if(
+            drawn[index],
+            make_estimator(spec, task, config, execution),
+            state.meta_parameters,
+            estimator,
+            jax.random.fold_in(key, index),
         )
         for index, (task, estimator) in enumerate(zip(tasks, state.estimators, strict=True))
     ]
     mean, squared_norms = combine_meta_gradients(
         [result.gradient for result in results],
         state.squared_norms,
-        state.iteration,
+        jnp.stack([result.state.iteration for result in results]),
+        jnp.asarray(drawn),
         config.meta_clip,
         config.meta_clip_limit,
     )
@@ -254,7 +278,7 @@ def iterate(
         mean, state.meta_optimizer, state.meta_parameters
     )
     norms = [optax.tree.norm(result.gradient) for result in results]
-    norm = sum(norms) / len(tasks)
+    norm = sum(norms) / sum(drawn)
     after = state._replace(
         meta_parameters=optax.apply_updates(state.meta_parameters, updates),
         meta_optimizer=optimizer_state,
@@ -263,7 +287,42 @@ def iterate(
     )
     after = _keep_last_good(state, after, jnp.isfinite(norm))
     after = after._replace(estimators=tuple(result.state for result in results))
-    return after, Progress(norm, tuple(result.stats for result in results), jnp.stack(norms))
+    return after, Progress(
+        norm,
+        tuple(result.stats for result in results),
+        jnp.stack(norms),
+        jnp.stack([result.rollouts for result in results]),
+    )
+
+
+def _draw_tasks(
+    config: MetaConfig, tasks: int, key: PRNGKeyArray
+) -> Bool[Array | np.ndarray, " tasks"]:
+    """Return which tasks this iteration trains on; a NumPy array if always all."""
+    number = config.tasks_per_iteration
+    if number is None or number >= tasks:
+        return np.ones(tasks, bool)
+    return jax.random.permutation(key, tasks) < number
+
+
+def _estimate_if(
+    drawn: Bool[Array | np.bool, ""],
+    estimator: GradientEstimator,
+    meta_parameters: MetaParameters,
+    state: EstimatorState,
+    key: PRNGKeyArray,
+) -> Estimate:
+    """Return an estimate, or for a task that is not drawn zeros and the state as it is."""
+
+    def estimate() -> Estimate:
+        return estimator.estimate(meta_parameters, state, key)
+
+    def wait() -> Estimate:
+        shapes = stats_shapes(estimator.meta_task.task)
+        stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return Estimate(optax.tree.zeros_like(meta_parameters), state, stats, jnp.int32(0))
+
+    return jax.lax.cond(drawn, estimate, wait) if isinstance(drawn, Array) else estimate()
 
 
 def _keep_last_good(before: MetaState, after: MetaState, finite: Bool[Array, ""]) -> MetaState:

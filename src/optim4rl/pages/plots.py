@@ -1,5 +1,6 @@
 """Draw pictures of evaluations and of meta-training."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -23,6 +24,8 @@ Against = Literal["env_steps", "seconds"]
 _HANDLE, _LETTER, _ROW = 0.7, 0.08, 0.23
 # Okabe and Ito's palette: every kind of colour vision can tell these colours apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# A training with more tasks has one curve for each environment.
+MOST_CURVES = 8
 # The lines of the first optimizers, and of those that have the same colours again.
 _LINES = ("-", "-.", ":")
 
@@ -142,6 +145,8 @@ def plot_training(log: Path, path: Path) -> None:
         path: file to write.
     """
     columns, returns = read_progress(log)
+    if len(returns) > MOST_CURVES:
+        returns = _of_environments(returns)
     with _figure(path, columns=2) as (left, right):
         for (name, values), colour in zip(returns.items(), cycle(_COLOURS)):
             iterations = columns["iteration"]
@@ -152,6 +157,21 @@ def plot_training(log: Path, path: Path) -> None:
             left.legend(frameon=False)
             right.plot(columns["iteration"], columns["meta_gradient_norm"], color="0.3", lw=0.8)
         right.set(yscale="log", xlabel="meta-iteration", ylabel="norm of the meta-gradient")
+
+
+def _of_environments(
+    returns: Mapping[str, Float[np.ndarray, " time"]],
+) -> dict[str, Float[np.ndarray, " time"]]:
+    """Return the mean over each environment's tasks: "catch" and "catch (2)" are one."""
+    groups: dict[str, list[Float[np.ndarray, " time"]]] = {}
+    for name, values in returns.items():
+        groups.setdefault(re.sub(r" \(\d+\)$", "", name), []).append(values)
+    means = {}
+    for name, group in groups.items():
+        known = np.isfinite(group)
+        total, count = np.where(known, group, 0.0).sum(axis=0), known.sum(axis=0)
+        means[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means
 
 
 def _smooth(values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
