@@ -113,7 +113,7 @@ def test_a_run_of_brax_gives_a_curve(example, monkeypatch):
 
 def test_every_example_says_how_to_run_it():
     files = sorted(EXAMPLES.glob("*_*.py"))
-    assert len(files) == 10
+    assert len(files) == 11
     for path in files:
         assert f"python examples/{path.name}" in path.read_text("utf-8")
 
@@ -153,3 +153,37 @@ def run(name, python=sys.executable, steps=None):
     value = float(result.stdout.rpartition("return: ")[2])
     assert math.isfinite(value)
     return value
+
+
+def test_the_signal_of_meta_training_is_what_repeats(example):
+    """Equal rules give equal returns; correlations leave diverged pairs out."""
+    from dataclasses import replace
+
+    import jax
+
+    from optim4rl.meta.recipe import Recipe, build
+    from optim4rl.meta.trainer import MetaConfig
+    from optim4rl.optimizers.rule import init_meta_parameters
+
+    signal = example("meta_signal")
+    recipe = Recipe(
+        tasks=("catch",),
+        populations=(2,),
+        width=(4,),
+        envs_per_agent=8,
+        meta=MetaConfig(inner_updates=4, reset_interval=2),
+    )
+    spec, (task,) = build(recipe)
+    weights = init_meta_parameters(spec, jax.random.key(0))
+    found, seconds = signal.measure_differences(spec, task, recipe, weights, (0.0, 1.0), 3)
+    assert found.shape == (2, 2, 3)
+    assert (found[0] == 0).all()
+    assert (found[1] != 0).any()
+    assert seconds > 0
+    shorter = replace(recipe, meta=replace(recipe.meta, reset_interval=1))
+    again, _ = signal.measure_differences(spec, task, shorter, weights, (1.0,), 3)
+    assert (again[0] != found[1]).any()
+    first = np.array([1.0, -2.0, 3.0, np.nan, 0.5])
+    assert signal.correlation(np.array([first, 3 * first + 1])) == pytest.approx(1)
+    assert signal.correlation(np.array([first, -first])) == pytest.approx(-1)
+    assert math.isnan(signal.correlation(found[0]))

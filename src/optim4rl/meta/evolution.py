@@ -171,23 +171,35 @@ class EvolutionStrategies(_Evolution):
         config, (mean, unravel) = self.config, ravel_pytree(meta_parameters)
         key_draw, key_agents = jax.random.split(key)
         rollouts = self._draw_rollouts(jax.random.fold_in(key, _LENGTH))
-        pairs = config.agents // 2
-        drawn = jax.random.normal(key_draw, (pairs, mean.size))
-        rules = mean[None] + config.sigma * jnp.concatenate([drawn, -drawn])
-        keys = _paired(jax.random.split(key_agents, pairs))
-        stats, losses = share_out(
-            self._lives,
-            rollouts,
-            jnp.zeros(config.agents),
-            (jax.vmap(unravel)(rules), keys),
-            self.execution,
-        )
-        if self.config.fitness == "ranks":
+        drawn = jax.random.normal(key_draw, (config.agents // 2, mean.size))
+        rules, losses, stats = self.run_pairs(meta_parameters, drawn, key_agents, rollouts)
+        if config.fitness == "ranks":
             losses = rank_pairs(losses)
         # Perturbations as float32 has rounded them in the rules.
         perturbations = (rules - mean[None]) / config.sigma
         gradient = unravel(losses @ perturbations / (config.agents * config.sigma))
         return Estimate(gradient, state._replace(iteration=state.iteration + 1), stats, rollouts)
+
+    def run_pairs(
+        self,
+        meta_parameters: MetaParameters,
+        drawn: Float[Array, "pairs meta_parameters"],
+        key: PRNGKeyArray,
+        rollouts: Int[Array, ""],
+    ) -> tuple[Float[Array, "M meta_parameters"], Float[Array, " M"], Any]:
+        """Run whole lives of antithetic pairs under given perturbations, in units of sigma.
+
+        Returns:
+            The flattened rule of each agent, its loss (see `live`), and the stats, summed over
+            rollouts and agents.
+        """
+        mean, unravel = ravel_pytree(meta_parameters)
+        rules = mean[None] + self.config.sigma * jnp.concatenate([drawn, -drawn])
+        keys = _paired(jax.random.split(key, len(drawn)))
+        given = (jax.vmap(unravel)(rules), keys)
+        zeros = jnp.zeros(self.config.agents)
+        stats, losses = share_out(self._lives, rollouts, zeros, given, self.execution)
+        return rules, losses, stats
 
     def _draw_rollouts(self, key: PRNGKeyArray) -> Int[Array, ""]:
         """Draw the rollouts of a life; the interval is uniform in logarithm."""
