@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from verdicts import PAGE as VERDICTS, scores
 
-from optim4rl.benchmark.loop import Results, read
+from optim4rl.benchmark.loop import Results, read, scores_of
 from optim4rl.benchmark.retell import retell
 from optim4rl.benchmark.scale import Normalised, lead_over
+from optim4rl.benchmark.scores import greedy_return
 from optim4rl.benchmark.table import read_runs
 from optim4rl.evaluation.returns import (
     Estimate,
@@ -53,6 +54,7 @@ SUITES = {
         "ppo-generalist-bare/runs.parquet",
         "ppo-generalist-bare/control.parquet",
     ),
+    "discobench": ("discobench/runs.parquet",),
     "unseen": ("unseen/runs.parquet",),
     "scaled-generalist": ("scaled-generalist/control.parquet",),
     "grid-to-brax": ("unseen/runs.parquet",),
@@ -116,6 +118,8 @@ def of_suite(path: Path) -> Iterator[Estimate]:
             for members in tasks:
                 for score in (area_under_curve, final_return):
                     yield bootstrap_interval(np.stack([score(x) for x in members])[None])
+                if all(x.greedy is not None for x in members):
+                    yield bootstrap_interval(scores_of([members], greedy_return), statistic="mean")
 
 
 def _leads(results: Results, reading: str) -> Iterator[Estimate]:

@@ -5,10 +5,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
 import pytest
 
-from optim4rl.benchmark.suites import SUITES
+from optim4rl.benchmark.suites import PUBLISHED, SUITES
 from optim4rl.optimizers import LEARNED
 from optim4rl.optimizers.kernels.select import KERNELS
 from optim4rl.optimizers.processing import Raw
@@ -190,3 +191,35 @@ def test_the_suites_are_as_the_table_says():
             learner = type(config.learner).__name__.removesuffix("Config")
             expected.append([name, task.name, learner, f"{task.rollouts:,}", f"{steps:,}"])
     assert table("benchmark.md", "suite") == expected
+
+
+def test_the_table_of_discobench_comes_from_its_runs():
+    """Each run's greedy return, the means, the seconds, and what is said of them."""
+    folder = ROOT / "docs/results"
+    text = " ".join((folder / "discobench.md").read_text("utf-8").split())
+    runs = pl.read_parquet(folder / "discobench/runs.parquet").filter(purpose="tuned")
+    adam, ours = (runs.filter(optimizer=x) for x in ("adam_ppo", "ppo-generalist"))
+    greedy = [x["greedy_return"].sort().to_list() for x in (adam, ours)]
+    lists = [", ".join(f"{y:.1f}" for y in x) for x in greedy]
+    assert f"| each run's, in order | {lists[0]} | {lists[1]} |" in text
+    assert f"| mean AUC | {adam['auc'].mean():.1f} | {ours['auc'].mean():.1f} |" in text
+    seconds = [round(float(x["seconds"].mean())) for x in (adam, ours)]
+    assert f"| seconds of a run | {seconds[0]} | {seconds[1]} |" in text
+    assert f"their ratio, {seconds[1] / seconds[0]:.2f}, is that" in text
+    slow, fast = greedy[0][:3], greedy[0][3:]
+    assert max(slow) < 26
+    assert 68 < min(fast) < max(fast) < 88
+    fewer = (2 * np.mean(slow) + 6 * np.mean(fast)) / 8
+    assert f"our mean would be about {fewer:.0f}." in text
+    published = PUBLISHED["discobench"][1]["gymnax:Breakout-MinAtar"]
+    assert f"Adam, {published:.1f}, is {published / np.mean(greedy[0]) - 1:.0%} above" in (
+        text.replace(" %", "%")
+    )
+    curves = [np.stack(x["returns"].to_list()) for x in (ours, adam)]
+    first = [f"{x[:, : x.shape[1] // 10].mean():.1f}" for x in curves]
+    assert f"first million here the two have {first[0]} and {first[1]}" in text
+    ahead = np.subtract(*(x.mean(axis=0) for x in curves))
+    million = len(ahead) // 10
+    assert ahead[million : 4 * million].mean() > 0 > ahead[5 * million :].max()
+    assert adam["setting"].unique().to_list() == [5e-3]
+    assert ours["setting"].unique().to_list() == [0.5]

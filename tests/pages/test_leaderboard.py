@@ -106,6 +106,24 @@ def test_other_seeds_are_another_board(tables, tmp_path, monkeypatch):
     assert [each["one"]["reference"] for each in found] == ["adam", "adam"]
 
 
+def test_boards_are_named_by_what_tells_them_apart(tables, tmp_path):
+    """A part of a suite by its tasks, boards with the same tasks by their seeds."""
+    _, path = tables[0]
+    table = read_runs(path)
+    others = [tmp_path / name for name in ("a.parquet", "b.parquet", "c.parquet")]
+    first, *_, last = sorted(TASKS)
+    table.with_columns(table["seed"] + 1).write_parquet(others[0])
+    table.filter(task=first).write_parquet(others[1])
+    table.filter(task=last).write_parquet(others[2])
+    names = [board.name for board in load_boards([path, *others])]
+    several = f"grid ({', '.join(sorted(TASKS))}), seeds"
+    assert names[0].startswith(f"{several} 1000 to ")
+    assert names[1].startswith(f"{several} 1001 to ")
+    assert names[2:] == [f"grid ({first})", f"grid ({last})"]
+    (alone,) = load_boards([others[1]])
+    assert alone.name == f"grid ({first})"
+
+
 def test_a_table_without_the_untrained_policy_is_refused(tables, tmp_path):
     table = read_runs(tables[0][1])
     path = tmp_path / "runs.parquet"

@@ -96,7 +96,8 @@ class TrainOptions:
         out: output folder.
         recipe: the optimizer, its tasks, and the meta-training.
         variants: train on so many variants of the tasks in their place. Each draws its layers,
-            activation, environments, horizon, minibatches and epochs; all learners must be PPO.
+            activation, environments, horizon, minibatches and epochs by --seed. All learners must
+            be PPO.
             Default: the tasks as they are.
         chunk: meta-iterations between two checkpoints. Default: as many as take about five seconds.
         keep_every: keep the weights after every so many iterations, too, as

@@ -142,17 +142,19 @@ def load_boards(paths: Sequence[Path]) -> list[Board]:
         suite = untrained["suite"][0] or _suite_of(lengths) or path.resolve().parent.name
         seeds = tuple(untrained["seed"].unique().sort())
         grouped.setdefault((suite, lengths, seeds), []).append((path, table))
-    suites = [suite for suite, *_ in grouped]
-    boards = (_board(*key, group) for key, group in grouped.items())
-    return [
-        replace(board, title=_with_seeds(board)) if suites.count(board.suite) > 1 else board
-        for board in boards
-    ]
+    boards = [_board(*key, group) for key, group in grouped.items()]
+    return [replace(board, title=_title(board, boards)) for board in boards]
 
 
-def _with_seeds(board: Board) -> str:
-    """Name a board of a suite that has several."""
-    return f"{board.suite}, seeds {board.seeds[0]} to {board.seeds[-1]}"
+def _title(board: Board, boards: Sequence[Board]) -> str:
+    """Name a board: with its tasks if it lacks some, with its seeds if another has the same."""
+    whole = {name for name, _ in _lengths(board.suite)} if board.suite in SUITES else set()
+    title = board.suite
+    if set(board.tasks) < whole:
+        title += f" ({', '.join(board.tasks)})"
+    if sum((x.suite, x.tasks) == (board.suite, board.tasks) for x in boards) > 1:
+        title += f", seeds {board.seeds[0]} to {board.seeds[-1]}"
+    return title
 
 
 def _suite_of(lengths: tuple[tuple[str, int], ...]) -> str | None:
