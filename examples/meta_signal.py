@@ -1,6 +1,6 @@
 """How clear is the signal of each task in meta-training by evolution strategies?
 
-    python examples/meta_signal.py ppo/varied --sigmas 0.1 0.3 0.6 --tasks 10
+    python examples/meta_signal.py ppo/varied --sigmas 0.1 0.3 0.6 --tasks 6
 
 An antithetic pair of agents learns with opposite perturbations of the rule, and shares all random
 numbers. Here each pair lives twice, with other random numbers the second time. If the perturbation
