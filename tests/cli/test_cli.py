@@ -497,7 +497,8 @@ def test_jax_is_set_up_through_the_environment(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("version", "told"), [("0.11.2", "0"), ("0.11.1", None)])
-def test_a_partitioner_that_crashes_is_switched_off(version, told, monkeypatch):
+def test_what_crashes_is_switched_off(version, told, monkeypatch):
+    """A partitioner, and CPU devices beyond the first."""
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
@@ -507,6 +508,8 @@ def test_a_partitioner_that_crashes_is_switched_off(version, told, monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: version)
     configure_jax()
     assert os.environ.get("JAX_USE_SHARDY_PARTITIONER") == told
+    devices = len(os.sched_getaffinity(0)) if told is None else 1
+    assert os.environ["XLA_FLAGS"].endswith(f"device_count={devices}")
 
 
 def test_switches_of_another_jax_are_left_alone(monkeypatch):

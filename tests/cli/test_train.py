@@ -91,7 +91,7 @@ def test_variants_of_a_task_take_turns(tmp_path, capsys):
     """Two of three in every iteration; a stop in between changes nothing."""
     options = ["--learners=ppo", "--variants=3", "--tasks-per-iteration=2", "--estimator=es"]
     options += ["--inner-updates=64", "--reset-interval=3", "--shortest-interval=1", "--chunk=1"]
-    options += ["--cosine-to=1"]
+    options += ["--cosine-to=1", "--devices=1"]  # see `runtime.configure_jax` on JAX 0.11.2
     found = run(tmp_path / "whole", *options, "--iterations=3")
     summary = json.loads(capsys.readouterr().out)
     settings = json.loads((found / "settings.json").read_text())

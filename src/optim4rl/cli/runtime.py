@@ -29,8 +29,10 @@ def configure_jax() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "optim4rl" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    _add_xla_flag("--xla_force_host_platform_device_count", str(count_cores()))
     jaxlib = metadata.version("jaxlib")
+    # There XLA crashes when agents of PPO are shared by CPU devices, with either partitioner.
+    devices = 1 if jaxlib == "0.11.2" else count_cores()
+    _add_xla_flag("--xla_force_host_platform_device_count", str(devices))
     if jaxlib.startswith("0.10."):
         _add_xla_flag("--xla_cpu_use_fusion_emitters", "false")
     if jaxlib == "0.11.2":  # Its newer partitioner crashes when agents are shared by devices.
